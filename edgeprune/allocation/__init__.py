@@ -1,0 +1,1 @@
+"""From damage and cost to widths, one allocator per file."""

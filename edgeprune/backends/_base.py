@@ -1,0 +1,121 @@
+"""The one interface behind which ONNX Runtime, TVM and TensorRT stand.
+
+A backend turns a module into an engine on the host, says which kernels the runtime will execute, and says what a board
+must have. What the board itself runs is a plain command with JSON in and out (`edgeprune.boards.onboard`), so a backend
+can be tested by replay.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Precision, Requirement, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operation of a runtime's graph before it chooses layouts; shapes are concrete.
+
+    Attributes:
+        name: Unique name of the node.
+        op: Operation, domain first where it has one.
+        inputs: Names of the data inputs (weights left out), in order; names of graph inputs or operator outputs.
+        outputs: Names of the outputs.
+        attributes: As in `Kernel.attributes`.
+        weights: Role (``weight``, ``bias``) to initializer name, for those that it reads.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: tuple[tuple[str, AttributeValue], ...]
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class OperatorGraph:
+    """What a runtime makes of a dense model before it chooses layouts: fusions that do not depend on widths are done.
+
+    Attributes:
+        operators: In an order in which they can run.
+        inputs: Graph inputs.
+        outputs: Names of the graph outputs.
+        shapes: Tensor name (inputs, operator outputs, initializers) to its dense shape.
+        sources: Tensor name to the name of the traced program's node that it is the value of, where known.
+    """
+
+    operators: tuple[Operator, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    sources: Mapping[str, str]
+
+
+class Backend(ABC):
+    """A compiler and runtime. Methods run on the host and need the backend's host package only where they say so."""
+
+    name: ClassVar[str]
+    install: ClassVar[str]
+    """The command that installs what the host needs."""
+
+    @abstractmethod
+    def availability(self) -> str | None:
+        """None when the host has what `export` and `operators` need, else one sentence that says what is missing."""
+
+    @abstractmethod
+    def requirements(self, fingerprint: Fingerprint, needs: Mapping[str, Any] | None = None) -> list[Requirement]:
+        """What a board must have to run engines of this backend, each with whether `fingerprint` has it.
+
+        Args:
+            fingerprint: The board as probed.
+            needs: The ``requires`` block of an artifact, when one is about to be deployed.
+        """
+
+    @abstractmethod
+    def export(self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path) -> list[TensorSpec]:
+        """Write the engine file of a module in eval form, checked, at the batch size of the example inputs.
+
+        Returns:
+            Inputs, then outputs, as the engine names them.
+
+        Raises:
+            ExportError: The module cannot be exported; the message names the operation.
+        """
+
+    @abstractmethod
+    def operators(self, engine: Path) -> OperatorGraph:
+        """The runtime's graph of a dense engine before layouts are chosen."""
+
+    @abstractmethod
+    def layout_rule(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], isa: Sequence[str]) -> list[Kernel]:
+        """Kernels that the runtime executes when the tensors of `graph` have other shapes; no compilation.
+
+        Args:
+            graph: From `operators`.
+            shapes: Tensor name to shape of the candidate.
+            isa: The board's instruction set flags; vector width decides layouts.
+        """
+
+    @abstractmethod
+    def parse_engine(self, engine: Path) -> list[Kernel]:
+        """Kernels that the runtime on this host really executes for an engine file, in order."""
+
+    @abstractmethod
+    def kernel_engine(self, kernel: Kernel) -> bytes:
+        """A tiny engine file that runs just this kernel, as the runtime itself would, for measuring it.
+
+        Raises:
+            UnsupportedKernelError: If there is no way to run it alone.
+        """
+
+    @abstractmethod
+    def network_engine(self, engine: Path, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """The dense engine with other widths and meaningless weights, for timing only."""

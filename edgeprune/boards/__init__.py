@@ -1,0 +1,1 @@
+"""Boards: a device type plus a connection."""

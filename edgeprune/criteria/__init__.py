@@ -1,0 +1,1 @@
+"""Importance scores, one per file, and the damage curves made of them."""

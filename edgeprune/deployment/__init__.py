@@ -1,0 +1,1 @@
+"""Artifacts, gates, releases and rollback."""

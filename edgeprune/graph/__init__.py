@@ -1,0 +1,1 @@
+"""Capture a model and find which channels hang together."""

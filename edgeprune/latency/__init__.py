@@ -1,0 +1,1 @@
+"""Latency tables and the predictors fitted to them."""

@@ -1,0 +1,1 @@
+"""The closed loop behind `edgeprune.prune`."""

@@ -1,0 +1,1 @@
+"""From a channel graph to the kernels a runtime will execute, without compiling."""

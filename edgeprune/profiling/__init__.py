@@ -1,0 +1,1 @@
+"""Which kernels to measure, and the measuring run."""

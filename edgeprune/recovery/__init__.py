@@ -1,0 +1,1 @@
+"""Bring accuracy back after a cut."""

@@ -1,0 +1,1 @@
+"""Plans, cutting, checking, saving and loading."""

@@ -1,0 +1,1 @@
+"""What a model is for: loaders, loss and metric, per objective."""

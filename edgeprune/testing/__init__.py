@@ -1,0 +1,1 @@
+"""Conformance suites and fakes that third parties can use too."""
