@@ -33,6 +33,30 @@ class CommandResult:
     stderr: bytes
 
 
+class Process(ABC):
+    """A command on the board that lives as long as its standard input stays open: how a lock is held there.
+
+    When this machine dies or the link is lost, the command sees the end of its input and goes.
+    """
+
+    @abstractmethod
+    def readline(self, timeout_s: float) -> str | None:
+        """Next line of standard output without its line end, or None when the output has ended.
+
+        Raises:
+            RemoteTimeoutError: No whole line arrived within `timeout_s` seconds; the command runs on.
+            ConnectError: The link was lost.
+        """
+
+    @abstractmethod
+    def close(self) -> CommandResult:
+        """Close its input, give it a few seconds to end, then kill it with its children; a second call changes nothing.
+
+        Returns:
+            Exit status, the output that `readline` did not take, and the standard error.
+        """
+
+
 class Transport(ABC):
     """A connection to one board. Use it as a context manager, or `close` it."""
 
@@ -50,7 +74,7 @@ class Transport(ABC):
         timeout_s: float = 60.0,
         on_line: Callable[[str], None] | None = None,
     ) -> CommandResult:
-        """Run one command and wait for it.
+        """Run one command and wait for it. A program that is missing or cannot be run gives 127 or 126, as in a shell.
 
         Args:
             argv: Program and arguments; nothing in them is interpreted by a shell.
@@ -62,6 +86,18 @@ class Transport(ABC):
         Raises:
             RemoteTimeoutError: Past the deadline.
             ConnectError: The link was lost; the command is dead or will die.
+        """
+
+    @abstractmethod
+    def open_process(self, argv: Sequence[str], *, stdin: bytes = b"") -> Process:
+        """Start a command, write `stdin` to it and keep its input open until `Process.close`.
+
+        Args:
+            argv: As in `run`.
+            stdin: What it reads first; at most 64 KiB.
+
+        Raises:
+            ConnectError: The link was lost.
         """
 
     @abstractmethod
