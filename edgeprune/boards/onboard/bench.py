@@ -1,0 +1,255 @@
+"""Time engines on the board, in the order that the host asks for. Python >= 3.6.
+
+Every engine is loaded and bound before the first timing. An item is warmed up by time *and* until it is stable, then
+timed in samples of back-to-back runs that are each long enough for the clock. What a call costs by itself (an engine that
+does nothing) is timed in the same process, and the state of the machine is read before and after.
+"""
+
+import gc
+import glob
+import math
+import os
+import resource
+import sys
+import time
+
+import engines
+import failures
+
+_WINDOWS = 8
+"""Warm-up is looked at in windows of an eighth of its time."""
+_STABLE = 0.01
+"""Warm-up ends when the median of the last three windows moved by less than this share."""
+_PATIENCE = 3
+"""Warm-up is given up, and the item marked unstable, after this many times the asked time."""
+
+
+def main(request, emit):
+    """Run one bench request.
+
+    Args:
+        request: ``engines`` (id to entry, see `engines`), ``rounds`` (lists of ids, timed in this order), ``root`` (the
+            board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``settle_ms`` (work before
+            the first item, so that clocks and caches leave their idle state), ``skip_unusable`` (an engine that does not
+            load or run is told as an event, not a failure).
+        emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``overhead`` (ms, times_ms), ``sample``.
+
+    Returns:
+        ``conditions`` before and after, and ``overhead_ms``, what an empty call costs, milliseconds.
+
+    Raises:
+        failures.Failure: An engine is missing, or does not load and ``skip_unusable`` is not set.
+    """
+    runtime, threads = request.get("runtime", "onnxruntime"), int(request.get("threads", 1))
+    warmup_s = request.get("warmup_ms", 20.0) / 1e3
+    sample_s = request.get("sample_ms", 5.0) / 1e3
+    samples = int(request.get("samples", 5))
+    loaded = _load(request, runtime, threads, emit)
+    empty = engines.OnnxEngine(engines.EMPTY_ONNX, "none", 1)
+    before = conditions()
+    gc.collect()
+    gc.disable()
+    try:
+        order = [name for names in request["rounds"] for name in names if name in loaded]
+        if order:
+            _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
+        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5))
+        overhead_ms = median(overhead["times_ms"])
+        emit({"event": "overhead", "ms": overhead_ms, "times_ms": overhead["times_ms"]})
+        for number, names in enumerate(request["rounds"]):
+            for position, name in enumerate(names):
+                if name not in loaded:
+                    continue
+                item = time_item(loaded[name], warmup_s, sample_s, samples)
+                item.update({"event": "sample", "round": number, "position": position, "id": name})
+                emit(item)
+    finally:
+        gc.enable()
+    return {"conditions": {"before": before, "after": conditions()}, "overhead_ms": overhead_ms}
+
+
+def _load(request, runtime, threads, emit):
+    store = os.path.join(os.path.expanduser(request["root"]), "store")
+    wanted = sorted(request["engines"])
+    loaded = {}
+    told = time.perf_counter()
+    for done, name in enumerate(wanted, 1):
+        try:
+            engine = engines.load(request["engines"][name], store, runtime, threads)
+            engine.bind()
+            loaded[name] = engine
+        except failures.Failure as failure:
+            if failure.error != "BackendError" or not request.get("skip_unusable"):
+                raise
+            emit({"event": "unusable", "id": name, "message": failure.message})
+        if done == len(wanted) or time.perf_counter() - told > 0.5:
+            told = time.perf_counter()
+            emit({"event": "loaded", "done": done, "total": len(wanted)})
+    return loaded
+
+
+def _settle(engine, seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        engine.run(1)
+
+
+def time_item(engine, warmup_s, sample_s, samples):
+    """Warm one engine up and time it.
+
+    Args:
+        engine: Has ``run(times)``.
+        warmup_s: Warm up at least so long, seconds.
+        sample_s: Least length of one sample, seconds.
+        samples: Number of samples.
+
+    Returns:
+        ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
+        settled), ``cpu_share`` (CPU time of this process over wall time per sample; less than one thread's worth means
+        that something else ran), ``preempted`` (involuntary context switches while timed).
+    """
+    clock, cpu_clock = time.perf_counter, time.process_time
+    run_s, stable = warm_up(engine, warmup_s)
+    number = max(1, int(math.ceil(sample_s / max(run_s, 1e-9))))
+    times_ms, shares = [], []
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    for _ in range(samples):
+        count = 0
+        cpu = cpu_clock()
+        start = clock()
+        elapsed = 0.0
+        more = number
+        while True:
+            engine.run(more)
+            count += more
+            elapsed = clock() - start
+            if elapsed >= sample_s:
+                break
+            # The estimate was high: go on by what is missing, at least one run.
+            more = max(1, int(math.ceil((sample_s - elapsed) / (elapsed / count))))
+        shares.append(round((cpu_clock() - cpu) / elapsed, 4))
+        times_ms.append(elapsed / count * 1e3)
+        number = count
+    return {
+        "times_ms": times_ms,
+        "number": number,
+        "stable": stable,
+        "cpu_share": shares,
+        "preempted": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+    }
+
+
+def warm_up(engine, warmup_s):
+    """Run until `warmup_s` has passed and the time per run stands still.
+
+    Returns:
+        Time of one run, seconds, and whether it stood still before patience ran out.
+    """
+    clock = time.perf_counter
+    begin = clock()
+    engine.run(1)
+    run_s = max(clock() - begin, 1e-9)
+    windows = []
+    while True:
+        number = max(1, int(warmup_s / _WINDOWS / run_s))
+        start = clock()
+        engine.run(number)
+        run_s = max((clock() - start) / number, 1e-9)
+        windows.append(run_s)
+        spent = clock() - begin
+        if spent < warmup_s:
+            continue
+        if len(windows) >= 6 and stands_still(windows):
+            return median(windows[-3:]), True
+        # An engine whose single run is longer than the warm-up needs two runs, not six.
+        if spent >= _PATIENCE * warmup_s and len(windows) >= 2:
+            return median(windows[-3:]), stands_still(windows)
+
+
+def stands_still(windows):
+    """Whether the median of the last three windows is within 1 % of that of the three before."""
+    if len(windows) < 6:
+        return False
+    last, former = median(windows[-3:]), median(windows[-6:-3])
+    return abs(last - former) <= _STABLE * former
+
+
+def median(values):
+    """Median of a list that is not empty."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2.0
+
+
+def conditions():
+    """What the machine tells about itself now; what it does not tell is left out."""
+    found = {"load": _load_average(), "cores": _cores(), "context": _context()}
+    for name, pattern, scale in (
+        ("frequencies_hz", "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq", 1000),
+        ("temperatures_celsius", "/sys/class/thermal/thermal_zone[0-9]*/temp", 0.001),
+        ("throttle_events", "/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count", 1),
+    ):
+        values = [value * scale for value in map(_number, sorted(glob.glob(pattern))) if value is not None]
+        if values:
+            found[name] = values
+    governors = sorted(set(filter(None, map(_text, glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")))))
+    if governors:
+        found["governors"] = governors
+    # Raspberry Pi firmware: a bit mask in hexadecimal; bits 0-3 now (undervoltage, capped, throttled, soft limit).
+    raspberry = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+    if raspberry is not None:
+        found["firmware_throttled"] = raspberry
+    steal = _steal_ticks()
+    if steal is not None:
+        found["steal_ticks"] = steal
+    return found
+
+
+def _load_average():
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _context():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "wall_s": time.perf_counter(),
+        "cpu_s": time.process_time(),
+        "preempted": usage.ru_nivcsw,
+        "waited": usage.ru_nvcsw,
+        "peak_memory_bytes": peak_bytes,
+    }
+
+
+def _steal_ticks():
+    text = _text("/proc/stat")
+    if text is None:
+        return None
+    fields = text.split("\n", 1)[0].split()
+    return int(fields[8]) if len(fields) > 8 and fields[0] == "cpu" else None
+
+
+def _number(path):
+    text = _text(path)
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _text(path):
+    # Sensor files come and go, and some answer EINVAL or EAGAIN while the sensor sleeps.
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,211 @@
+"""Engines on the board: load one from the store, run it, fill its inputs. Python >= 3.6; numpy and the runtime on use.
+
+An engine entry of a request is ``{"blob": sha256}`` or, where many tiny engines travel in one file,
+``{"blob": sha256 of a zip, "member": name}``. ``"optimization"`` is ``"all"`` (default) or ``"basic"``: engines that hold
+one kernel exactly as the runtime would write it must not be optimised a second time.
+"""
+
+import base64
+import os
+import zipfile
+
+import failures
+
+# An ONNX model of one Identity node on one float: IR 7, opset 13. Its run time is what a call costs by itself.
+EMPTY_ONNX = base64.b64decode(
+    "CAc6NwoQCgF4EgF5IghJZGVudGl0eRIBZVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0="
+)
+
+_NUMPY_NAMES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def require(name):
+    """Import a module that edgeprune does not bring to the board.
+
+    Raises:
+        failures.Failure: BackendUnavailableError when the board's Python lacks it.
+    """
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise failures.Failure(
+            error="BackendUnavailableError",
+            message="the board's Python must have %s to run engines, found that it does not import (%s)." % (name, error),
+            hint="python3 -m pip install %s (on the board)" % name,
+        )
+
+
+def load(entry, store, runtime="onnxruntime", threads=1):
+    """Load one engine of a request.
+
+    Args:
+        entry: The engine entry (see the module's text).
+        store: Folder of the board's content-addressed files.
+        runtime: Which runtime executes it; only ``"onnxruntime"`` so far.
+        threads: Threads inside one operation; operations run one after the other.
+
+    Raises:
+        failures.Failure: TransferError when the blob is not in the store, BackendError when the runtime refuses it.
+    """
+    path = os.path.join(store, entry["blob"])
+    if not os.path.isfile(path):
+        raise failures.Failure(
+            error="TransferError",
+            message="the board's store must hold the engine %s, found no such file." % entry["blob"],
+            hint="run the command again: what is missing is uploaded first",
+        )
+    source = path
+    if entry.get("member") is not None:
+        with zipfile.ZipFile(path) as bundle:
+            source = bundle.read(entry["member"])
+    if runtime != "onnxruntime":
+        raise failures.Failure(
+            error="BackendUnavailableError",
+            message="the runtime must be onnxruntime, found %r." % runtime,
+            hint="update edgeprune on the host",
+        )
+    return OnnxEngine(source, entry.get("optimization", "all"), threads)
+
+
+def pattern(shape, dtype):
+    """A fixed array for one input: in [-1, 1) for floats, 0 or 1 for integers and booleans; never subnormal.
+
+    Args:
+        shape: Dimensions.
+        dtype: NumPy name.
+    """
+    numpy = require("numpy")
+    count = 1
+    for size in shape:
+        count *= size
+    # Multiples of a large odd number modulo 2**32: spread evenly, same on every machine and numpy version.
+    steps = (numpy.arange(1, count + 1, dtype=numpy.uint64) * numpy.uint64(2654435761)) % numpy.uint64(2**32)
+    if numpy.dtype(dtype).kind == "f":
+        values = steps.astype(numpy.float64) / 2.0**31 - 1.0
+        values[numpy.abs(values) < 2.0**-12] = 2.0**-12
+    else:
+        values = (steps >> numpy.uint64(16)) & numpy.uint64(1)
+    return values.astype(dtype).reshape(shape)
+
+
+class OnnxEngine(object):
+    """One ONNX Runtime session on the CPU, with inputs and outputs bound once and reused by every run.
+
+    Args:
+        source: Path or bytes of the ONNX file.
+        optimization: ``"all"``, ``"basic"`` (constant folding only) or ``"none"``.
+        threads: Threads inside one operation.
+    """
+
+    def __init__(self, source, optimization="all", threads=1):
+        self._numpy = require("numpy")
+        self._runtime = ort = require("onnxruntime")
+        levels = {
+            "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+            "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        }
+        options = ort.SessionOptions()
+        options.graph_optimization_level = levels[optimization]
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _refusals() as error:
+            raise _refusal("load", ort, error)
+        self.inputs = [(tensor.name, _sizes(tensor), _dtype(tensor)) for tensor in self._session.get_inputs()]
+        self.outputs = [tensor.name for tensor in self._session.get_outputs()]
+        self._binding = None
+        self._held = []
+
+    def bind(self, arrays=None):
+        """Bind inputs and preallocated outputs, so that `run` allocates nothing.
+
+        Args:
+            arrays: Input name to array; those not given are filled with `pattern`.
+        """
+        ort = self._runtime
+        binding = self._session.io_binding()
+        held = []
+        for name, shape, dtype in self.inputs:
+            array = pattern(shape, dtype) if arrays is None or name not in arrays else arrays[name]
+            value = ort.OrtValue.ortvalue_from_numpy(self._numpy.ascontiguousarray(array))
+            held.append(value)
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        # One run with outputs that the runtime allocates tells their shapes, also where the file leaves them out.
+        try:
+            self._session.run_with_iobinding(binding)
+        except _refusals() as error:
+            raise _refusal("run", ort, error)
+        for name, made in zip(self.outputs, binding.get_outputs()):
+            array = made.numpy()
+            value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
+            held.append(value)
+            binding.bind_ortvalue_output(name, value)
+        self._binding, self._held = binding, held
+
+    def run(self, times):
+        """Run the bound engine `times` times, back to back."""
+        if self._binding is None:
+            self.bind()
+        execute, binding = self._session.run_with_iobinding, self._binding
+        for _ in range(times):
+            execute(binding)
+
+    def compute(self, arrays):
+        """Outputs by name for inputs by name (NumPy arrays); for comparing numbers, not for timing."""
+        return dict(zip(self.outputs, self._session.run(self.outputs, arrays)))
+
+
+def _refusals():
+    """The exception classes that the runtime raises; they have no common base, and versions add to them."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception)]
+    return tuple(own) + (RuntimeError, ValueError, OSError)
+
+
+def _refusal(what, runtime, error):
+    reason = " ".join(str(error).split())[:400].rstrip(".")
+    return failures.Failure(
+        error="BackendError",
+        message="ONNX Runtime %s on the board must %s the engine, found: %s." % (runtime.__version__, what, reason),
+        hint="edgeprune doctor",
+    )
+
+
+def _sizes(tensor):
+    for size in tensor.shape:
+        if not isinstance(size, int):
+            raise failures.Failure(
+                error="BackendError",
+                message="every input size of an engine must be fixed, found %r in input %s." % (size, tensor.name),
+                hint="export the model at its deployment batch size",
+            )
+    return tuple(tensor.shape)
+
+
+def _dtype(tensor):
+    if tensor.type not in _NUMPY_NAMES:
+        raise failures.Failure(
+            error="BackendError",
+            message="an engine's inputs must be plain numbers, found %s in input %s." % (tensor.type, tensor.name),
+        )
+    return _NUMPY_NAMES[tensor.type]
