@@ -1,0 +1,67 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Everything goes into .venv and can be deleted with
+# `make clean`. pip's own settings (index, proxy, certificates: PIP_* and pip.conf) are honored.
+#
+#   PYTHON=python3.12            which Python makes the environment
+#   TORCH_INDEX=https://...      index for torch alone, e.g. https://download.pytorch.org/whl/cpu for a CPU-only build
+#   ARGS="--open --seed 1"       passed on to `edgeprune quickstart`
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: quickstart test nightly dist clean sshd
+
+PYTHON ?= python3
+export VENV ?= .venv
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+TORCH := $(shell grep -m1 '^torch==' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAGE := .ci/stage
+
+quickstart: $(VENV)/package.stamp
+	$(BIN)/edgeprune quickstart $(ARGS)
+
+$(VENV)/torch.stamp: constraints.txt
+	@.ci/check-python $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "edgeprune: installing into $(VENV) what is not there yet:"
+	@echo "  $(TORCH): about 200 MB as a CPU build, several GB where the index offers only a CUDA build"
+	@echo "    (CPU only: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
+	@echo "  ONNX Runtime, scikit-learn, pandas, plotly and others, pinned in constraints.txt: about 250 MB"
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[onnxruntime]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[onnxruntime,dev]'
+	@touch $@ $(VENV)/package.stamp
+
+sshd:
+	@.ci/need-sshd
+
+test: sshd
+	@rm -f $(VENV)/stages
+	@$(STAGE) set-up $(MAKE) --no-print-directory $(VENV)/dev.stamp
+	@$(STAGE) ruff $(BIN)/ruff check .
+	@$(STAGE) format $(BIN)/ruff format --check .
+	@$(STAGE) mypy $(BIN)/mypy
+	@$(STAGE) imports $(BIN)/lint-imports --no-logo
+	@$(STAGE) pytest env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m "not slow" --durations=10
+	@cat $(VENV)/stages
+
+nightly: sshd $(VENV)/dev.stamp
+	@$(STAGE) slow env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m slow --durations=20
+
+dist: $(VENV)/dev.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	@ls -l dist
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,172 @@
+"""How verbs speak: text for people, or exactly one JSON object; errors are always one line on standard error."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_state: dict[str, str | None] = {"step": None}
+
+
+def reserve_stdout() -> None:
+    """Keep standard output for the one JSON object: whatever else is printed goes to standard error."""
+    sys.stdout = sys.stderr
+
+
+def _real_stdout() -> TextIO:
+    return sys.__stdout__ if sys.__stdout__ is not None else sys.stdout
+
+
+def current_step() -> str | None:
+    """What is being done right now, for the line that Ctrl-C leaves."""
+    return _state["step"]
+
+
+def report_error(
+    kind: str, message: str, *, hint: str | None, exit_code: int, json_mode: bool, prefix: str = "error: "
+) -> None:
+    """Write an error: one line on standard error, and with ``--json`` one object on standard output too."""
+    line = message if hint is None else f"{message} Try: {hint}"
+    sys.stderr.write(f"{prefix}{' '.join(line.split())}\n")
+    sys.stderr.flush()
+    if json_mode:
+        print_json({"error": kind, "message": " ".join(message.split()), "hint": hint, "exit_code": exit_code})
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Write one JSON object to the real standard output."""
+    stream = _real_stdout()
+    stream.write(json.dumps(data, indent=2, default=_plain) + "\n")
+    stream.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        return value.tolist()
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def command_line(*words: object) -> str:
+    """A command that can be pasted into a shell."""
+    return shlex.join(str(word) for word in words)
+
+
+class Progress:
+    """What the library calls while a step runs; draws a bar on a terminal, says nothing elsewhere."""
+
+    def __init__(self, text: str, bar: Any = None) -> None:
+        self._text, self._bar = text, bar
+        self._task = None if bar is None else bar.add_task(text, total=None)
+
+    def __call__(self, done: float, total: float | None = None, text: str | None = None) -> None:
+        """Tell how far the step is.
+
+        Args:
+            done: Units done, or the share in [0, 1] when `total` is not given.
+            total: Units in all.
+            text: What is being done, when that changed.
+        """
+        if self._bar is not None:
+            label = self._text if text is None else f"{self._text}: {text}"
+            self._bar.update(self._task, completed=done, total=1.0 if total is None else total, description=label)
+
+
+class Output:
+    """One verb's voice.
+
+    Args:
+        json_mode: Silence everything but the JSON object of `finish`.
+    """
+
+    def __init__(self, json_mode: bool = False) -> None:
+        self.json_mode = json_mode
+        self._files: list[dict[str, str]] = []
+
+    @property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
+        if not console.is_terminal:
+            console.width = 140  # a file or a pipe: tables must not be cut at 80 columns
+        return console
+
+    def say(self, text: str = "") -> None:
+        """A line for people."""
+        if not self.json_mode:
+            self._console.print(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table for people; cells that are numbers stand to the right."""
+        if self.json_mode:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(_numeric(row[index]) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self._console.print(table, soft_wrap=False)
+
+    def wrote(self, path: Path, what: str) -> None:
+        """Tell of a file or folder that was written."""
+        self._files.append({"path": str(path), "what": what})
+        self.say(f"wrote {path} ({what})")
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[Progress]:
+        """A step that takes time: a bar with the time left on a terminal, a plain line elsewhere."""
+        _state["step"] = text
+        if self.json_mode or not sys.stderr.isatty():
+            self.say(text)
+            yield Progress(text)
+        else:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+                yield Progress(text, bar)
+            self.say(text)
+        _state["step"] = None
+
+    def finish(self, data: Mapping[str, Any], *, next_command: str | None = None) -> None:
+        """End the verb: the JSON object, or the next command for people."""
+        if self.json_mode:
+            print_json({**data, "files": self._files, "next": next_command})
+        elif next_command is not None:
+            self.say(f"next: {next_command}")
+
+
+def _numeric(cell: object) -> bool:
+    text = str(cell).strip().rstrip("%").replace(",", "")
+    if text in ("", "-"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""Entry point of the command line: every way to end is one line and one exit code.
+
+Only the standard library is imported at the top: a Ctrl-C while typer, torch or pandas are still being imported must end
+in the same one line as any other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import NoReturn
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class _Interrupts:
+    """Whether Ctrl-C was pressed, for libraries that turn a KeyboardInterrupt into some error of their own."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def install(self) -> None:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # started with nohup or in the background: leave it so
+            signal.signal(signal.SIGINT, self)
+        sys.unraisablehook = self._unraisable
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        # A Ctrl-C inside a destructor or a C callback would be printed and lost; deliver it once more.
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            import _thread
+
+            _thread.interrupt_main()
+        else:
+            sys.__unraisablehook__(unraisable)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: Without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        0 ok, 2 usage or input, 3 board unreachable or refused, 4 incompatible or infeasible, 5 a gate failed and the board
+        is untouched, 6 rolled back, 7 inconsistent, 130 interrupted, 1 anything that edgeprune did not expect.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    interrupts = _Interrupts()
+    interrupts.install()
+    try:
+        code = _invoke(words)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        return _leave_broken_pipe()
+    except BaseException:
+        if not interrupts.seen:
+            raise  # to the except hook: one line, or the traceback with --verbose
+        code = INTERRUPTED
+    finally:
+        # From here on only the interpreter's own clean-up is left; a second Ctrl-C must not litter it with tracebacks.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:
+        _report_interrupt("--json" in words)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _leave_broken_pipe()
+    return code
+
+
+def _invoke(words: list[str]) -> int:
+    from edgeprune.cli import quiet
+
+    json_mode, verbose = "--json" in words, "--verbose" in words
+    quiet.install(verbose=verbose)
+    if not verbose:
+        sys.excepthook = _one_line_hook(json_mode)
+
+    import typer
+
+    from edgeprune.cli.commands import root
+    from edgeprune.cli.console import report_error, reserve_stdout
+    from edgeprune.errors import EdgepruneError
+
+    # click's UsageError; typer carries its own copy of click since 0.26, so it is found through a name that both have.
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
+    if json_mode:
+        reserve_stdout()
+    try:
+        code = root().main(args=words, prog_name="edgeprune", standalone_mode=False)
+    except EdgepruneError as error:
+        report_error(
+            type(error).__name__, error.message, hint=error.hint, exit_code=error.exit_code, json_mode=json_mode
+        )
+        return error.exit_code
+    except usage_error as error:
+        message, hint = _usage(error)
+        if not message:  # called without arguments: the help was printed
+            return 2
+        report_error("UsageError", message, hint=hint, exit_code=2, json_mode=json_mode)
+        return 2
+    except typer.Abort:
+        return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f" {os.fspath(error.filename)!r}" if error.filename else ""
+        message = f"the system refused a file or a socket{where}: {error.strerror or error}."
+        report_error(type(error).__name__, message, hint=None, exit_code=1, json_mode=json_mode)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Exception) -> tuple[str, str | None]:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return "", None
+    message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+    command = getattr(context, "command_path", "edgeprune") if context is not None else "edgeprune"
+    return message, f"{command} --help"
+
+
+def _report_interrupt(json_mode: bool) -> None:
+    try:
+        from edgeprune.cli.console import current_step, report_error
+    except ImportError:  # the interrupt hit the import of this very module
+        sys.stderr.write("interrupted: run the same command again to go on\n")
+        return
+    during = f" during {step!r}" if (step := current_step()) else ""
+    report_error(
+        "Interrupted",
+        f"interrupted{during}: run the same command again to go on",
+        hint=None,
+        exit_code=INTERRUPTED,
+        json_mode=json_mode,
+        prefix="",
+    )
+
+
+def _leave_broken_pipe() -> int:
+    # Whoever read our output has gone (`| head`): nothing may be written any more, not even by the interpreter's exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _one_line_hook(json_mode: bool):  # type: ignore[no-untyped-def]
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        from edgeprune.cli.console import report_error
+
+        report_error(
+            kind.__name__,
+            f"edgeprune failed in a way it did not expect: {kind.__name__}: {error}.",
+            hint="the same command with --verbose, and report what it prints",
+            exit_code=1,
+            json_mode=json_mode,
+        )
+
+    return hook

@@ -1,0 +1,32 @@
+"""Options that several verbs share: one spelling, one meaning, one help line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show the log, and a traceback where there is one.")]
+BoardOption = Annotated[
+    str, typer.Option("--board", help="local, a name from `edgeprune device list`, or ssh://user@host:port.")
+]
+BackendOption = Annotated[str, typer.Option("--backend", help="Compiler and runtime; `edgeprune doctor` lists them.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="package.module:factory or file.py:factory.")]
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SHAPE[:DTYPE]",
+        help="Example input at the deployment batch, e.g. x=1x3x32x32:float32; repeat per input.",
+    ),
+]
+InputsOption = Annotated[
+    Path | None, typer.Option("--inputs", metavar="FILE.npz", help="Example inputs as arrays, instead of --input.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="State dict to load into the model: .safetensors, or .pt without code.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
