@@ -1,0 +1,165 @@
+"""From a task's loaders to checked numbers: unpacking batches, calling the model, finite losses and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from edgeprune.errors import TaskError
+from edgeprune.tasks.task import Batches, Objective, Split, Task
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def moved(tree: Any, device: torch.device) -> Any:
+    """Every tensor of a nested structure on `device`; anything else as it is."""
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), tree)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Run the model on a batch's inputs: a dict as keywords, a tuple or list as positions, anything else as the one input."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def sample_count(inputs: Any) -> int:
+    """Length of axis 0 of the first tensor in a batch's inputs; 1 where there is none."""
+    for leaf in pytree.tree_leaves(inputs):
+        if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
+            return int(leaf.shape[0])
+    return 1
+
+
+def unpack(batch: Any, source: str) -> tuple[Any, Any]:
+    """Split a batch into inputs and targets.
+
+    Args:
+        batch: What a loader yielded.
+        source: Which loader, for the message.
+
+    Raises:
+        TaskError: If it is not a pair.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        found = f"{type(batch).__name__} of length {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+        raise TaskError(
+            f"a batch of the {source} must be a pair (inputs, targets), found {found}.",
+            hint="wrap the loader so that it yields (inputs, targets); inputs may be a tensor, a tuple or a dict",
+        )
+    return batch[0], batch[1]
+
+
+def batches(
+    loader: Batches, source: str, device: torch.device, limit: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the unpacked batches of a loader on `device`, at most `limit` of them.
+
+    Raises:
+        TaskError: If a batch is not a pair, or the loader yields nothing.
+    """
+    count = 0
+    for batch in loader:
+        if limit is not None and count >= limit:
+            return
+        inputs, targets = unpack(batch, source)
+        count += 1
+        yield moved(inputs, device), moved(targets, device)
+    if count == 0:
+        raise TaskError(f"the {source} must yield at least one batch, found an empty loader.")
+
+
+def objective_batches(
+    objective: Objective, split: Split, device: torch.device, limit: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """`batches` of one split of an objective."""
+    loader = objective.train if split == "train" else objective.validation
+    return batches(loader, f"{split} data of objective {objective.name!r}", device, limit)
+
+
+def loss_of(objective: Objective, outputs: Any, targets: Any) -> torch.Tensor:
+    """The objective's loss, checked.
+
+    Returns:
+        A finite scalar tensor.
+
+    Raises:
+        TaskError: If it is not a tensor with one element, or not finite.
+    """
+    loss = objective.loss(outputs, targets)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise TaskError(f"the loss of objective {objective.name!r} must be a scalar tensor, found {found}.")
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TaskError(
+            f"the loss of objective {objective.name!r} must be finite, found {value}.",
+            hint="a lower learning rate, or look for broken samples in the loader",
+        )
+    return loss.reshape(())
+
+
+def metric_of(objective: Objective, outputs: Any, targets: Any) -> float:
+    """The objective's metric, checked.
+
+    Raises:
+        TaskError: If it is not one finite number.
+    """
+    value = objective.metric(outputs, targets)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"the metric of objective {objective.name!r} must be a number, found {type(value).__name__}."
+        ) from error
+    if not math.isfinite(number):
+        raise TaskError(f"the metric of objective {objective.name!r} must be finite, found {number}.")
+    return number
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put the model in train or eval form for a block; each module's own form comes back afterwards, whatever happens."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before:
+            module.training = was_training
+
+
+def validate(task: Task, model: nn.Module) -> None:
+    """Try one batch of every loader: outputs, loss with a gradient, metric. Leaves the model as it was.
+
+    Raises:
+        TaskError: With the first thing that cannot be used.
+    """
+    device = device_of(model)
+    with mode(model, training=False):
+        for objective in task.objectives:
+            inputs, targets = next(objective_batches(objective, "train", device, 1))
+            with torch.enable_grad():
+                loss = loss_of(objective, call(model, inputs), targets)
+            learns = any(parameter.requires_grad for parameter in model.parameters())
+            if learns and not loss.requires_grad:
+                raise TaskError(
+                    f"the loss of objective {objective.name!r} must be differentiable, found one without a gradient.",
+                    hint="keep detach(), argmax() and NumPy out of the loss",
+                )
+            with torch.no_grad():
+                inputs, targets = next(objective_batches(objective, "validation", device, 1))
+                metric_of(objective, call(model, inputs), targets)
