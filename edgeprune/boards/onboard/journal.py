@@ -1,0 +1,47 @@
+"""The journal of releases: one JSON object per line, each on the disk before the next step. Python >= 3.6, stdlib only.
+
+Events: ``activate`` and ``rollback`` (an intent: ``to``, ``from``, ``previous``), ``done`` or ``undone`` (how the intent
+before it ended), ``confirmed`` (``release`` passed its health check).
+"""
+
+import json
+import os
+import time
+
+import release_files
+
+NAME = "journal.jsonl"
+
+
+def read(root):
+    """All records, oldest first; a line that a power loss cut short is left out."""
+    records = []
+    try:
+        with open(os.path.join(root, NAME), "rb") as stream:
+            lines = stream.read().splitlines()
+    except FileNotFoundError:
+        return records
+    for line in lines:
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def append(root, record):
+    """Add one record, durably."""
+    line = (json.dumps(dict(record, time_s=round(time.time(), 3)), sort_keys=True) + "\n").encode("utf-8")
+    handle = os.open(os.path.join(root, NAME), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            # What a power loss cut short must not swallow this record.
+            line = b"\n" + line
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    release_files.sync(root)

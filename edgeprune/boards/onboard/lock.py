@@ -1,0 +1,74 @@
+"""Exclusive use of the board: a lock that a live process owns, never a bare file.
+
+The kernel drops a ``flock`` when its process dies, however it dies, so a file that is left behind blocks nobody. The
+process waits for the end of its standard input, which comes when the host lets go, when the host dies, and when the link
+is lost.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import select
+import sys
+
+from failures import Failure
+
+# A line now and then makes the kernel notice a peer that vanished without a word: with nothing to send, a dead TCP
+# connection looks like a quiet one for hours.
+HEARTBEAT_S = 15.0
+
+
+def main(request, emit):
+    """Verb ``lock``: request {"purpose", "user", "host", "pid"}; emits {"event": "held"} once the lock is held."""
+    os.makedirs(request["root"], exist_ok=True)
+    path = os.path.join(request["root"], "lock")
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy(file)
+        holder = {
+            "purpose": request.get("purpose", ""),
+            "user": request.get("user", ""),
+            "host": request.get("host", ""),
+            "pid": request.get("pid"),
+            "board_pid": os.getpid(),
+            "since": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        }
+        file.seek(0)
+        file.truncate()
+        json.dump(holder, file)
+        file.flush()
+        emit({"event": "held", "holder": holder})
+        wait_for_end_of_input(emit)
+        file.seek(0)
+        file.truncate()
+    return {"released": True}
+
+
+def wait_for_end_of_input(emit):
+    """Return when the host has closed this process's standard input."""
+    descriptor = sys.stdin.fileno()
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], HEARTBEAT_S)
+        if not ready:
+            emit({"event": "alive"})
+        elif not os.read(descriptor, 4096):
+            return
+
+
+def busy(file):
+    """The failure that names the holder, as far as the lock file tells."""
+    file.seek(0)
+    try:
+        holder = json.loads(file.read())
+        who = "%(user)s on %(host)s (process %(pid)s, %(purpose)s) has held it since %(since)s" % holder
+    except (ValueError, KeyError, TypeError):
+        # Taken in the instant between the lock and the writing of the name.
+        who = "another run has just taken it"
+    return Failure(
+        "BoardBusyError",
+        "the board must be free, but %s." % who,
+        "wait until that run has ended, or stop it; the lock goes with its process",
+    )

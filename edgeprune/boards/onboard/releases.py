@@ -1,0 +1,351 @@
+"""Releases on the board: staged from the store, activated by one rename, put back by another. Python >= 3.6, stdlib only.
+
+Under the board's root::
+
+    store/<sha256>            files by content, as uploaded
+    incoming/release-*        a release that is being copied; nothing ever runs from there
+    releases/<folder>/        whole, verified, read-only; <folder> is the release's id, or "<id>-2" when "<id>" was damaged
+    current, previous         symbolic links to releases/<folder>
+    journal.jsonl             what was activated, rolled back and confirmed, synced line by line
+
+``current`` changes only by `os.replace` of a link that is already on the disk, after everything it points to is, so it names
+a whole release at every instant, also after a power loss. ``previous`` follows it; the journal line written before tells a
+re-run how to finish, so every verb may be killed anywhere and called again.
+
+Test hook: a request with ``"fault": "after:<state>"`` (see `STATES`) kills this process hard once that state is reached.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import time
+
+import journal
+import lock
+import release_files
+from failures import Failure
+
+LINKS = ("current", "previous")
+MANIFEST = "manifest.json"
+STATES = (
+    "board:copied",
+    "board:staged",
+    "board:intent",
+    "board:linked",
+    "board:switched",
+    "board:previous",
+    "board:recorded",
+)
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_FOLDER = re.compile(r"[0-9a-f]{16}(-[0-9]+)?")
+
+
+def main(request, emit):
+    """Run one verb: stage, activate, rollback, confirm, gc (these take the board's lock), verify or status.
+
+    Request: ``root``, ``owner`` (``{"host", "pid"}`` of the run that may hold the lock already), and each verb's own fields.
+    """
+    root, verb = request["root"], request["verb"]
+    reading = {"verify": verify, "status": status}
+    writing = {"stage": stage, "activate": activate, "rollback": rollback, "confirm": confirm, "gc": gc}
+    if verb in reading:
+        return reading[verb](root, request)
+    with exclusive(root, request.get("owner")):
+        return writing[verb](root, request)
+
+
+@contextlib.contextmanager
+def exclusive(root, owner):
+    """Hold the board's lock, unless the run on whose behalf this verb was called holds it already.
+
+    Raises:
+        Failure: BoardBusyError, naming the holder.
+    """
+    os.makedirs(root, exist_ok=True)
+    with open(os.path.join(root, "lock"), "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            try:
+                holder = json.loads(file.read())
+            except ValueError:
+                holder = {}
+            if owner is None or any(holder.get(key) != owner[key] for key in ("host", "pid")):
+                raise lock.busy(file)
+        yield
+
+
+def stage(root, request):
+    """Build ``releases/<release>`` from blobs of the store.
+
+    Request: ``release`` (16 hex digits), ``files``: ``{name: {"sha256", "size_bytes"}}`` with the manifest among them.
+    Result: ``folder``, ``reused`` (it was there already, and whole).
+    """
+    release = _release_id(request["release"])
+    files = {_inside(name): entry for name, entry in request["files"].items()}
+    if not files.get(MANIFEST, {}).get("sha256", "").startswith(release):
+        raise Failure("ManifestError", "release %s must be named after the hash of its manifest, found another." % release
+        )
+    os.makedirs(os.path.join(root, "releases"), exist_ok=True)
+    folder, reused = _free_folder(root, release, files)
+    if reused:
+        return {"folder": folder, "reused": True}
+    incoming = os.path.join(root, "incoming", "release-%s-%d" % (folder, os.getpid()))
+    release_files.remove(incoming)
+    os.makedirs(incoming)
+    try:
+        for name in sorted(files):
+            _copy(os.path.join(root, "store"), files[name], incoming, name)
+        _sync_tree(incoming)
+        _reached(request, "board:copied")
+        target = os.path.join(root, "releases", folder)
+        os.rename(incoming, target)
+    except BaseException:
+        release_files.remove(incoming)
+        raise
+    release_files.sync(os.path.join(root, "releases"))
+    _reached(request, "board:staged")
+    return {"folder": folder, "reused": False}
+
+
+def activate(root, request):
+    """Point ``current`` at a staged release; nothing happens when it is there already.
+
+    Request: ``folder`` (from `stage`). Result: ``current``, ``previous`` (folders), ``changed``.
+    """
+    _finish(root)
+    folder = _folder_name(request["folder"])
+    if not os.path.isdir(os.path.join(root, "releases", folder)):
+        raise Failure("DeployError", "release %s must be staged before it is activated, found no such folder." % folder
+        )
+    current = _target(root, "current")
+    if current == folder:
+        return {"current": folder, "previous": _target(root, "previous"), "changed": False}
+    _switch(root, request, {"event": "activate", "to": folder, "from": current, "previous": current})
+    return {"current": folder, "previous": current, "changed": True}
+
+
+def rollback(root, request):
+    """Point ``current`` back at the release before it.
+
+    Request: ``from`` (folder or release id that is to go; when ``current`` is another already, nothing happens), ``verify``
+    (default true: rehash what is put back first), ``reason``, ``allow_none`` (default false: with no former release,
+    ``current`` is removed instead of refused). Result: ``current``, ``previous``, ``changed``.
+    """
+    _finish(root)
+    current = _target(root, "current")
+    leaving = request.get("from")
+    if current is None or (leaving is not None and leaving not in (current, current[:16])):
+        if leaving is None:
+            raise Failure("DeployError", "the board must run a release to roll back, found none.")
+        return {"current": current, "previous": _target(root, "previous"), "changed": False}
+    former = _target(root, "previous")
+    if former is None and not request.get("allow_none"):
+        raise Failure("DeployError", "the board must keep an earlier release to roll back to, found none; it still runs %s." % current[:16],
+        )
+    if former is not None and request.get("verify", True):
+        damaged = release_files.damaged(os.path.join(root, "releases", former))
+        if damaged:
+            raise Failure("InconsistentBoardError", "release %s must be whole to be put back, found %s damaged; the board still runs %s."
+                % (former[:16], damaged[0], current[:16]),
+                hint="edgeprune deploy with a good artifact",
+            )
+    record = {"event": "rollback", "to": former, "from": current, "previous": _before(root, former, current)}
+    record["reason"] = request.get("reason", "")
+    _switch(root, request, record)
+    return {"current": former, "previous": record["previous"], "changed": True}
+
+
+def confirm(root, request):
+    """Record that the current release passed its health check. Request: ``folder``. Result: ``confirmed``."""
+    folder = _folder_name(request["folder"])
+    if _target(root, "current") != folder:
+        raise Failure("DeployError", "release %s must be current to be confirmed, found another." % folder
+        )
+    journal.append(root, {"event": "confirmed", "release": folder, "note": request.get("note", {})})
+    return {"confirmed": folder}
+
+
+def verify(root, request):
+    """Rehash a release. Request: ``folder`` (default: the current one). Result: ``folder``, ``damaged`` (names)."""
+    folder = request.get("folder") or _target(root, "current")
+    if folder is None:
+        raise Failure("DeployError", "the board must run a release to verify, found none.")
+    return {"folder": folder, "damaged": release_files.damaged(os.path.join(root, "releases", _folder_name(folder)))}
+
+
+def status(root, request):
+    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases``, ``confirmed``, ``time_s``."""
+    current = _target(root, "current")
+    lines = journal.read(root)
+    confirmed = None
+    for line in lines:
+        if line.get("event") == "confirmed":
+            confirmed = line.get("release")
+        elif line.get("event") in ("activate", "rollback"):
+            confirmed = None if line.get("to") != confirmed else confirmed
+    releases = []
+    for folder in _folders(root):
+        path = os.path.join(root, "releases", folder)
+        try:
+            with open(os.path.join(path, MANIFEST), "rb") as stream:
+                manifest = json.loads(stream.read().decode("utf-8"))
+        except (OSError, ValueError):
+            manifest = {}
+        releases.append(
+            {
+                "folder": folder,
+                "name": manifest.get("name", ""),
+                "created": manifest.get("created", ""),
+                "staged_s": os.stat(path).st_mtime,
+                "bytes": sum(entry.get("size_bytes", 0) for entry in manifest.get("files", {}).values()),
+            }
+        )
+    return {
+        "current": current,
+        "previous": _target(root, "previous"),
+        "confirmed": current is not None and confirmed == current,
+        "releases": releases,
+        "journal": lines[-10:],
+        "time_s": time.time(),
+    }
+
+
+def gc(root, request):
+    """Keep the last ``keep`` releases, and always the current and the previous one; remove the others with their blobs.
+
+    Result: ``removed`` (folders), ``freed_bytes``.
+    """
+    _finish(root)
+    kept = [folder for folder in (_target(root, name) for name in LINKS) if folder is not None]
+    by_age = sorted(_folders(root), key=lambda name: _activated(root, name), reverse=True)
+    for folder in by_age:
+        if folder not in kept and len(kept) < max(int(request.get("keep", 3)), 1):
+            kept.append(folder)
+    removed = [folder for folder in by_age if folder not in kept]
+    needed = set()
+    for folder in kept:
+        needed.update(release_files.hashes(os.path.join(root, "releases", folder)))
+    freed = 0
+    for folder in removed:
+        path = os.path.join(root, "releases", folder)
+        for digest in release_files.hashes(path) - needed:
+            freed += _unlink(os.path.join(root, "store", digest))
+        freed += release_files.remove(path)
+    incoming = os.path.join(root, "incoming")
+    for name in os.listdir(incoming) if os.path.isdir(incoming) else ():
+        if name.startswith("release-"):
+            freed += release_files.remove(os.path.join(incoming, name))
+    return {"removed": removed, "freed_bytes": freed}
+
+
+def resolve(root, name):
+    """Absolute folder of ``"current"``, ``"previous"`` or a release folder.
+
+    Raises:
+        Failure: DeployError when there is none.
+    """
+    folder = _target(root, name) if name in LINKS else _folder_name(name)
+    path = None if folder is None else os.path.join(root, "releases", folder)
+    if path is None or not os.path.isdir(path):
+        raise Failure("DeployError", "the board must hold release %s, found none." % name)
+    return os.path.join(root, name) if name in LINKS else path
+
+
+# How `current` moves -------------------------------------------------------------------------------------------------
+
+
+def _switch(root, request, record):
+    """Journal the intent, move ``current``, then ``previous``, then journal the end; a re-run finishes what is open."""
+    journal.append(root, record)
+    _reached(request, "board:intent")
+    _point(root, "current", record["to"], request)
+    _reached(request, "board:switched")
+    _point(root, "previous", record["previous"])
+    _reached(request, "board:previous")
+    journal.append(root, {"event": "done"})
+    _reached(request, "board:recorded")
+
+
+def _finish(root):
+    """Complete a switch that was killed: forward when ``current`` had moved, else back to how it was."""
+    lines = journal.read(root)
+    if not lines or lines[-1].get("event") not in ("activate", "rollback"):
+        return
+    record = lines[-1]
+    if _target(root, "current") == record.get("to"):
+        _point(root, "previous", record.get("previous"))
+        journal.append(root, {"event": "done"})
+    else:
+        journal.append(root, {"event": "undone"})
+
+
+def _point(root, name, folder, request=None):
+    """Make link `name` point at a release folder (or be absent), in one step and durably."""
+    link = os.path.join(root, name)
+    if folder is None:
+        if os.path.islink(link):
+            os.unlink(link)
+    else:
+        fresh = os.path.join(root, ".%s-%d" % (name, os.getpid()))
+        for leftover in os.listdir(root):
+            if leftover.startswith(".%s-" % name):
+                os.unlink(os.path.join(root, leftover))
+        os.symlink(os.path.join("releases", folder), fresh)
+        # A rename is atomic but not yet durable: the new link must be on the disk before, the folder's names after.
+        release_files.sync(root)
+        if request is not None:
+            _reached(request, "board:linked")
+        os.replace(fresh, link)
+    release_files.sync(root)
+
+
+def _target(root, name):
+    """Release folder that a link points at; None where there is no link or it points nowhere."""
+    try:
+        target = os.readlink(os.path.join(root, name))
+    except OSError:
+        return None
+    folder = os.path.basename(target)
+    whole = target == os.path.join("releases", folder) and _FOLDER.fullmatch(folder)
+    return folder if whole and os.path.isdir(os.path.join(root, "releases", folder)) else None
+
+
+def _before(root, folder, leaving):
+    """What was ``previous`` when `folder` was activated last, if it is still on the board."""
+    found = None
+    for line in journal.read(root):
+        if line.get("event") == "activate" and line.get("to") == folder:
+            found = line.get("previous")
+    exists = found is not None and os.path.isdir(os.path.join(root, "releases", found))
+    return found if exists and found not in (folder, leaving) else None
+
+
+def _activated(root, folder):
+    """When a release was activated last: (line of the journal, or -1, time of its folder)."""
+    line_number = -1
+    for number, line in enumerate(journal.read(root)):
+        if line.get("event") in ("activate", "rollback") and line.get("to") == folder:
+            line_number = number
+    return (line_number, os.stat(os.path.join(root, "releases", folder)).st_mtime)
+
+
+def _folders(root):
+    path = os.path.join(root, "releases")
+    return sorted(name for name in os.listdir(path) if _FOLDER.fullmatch(name)) if os.path.isdir(path) else []
+
+
+def _folder_name(text):
+    if not _FOLDER.fullmatch(text):
+        raise Failure("DeployError", "a release must be named by its id, found %r." % text)
+    return text
+
+
+def _reached(request, state):
+    if request.get("fault") == "after:%s" % state:
+        os._exit(137)

@@ -1,0 +1,170 @@
+"""What a board can tell of its power, heat and clocks, found by looking and not by its name."""
+
+import re
+
+UNCONNECTED_CELSIUS = -100.0
+
+
+def governors(tree):
+    """Distinct CPU frequency governors over the cores, sorted; empty where the kernel exposes none."""
+    files = tree.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+    return sorted({name for name in map(tree.read, files) if name})
+
+
+def clocks(tree):
+    """CPU clocks by frequency domain, kHz: {"cpu0": {"current_khz", "min_khz", "max_khz"}}; unreadable ones left out."""
+    found = {}
+    seen = set()
+    for folder in tree.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        domain = tree.read(folder + "/related_cpus") or folder
+        if domain in seen:
+            continue
+        seen.add(domain)
+        values = {
+            "current_khz": tree.read_int(folder + "/scaling_cur_freq"),
+            "min_khz": tree.read_int(folder + "/scaling_min_freq"),
+            "max_khz": tree.read_int(folder + "/scaling_max_freq"),
+        }
+        if values["current_khz"] is not None:
+            found[folder.split("/")[-2]] = {name: value for name, value in values.items() if value is not None}
+    for folder in tree.glob("/sys/class/devfreq/*"):
+        current = tree.read_int(folder + "/cur_freq")
+        if current is not None:
+            values = {"current_khz": current // 1000}
+            for ours, theirs in (("min_khz", "min_freq"), ("max_khz", "max_freq")):
+                value = tree.read_int("%s/%s" % (folder, theirs))
+                if value is not None:
+                    values[ours] = value // 1000
+            found[folder.split("/")[-1]] = values
+    return found
+
+
+def temperatures(tree):
+    """Thermal zones and hardware monitors, degrees Celsius, by name."""
+    found = {}
+    for folder in tree.glob("/sys/class/thermal/thermal_zone[0-9]*"):
+        add_temperature(found, tree.read(folder + "/type") or folder.split("/")[-1], tree.read_int(folder + "/temp"))
+    for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/temp[0-9]*_input"):
+        chip = tree.read(path.rsplit("/", 1)[0] + "/name") or "hwmon"
+        label = tree.read(path[: -len("_input")] + "_label")
+        add_temperature(found, "%s %s" % (chip, label) if label else chip, tree.read_int(path))
+    return found
+
+
+def add_temperature(found, name, milli_celsius):
+    """Add one reading; a Jetson reports -256 degrees for sensors that are not connected."""
+    if milli_celsius is None or milli_celsius / 1000.0 < UNCONNECTED_CELSIUS:
+        return
+    key, copy = name, 2
+    while key in found:
+        key, copy = "%s %d" % (name, copy), copy + 1
+    found[key] = milli_celsius / 1000.0
+
+
+def power_rails(tree):
+    """Readable power and energy sensors: (names, sentences on those that exist and cannot be read)."""
+    readable, refused = [], []
+    # INA3221 on JetPack 4 (kernel 4.9): an IIO device with names of rails.
+    for path in tree.glob("/sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_[0-9]*"):
+        folder, index = path.rsplit("/", 1)[0], path.rsplit("_", 1)[1]
+        note(tree, readable, refused, tree.read(path), "%s/in_power%s_input" % (folder, index))
+    # INA3221 on JetPack 5 and later: a hardware monitor with labels, and no power file; power is volts times amperes.
+    for path in tree.glob("/sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon[0-9]*/in[0-9]*_label"):
+        folder, label = path.rsplit("/", 1)[0], tree.read(path)
+        index = re.search(r"in(\d+)_label$", path).group(1)
+        # The chip's sum of shunt voltages and channels that are not connected are no rails.
+        if label and label != "NC" and not label.startswith("sum of"):
+            note(tree, readable, refused, label, "%s/curr%s_input" % (folder, index))
+    for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/power[0-9]*_input"):
+        chip = tree.read(path.rsplit("/", 1)[0] + "/name") or "hwmon"
+        label = tree.read(path[: -len("_input")] + "_label")
+        note(tree, readable, refused, "%s %s" % (chip, label) if label else chip, path)
+    for folder in tree.glob("/sys/class/powercap/intel-rapl:*"):
+        note(tree, readable, refused, "rapl %s" % tree.read(folder + "/name"), folder + "/energy_uj")
+    pmic = tree.run("vcgencmd", "pmic_read_adc")
+    if pmic is not None:
+        # Rails that have both a current and a voltage; the others cannot give power.
+        amperes = set(re.findall(r"(\w+)_A\b", pmic))
+        volts = set(re.findall(r"(\w+)_V\b", pmic))
+        readable.extend("pmic %s" % rail for rail in sorted(amperes & volts))
+    return readable, refused
+
+
+def note(tree, readable, refused, name, path):
+    """File a sensor under what trying to read it says."""
+    if not name or not tree.exists(path):
+        return
+    if tree.read_int(path) is not None:
+        readable.append(name)
+    else:
+        refused.append("power sensor %s exists, but its user may not read %s." % (name, path))
+
+
+def throttling(tree):
+    """Sentences on limits that hold the clocks down now, or did since the board was started."""
+    found = []
+    for folder in tree.glob("/sys/class/thermal/cooling_device[0-9]*"):
+        kind, state = tree.read(folder + "/type") or "", tree.read_int(folder + "/cur_state")
+        # A running fan is a cooling device too, and no reason for concern.
+        if state and re.search(r"cpufreq|devfreq|processor|cpu|gpu", kind, re.I):
+            found.append("clocks are held down by heat: cooling device %s is at step %d." % (kind, state))
+    count = tree.read_int("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
+    if count:
+        found.append("the processor was throttled by heat %d times since it was started." % count)
+    for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/oc[0-9]*_event_cnt"):
+        count = tree.read_int(path)
+        if count:
+            alarm = re.search(r"(oc\d+)_event_cnt", path).group(1)
+            found.append("over-current alarm %s throttled the board %d times since it was started." % (alarm, count))
+    return found + firmware_throttling(tree)
+
+
+# Source: Raspberry Pi documentation, os.html#get_throttled.
+THROTTLED_BITS = (
+    (0, "the supply voltage is too low"),
+    (1, "the clock is capped"),
+    (2, "the processor is throttled"),
+    (3, "the soft temperature limit is active"),
+)
+
+
+def firmware_throttling(tree):
+    """What a Raspberry Pi's firmware says: bits 0 to 3 are now, 16 to 19 are since the start."""
+    match = re.search(r"throttled=(0x[0-9a-fA-F]+)", tree.run("vcgencmd", "get_throttled") or "")
+    if match is None:
+        return []
+    value = int(match.group(1), 16)
+    found = []
+    for bit, text in THROTTLED_BITS:
+        if value >> bit & 1:
+            found.append("the firmware reports that %s (throttled=%s)." % (text, match.group(1)))
+        elif value >> (bit + 16) & 1:
+            found.append("the firmware reports that since the start %s at times (throttled=%s)." % (text, match.group(1)))
+    return found
+
+
+def battery(tree):
+    """A sentence when the board runs on its battery, else None."""
+    for folder in tree.glob("/sys/class/power_supply/*"):
+        # A mouse has a battery too; its scope says so.
+        if tree.read(folder + "/type") == "Battery" and tree.read(folder + "/scope") != "Device":
+            if tree.read(folder + "/status") == "Discharging":
+                return "it runs on its battery, which may lower the clocks."
+    return None
+
+
+def load(tree):
+    """Load average of the last minute, or None."""
+    match = re.match(r"\d+(\.\d+)?", tree.read("/proc/loadavg") or "")
+    return float(match.group(0)) if match else None
+
+
+def conditions(tree):
+    """What is worth recording before and after a measurement, as JSON."""
+    return {
+        "governors": governors(tree),
+        "clocks_khz": {name: values["current_khz"] for name, values in clocks(tree).items()},
+        "temperatures_celsius": temperatures(tree),
+        "throttling": throttling(tree),
+        "load": load(tree),
+    }

@@ -1,0 +1,116 @@
+"""The content-addressed store: ``<root>/store/<sha256>``, filled through ``<root>/incoming/``.
+
+A blob is in the store whole, under the hash of its content, or not at all. Actions of the verb ``store``:
+
+``missing``  {"blobs": {sha256: size}} -> {"missing": [...], "free_bytes": n, "incoming_bytes": n}
+``adopt``    {"blobs": [sha256]}       -> {}; moves a file from ``incoming/`` after hashing it
+``verify``   {"blobs": [sha256]}       -> {"bad": [...]}; hashes each, and removes those that are not what they claim
+"""
+
+import hashlib
+import os
+import re
+
+from failures import Failure
+
+
+def blob_path(root, sha256):
+    """Where a blob lies; other verbs read it there."""
+    if not re.match(r"^[0-9a-f]{64}$", str(sha256)):
+        raise Failure("CommandError", "a blob must be named by its sha256 in lower-case hex, found %r." % (sha256,))
+    return os.path.join(root, "store", sha256)
+
+
+def file_sha256(path):
+    """Hash of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync_folder(path):
+    """Make renames in a folder durable: a rename is atomic, but only lasts once its folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def missing(root, blobs):
+    """Which blobs must be sent; presence is told by size, which is cheap, `verify` tells it by content."""
+    absent = []
+    for sha256, size in sorted(blobs.items()):
+        path = blob_path(root, sha256)
+        if not os.path.isfile(path) or os.path.getsize(path) != size:
+            absent.append(sha256)
+    return {
+        "missing": absent,
+        "free_bytes": free_bytes(root),
+        "incoming_bytes": sum(incoming_bytes(root, sha256) for sha256 in absent),
+    }
+
+
+def free_bytes(root):
+    """Bytes that this user may still write at `root` or, before it exists, at its nearest existing parent."""
+    path = root
+    while not os.path.isdir(path):
+        path = os.path.dirname(path) or "/"
+    stats = os.statvfs(path)
+    return stats.f_bavail * stats.f_frsize
+
+
+def incoming_bytes(root, sha256):
+    """Bytes of a blob that an interrupted upload left behind, and that a further one need not send."""
+    folder = os.path.join(root, "incoming")
+    if not os.path.isdir(folder):
+        return 0
+    return sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder) if sha256 in name)
+
+
+def adopt(root, blobs):
+    """Move uploaded blobs into the store, each after its content was hashed."""
+    for sha256 in blobs:
+        target = blob_path(root, sha256)
+        source = os.path.join(root, "incoming", sha256)
+        if not os.path.isfile(source):
+            raise Failure("TransferError", "blob %s must have been uploaded, found nothing at %s." % (sha256, source))
+        found = file_sha256(source)
+        if found != sha256:
+            os.remove(source)
+            raise Failure(
+                "TransferError",
+                "the upload must have sha256 %s, found %s; it was removed." % (sha256, found),
+                "run it again; should it fail again, check the board's storage",
+            )
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.chmod(source, 0o444)
+        os.replace(source, target)
+        sync_folder(os.path.dirname(target))
+    return {}
+
+
+def verify(root, blobs):
+    """Hash stored blobs; the bad ones are removed, so that the next push sends them anew."""
+    bad = []
+    for sha256 in blobs:
+        path = blob_path(root, sha256)
+        if not os.path.isfile(path):
+            bad.append(sha256)
+        elif file_sha256(path) != sha256:
+            os.remove(path)
+            bad.append(sha256)
+    return {"bad": bad}
+
+
+ACTIONS = {"missing": missing, "adopt": adopt, "verify": verify}
+
+
+def main(request, emit):
+    """Verb ``store``."""
+    action = request.get("action")
+    if action not in ACTIONS:
+        raise Failure("CommandError", "action must be one of %s, found %r." % (", ".join(sorted(ACTIONS)), action))
+    return ACTIONS[action](request["root"], request["blobs"])
