@@ -79,8 +79,8 @@ def _options(
     """Profile a board once, prune against a latency budget, deploy the compiled engine.
 
     Start with [bold]edgeprune quickstart[/bold]. A model is given as [italic]package.module:factory[/italic] or
-    [italic]file.py:factory[/italic], a board as [italic]local[/italic], a name from [italic]edgeprune device list[/italic], or
-    [italic]ssh://user@host:port[/italic].
+    [italic]file.py:factory[/italic], a board as [italic]local[/italic], a name from
+    [italic]edgeprune device list[/italic], or [italic]ssh://user@host:port[/italic].
     """
 
 

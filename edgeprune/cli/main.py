@@ -1,7 +1,7 @@
 """Entry point of the command line: every way to end is one line and one exit code.
 
-Only the standard library is imported at the top: a Ctrl-C while typer, torch or pandas are still being imported must end
-in the same one line as any other.
+Only the standard library is imported at the top: a Ctrl-C while typer, torch or pandas are still being imported must
+end in the same one line as any other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class _Interrupts:
         raise KeyboardInterrupt
 
     def install(self) -> None:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # started with nohup or in the background: leave it so
+        if (
+            signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        ):  # started with nohup or in the background: leave it so
             signal.signal(signal.SIGINT, self)
         sys.unraisablehook = self._unraisable
 
@@ -49,8 +51,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; ``sys.argv`` by default.
 
     Returns:
-        0 ok, 2 usage or input, 3 board unreachable or refused, 4 incompatible or infeasible, 5 a gate failed and the board
-        is untouched, 6 rolled back, 7 inconsistent, 130 interrupted, 1 anything that edgeprune did not expect.
+        0 ok, 2 usage or input, 3 board unreachable or refused, 4 incompatible or infeasible, 5 a gate failed and the
+        board is untouched, 6 rolled back, 7 inconsistent, 130 interrupted, 1 anything that edgeprune did not expect.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     interrupts = _Interrupts()
