@@ -41,8 +41,7 @@ def load_model(reference: str, weights: Path | None = None, *, seed: int = 0) ->
     """
     import torch
 
-    torch.manual_seed(seed)
-    product = _produce(reference, as_it_is=torch.nn.Module)
+    product = _produce(reference, as_it_is=torch.nn.Module, before=lambda: torch.manual_seed(seed))
     if not isinstance(product, torch.nn.Module):
         raise FactoryError(
             f"a model factory must return a torch.nn.Module, {reference} returned {_describe(product)}.",
@@ -73,12 +72,13 @@ def load_task(reference: str) -> Task:
     return product
 
 
-def _produce(reference: str, *, as_it_is: type) -> Any:
-    """What the factory returns; an object that is an `as_it_is` already needs no call."""
+def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = lambda: None) -> Any:
+    """What the factory returns; an object that is an `as_it_is` already needs no call. `before` runs before user code."""
     where, separator, name = reference.rpartition(":")
     if not separator or not where or not name:
         raise FactoryError(f"a factory must be written {_FORM}, found {reference!r}.")
     with _importable(where):
+        before()
         module = _import(where, reference)
         target = _attribute(module, name, reference)
         if isinstance(target, as_it_is):
@@ -86,6 +86,7 @@ def _produce(reference: str, *, as_it_is: type) -> Any:
         if not callable(target):
             raise FactoryError(f"{reference} must be a callable, found {_describe(target)}.")
         _check_needs_no_arguments(target, reference)
+        before()
         try:
             return target()
         except (Exception, SystemExit) as error:
