@@ -30,15 +30,16 @@ def main(request, emit):
     Args:
         request: ``engines`` (id to entry, see `engines`), ``rounds`` (lists of ids, timed in this order), ``root`` (the
             board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``settle_ms`` (work before
-            the first item, so that clocks and caches leave their idle state), ``skip_unusable`` (an engine that does not
-            load or run is told as an event, not a failure).
-        emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``overhead`` (ms, times_ms), ``sample``.
+            the first item, so that clocks and caches leave their idle state), ``optional`` (ids that are told as an event
+            and left out when they do not load or run; any other is a failure).
+        emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
+            overhead_times_ms, conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
     Returns:
         ``conditions`` before and after, and ``overhead_ms``, what an empty call costs, milliseconds.
 
     Raises:
-        failures.Failure: An engine is missing, or does not load and ``skip_unusable`` is not set.
+        failures.Failure: An engine is missing, or does not load or run and is not optional.
     """
     runtime, threads = request.get("runtime", "onnxruntime"), int(request.get("threads", 1))
     warmup_s = request.get("warmup_ms", 20.0) / 1e3
@@ -55,7 +56,14 @@ def main(request, emit):
             _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
         overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5))
         overhead_ms = median(overhead["times_ms"])
-        emit({"event": "overhead", "ms": overhead_ms, "times_ms": overhead["times_ms"]})
+        emit(
+            {
+                "event": "ready",
+                "overhead_ms": overhead_ms,
+                "overhead_times_ms": overhead["times_ms"],
+                "conditions": before,
+            }
+        )
         for number, names in enumerate(request["rounds"]):
             for position, name in enumerate(names):
                 if name not in loaded:
@@ -70,7 +78,7 @@ def main(request, emit):
 
 def _load(request, runtime, threads, emit):
     store = os.path.join(os.path.expanduser(request["root"]), "store")
-    wanted = sorted(request["engines"])
+    wanted, optional = sorted(request["engines"]), set(request.get("optional", ()))
     loaded = {}
     told = time.perf_counter()
     for done, name in enumerate(wanted, 1):
@@ -79,7 +87,7 @@ def _load(request, runtime, threads, emit):
             engine.bind()
             loaded[name] = engine
         except failures.Failure as failure:
-            if failure.error != "BackendError" or not request.get("skip_unusable"):
+            if failure.error != "BackendError" or name not in optional:
                 raise
             emit({"event": "unusable", "id": name, "message": failure.message})
         if done == len(wanted) or time.perf_counter() - told > 0.5:

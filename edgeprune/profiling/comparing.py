@@ -1,0 +1,140 @@
+"""Compare engines on a board by ratio: interleaved in the same rounds, so that what disturbs one disturbs all.
+
+Milliseconds of one engine vary by about a percent between processes; the ratio of two that were timed interleaved
+varies by a quarter of that. Every acceptance figure is therefore such a ratio; milliseconds are told beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import ConfigError
+from edgeprune.profiling.statistics import Ratio, median_ratio, summarize
+from edgeprune.profiling.uploads import upload
+from edgeprune.spec import Measurement
+
+if TYPE_CHECKING:
+    from edgeprune.boards.board import Board
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Engines timed interleaved with a reference.
+
+    Attributes:
+        reference: Id of the reference.
+        ratios: Id to its latency over the reference's (1.0 for the reference itself).
+        measurements: Id to its milliseconds.
+        conditions: State of the board ``before`` and ``after``.
+        overhead_ms: Cost of an empty call, milliseconds; not taken off anything here.
+    """
+
+    reference: str
+    ratios: Mapping[str, Ratio]
+    measurements: Mapping[str, Measurement]
+    conditions: Mapping[str, Any]
+    overhead_ms: float
+
+
+def interleaved(names: list[str], rounds: int) -> list[list[str]]:
+    """Order of each round: every engine is first as often as any other, and each order is followed by its reverse."""
+    orders = []
+    for number in range(rounds):
+        turn = (number // 2) % len(names)
+        order = names[turn:] + names[:turn]
+        orders.append(order[::-1] if number % 2 else order)
+    return orders
+
+
+def compare(
+    board: Board,
+    engines: Mapping[str, bytes | Path],
+    reference: str,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    rounds: int = 20,
+    processes: int = 2,
+    samples: int = 3,
+    sample_ms: float = 5.0,
+    warmup_ms: float = 5.0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: Callable[[int, int, float, str], None] | None = None,
+) -> Comparison:
+    """Time engines interleaved with a reference engine.
+
+    Args:
+        board: Where; nobody else should use it meanwhile (`Board.hold`).
+        engines: Id to engine file or its bytes, the reference among them.
+        reference: Id of the engine that the others are divided by.
+        runtime: Runtime that executes them.
+        threads: Threads inside one operation.
+        rounds: Rounds in all; each times every engine once.
+        processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process.
+        samples: Samples per engine and round.
+        sample_ms: Least length of one sample, milliseconds.
+        warmup_ms: Least warm-up before each engine in each round, milliseconds.
+        confidence: Of the interval of each ratio.
+        seed: Of the bootstrap.
+        progress: Told (items done, items in all, seconds left, what happens).
+
+    Raises:
+        ConfigError: The reference is not among the engines, or there are no rounds.
+        RemoteError: The board was lost.
+        BackendError: An engine does not load on the board.
+    """
+    if reference not in engines:
+        raise ConfigError(f"the reference must be one of the engines {sorted(engines)}, found {reference!r}.")
+    if rounds < 1 or processes < 1:
+        raise ConfigError(f"there must be at least one round and one process, found {rounds} and {processes}.")
+    entries = upload(board, engines, kernels=())
+    names = [reference, *sorted(name for name in engines if name != reference)]
+    orders = interleaved(names, rounds)
+    times_ms: dict[str, list[list[float]]] = {name: [] for name in names}
+    total, done = rounds * len(names), 0
+    results = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal done
+        if event.get("event") == "sample":
+            times_ms[event["id"]].append(event["times_ms"])
+            done += 1
+            if progress is not None:
+                left_s = (total - done) * (warmup_ms + samples * sample_ms) / 1e3
+                progress(done, total, left_s, f"timing {len(names)} engines interleaved")
+
+    for part in _parts(orders, processes):
+        request = {
+            "runtime": runtime,
+            "threads": threads,
+            "engines": entries,
+            "rounds": part,
+            "samples": samples,
+            "sample_ms": sample_ms,
+            "warmup_ms": warmup_ms,
+        }
+        deadline_s = 120.0 + len(part) * len(names) * 5.0
+        results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
+    medians = {name: [median(samples_ms) for samples_ms in rows] for name, rows in times_ms.items()}
+    return Comparison(
+        reference=reference,
+        ratios={
+            name: median_ratio(medians[name], medians[reference], confidence=confidence, seed=seed) for name in names
+        },
+        measurements={name: summarize(rows) for name, rows in times_ms.items()},
+        conditions={"before": results[0]["conditions"]["before"], "after": results[-1]["conditions"]["after"]},
+        overhead_ms=median([result["overhead_ms"] for result in results]),
+    )
+
+
+def _parts(orders: list[list[str]], processes: int) -> list[list[list[str]]]:
+    """Orders in at most `processes` runs of about equal length, none empty."""
+    count = min(processes, len(orders))
+    bounds = [len(orders) * number // count for number in range(count + 1)]
+    return [orders[start:end] for start, end in pairwise(bounds)]

@@ -1,0 +1,368 @@
+"""The measuring run: rounds of shuffled items around a sentinel, journaled, resumable, with drifted stretches repeated.
+
+Every item is warmed up by time and until it is stable, then timed in samples that are long enough for the clock; all
+items are measured once per round, each round in another order, so that slow changes of the machine hit all items alike;
+a sentinel every few items shows such changes. What a call costs by itself is timed in the same process and taken off
+kernels, never off networks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import ConfigError
+from edgeprune.profiling.comparing import Comparison, compare
+from edgeprune.profiling.journal import Journal
+from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
+from edgeprune.profiling.statistics import summarize
+from edgeprune.profiling.uploads import Entry, content_hash, upload
+from edgeprune.spec import Measurement
+
+if TYPE_CHECKING:
+    from edgeprune.boards.board import Board
+
+__all__ = ["Comparison", "MeasuredRun", "Progress", "Protocol", "compare", "measure"]
+
+logger = logging.getLogger("edgeprune.profiling")
+
+Progress = Callable[[int, int, float, str], None]
+"""Called with (items done, items in all, seconds left, what happens now)."""
+
+TRUST = 0.5
+"""A kernel whose own time is below this share of an empty call's cost is flagged."""
+PREEMPTED = 0.9
+"""A sample with less CPU time than this share of its wall time shared its core with something else."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How items are timed; part of a journal's and of a table's header.
+
+    Attributes:
+        samples: Samples per item and round.
+        sample_ms: Least length of one sample, milliseconds.
+        warmup_ms: Least warm-up before each item, milliseconds.
+        every: Most items between two sentinels.
+        drift_limit: Relative distance of a sentinel from the run's median beyond which its stretch is repeated.
+        max_repeats: How often a stretch is repeated before it is kept and flagged.
+        per_call: Most items per call to the board.
+    """
+
+    samples: int = 5
+    sample_ms: float = 5.0
+    warmup_ms: float = 20.0
+    every: int = 20
+    drift_limit: float = 0.03
+    max_repeats: int = 2
+    per_call: int = 256
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What a measuring run found.
+
+    Attributes:
+        measurements: Id to its summary; kernels without the cost of the call itself.
+        rounds: Id to the median of each round, milliseconds, in order.
+        conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
+        drift: Largest relative distance of a counted sentinel from the run's median.
+        repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
+        overhead_ms: Cost of an empty call, milliseconds.
+        sentinel: Id of the sentinel.
+        flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
+            own time is too small beside the call's), ``"preempted"`` (most samples shared the core), ``"unstable"``
+            (warm-up never settled).
+        unusable: Id to the reason why the board could not run it.
+    """
+
+    measurements: Mapping[str, Measurement]
+    rounds: Mapping[str, tuple[float, ...]]
+    conditions: Mapping[str, Any]
+    drift: float
+    repeated_rounds: int
+    overhead_ms: float
+    sentinel: str
+    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+
+
+def measure(
+    board: Board,
+    engines: Mapping[str, bytes | Path],
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    rounds: int = 3,
+    samples: int = 5,
+    sample_ms: float = 5.0,
+    warmup_ms: float = 20.0,
+    sentinel: str | None = None,
+    every: int = 20,
+    seed: int = 0,
+    journal: Path | None = None,
+    progress: Progress | None = None,
+    kernels: Collection[str] = (),
+    budget_s: float | None = None,
+    drift_limit: float = 0.03,
+    max_repeats: int = 2,
+    per_call: int = 256,
+    identity: Mapping[str, Any] | None = None,
+) -> MeasuredRun:
+    """Measure engines on a board.
+
+    Args:
+        board: Where; nobody else should use it meanwhile (`Board.hold`).
+        engines: Id to engine file or its bytes.
+        runtime: Runtime that executes them.
+        threads: Threads inside one operation.
+        rounds: Most rounds; with a `budget_s`, at least two are tried.
+        samples: Samples per item and round.
+        sample_ms: Least length of one sample, milliseconds.
+        warmup_ms: Least warm-up before each item, milliseconds.
+        sentinel: Id that is measured again and again to catch drift; the first one by default.
+        every: Most items between two sentinels.
+        seed: Seed of the orders.
+        journal: File that holds what is measured; a run with the same arguments goes on from it.
+        progress: Told how far it is.
+        kernels: Ids of engines that are single kernels: the cost of the call itself is taken off them, and one that the
+            board cannot run is left out and told in `MeasuredRun.unusable`.
+        budget_s: No round is begun, and no stretch repeated, that would take longer than this in all, seconds.
+        drift_limit: See `Protocol`.
+        max_repeats: See `Protocol`.
+        per_call: See `Protocol`.
+        identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
+
+    Raises:
+        ConfigError: No engines, or an id that is not among them.
+        RemoteError: The board was lost; what was measured is in the journal.
+        BackendError: A network does not load on the board.
+    """
+    if not engines:
+        raise ConfigError("there must be at least one engine to measure, found none.")
+    sentinel = next(iter(engines)) if sentinel is None else sentinel
+    for name in (sentinel, *kernels):
+        if name not in engines:
+            raise ConfigError(f"sentinel and kernels must be ids of engines, found {name[:80]!r}.")
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, found {rounds}.")
+    protocol = Protocol(samples, sample_ms, warmup_ms, every, drift_limit, max_repeats, per_call)
+    request = {
+        "engines": {name: content_hash(engine) for name, engine in engines.items()},
+        "kernels": sorted(kernels),
+        "board": [board.name, dict(identity or {})],
+        "runtime": [runtime, threads],
+        "order": [sentinel, seed],
+        "protocol": asdict(protocol),
+    }
+    with Journal(journal, request) as book:
+        run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
+        return run.all_rounds(rounds, budget_s)
+
+
+class _Run:
+    """State of one measuring run; the journal's records are the only truth, `ledger` is computed from them."""
+
+    def __init__(
+        self,
+        board: Board,
+        engines: Mapping[str, bytes | Path],
+        kernels: frozenset[str],
+        sentinel: str,
+        protocol: Protocol,
+        runtime: str,
+        threads: int,
+        seed: int,
+        journal: Journal,
+        progress: Progress | None,
+    ) -> None:
+        self.board, self.engines, self.kernels, self.sentinel = board, engines, kernels, sentinel
+        self.protocol, self.runtime, self.threads, self.seed = protocol, runtime, threads, seed
+        self.journal, self.progress = journal, progress
+        self.ledger = Ledger(journal.records)
+        self.entries: dict[str, Entry] | None = None
+        self.total = 0
+        self.begun = time.monotonic()
+        self.done_before: int | None = None
+
+    def all_rounds(self, rounds: int, budget_s: float | None) -> MeasuredRun:
+        layouts: list[list[tuple[str, ...]]] = []
+        self.total = sum(len(names) + 1 for number in range(rounds) for names in self._layout(number))
+        for number in range(rounds):
+            spent = self.ledger.spent_s
+            fits = budget_s is None or number < 2 or spent + spent / number <= budget_s
+            layout = self._layout(number)
+            if not fits and not any(self.ledger.begun((number, 0, stretch)) for stretch in range(len(layout))):
+                logger.info("stopped after %d of %d rounds: the time is used up", number, rounds)
+                break
+            layouts.append(layout)
+            self._round(number, layout, budget_s)
+        self.total = min(self.ledger.measured, self.total)
+        self._tell("measured")
+        return self._result(layouts)
+
+    def _layout(self, number: int) -> list[tuple[str, ...]]:
+        names = [name for name in self.engines if name != self.sentinel]
+        return stretches(names, every=self.protocol.every, seed=self.seed, round_number=number)
+
+    def _round(self, number: int, layout: list[tuple[str, ...]], budget_s: float | None) -> None:
+        for attempt in range(self.protocol.max_repeats + 1):
+            places = [
+                (number, attempt, stretch)
+                for stretch in range(len(layout))
+                if not self.ledger.settled(number, stretch, attempt)
+            ]
+            begun = any(self.ledger.begun(place) for place in places)
+            if attempt and not begun and budget_s is not None and self.ledger.spent_s >= budget_s:
+                return
+            while waiting := [place for place in places if self.ledger.open(place, layout[place[2]])]:
+                self._call(number, attempt, self._portion(waiting, layout))
+            for place in places:
+                verdict = self.ledger.judge(place, self.protocol.drift_limit)
+                if verdict is not None:
+                    self._note(verdict)
+                    if not verdict["kept"]:
+                        logger.info(
+                            "round %d stretch %d: the sentinel drifted by %.1f %%", *place[::2], 100 * verdict["drift"]
+                        )
+
+    def _portion(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]]) -> list[tuple[int, list[str]]]:
+        """As many stretches as one call may hold, at least one."""
+        portion: list[tuple[int, list[str]]] = []
+        size = 0
+        for place in waiting:
+            left = self.ledger.left(place, layout[place[2]])
+            if portion and size + len(left) > self.protocol.per_call:
+                break
+            portion.append((place[2], left))
+            size += len(left)
+        return portion
+
+    def _call(self, number: int, attempt: int, todo: list[tuple[int, list[str]]]) -> None:
+        if self.entries is None:
+            self._tell("bringing the engines to the board")
+            self.entries = upload(self.board, self.engines, self.kernels)
+        order = slots(todo, self.sentinel)
+        last = time.monotonic()
+
+        def on_event(event: dict[str, Any]) -> None:
+            nonlocal last
+            now = time.monotonic()
+            record = self._record(event, number, attempt, order)
+            if record is not None:
+                self._note({**record, "seconds": round(now - last, 4)})
+                last = now
+                self._tell(f"round {number + 1}" + (f", repeat {attempt}" if attempt else ""))
+
+        protocol = self.protocol
+        result = self.board.call(
+            "bench",
+            {
+                "runtime": self.runtime,
+                "threads": self.threads,
+                "engines": {slot.name: self.entries[slot.name] for slot in order},
+                "optional": [slot.name for slot in order if slot.name in self.kernels and slot.name != self.sentinel],
+                "rounds": [[slot.name for slot in order]],
+                "samples": protocol.samples,
+                "sample_ms": protocol.sample_ms,
+                "warmup_ms": protocol.warmup_ms,
+            },
+            timeout_s=self._deadline_s(len(order)),
+            on_event=on_event,
+        )
+        self._note({"kind": "end", "conditions": result["conditions"]["after"]})
+
+    def _record(
+        self, event: Mapping[str, Any], number: int, attempt: int, order: Sequence[Slot]
+    ) -> dict[str, Any] | None:
+        kind = event.get("event")
+        if kind == "ready":
+            return {"kind": "call", "overhead_ms": event["overhead_ms"], "conditions": event["conditions"]}
+        if kind == "unusable":
+            return {"kind": "unusable", "id": event["id"], "message": event["message"]}
+        if kind != "sample":
+            return None
+        slot = order[event["position"]]
+        timing = {name: event[name] for name in ("times_ms", "number", "stable", "cpu_share", "preempted")}
+        return {"kind": "sample", "round": number, "attempt": attempt, "id": slot.name, **_where(slot), **timing}
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self.journal.append(record)
+        self.ledger.add(record)
+
+    def _deadline_s(self, items: int) -> float:
+        nominal_s = (4 * self.protocol.warmup_ms + 3 * self.protocol.samples * self.protocol.sample_ms) / 1e3
+        return 120.0 + items * (2.0 + nominal_s)
+
+    def _tell(self, message: str) -> None:
+        if self.progress is None:
+            return
+        done = min(self.ledger.measured, self.total)
+        if self.done_before is None:
+            self.done_before = done
+        fresh = done - self.done_before
+        pace_s = (time.monotonic() - self.begun) / fresh if fresh else 0.0
+        self.progress(done, self.total, pace_s * (self.total - done), message)
+
+    def _result(self, layouts: Sequence[Sequence[Sequence[str]]]) -> MeasuredRun:
+        samples: dict[str, list[list[float]]] = {name: [] for name in self.engines}
+        doubts: dict[str, set[str]] = {name: set() for name in self.engines}
+        records: dict[str, list[dict[str, Any]]] = {name: [] for name in self.engines}
+        worst = 0.0
+        for number, layout in enumerate(layouts):
+            marks: dict[int, dict[str, Any]] = {}
+            for stretch in range(len(layout)):
+                choice = self.ledger.chosen(number, stretch)
+                if choice is None:
+                    continue
+                place, kept, drift = choice
+                worst = max(worst, drift)
+                marks.update((id(record), record) for record in self.ledger.sentinels(place))
+                for name, record in self.ledger.samples(place).items():
+                    samples[name].append(record["times_ms"])
+                    records[name].append(record)
+                    if not kept:
+                        doubts[name].add("drifted")
+            samples[self.sentinel].append([value for record in marks.values() for value in record["times_ms"]])
+            records[self.sentinel] += marks.values()
+        overhead_ms = median(self.ledger.overheads_ms)
+        measurements = {
+            name: summarize(taken, overhead_ms if name in self.kernels else 0.0)
+            for name, taken in samples.items()
+            if taken
+        }
+        for name, found in measurements.items():
+            doubts[name] |= _doubts(records[name], self.threads)
+            if name in self.kernels and found.median_ms < TRUST * overhead_ms:
+                doubts[name].add("below-overhead")
+        return MeasuredRun(
+            measurements=measurements,
+            rounds={name: found.rounds_ms for name, found in measurements.items()},
+            conditions={"before": self.ledger.conditions[0], "after": self.ledger.conditions[-1]},
+            drift=worst,
+            repeated_rounds=self.ledger.repeated,
+            overhead_ms=overhead_ms,
+            sentinel=self.sentinel,
+            flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
+            unusable=dict(self.ledger.unusable),
+        )
+
+
+def _where(slot: Slot) -> dict[str, int | None]:
+    return {"stretch": slot.stretch, "opens": slot.opens, "closes": slot.closes}
+
+
+def _doubts(records: Sequence[Mapping[str, Any]], threads: int) -> set[str]:
+    found = set()
+    shares = [share for record in records for share in record["cpu_share"]]
+    # With several threads the share depends on how they wait for each other; it says something only for one.
+    if threads == 1 and median(shares) < PREEMPTED:
+        found.add("preempted")
+    if sum(not record["stable"] for record in records) * 2 > len(records):
+        found.add("unstable")
+    return found

@@ -1,0 +1,189 @@
+"""Rounds of a measuring run: order, sentinels, and which stretches of a round must be measured again.
+
+A round measures every item once, in its own seeded order. It is cut into stretches; a sentinel is measured before the
+first, between any two, and after the last. A stretch with a sentinel that left the run's median is measured again
+whole. Nothing here talks to a board: `Ledger` is built from the journal's records alone, so a resumed run goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+Place = tuple[int, int, int]
+"""(round, attempt, stretch)"""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One item of a call to the board.
+
+    Attributes:
+        name: Id of the engine.
+        stretch: The stretch that it belongs to; None for a sentinel.
+        opens: For a sentinel, the stretch that it stands before.
+        closes: For a sentinel, the stretch that it stands after.
+    """
+
+    name: str
+    stretch: int | None = None
+    opens: int | None = None
+    closes: int | None = None
+
+
+def stretches(names: Iterable[str], *, every: int, seed: int, round_number: int) -> list[tuple[str, ...]]:
+    """The items of one round in their order, cut into stretches of at most `every`; at least one stretch.
+
+    The order depends on the set of names, the seed and the round's number, and on nothing else.
+    """
+    order = sorted(names)
+    random.Random(f"{seed}/{round_number}").shuffle(order)
+    return [tuple(order[start : start + every]) for start in range(0, len(order), every)] or [()]
+
+
+def slots(todo: Sequence[tuple[int, Sequence[str]]], sentinel: str) -> list[Slot]:
+    """Order of one call: sentinel, stretch, sentinel, stretch, ... sentinel.
+
+    Args:
+        todo: Stretch number and what is left of it to measure, at least one.
+        sentinel: Id of the sentinel.
+    """
+    order = [Slot(sentinel, opens=todo[0][0])]
+    for place, (stretch, names) in enumerate(todo):
+        order += [Slot(name, stretch=stretch) for name in names]
+        following = todo[place + 1][0] if place + 1 < len(todo) else None
+        order.append(Slot(sentinel, opens=following, closes=stretch))
+    return order
+
+
+def drift(sentinels_ms: Sequence[float], median_ms: float) -> float:
+    """Largest relative distance of a stretch's sentinels from the run's median."""
+    return max(abs(value / median_ms - 1.0) for value in sentinels_ms)
+
+
+class Ledger:
+    """What has been measured so far.
+
+    Args:
+        records: A journal's records, in order.
+
+    Attributes:
+        unusable: Engines that the board could not run, with the reason.
+        overheads_ms: Cost of an empty call, one value per call to the board.
+        conditions: States of the board, as read before and after calls.
+        spent_s: Wall-clock seconds that calls to the board took.
+        measured: Items measured at the first attempt, closing sentinels included.
+    """
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._items: dict[Place, dict[str, Record]] = {}
+        self._sentinels: dict[Place, list[Record]] = {}
+        self._closed: set[Place] = set()
+        self._verdicts: dict[Place, Record] = {}
+        self._levels_ms: list[float] = []
+        self.unusable: dict[str, str] = {}
+        self.overheads_ms: list[float] = []
+        self.conditions: list[Record] = []
+        self.spent_s = 0.0
+        self.measured = 0
+        for record in records:
+            self.add(record)
+
+    def add(self, record: Record) -> None:
+        """Take one record of the journal into account."""
+        self.spent_s += record.get("seconds", 0.0)
+        kind = record["kind"]
+        if kind == "sample":
+            self._add_sample(record)
+        elif kind == "verdict":
+            self._verdicts[record["round"], record["attempt"], record["stretch"]] = record
+        elif kind == "unusable":
+            self.unusable[record["id"]] = record["message"]
+        elif kind == "call":
+            self.overheads_ms.append(record["overhead_ms"])
+        if kind in ("call", "end"):
+            self.conditions.append(record["conditions"])
+
+    def _add_sample(self, record: Record) -> None:
+        where = record["round"], record["attempt"]
+        if record["stretch"] is not None:
+            self._items.setdefault((*where, record["stretch"]), {})[record["id"]] = record
+            self.measured += record["attempt"] == 0
+            return
+        self._levels_ms.append(statistics.median(record["times_ms"]))
+        for stretch in (record["opens"], record["closes"]):
+            if stretch is not None:
+                self._sentinels.setdefault((*where, stretch), []).append(record)
+        if record["closes"] is not None:
+            self._closed.add((*where, record["closes"]))
+            self.measured += record["attempt"] == 0
+
+    def left(self, place: Place, names: Sequence[str]) -> list[str]:
+        """Those of a stretch's items that still have to be measured, in order."""
+        done: Collection[str] = self._items.get(place, {})
+        return [name for name in names if name not in done and name not in self.unusable]
+
+    def open(self, place: Place, names: Sequence[str]) -> bool:
+        """Whether a stretch still needs the board: items are missing, or its closing sentinel is."""
+        return place not in self._closed or bool(self.left(place, names))
+
+    def begun(self, place: Place) -> bool:
+        """Whether anything of that stretch was recorded."""
+        return place in self._items or place in self._sentinels
+
+    @property
+    def median_ms(self) -> float:
+        """Median of all sentinels of the run, milliseconds."""
+        return statistics.median(self._levels_ms)
+
+    def judge(self, place: Place, limit: float) -> Record | None:
+        """The verdict on a closed stretch that has none yet, as a record for the journal."""
+        if place in self._verdicts or place not in self._closed:
+            return None
+        found = drift([statistics.median(record["times_ms"]) for record in self._sentinels[place]], self.median_ms)
+        number, attempt, stretch = place
+        return {
+            "kind": "verdict",
+            "round": number,
+            "attempt": attempt,
+            "stretch": stretch,
+            "drift": found,
+            "kept": found <= limit,
+        }
+
+    def settled(self, number: int, stretch: int, attempts: int) -> bool:
+        """Whether one of the first `attempts` attempts at a stretch was kept."""
+        return any(self._verdicts.get((number, attempt, stretch), {}).get("kept", False) for attempt in range(attempts))
+
+    def chosen(self, number: int, stretch: int) -> tuple[Place, bool, float] | None:
+        """The attempt at a stretch that counts, whether it was kept for good, and its drift.
+
+        That is the first whose sentinels held, else the one whose sentinels drifted least; None when none is finished.
+        """
+        judged = sorted(
+            (place[1], verdict) for place, verdict in self._verdicts.items() if place[0::2] == (number, stretch)
+        )
+        if not judged:
+            return None
+        attempt, verdict = next((pair for pair in judged if pair[1]["kept"]), None) or min(
+            judged, key=lambda pair: float(pair[1]["drift"])
+        )
+        return (number, attempt, stretch), bool(verdict["kept"]), float(verdict["drift"])
+
+    def samples(self, place: Place) -> dict[str, Record]:
+        """Sample records of a stretch's items."""
+        return dict(self._items.get(place, {}))
+
+    def sentinels(self, place: Place) -> list[Record]:
+        """Sample records of the sentinels around a stretch."""
+        return list(self._sentinels.get(place, []))
+
+    @property
+    def repeated(self) -> int:
+        """Number of times that a stretch was measured again."""
+        return sum(1 for place in self._verdicts if place[1] > 0)

@@ -1,0 +1,81 @@
+"""What repeated timings say: medians, spread, ratios with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeprune.spec import Measurement
+
+LEAST_SHARE = 0.05
+"""A kernel's time is never set below this share of the cost of an empty call: its logarithm must exist."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One engine's latency over the reference's, measured interleaved.
+
+    Attributes:
+        ratio: Median over the rounds.
+        low: Lower end of the bootstrap confidence interval of that median.
+        high: Upper end.
+        rounds: Ratio of each round, in order.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    rounds: tuple[float, ...]
+
+
+def summarize(rounds_ms: Sequence[Sequence[float]], overhead_ms: float = 0.0) -> Measurement:
+    """Summary of the samples of each round.
+
+    Args:
+        rounds_ms: Per round its samples, milliseconds; no round empty.
+        overhead_ms: Cost of an empty call, taken off every sample (but see `LEAST_SHARE`).
+    """
+    least = LEAST_SHARE * overhead_ms
+    rounds = [np.maximum(np.asarray(samples, dtype=np.float64) - overhead_ms, least) for samples in rounds_ms]
+    medians = np.array([np.median(samples) for samples in rounds])
+    every = np.concatenate(rounds)
+    median = float(np.median(medians))
+    return Measurement(
+        median_ms=median,
+        p90_ms=float(np.quantile(every, 0.9)),
+        min_ms=float(every.min()),
+        spread=float(np.median(np.abs(medians - median)) / median),
+        rounds_ms=tuple(float(value) for value in medians),
+        samples=len(every),
+    )
+
+
+def median_ratio(
+    values_ms: Sequence[float],
+    reference_ms: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Ratio:
+    """Median of the per-round ratios with a percentile bootstrap interval over rounds.
+
+    Args:
+        values_ms: Per round the engine's median, milliseconds.
+        reference_ms: Per round the reference's median, milliseconds, same length.
+        confidence: Probability that the interval is to cover.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
+    """
+    ratios = np.asarray(values_ms, dtype=np.float64) / np.asarray(reference_ms, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(ratios), size=(resamples, len(ratios)))
+    medians = np.median(ratios[picks], axis=1)
+    tail = (1 - confidence) / 2
+    return Ratio(
+        ratio=float(np.median(ratios)),
+        low=float(np.quantile(medians, tail)),
+        high=float(np.quantile(medians, 1 - tail)),
+        rounds=tuple(float(value) for value in ratios),
+    )

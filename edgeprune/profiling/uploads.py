@@ -1,0 +1,65 @@
+"""Bring engines to a board: whole networks as single files, kernels (hundreds of tiny files) as one zip."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune.boards.board import Board
+
+Entry = dict[str, Any]
+
+
+def content_hash(engine: bytes | Path) -> str:
+    """SHA-256 of an engine file or its bytes."""
+    if isinstance(engine, bytes):
+        return hashlib.sha256(engine).hexdigest()
+    digest = hashlib.sha256()
+    with engine.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collection[str]) -> dict[str, Entry]:
+    """Push engines; what the board already has is skipped.
+
+    Args:
+        board: Where to.
+        engines: Id to engine.
+        kernels: Ids of engines that hold one kernel as the runtime would write it: bundled, and never optimised again.
+
+    Returns:
+        Id to the engine's entry of a ``bench`` request.
+    """
+    entries: dict[str, Entry] = {
+        name: {"blob": board.push(engine), "optimization": "all"}
+        for name, engine in engines.items()
+        if name not in kernels
+    }
+    members = {
+        name: engine if isinstance(engine, bytes) else engine.read_bytes()
+        for name, engine in engines.items()
+        if name in kernels
+    }
+    if members:
+        blob = board.push(bundle(members.values()))
+        for name, content in members.items():
+            entries[name] = {"blob": blob, "member": content_hash(content), "optimization": "basic"}
+    return entries
+
+
+def bundle(contents: Collection[bytes]) -> bytes:
+    """A zip of files named by their hash; equal contents give equal bytes."""
+    by_hash = {content_hash(content): content for content in contents}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(by_hash):
+            # A fixed date: the default is the time of day, which would change the bundle's own hash.
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), by_hash[name], zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
