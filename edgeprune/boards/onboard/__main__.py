@@ -24,6 +24,8 @@ VERBS = {
     "rollback": "releases",
     "status": "releases",
     "verify": "releases",
+    "confirm": "releases",
+    "gc": "releases",
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -31,6 +31,20 @@ def read(root):
     return records
 
 
+def switches(root):
+    """Records of ``activate`` and ``rollback`` that were carried through, oldest first."""
+    found, intent = [], None
+    for record in read(root):
+        if record.get("event") in ("activate", "rollback"):
+            intent = record
+        elif record.get("event") == "done" and intent is not None:
+            found.append(intent)
+            intent = None
+        elif record.get("event") == "undone":
+            intent = None
+    return found
+
+
 def append(root, record):
     """Add one record, durably."""
     line = (json.dumps(dict(record, time_s=round(time.time(), 3)), sort_keys=True) + "\n").encode("utf-8")

@@ -38,7 +38,9 @@ def copy(root, entry, folder, name):
     """
     source = store.blob_path(root, entry["sha256"])
     if os.path.islink(source) or not os.path.isfile(source):
-        raise Failure("TransferError", "the board's store must hold %s of the release, found none." % name, "deploy again")
+        raise Failure(
+            "TransferError", "the board's store must hold %s of the release, found none." % name, "deploy again"
+        )
     target = os.path.join(folder, *name.split("/"))
     os.makedirs(os.path.dirname(target), exist_ok=True)
     found = hashlib.sha256()
@@ -100,11 +102,17 @@ def hashes(path):
 
 
 def remove(path):
-    """Remove a folder; returns the bytes that it held."""
+    """Remove a file or a folder, if it is there; returns the bytes that it held."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        if not os.path.lexists(path):
+            return 0
+        size = os.lstat(path).st_size
+        os.unlink(path)
+        return size
     size = 0
     for folder, _, names in os.walk(path):
         size += sum(os.lstat(os.path.join(folder, name)).st_size for name in names)
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(path)
     return size
 
 

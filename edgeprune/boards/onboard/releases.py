@@ -16,7 +16,6 @@ Test hook: a request with ``"fault": "after:<state>"`` (see `STATES`) kills this
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -29,7 +28,7 @@ import release_files
 from failures import Failure
 
 LINKS = ("current", "previous")
-MANIFEST = "manifest.json"
+MANIFEST = release_files.MANIFEST
 STATES = (
     "board:copied",
     "board:staged",
@@ -76,7 +75,7 @@ def exclusive(root, owner):
             except ValueError:
                 holder = {}
             if owner is None or any(holder.get(key) != owner[key] for key in ("host", "pid")):
-                raise lock.busy(file)
+                raise lock.busy(file) from None
         yield
 
 
@@ -86,27 +85,27 @@ def stage(root, request):
     Request: ``release`` (16 hex digits), ``files``: ``{name: {"sha256", "size_bytes"}}`` with the manifest among them.
     Result: ``folder``, ``reused`` (it was there already, and whole).
     """
-    release = _release_id(request["release"])
-    files = {_inside(name): entry for name, entry in request["files"].items()}
-    if not files.get(MANIFEST, {}).get("sha256", "").startswith(release):
-        raise Failure("ManifestError", "release %s must be named after the hash of its manifest, found another." % release
-        )
+    release = request["release"]
+    files = {release_files.inside(name): entry for name, entry in request["files"].items()}
+    if not _ID.fullmatch(release) or not files.get(MANIFEST, {}).get("sha256", "").startswith(release):
+        raise Failure("ManifestError", "a release must be named after the hash of its manifest, found %r." % release)
+    incoming = os.path.join(root, "incoming")
     os.makedirs(os.path.join(root, "releases"), exist_ok=True)
-    folder, reused = _free_folder(root, release, files)
+    os.makedirs(incoming, exist_ok=True)
+    _clear(incoming)
+    folder, reused = _free_folder(root, release)
     if reused:
         return {"folder": folder, "reused": True}
-    incoming = os.path.join(root, "incoming", "release-%s-%d" % (folder, os.getpid()))
-    release_files.remove(incoming)
-    os.makedirs(incoming)
+    partial = os.path.join(incoming, "release-%s" % folder)
+    os.mkdir(partial)
     try:
         for name in sorted(files):
-            _copy(os.path.join(root, "store"), files[name], incoming, name)
-        _sync_tree(incoming)
+            release_files.copy(root, files[name], partial, name)
+        release_files.sync_tree(partial)
         _reached(request, "board:copied")
-        target = os.path.join(root, "releases", folder)
-        os.rename(incoming, target)
-    except BaseException:
-        release_files.remove(incoming)
+        os.rename(partial, os.path.join(root, "releases", folder))
+    except (OSError, Failure):
+        release_files.remove(partial)
         raise
     release_files.sync(os.path.join(root, "releases"))
     _reached(request, "board:staged")
@@ -121,13 +120,15 @@ def activate(root, request):
     _finish(root)
     folder = _folder_name(request["folder"])
     if not os.path.isdir(os.path.join(root, "releases", folder)):
-        raise Failure("DeployError", "release %s must be staged before it is activated, found no such folder." % folder
-        )
+        raise Failure("DeployError", "release %s must be staged before it is activated, found no such folder." % folder)
     current = _target(root, "current")
     if current == folder:
         return {"current": folder, "previous": _target(root, "previous"), "changed": False}
-    _switch(root, request, {"event": "activate", "to": folder, "from": current, "previous": current})
-    return {"current": folder, "previous": current, "changed": True}
+    # A repaired copy of the current release must not make the damaged one the release to go back to.
+    repaired = current is not None and current[:16] == folder[:16]
+    former = _target(root, "previous") if repaired else current
+    _switch(root, request, {"event": "activate", "to": folder, "from": current, "previous": former})
+    return {"current": folder, "previous": former, "changed": True}
 
 
 def rollback(root, request):
@@ -146,12 +147,16 @@ def rollback(root, request):
         return {"current": current, "previous": _target(root, "previous"), "changed": False}
     former = _target(root, "previous")
     if former is None and not request.get("allow_none"):
-        raise Failure("DeployError", "the board must keep an earlier release to roll back to, found none; it still runs %s." % current[:16],
+        raise Failure(
+            "DeployError",
+            "the board must keep an earlier release to roll back to, found none; it still runs %s." % current[:16],
         )
     if former is not None and request.get("verify", True):
         damaged = release_files.damaged(os.path.join(root, "releases", former))
         if damaged:
-            raise Failure("InconsistentBoardError", "release %s must be whole to be put back, found %s damaged; the board still runs %s."
+            raise Failure(
+                "InconsistentBoardError",
+                "release %s must be whole to be put back, found %s damaged; the board still runs %s."
                 % (former[:16], damaged[0], current[:16]),
                 hint="edgeprune deploy with a good artifact",
             )
@@ -163,10 +168,10 @@ def rollback(root, request):
 
 def confirm(root, request):
     """Record that the current release passed its health check. Request: ``folder``. Result: ``confirmed``."""
+    _finish(root)
     folder = _folder_name(request["folder"])
     if _target(root, "current") != folder:
-        raise Failure("DeployError", "release %s must be current to be confirmed, found another." % folder
-        )
+        raise Failure("DeployError", "release %s must be current to be confirmed, found another." % folder)
     journal.append(root, {"event": "confirmed", "release": folder, "note": request.get("note", {})})
     return {"confirmed": folder}
 
@@ -183,33 +188,29 @@ def status(root, request):
     """What the board holds; reads only. Result: ``current``, ``previous``, ``releases``, ``confirmed``, ``time_s``."""
     current = _target(root, "current")
     lines = journal.read(root)
-    confirmed = None
+    confirmed = set()
     for line in lines:
         if line.get("event") == "confirmed":
-            confirmed = line.get("release")
-        elif line.get("event") in ("activate", "rollback"):
-            confirmed = None if line.get("to") != confirmed else confirmed
+            confirmed.add(line.get("release"))
+        elif line.get("event") == "activate":
+            confirmed.discard(line.get("to"))
     releases = []
     for folder in _folders(root):
         path = os.path.join(root, "releases", folder)
-        try:
-            with open(os.path.join(path, MANIFEST), "rb") as stream:
-                manifest = json.loads(stream.read().decode("utf-8"))
-        except (OSError, ValueError):
-            manifest = {}
+        contents = release_files.manifest(path)[1]
         releases.append(
             {
                 "folder": folder,
-                "name": manifest.get("name", ""),
-                "created": manifest.get("created", ""),
+                "name": contents.get("name", ""),
+                "created": contents.get("created", ""),
                 "staged_s": os.stat(path).st_mtime,
-                "bytes": sum(entry.get("size_bytes", 0) for entry in manifest.get("files", {}).values()),
+                "size_bytes": sum(entry["size_bytes"] for entry in contents.get("files", {}).values()),
             }
         )
     return {
         "current": current,
         "previous": _target(root, "previous"),
-        "confirmed": current is not None and confirmed == current,
+        "confirmed": current in confirmed,
         "releases": releases,
         "journal": lines[-10:],
         "time_s": time.time(),
@@ -235,13 +236,9 @@ def gc(root, request):
     for folder in removed:
         path = os.path.join(root, "releases", folder)
         for digest in release_files.hashes(path) - needed:
-            freed += _unlink(os.path.join(root, "store", digest))
+            freed += release_files.remove(os.path.join(root, "store", digest))
         freed += release_files.remove(path)
-    incoming = os.path.join(root, "incoming")
-    for name in os.listdir(incoming) if os.path.isdir(incoming) else ():
-        if name.startswith("release-"):
-            freed += release_files.remove(os.path.join(incoming, name))
-    return {"removed": removed, "freed_bytes": freed}
+    return {"removed": removed, "freed_bytes": freed + _clear(os.path.join(root, "incoming"))}
 
 
 def resolve(root, name):
@@ -319,20 +316,41 @@ def _target(root, name):
 def _before(root, folder, leaving):
     """What was ``previous`` when `folder` was activated last, if it is still on the board."""
     found = None
-    for line in journal.read(root):
-        if line.get("event") == "activate" and line.get("to") == folder:
-            found = line.get("previous")
+    for record in journal.switches(root):
+        if record["event"] == "activate" and record["to"] == folder:
+            found = record["previous"]
     exists = found is not None and os.path.isdir(os.path.join(root, "releases", found))
     return found if exists and found not in (folder, leaving) else None
 
 
 def _activated(root, folder):
-    """When a release was activated last: (line of the journal, or -1, time of its folder)."""
-    line_number = -1
-    for number, line in enumerate(journal.read(root)):
-        if line.get("event") in ("activate", "rollback") and line.get("to") == folder:
-            line_number = number
-    return (line_number, os.stat(os.path.join(root, "releases", folder)).st_mtime)
+    """Sorts releases by when they were activated last, then by when they were staged."""
+    last = -1
+    for number, record in enumerate(journal.switches(root)):
+        if record["to"] == folder:
+            last = number
+    return (last, os.stat(os.path.join(root, "releases", folder)).st_mtime)
+
+
+def _free_folder(root, release):
+    """(folder, whether it holds the whole release already): the id, or the next name after damaged ones."""
+    number = 1
+    while True:
+        folder = release if number == 1 else "%s-%d" % (release, number)
+        path = os.path.join(root, "releases", folder)
+        if not os.path.isdir(path):
+            return folder, False
+        if not release_files.damaged(path):
+            return folder, True
+        number += 1
+
+
+def _clear(incoming):
+    """Remove what a killed `stage` left; returns its bytes. The lock is held, so nobody works there."""
+    if not os.path.isdir(incoming):
+        return 0
+    left = [name for name in os.listdir(incoming) if name.startswith("release-")]
+    return sum(release_files.remove(os.path.join(incoming, name)) for name in left)
 
 
 def _folders(root):

@@ -1,0 +1,281 @@
+"""The on-board release verbs, run as the board runs them: one process per verb, killed wherever it hurts."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeprune.boards
+
+ONBOARD = Path(edgeprune.boards.__file__).parent / "onboard"
+STATES = (
+    "board:copied",
+    "board:staged",
+    "board:intent",
+    "board:linked",
+    "board:switched",
+    "board:previous",
+    "board:recorded",
+)
+
+
+class Runner:
+    """A board's folder, driven through the runner."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def call(self, verb, **request):
+        done = subprocess.run(
+            [sys.executable, str(ONBOARD), verb],
+            input=json.dumps({"root": str(self.root), **request}) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode == 137:
+            return "killed"
+        event = json.loads(done.stdout.splitlines()[-1])
+        return event["result"] if event["event"] == "result" else event
+
+    def blobs(self, text):
+        """Put the files of a release called `text` into the store; the request fields of `stage`."""
+        contents = {"engine.onnx": text.encode() * 1000, "data/extra.bin": b"shared"}
+        files = {name: {"sha256": digest(data), "size_bytes": len(data)} for name, data in contents.items()}
+        manifest = json.dumps({"files": files, "name": text, "created": "2026-01-01T00:00:00Z"}).encode()
+        contents["manifest.json"] = manifest
+        files["manifest.json"] = {"sha256": digest(manifest), "size_bytes": len(manifest)}
+        (self.root / "store").mkdir(parents=True, exist_ok=True)
+        for data in contents.values():
+            (self.root / "store" / digest(data)).write_bytes(data)
+        return {"release": digest(manifest)[:16], "files": files}
+
+    def release(self, text, **options):
+        """Stage and activate a release; its folder."""
+        folder = self.call("stage", **self.blobs(text))["folder"]
+        result = self.call("activate", folder=folder, **options)
+        assert result == "killed" or result["current"] == folder
+        return folder
+
+    def target(self, name="current"):
+        link = self.root / name
+        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+
+    def assert_valid(self, *allowed):
+        """`current` is one whole release of `allowed`, or absent where None is allowed."""
+        current = self.target()
+        assert current in allowed
+        if current is not None:
+            assert self.call("verify")["damaged"] == []
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def board(tmp_path):
+    return Runner(tmp_path / "board root")
+
+
+def test_staged_release_is_whole_read_only_and_not_yet_current(board):
+    blobs = board.blobs("one")
+    result = board.call("stage", **blobs)
+    assert result == {"folder": blobs["release"], "reused": False}
+    folder = board.root / "releases" / blobs["release"]
+    assert (folder / "engine.onnx").read_bytes() == b"one" * 1000
+    assert (folder / "data" / "extra.bin").read_bytes() == b"shared"
+    assert not stat.S_IMODE((folder / "engine.onnx").stat().st_mode) & 0o222
+    assert board.target() is None
+    assert list((board.root / "incoming").iterdir()) == []
+
+
+def test_staging_again_reuses_the_release(board):
+    blobs = board.blobs("one")
+    board.call("stage", **blobs)
+    assert board.call("stage", **blobs)["reused"] is True
+
+
+def test_damaged_blob_is_refused_and_removed_so_that_it_is_sent_again(board):
+    blobs = board.blobs("one")
+    blob = board.root / "store" / blobs["files"]["engine.onnx"]["sha256"]
+    blob.write_bytes(b"two" * 1000)
+    event = board.call("stage", **blobs)
+    assert event["error"] == "TransferError"
+    assert event["message"].startswith("engine.onnx on the board must have sha256")
+    assert not blob.exists()
+    assert list((board.root / "releases").iterdir()) == []
+    assert list((board.root / "incoming").iterdir()) == []
+
+
+def test_symbolic_link_in_the_store_is_refused(board, tmp_path):
+    blobs = board.blobs("one")
+    blob = board.root / "store" / blobs["files"]["engine.onnx"]["sha256"]
+    elsewhere = tmp_path / "elsewhere"
+    blob.rename(elsewhere)
+    blob.symlink_to(elsewhere)
+    assert board.call("stage", **blobs)["error"] == "TransferError"
+
+
+@pytest.mark.parametrize("name", ["../escape", "/etc/passwd", "a/../../b", "a b", "$(id)", "", "a//b", ".hidden"])
+def test_file_names_that_could_leave_the_folder_are_refused(board, name):
+    blobs = board.blobs("one")
+    blobs["files"][name] = blobs["files"]["engine.onnx"]
+    event = board.call("stage", **blobs)
+    assert event["error"] == "ManifestError"
+    assert "must stay inside the release's folder" in event["message"]
+
+
+def test_release_must_carry_the_hash_of_its_manifest(board):
+    blobs = board.blobs("one")
+    assert board.call("stage", **{**blobs, "release": "0" * 16})["error"] == "ManifestError"
+
+
+def test_activation_keeps_the_former_release_as_previous(board):
+    one, two = board.release("one"), board.release("two")
+    assert (board.target("current"), board.target("previous")) == (two, one)
+    assert (board.root / "current" / "engine.onnx").read_bytes() == b"two" * 1000
+    status = board.call("status")
+    assert (status["current"], status["previous"], status["confirmed"]) == (two, one, False)
+    board.call("confirm", folder=two)
+    assert board.call("status")["confirmed"] is True
+
+
+def test_activating_the_current_release_changes_nothing(board):
+    one, two = board.release("one"), board.release("two")
+    before = (board.root / "journal.jsonl").read_bytes()
+    assert board.call("activate", folder=two) == {"current": two, "previous": one, "changed": False}
+    assert (board.root / "journal.jsonl").read_bytes() == before
+
+
+def test_release_that_is_not_staged_cannot_be_activated(board):
+    event = board.call("activate", folder="0" * 16)
+    assert event["error"] == "DeployError"
+    assert "must be staged" in event["message"]
+
+
+def test_rollback_goes_back_step_by_step_and_then_refuses(board):
+    one, two, three = (board.release(text) for text in ("one", "two", "three"))
+    assert board.call("rollback", **{"from": three})["current"] == two
+    assert board.target("previous") == one
+    assert board.call("rollback", **{"from": three})["changed"] is False
+    assert board.call("rollback", **{"from": two})["current"] == one
+    event = board.call("rollback")
+    assert event["error"] == "DeployError"
+    assert event["message"].endswith(f"it still runs {one}.")
+    board.assert_valid(one)
+
+
+def test_rollback_without_a_former_release_removes_current_only_when_allowed(board):
+    one = board.release("one")
+    assert board.call("rollback")["error"] == "DeployError"
+    assert board.target() == one
+    assert board.call("rollback", allow_none=True)["current"] is None
+    assert board.target() is None
+
+
+def test_damaged_former_release_is_not_put_back(board):
+    one, two = board.release("one"), board.release("two")
+    engine = board.root / "releases" / one / "engine.onnx"
+    engine.chmod(0o644)
+    engine.write_bytes(b"damaged")
+    event = board.call("rollback")
+    assert event["error"] == "InconsistentBoardError"
+    assert "found engine.onnx damaged" in event["message"]
+    board.assert_valid(two)
+
+
+def test_damaged_current_release_is_replaced_by_a_whole_copy(board):
+    one, two = board.release("one"), board.release("two")
+    extra = board.root / "releases" / two / "left-behind"
+    extra.write_text("not in the manifest")
+    assert board.call("verify")["damaged"] == ["left-behind"]
+    repaired = board.release("two")
+    assert repaired == f"{two}-2"
+    board.assert_valid(repaired)
+    assert board.target("previous") == one
+
+
+def test_gc_keeps_the_last_releases_and_never_current_or_previous(board):
+    folders = [board.release(text) for text in ("one", "two", "three", "four")]
+    board.call("rollback")
+    result = board.call("gc", keep=1)
+    assert board.target() == folders[2]
+    assert board.target("previous") == folders[1]
+    assert sorted(result["removed"]) == sorted([folders[0], folders[3]])
+    board.assert_valid(folders[2])
+    blobs = {path.name for path in (board.root / "store").iterdir()}
+    assert digest(b"shared") in blobs
+    assert digest(b"one" * 1000) not in blobs
+    assert digest(b"two" * 1000) in blobs
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_kill_at_any_state_leaves_current_valid_and_a_second_run_converges(board, state):
+    one, two = board.release("one"), board.release("two")
+    blobs = board.blobs("three")
+    three = blobs["release"]
+    fault = f"after:{state}"
+    staged = board.call("stage", **blobs, fault=fault)
+    killed = staged == "killed" or board.call("activate", folder=three, fault=fault) == "killed"
+    assert killed
+    board.assert_valid(two, three)
+    assert board.target("previous") in (one, two)
+    folder = board.call("stage", **blobs)["folder"]
+    result = board.call("activate", folder=folder)
+    assert (result["current"], result["previous"]) == (three, two)
+    assert (board.target("current"), board.target("previous")) == (three, two)
+    board.assert_valid(three)
+    assert list((board.root / "incoming").iterdir()) == []
+    board.call("gc", keep=3)
+    assert [name for name in os.listdir(board.root) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "state", ["board:intent", "board:linked", "board:switched", "board:previous", "board:recorded"]
+)
+def test_kill_during_rollback_leaves_current_valid_and_a_second_run_converges(board, state):
+    one, two, three = (board.release(text) for text in ("one", "two", "three"))
+    assert board.call("rollback", **{"from": three, "fault": f"after:{state}"}) == "killed"
+    board.assert_valid(two, three)
+    board.call("rollback", **{"from": three})
+    assert (board.target("current"), board.target("previous")) == (two, one)
+    board.assert_valid(two)
+
+
+def test_journal_line_cut_short_by_a_power_loss_is_skipped(board):
+    board.release("one")
+    with (board.root / "journal.jsonl").open("ab") as stream:
+        stream.write(b'{"event": "activ')
+    two = board.release("two")
+    assert board.call("status")["current"] == two
+    assert board.call("rollback")["changed"] is True
+
+
+def test_verbs_that_write_respect_the_lock_of_another_run(board):
+    one, two = board.release("one"), board.release("two")
+    holder = subprocess.Popen(
+        [sys.executable, str(ONBOARD), "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        holder.stdin.write(
+            json.dumps({"root": str(board.root), "purpose": "deploy", "user": "ann", "host": "desk", "pid": 7}) + "\n"
+        )
+        assert json.loads(holder.stdout.readline())["event"] == "held"
+        event = board.call("activate", folder=one)
+        assert event["error"] == "BoardBusyError"
+        assert "ann on desk (process 7, deploy)" in event["message"]
+        assert board.target() == two
+        assert board.call("status")["current"] == two
+        assert board.call("activate", folder=one, owner={"host": "desk", "pid": 7})["changed"] is True
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    assert board.call("activate", folder=two)["changed"] is True
