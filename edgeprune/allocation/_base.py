@@ -1,0 +1,142 @@
+"""What an allocation is, and the one interface of all ways to find one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.errors import BudgetInfeasibleError
+
+if TYPE_CHECKING:
+    from edgeprune.graph.channel_graph import ChannelGroup
+    from edgeprune.surgery.constraints import WidthRule
+
+Widths = Mapping[str, int]
+Damage = Mapping[str, npt.NDArray[np.float64]]
+"""Group name to damage by units kept, shape (size + 1,)."""
+Rules = Mapping[str, "WidthRule"]
+"""Group name to what its width must respect; a group that is not named is free."""
+
+
+class Cost(Protocol):
+    """Latency as a function of widths. Groups that a mapping does not name are dense."""
+
+    def ms(self, widths: Widths) -> float:
+        """Latency of the whole network, milliseconds."""
+
+    def many_ms(self, many: Sequence[Widths]) -> npt.NDArray[np.float64]:
+        """`ms` of each, shape (len(many),)."""
+
+    def candidates(self, group: str) -> tuple[int, ...]:
+        """Widths worth considering for a group, descending, the full size first."""
+
+
+@runtime_checkable
+class ExplainsFloor(Protocol):
+    """A cost that can say what a latency consists of."""
+
+    def held_by(self, widths: Widths) -> str:
+        """A clause on what holds up the latency at these widths, e.g. ``"kernels without prunable axes hold 2.1 ms"``."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known about how good an allocation is.
+
+    Attributes:
+        method: Name of the allocator.
+        budget_ms: Latency that was asked for, milliseconds.
+        predicted_ms: Latency of the widths by the cost model, milliseconds.
+        damage: Total damage of the widths.
+        bound: No widths within the budget (among the candidates) have less damage than this; None where the method proves
+            nothing.
+        evaluations: Number of latencies that were looked up.
+        note: What a person should know, one sentence, or empty.
+    """
+
+    method: str
+    budget_ms: float
+    predicted_ms: float
+    damage: float
+    bound: float | None = None
+    evaluations: int = 0
+    note: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Proven relative distance to the optimum, ``(damage - bound) / damage``; None without a bound."""
+        if self.bound is None:
+            return None
+        return 0.0 if self.damage <= 0 else max(0.0, (self.damage - self.bound) / self.damage)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The width of every group.
+
+    Attributes:
+        widths: Group name to units kept; all groups, frozen ones at full size.
+        certificate: What is known about how good it is.
+    """
+
+    widths: dict[str, int]
+    certificate: Certificate
+
+
+class Allocator(ABC):
+    """Chooses widths: least damage within a latency budget.
+
+    What `edgeprune.testing.allocation` proves of every subclass: the budget holds by the cost model, rules hold, dense
+    widths come back when they fit the budget, an impossible budget raises with the smallest latency that was found.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def allocate(
+        self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, budget_ms: float, rules: Rules | None = None
+    ) -> Allocation:
+        """Choose widths.
+
+        Args:
+            groups: All channel groups of the model.
+            damage: Damage curve of each group that is not frozen.
+            cost: Latency by widths.
+            budget_ms: Upper bound of the latency, milliseconds.
+            rules: What widths must respect, by group name.
+
+        Raises:
+            BudgetInfeasibleError: No widths that were found meet the budget.
+            ConstraintError: Rules contradict each other.
+        """
+
+
+def infeasible(cost: Cost, widths: Widths, best_ms: float, budget_ms: float) -> BudgetInfeasibleError:
+    """The error for a budget below what can be reached.
+
+    Args:
+        cost: The cost model; one that can explain itself is asked what holds the latency up.
+        widths: The widths with the smallest latency that was found.
+        best_ms: That latency, milliseconds.
+        budget_ms: What was asked for, milliseconds.
+    """
+    reason = f" ({cost.held_by(widths)})" if isinstance(cost, ExplainsFloor) else ""
+    return BudgetInfeasibleError(
+        f"latency must be <= {budget_ms:.4g} ms, the smallest plan reaches {best_ms:.4g} ms{reason}.",
+        best_ms=best_ms,
+        hint=f"--latency {rounded_up_ms(best_ms)}ms",
+    )
+
+
+def rounded_up_ms(value_ms: float) -> str:
+    """A latency as a short number that is not below it: three significant digits, rounded up."""
+    if value_ms <= 0:
+        return "0"
+    step = 10.0 ** (math.floor(math.log10(value_ms)) - 2)
+    return f"{math.ceil(value_ms / step - 1e-9) * step:.6g}"

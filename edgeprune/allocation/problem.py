@@ -1,0 +1,77 @@
+"""One allocation problem in index form: what every search over candidate widths needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.allocation._base import Cost, Damage, Rules
+from edgeprune.allocation.choices import Choice, choices, expand
+
+if TYPE_CHECKING:
+    from edgeprune.graph.channel_graph import ChannelGroup
+
+State = tuple[int, ...]
+"""One width per decision."""
+
+
+class Problem:
+    """Decisions, their candidate widths and damages, and a memo of latencies.
+
+    Attributes:
+        choices: The decisions, frozen ones included.
+        candidates: Per decision its candidate widths, descending.
+        movable: Indices of the decisions with more than one candidate.
+        dense: The state with every width at full size.
+    """
+
+    def __init__(self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, rules: Rules | None) -> None:
+        self.choices: tuple[Choice, ...] = choices(groups, rules)
+        self.candidates = [choice.candidates(cost) for choice in self.choices]
+        self.movable = [index for index, widths in enumerate(self.candidates) if len(widths) > 1]
+        self.dense: State = tuple(choice.size for choice in self.choices)
+        self._damage = [choice.damage(damage) for choice in self.choices]
+        self._cost = cost
+        self._seen: dict[State, float] = {}
+
+    @property
+    def evaluations(self) -> int:
+        """Number of different states whose latency was looked up."""
+        return len(self._seen)
+
+    def widths(self, state: State) -> dict[str, int]:
+        """One width per group."""
+        return expand(self.choices, state)
+
+    def ms(self, state: State) -> float:
+        """Latency of a state, milliseconds."""
+        return float(self.many_ms([state])[0])
+
+    def many_ms(self, states: Sequence[State]) -> npt.NDArray[np.float64]:
+        """Latencies of several states, milliseconds; unseen ones are asked for together."""
+        unseen = [state for state in dict.fromkeys(states) if state not in self._seen]
+        if unseen:
+            found = self._cost.many_ms([self.widths(state) for state in unseen])
+            self._seen.update(zip(unseen, (float(value) for value in found), strict=True))
+        return np.array([self._seen[state] for state in states], dtype=np.float64)
+
+    def damage(self, state: State) -> float:
+        """Total damage of a state."""
+        return sum(curve[width] for curve, width in zip(self._damage, state, strict=True))
+
+    def added(self, index: int, old: int, new: int) -> float:
+        """Damage that one decision adds when it goes from one width to another; negative when it recovers."""
+        return self._damage[index][new] - self._damage[index][old]
+
+    def fastest_seen(self) -> tuple[State, float]:
+        """The state with the smallest latency of all that were looked up, and that latency in milliseconds."""
+        state = min(self._seen, key=lambda seen: self._seen[seen])
+        return state, self._seen[state]
+
+
+def moved(state: State, index: int, width: int) -> State:
+    """The state with one width changed."""
+    return (*state[:index], width, *state[index + 1 :])
