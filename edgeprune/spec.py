@@ -15,7 +15,7 @@ from typing import Any, Literal
 from edgeprune.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "int8"]
-AttributeValue = int | float | str | bool | tuple[int, ...]
+AttributeValue = int | float | str | bool | tuple[int | float, ...]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class Budget:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(ms|us|s|%)\s*", text)
         if match is None:
             raise ConfigError(
-                f"a latency budget must be a number with a unit, found {text!r}.", hint="--latency 12ms or --latency 50%"
+                f"a latency budget must be a number with a unit, found {text!r}.",
+                hint="--latency 12ms or --latency 50%",
             )
         value, unit = float(match[1]), match[2]
         if unit == "%":
@@ -228,6 +229,8 @@ class Fingerprint:
         load: One-minute load average at probing time.
         sensors: Readable power and temperature sensors.
         disturbances: Sentences on what could disturb a measurement.
+        absences: Sentences on what the board lacks, e.g. a runtime or the right to read a sensor.
+        facts: Whatever else it told (board model, JetPack, clocks, temperatures); JSON-ready.
     """
 
     architecture: str
@@ -247,6 +250,8 @@ class Fingerprint:
     load: float
     sensors: tuple[str, ...] = ()
     disturbances: tuple[str, ...] = ()
+    absences: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, runtime: str) -> dict[str, Any]:
         """The part that decides whether two latency tables may be mixed, for one runtime."""

@@ -1,9 +1,9 @@
 """How edgeprune reaches a board: run a command, put a file, get a file. One subclass per kind of connection.
 
-A transport knows nothing of pruning or latency. What it promises, and what `edgeprune.testing.transport` proves of every
-subclass: arguments reach the command unchanged whatever characters they hold; every call has a deadline; a file that was
-`put` is on the board either whole (its hash was checked there) or not at all, and a second `put` after a lost link goes on
-where the first one stopped.
+A transport knows nothing of pruning or latency. What it promises, and what `edgeprune.testing.transport` proves of
+every subclass: arguments reach the command unchanged whatever characters they hold; every call has a deadline; a file
+that was `put` is on the board either whole (its hash was checked there) or not at all, and a second `put` after a lost
+link goes on where the first one stopped.
 """
 
 from __future__ import annotations

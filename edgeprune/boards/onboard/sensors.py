@@ -111,11 +111,6 @@ def throttling(tree):
     count = tree.read_int("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
     if count:
         found.append("the processor was throttled by heat %d times since it was started." % count)
-    for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/oc[0-9]*_event_cnt"):
-        count = tree.read_int(path)
-        if count:
-            alarm = re.search(r"(oc\d+)_event_cnt", path).group(1)
-            found.append("over-current alarm %s throttled the board %d times since it was started." % (alarm, count))
     return found + firmware_throttling(tree)
 
 

@@ -1,0 +1,191 @@
+"""The user's boards, by name, in one TOML file of the user's own: connections, no secrets."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
+
+from edgeprune.boards.address import Address
+from edgeprune.boards.toml_files import read_toml
+from edgeprune.errors import ConfigError, UnknownBoardError
+
+_HEADER = "# Boards of edgeprune. You may edit this file; `edgeprune device add|remove` rewrites it without comments.\n"
+_Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class BoardEntry(BaseModel):
+    """One configured board.
+
+    Attributes:
+        ssh: ``user@host:port``, or an alias of the user's ssh configuration.
+        type: Device type, e.g. ``"jetson-orin-nano"``, or None.
+        python: Python of the board, >= 3.6.
+        root: Folder on the board; a leading ``~`` is the board's user's home.
+        host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
+        identity: Private key file on this machine, or None for the agent and the usual keys.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ssh: _Text
+    type: _Text | None = None
+    python: _Text = "python3"
+    root: _Text = "~/.edgeprune"
+    host_key: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}=?$")] | None = None
+    identity: _Text | None = None
+
+    @field_validator("ssh")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        Address.parse(value)
+        return value
+
+    @property
+    def address(self) -> Address:
+        """`ssh`, taken apart."""
+        return Address.parse(self.ssh)
+
+
+class _File(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid")
+    boards: dict[str, BoardEntry] = {}
+
+    @field_validator("boards")
+    @classmethod
+    def _are_names(cls, value: dict[str, BoardEntry]) -> dict[str, BoardEntry]:
+        for name in value:
+            check_name(name)
+        return value
+
+
+def config_path() -> Path:
+    """``$EDGEPRUNE_CONFIG`` where it is set, else ``boards.toml`` in the user's configuration folder."""
+    override = os.environ.get("EDGEPRUNE_CONFIG")
+    return Path(override) if override else platformdirs.user_config_path("edgeprune") / "boards.toml"
+
+
+def check_name(name: str) -> str:
+    """A name that may be given to a board.
+
+    Raises:
+        ConfigError: If it may not.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ConfigError(
+            f"a board's name must consist of letters, digits, dots, dashes and underscores, found {name!r}.",
+            hint="edgeprune device add my-board --ssh user@host",
+        )
+    if name == "local":
+        raise ConfigError(
+            "a board's name must not be 'local', which is this machine.",
+            hint="edgeprune device add my-board --ssh user@host",
+        )
+    return name
+
+
+class BoardConfig:
+    """The boards of one file. Every change is written at once, whole or not at all.
+
+    Args:
+        path: The file; `config_path` when None. It need not exist.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path if path is not None else config_path()
+
+    def list(self) -> dict[str, BoardEntry]:
+        """All boards, by name, sorted.
+
+        Raises:
+            ConfigError: The file cannot be read or is not valid; the message names the line or the key.
+        """
+        if not self.path.exists():
+            return {}
+        content = read_toml(self.path, _File, ConfigError, hint=f"mend it, or remove it: {self.path}")
+        return dict(sorted(content.boards.items()))
+
+    def get(self, name: str) -> BoardEntry:
+        """One board.
+
+        Raises:
+            UnknownBoardError: There is none of that name; the message lists those that there are.
+        """
+        boards = self.list()
+        if name not in boards:
+            raise _unknown(name, ["local", *boards])
+        return boards[name]
+
+    def add(self, name: str, entry: BoardEntry, *, replace: bool = False) -> None:
+        """Add a board.
+
+        Raises:
+            ConfigError: The name is not one, or is taken and `replace` is not set.
+        """
+        check_name(name)
+        boards = self.list()
+        if name in boards and not replace:
+            raise ConfigError(
+                f"a new board's name must be free, but {name!r} is {boards[name].ssh}.",
+                hint=f"edgeprune device remove {name}",
+            )
+        self._write({**boards, name: entry})
+
+    def remove(self, name: str) -> None:
+        """Remove a board; nothing on the board itself changes.
+
+        Raises:
+            UnknownBoardError: There is none of that name.
+        """
+        self.get(name)
+        self._write({key: entry for key, entry in self.list().items() if key != name})
+
+    def _write(self, boards: dict[str, BoardEntry]) -> None:
+        import tomli_w
+
+        content: dict[str, Any] = {
+            "boards": {name: entry.model_dump(exclude_none=True) for name, entry in sorted(boards.items())}
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(self.path) as partial:
+                partial.write_text(_HEADER + tomli_w.dumps(content), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} must be writable, found: {error.strerror}.", hint="set EDGEPRUNE_CONFIG to another file"
+            ) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file next to `path` that takes its place when the block ends well, and goes when it does not."""
+    # A symbolic link to a file kept elsewhere stays one.
+    path = path.resolve()
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unknown(name: str, known: list[str]) -> UnknownBoardError:
+    near = difflib.get_close_matches(name, known, n=1)
+    return UnknownBoardError(
+        f"the board must be one of {', '.join(known)}, found {name!r}"
+        + (f"; did you mean {near[0]!r}?" if near else "."),
+        hint=f"edgeprune device add {name} --ssh user@host",
+    )
