@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Precision, Requirement, TensorSpec
+from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,9 @@ class Operator:
     Attributes:
         name: Unique name of the node.
         op: Operation, domain first where it has one.
-        inputs: Names of the data inputs (weights left out), in order; names of graph inputs or operator outputs.
+        inputs: Names of the data inputs in order; graph inputs, operator outputs, or constants that are no weights.
         outputs: Names of the outputs.
-        attributes: As in `Kernel.attributes`.
-        weights: Role (``weight``, ``bias``) to initializer name, for those that it reads.
+        attributes: As in `Kernel.attributes`; weights and small constants are told here, not in `inputs`.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Operator:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: tuple[tuple[str, AttributeValue], ...]
-    weights: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class OperatorGraph:
         operators: In an order in which they can run.
         inputs: Graph inputs.
         outputs: Names of the graph outputs.
-        shapes: Tensor name (inputs, operator outputs, initializers) to its dense shape.
+        shapes: Name of every tensor in the operators' inputs and outputs to its dense shape.
         sources: Tensor name to the name of the traced program's node that it is the value of, where known.
     """
 
@@ -80,11 +78,13 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def export(self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path) -> list[TensorSpec]:
+    def export(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Write the engine file of a module in eval form, checked, at the batch size of the example inputs.
 
         Returns:
-            Inputs, then outputs, as the engine names them.
+            Inputs and outputs, as the engine names them.
 
         Raises:
             ExportError: The module cannot be exported; the message names the operation.
@@ -95,12 +95,15 @@ class Backend(ABC):
         """The runtime's graph of a dense engine before layouts are chosen."""
 
     @abstractmethod
-    def layout_rule(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], isa: Sequence[str]) -> list[Kernel]:
+    def layout_rule(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
+    ) -> list[Kernel]:
         """Kernels that the runtime executes when the tensors of `graph` have other shapes; no compilation.
 
         Args:
             graph: From `operators`.
             shapes: Tensor name to shape of the candidate.
+            architecture: The board's, as in `Fingerprint.architecture`.
             isa: The board's instruction set flags; vector width decides layouts.
         """
 
@@ -117,5 +120,5 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def network_engine(self, engine: Path, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-        """The dense engine with other widths and meaningless weights, for timing only."""
+    def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """An engine of the same network with other widths and meaningless weights, for timing only."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: portable .onnx engines, run by the CPU execution provider."""

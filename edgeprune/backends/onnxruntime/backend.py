@@ -1,0 +1,72 @@
+"""The ONNX Runtime backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeprune.backends._base import Backend, OperatorGraph
+from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+_OLDEST = (1, 15)
+
+
+class OnnxRuntime(Backend):
+    """Portable ONNX engines run by ONNX Runtime's CPU provider."""
+
+    name: ClassVar[str] = "onnxruntime"
+    install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
+
+    def availability(self) -> str | None:
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+        return f"missing: {', '.join(missing)}" if missing else None
+
+    def requirements(self, fingerprint: Fingerprint, needs: Mapping[str, Any] | None = None) -> list[Requirement]:
+        found = fingerprint.runtimes.get(self.name, {}).get("version")
+        oldest = str((needs or {}).get("min_version") or ".".join(map(str, _OLDEST)))
+        met = found is not None and _version(found) >= _version(oldest)
+        hint = f"python3 -m pip install 'onnxruntime>={oldest}'   (on the board)"
+        return [Requirement("onnxruntime", f">= {oldest}", found or "none", met, hint)]
+
+    def export(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        from edgeprune.backends.onnxruntime import exporting
+
+        return exporting.export(module, example_inputs, path)
+
+    def operators(self, engine: Path) -> OperatorGraph:
+        from edgeprune.backends.onnxruntime import engines
+
+        return engines.operators(engine)
+
+    def layout_rule(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
+    ) -> list[Kernel]:
+        from edgeprune.backends.onnxruntime import layout
+
+        return layout.kernels(graph, shapes, layout.block_size(architecture, isa))
+
+    def parse_engine(self, engine: Path) -> list[Kernel]:
+        from edgeprune.backends.onnxruntime import engines
+
+        return engines.parse(engine)
+
+    def kernel_engine(self, kernel: Kernel) -> bytes:
+        from edgeprune.backends.onnxruntime import engines
+
+        return engines.kernel_engine(kernel)
+
+    def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        from edgeprune.backends.onnxruntime import engines
+
+        return engines.network_engine(graph, shapes)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())

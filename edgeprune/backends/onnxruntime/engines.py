@@ -1,0 +1,202 @@
+"""Engine files: reading what the runtime makes of one, and building small ones for measuring."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from edgeprune.backends._base import OperatorGraph
+from edgeprune.backends.onnxruntime import layout
+from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
+from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, read, write
+from edgeprune.errors import CompileError, UnsupportedKernelError
+from edgeprune.spec import Kernel, TensorSpec
+
+Shape = tuple[int, ...]
+
+_OPSETS = [("", 18), ("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
+_IR_VERSION = 9
+
+
+def optimized(engine: Path | bytes, level: str) -> onnx.ModelProto:
+    """What ONNX Runtime on this host makes of an engine at an optimization level (``EXTENDED`` or ``ALL``).
+
+    Raises:
+        CompileError: ONNX Runtime refuses the file.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        target = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(target)
+        source = engine if isinstance(engine, bytes) else str(engine)
+        try:
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # The runtime's own exceptions share no base class but Exception.
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise CompileError(f"ONNX Runtime must be able to load the engine, it says: {reason}") from error
+        return onnx.load(target)
+
+
+def operators(engine: Path) -> OperatorGraph:
+    """The graph of a dense engine after all fusions that do not depend on widths."""
+    original = onnx.load(engine, load_external_data=False)
+    metadata = {entry.key: entry.value for entry in original.metadata_props}
+    model = optimized(engine, "EXTENDED")
+    graph = onnx.shape_inference.infer_shapes(original).graph
+    known = {value.name: _shape(value) for value in [*graph.input, *graph.output, *graph.value_info]}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    # ONNX Runtime writes nodes in an order of its own; which of two convolutions takes a sum goes by the original one.
+    position = {node.name: index for index, node in enumerate(original.graph.node)}
+    nodes = sorted(model.graph.node, key=lambda node: position.get(node.name, len(position)))
+    found = tuple(read(node, constants) for node in nodes)
+    shapes: dict[str, Shape] = {}
+    for name in {name for operator in found for name in (*operator.inputs, *operator.outputs)}:
+        if name in known:
+            shapes[name] = known[name]
+        elif name in constants:
+            shapes[name] = tuple(constants[name].dims)
+    inputs = tuple(
+        TensorSpec(value.name, _shape(value), helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name)
+        for value in original.graph.input
+    )
+    return OperatorGraph(
+        operators=found,
+        inputs=inputs,
+        outputs=tuple(value.name for value in model.graph.output),
+        shapes=shapes,
+        sources=json.loads(metadata.get(SOURCES_KEY, "{}")),
+    )
+
+
+def _shape(value: onnx.ValueInfoProto) -> Shape:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def parse(engine: Path) -> list[Kernel]:
+    """The kernels that ONNX Runtime on this host executes for an engine, in order, with blocked shapes padded.
+
+    Blocked tensors carry no shape in the optimized file, so shapes are inferred along the graph from the weights.
+    """
+    model = optimized(engine, "ALL")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = onnx.shape_inference.infer_shapes(onnx.load(engine, load_external_data=False)).graph
+    shapes = {value.name: _shape(value) for value in [*graph.input, *graph.output, *graph.value_info]}
+    shapes.update({name: tuple(tensor.dims) for name, tensor in constants.items()})
+    found: list[Kernel] = []
+    for node in model.graph.node:
+        operator = read(node, constants)
+        inputs = tuple(shapes[name] for name in operator.inputs)
+        if operator.op == "nchwc.ReorderInput":
+            shapes[operator.outputs[0]] = _reordered(operator.outputs[0], inputs[0], model.graph, constants)
+        output = shapes.get(operator.outputs[0]) or _blocked_output(node, operator.op, inputs, constants)
+        shapes.setdefault(operator.outputs[0], output)
+        if operator.op not in VIEWS:
+            found.append(Kernel(operator.op, family(operator.op), inputs, output, operator.attributes))
+    return found
+
+
+def _reordered(name: str, shape: Shape, graph: onnx.GraphProto, constants: Mapping[str, TensorProto]) -> Shape:
+    """Shape of a reordered input; the node does not say how far it pads, its reader's weights do."""
+    batch, channels, *space = shape
+    for reader in graph.node:
+        if name in reader.input and reader.op_type == "Conv":
+            weight = constants[reader.input[1]].dims
+            channels = max(channels, weight[1], weight[0] if weight[1] == 1 else 0)
+    return (batch, channels, *space)
+
+
+def _blocked_output(
+    node: onnx.NodeProto, op: str, inputs: tuple[Shape, ...], constants: Mapping[str, TensorProto]
+) -> Shape:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    batch, channels, *space = inputs[0]
+    if op == "Concat":
+        return (batch, sum(shape[1] for shape in inputs), *space)
+    if op in {"nchwc.GlobalAveragePool", "nchwc.GlobalMaxPool"}:
+        return (batch, channels, *(1 for _ in space))
+    if base(op) in {"Conv", "MaxPool", "AveragePool"}:
+        weight = constants.get(node.input[1]) if len(node.input) > 1 else None
+        kernel = list(weight.dims[2:]) if weight is not None else attributes["kernel_shape"]
+        size = len(kernel)
+        stride, dilation = attributes.get("strides", [1] * size), attributes.get("dilations", [1] * size)
+        pads = attributes.get("pads", [0] * 2 * size)
+        up = -1 if attributes.get("ceil_mode") else 1
+        window = [
+            up * ((up * (space[i] + pads[i] + pads[i + size] - dilation[i] * (kernel[i] - 1) - 1)) // stride[i]) + 1
+            for i in range(size)
+        ]
+        return (batch, weight.dims[0] if weight is not None else channels, *window)
+    return inputs[0]
+
+
+def kernel_engine(kernel: Kernel) -> bytes:
+    """A model of one node: the kernel as it is after optimization, to be loaded without further optimization.
+
+    Raises:
+        UnsupportedKernelError: ONNX Runtime on this host does not run that node alone.
+    """
+    names = [f"input{index}" for index in range(len(kernel.inputs))]
+    nodes = write(kernel, names, "output", "kernel")
+    model = _model(nodes, list(zip(names, kernel.inputs, strict=True)), [("output", kernel.output)])
+    try:
+        optimized(model, "BASIC")
+    except CompileError as error:
+        raise UnsupportedKernelError(f"kernel {kernel.op} must run alone to be measured, {error.message}") from error
+    return model
+
+
+def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
+    """The network at other widths, from the fused operators, with meaningless weights."""
+    nodes: list[onnx.NodeProto] = []
+    constants: set[str] = {name for operator in graph.operators for name in operator.inputs}
+    constants -= {spec.name for spec in graph.inputs}
+    constants -= {name for operator in graph.operators for name in operator.outputs}
+    for name in sorted(constants):
+        size = helper.make_tensor("shape", TensorProto.INT64, [len(shapes[name])], shapes[name])
+        nodes.append(helper.make_node("Constant", [], [f"{name}_shape"], value=size))
+        nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name]))
+    for index, operator in enumerate(graph.operators):
+        attributes = dict(operator.attributes)
+        output = shapes[operator.outputs[0]]
+        if "groups" in attributes:
+            attributes["groups"] = layout.groups_of(operator, graph, shapes)
+        if operator.op == "Reshape":
+            attributes["operand1"] = output
+            attributes.pop("allowzero", None)
+        kernel = Kernel(
+            op=operator.op,
+            family=family(operator.op),
+            inputs=tuple(shapes[name] for name in operator.inputs),
+            output=output,
+            attributes=tuple(sorted(attributes.items())),
+        )
+        nodes += write(kernel, list(operator.inputs), operator.outputs[0], f"operator{index}")
+    inputs = [(spec.name, spec.shape) for spec in graph.inputs]
+    inner = [(name, shapes[name]) for operator in graph.operators for name in operator.outputs if name in shapes]
+    return _model(nodes, inputs, [(name, shapes[name]) for name in graph.outputs], inner)
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, Shape]],
+    outputs: list[tuple[str, Shape]],
+    inner: Sequence[tuple[str, Shape]] = (),
+) -> bytes:
+    def infos(tensors: Sequence[tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in tensors]
+
+    graph = helper.make_graph(nodes, "edgeprune", infos(inputs), infos(outputs), value_info=infos(inner))
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid(domain, version) for domain, version in _OPSETS]
+    )
+    model.ir_version = _IR_VERSION
+    return bytes(model.SerializeToString())

@@ -1,0 +1,121 @@
+"""From a module to an ONNX file that remembers which traced node each of its tensors comes from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import ExportError
+from edgeprune.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+SOURCES_KEY = "edgeprune.sources"
+"""Key of the model's metadata: JSON of tensor name to name of the node in the traced program."""
+
+# Opset and IR version that ONNX Runtime reads since the given release.
+# Source: https://onnxruntime.ai/docs/reference/compatibility.html (opset), and its IR table.
+_OPSET = 18
+_IR_VERSION = 9
+
+logger = logging.getLogger("edgeprune.backends.onnxruntime")
+
+
+def export(
+    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Write `module` in eval form as a checked ONNX file with static shapes.
+
+    Opset 18 and IR version 9 are read by every ONNX Runtime since 1.15, so that older boards run the file too.
+
+    Args:
+        module: What to export; its mode is put back afterwards.
+        example_inputs: Positional tensors at the deployment batch.
+        path: File to write; it appears whole or not at all.
+
+    Returns:
+        Inputs and outputs of the file.
+
+    Raises:
+        ExportError: The module cannot be exported.
+    """
+    import onnx
+
+    model, sources = _program(module, example_inputs)
+    for value in _small_metadata(sources):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = value
+    model.ir_version = _IR_VERSION
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the exported ONNX model must pass the ONNX checker, {_first_line(error)}.") from error
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(model.SerializeToString())
+    partial.replace(path)
+    return _specs(model.graph.input), _specs(model.graph.output)
+
+
+def _program(
+    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    import torch
+
+    training = module.training
+    module.eval()
+    noisy = logging.getLogger("torch.onnx")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, example_inputs, strict=False)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=_OPSET)
+    # The exporters raise whatever the user's forward raised, besides their own errors; each means the same to the user.
+    except Exception as error:
+        raise ExportError(
+            f"the model must be exportable to ONNX, torch says: {_first_line(error)}.",
+            hint="edgeprune explain MODEL",
+        ) from error
+    finally:
+        noisy.setLevel(level)
+        module.train(training)
+    assert exported is not None
+    return exported.model_proto, _sources(exported.exported_program)
+
+
+def _sources(program: torch.export.ExportedProgram | None) -> dict[str, str]:
+    """Name of each node of the decomposed program to the node that it was made from."""
+    sources: dict[str, str] = {}
+    for node in program.graph.nodes if program is not None else ():
+        origin: list[Any] = node.meta.get("from_node", [])
+        while origin:
+            sources[node.name] = origin[-1].name
+            origin = origin[-1].from_node
+    return sources
+
+
+def _small_metadata(sources: dict[str, str]) -> list[tuple[str, str]]:
+    return [(SOURCES_KEY, json.dumps(sources, sort_keys=True, separators=(",", ":")))]
+
+
+def _specs(values: Any) -> tuple[TensorSpec, ...]:
+    import onnx
+
+    return tuple(
+        TensorSpec(
+            value.name,
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+        )
+        for value in values
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -1,0 +1,236 @@
+"""ONNX Runtime's nodes as `Operator` and back: which attributes decide the time a node takes, and how they are written.
+
+Names: an operation is its name without the domain (``Conv``, ``FusedConv``) unless another domain has one of the same
+name; then the last part of the domain stands in front (``nchwc.Conv``, ``microsoft.Gelu``). Attributes keep the values of
+ONNX under the names of the field (``strides`` is ``stride``); those at their default are left out, so that equal work has
+equal text. Small constant operands (axes, clip bounds) are attributes ``operand<i>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from edgeprune.backends._base import Operator
+from edgeprune.spec import AttributeValue, Kernel
+
+_MICROSOFT = "com.microsoft"
+
+# A view moves no data: ONNX Runtime's memory planner lets its output share the input's buffer, so it is no kernel.
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+
+_FAMILIES = {
+    "conv": {"Conv", "FusedConv", "ConvTranspose"},
+    "gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"},
+    "pool": {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"},
+    "reduce": {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"},
+    "layout": {"ReorderInput", "ReorderOutput", "Transpose"},
+    "concat": {"Concat", "Split", "Slice", "Gather", "Pad"},
+    "elementwise": {
+        *("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Where"),
+        *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
+        *("Softplus", "Erf", "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "Mish", "BatchNormalization"),
+    },
+}
+FAMILY = {op: family for family, ops in _FAMILIES.items() for op in ops}
+
+# Operations whose second and third operands are weights that follow from the other shapes.
+WEIGHTED = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"})
+
+_RENAMED = {
+    "kernel_shape": "kernel",
+    "strides": "stride",
+    "dilations": "dilation",
+    "group": "groups",
+    "transB": "trans_b",
+}
+_ONNX_NAME = {ours: theirs for theirs, ours in _RENAMED.items()}
+_DEFAULTS: dict[str, Any] = {
+    "allowzero": 0,
+    "alpha": 1.0,
+    "auto_pad": "NOTSET",
+    "beta": 1.0,
+    "ceil_mode": 0,
+    "channels_last": 0,
+    "noop_with_empty_axes": 0,
+    "storage_order": 0,
+    "training_mode": 0,
+    "transA": 0,
+}
+# `channels` of a ReorderOutput repeats its output shape; `alpha` of anything but a Gemm is a real parameter.
+_REDUNDANT = frozenset({"channels"})
+_KEEPS_ALPHA = frozenset({"LeakyRelu", "Elu", "QuickGelu", "HardSigmoid", "Selu", "Celu"})
+_CONV_DEFAULTS: dict[str, AttributeValue] = {
+    "stride": (1, 1),
+    "pads": (0, 0, 0, 0),
+    "dilation": (1, 1),
+    "groups": 1,
+    "activation": "",
+}
+_SMALL = 16
+
+
+def op_name(domain: str, op_type: str) -> str:
+    """Our name of an ONNX operation."""
+    if domain in {"", "ai.onnx"} or (domain == _MICROSOFT and not onnx.defs.has(op_type)):
+        return op_type
+    return f"{domain.rpartition('.')[2]}.{op_type}"
+
+
+def onnx_domain(op: str) -> str:
+    """The ONNX domain of one of our names."""
+    prefix = op.rpartition(".")[0]
+    if prefix:
+        return _MICROSOFT if prefix == "microsoft" else f"{_MICROSOFT}.{prefix}"
+    return "" if onnx.defs.has(op) else _MICROSOFT
+
+
+def base(op: str) -> str:
+    """The operation without its domain: ``Conv`` of ``nchwc.Conv``."""
+    return op.rpartition(".")[2]
+
+
+def family(op: str) -> str:
+    """The regression family of an operation."""
+    return FAMILY.get(base(op), "other")
+
+
+def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
+    """One node as an operator.
+
+    Args:
+        node: A node of a graph that ONNX Runtime has written.
+        constants: Name to value of the graph's initializers.
+    """
+    op = op_name(node.domain, node.op_type)
+    attributes = _attributes(node)
+    weighted = base(op) in WEIGHTED and len(node.input) > 1 and node.input[1] in constants
+    inputs: list[str] = []
+    if weighted:
+        inputs.append(node.input[0])
+        if base(op) != "MatMul":
+            attributes["bias"] = len(node.input) > 2 and node.input[2] != ""
+        if base(op) in {"Conv", "FusedConv"}:
+            attributes = {**_CONV_DEFAULTS, **attributes, "residual": len(node.input) > 3 and node.input[3] != ""}
+            attributes.setdefault("kernel", tuple(constants[node.input[1]].dims[2:]))
+            inputs += [name for name in node.input[3:4] if name]
+    else:
+        for position, name in enumerate(node.input):
+            value = constants.get(name)
+            if not name:
+                continue
+            if value is not None and int(np.prod(value.dims)) <= _SMALL:
+                array = numpy_helper.to_array(value)
+                attributes[f"operand{position}"] = tuple(array.tolist()) if array.ndim else array.item()
+            else:
+                inputs.append(name)
+    return Operator(
+        name=node.name or node.output[0],
+        op=op,
+        inputs=tuple(inputs),
+        outputs=tuple(name for name in node.output if name),
+        attributes=tuple(sorted(attributes.items())),
+    )
+
+
+def _attributes(node: NodeProto) -> dict[str, AttributeValue]:
+    found: dict[str, AttributeValue] = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode()
+        if isinstance(value, (list, tuple)):
+            value = tuple(item.decode() if isinstance(item, bytes) else item for item in value)
+        if attribute.name in _REDUNDANT or isinstance(value, (onnx.TensorProto, onnx.GraphProto)):
+            continue
+        keeps = attribute.name == "alpha" and node.op_type in _KEEPS_ALPHA
+        if not keeps and _DEFAULTS.get(attribute.name) == value:
+            continue
+        found[_RENAMED.get(attribute.name, attribute.name)] = value
+    return found
+
+
+def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
+    """Shapes of the weight and the bias (where there is one) of a weighted kernel, as its operation wants them.
+
+    Source: blocked filters are padded to whole blocks in the output channels, and in the input channels too unless the
+    input stays in NCHW (fewer channels than a block): `TransformConv` in
+    onnxruntime/core/optimizer/nchwc_transformer.cc, 1.31.
+    """
+    attributes = dict(kernel.attributes)
+    if base(kernel.op) in {"Conv", "FusedConv"}:
+        groups = int(attributes["groups"])  # type: ignore[arg-type]
+        out_channels = kernel.output[1]
+        window: tuple[int, ...] = attributes["kernel"]  # type: ignore[assignment]
+        shapes = [(out_channels, kernel.inputs[0][1] // groups, *window)]
+        return [*shapes, (out_channels,)] if attributes.get("bias") else shapes
+    rows, columns = kernel.inputs[0][-1], kernel.output[-1]
+    weight = (columns, rows) if attributes.get("trans_b") else (rows, columns)
+    return [weight, (columns,)] if attributes.get("bias") else [weight]
+
+
+def write(kernel: Kernel, inputs: list[str], output: str, prefix: str) -> list[NodeProto]:
+    """The nodes that run one kernel: its own, and the constants that it reads, filled by ``ConstantOfShape``.
+
+    ONNX Runtime folds those into real initializers when it loads the model, so the file stays below a kilobyte while the
+    kernel sees the same packed weights as in a whole network. Weights are 1 / fan-in: activations stay near one, far from
+    the denormal numbers that would slow a CPU down.
+
+    Args:
+        kernel: What to run.
+        inputs: Names of the tensors that it reads, as many as `kernel.inputs`.
+        output: Name of the tensor that it writes.
+        prefix: Unique within the graph.
+    """
+    nodes: list[NodeProto] = []
+    attributes = dict(kernel.attributes)
+    bias, residual = attributes.pop("bias", False), attributes.pop("residual", False)
+    names = list(inputs)
+    if base(kernel.op) in WEIGHTED and len(kernel.inputs) <= 2 and not _both_data(kernel):
+        shapes = weight_shapes(kernel)
+        fan_in = int(np.prod(shapes[0])) // kernel.output[1 if len(kernel.output) > 1 else 0] or 1
+        for role, shape in zip(("weight", "bias"), shapes, strict=False):
+            nodes += _filled(f"{prefix}_{role}", shape, 1.0 / fan_in)
+        names = [inputs[0], f"{prefix}_weight", *([f"{prefix}_bias"] if bias else [])]
+        if residual:
+            names = [*names, *([] if bias else [""]), inputs[1]]
+    operands = {int(name[7:]): value for name, value in attributes.items() if name.startswith("operand")}
+    for position, value in sorted(operands.items()):
+        name = f"{prefix}_operand{position}"
+        nodes.append(_literal(name, value))
+        names += [""] * (position - len(names))
+        names.insert(position, name)
+    onnx_attributes: dict[str, Any] = {
+        _ONNX_NAME.get(name, name): value
+        for name, value in attributes.items()
+        if not name.startswith("operand") and not (name == "activation" and not value)
+    }
+    if kernel.op == "nchwc.ReorderOutput":
+        onnx_attributes["channels"] = kernel.output[1]
+    domain = onnx_domain(kernel.op)
+    nodes.append(helper.make_node(base(kernel.op), names, [output], name=prefix, domain=domain, **onnx_attributes))
+    return nodes
+
+
+def _both_data(kernel: Kernel) -> bool:
+    return base(kernel.op) in {"Gemm", "FusedGemm", "MatMul"} and len(kernel.inputs) > 1
+
+
+def _filled(name: str, shape: tuple[int, ...], value: float) -> list[NodeProto]:
+    size = helper.make_tensor("shape", TensorProto.INT64, [len(shape)], shape)
+    fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
+    return [
+        helper.make_node("Constant", [], [f"{name}_shape"], value=size),
+        helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=fill),
+    ]
+
+
+def _literal(name: str, value: AttributeValue) -> NodeProto:
+    values: list[Any] = list(value) if isinstance(value, tuple) else [value]
+    kind = TensorProto.INT64 if all(isinstance(item, int) for item in values) else TensorProto.FLOAT
+    dims = [len(values)] if isinstance(value, tuple) else []
+    return helper.make_node("Constant", [], [name], value=helper.make_tensor("value", kind, dims, values))
