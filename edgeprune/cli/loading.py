@@ -73,7 +73,7 @@ def load_task(reference: str) -> Task:
 
 
 def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = lambda: None) -> Any:
-    """What the factory returns; an object that is an `as_it_is` already needs no call. `before` runs before user code."""
+    """What the factory returns; an `as_it_is` under that name needs no call. `before` runs before user code."""
     where, separator, name = reference.rpartition(":")
     if not separator or not where or not name:
         raise FactoryError(f"a factory must be written {_FORM}, found {reference!r}.")
