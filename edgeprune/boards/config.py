@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import platformdirs
 from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
 
-from edgeprune.boards.address import Address
+from edgeprune.boards.ssh_config import SshTarget
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import ConfigError, UnknownBoardError
 
@@ -45,13 +45,8 @@ class BoardEntry(BaseModel):
     @field_validator("ssh")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        Address.parse(value)
+        SshTarget.parse(value)
         return value
-
-    @property
-    def address(self) -> Address:
-        """`ssh`, taken apart."""
-        return Address.parse(self.ssh)
 
 
 class _File(BaseModel):

@@ -22,6 +22,8 @@ VERBS = {
     "stage": "releases",
     "activate": "releases",
     "rollback": "releases",
+    "confirm": "releases",
+    "gc": "releases",
     "status": "releases",
     "verify": "releases",
     "confirm": "releases",

@@ -1,0 +1,387 @@
+"""One physical board: a transport, a folder on it, and a Python there that runs the on-board runner."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pydantic import ValidationError
+
+from edgeprune.boards import fingerprint
+from edgeprune.boards.config import BoardConfig, BoardEntry
+from edgeprune.boards.device_types import device_type, device_types
+from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
+from edgeprune.boards.runner_package import runner_package
+from edgeprune.boards.ssh_config import SshTarget
+from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
+from edgeprune.errors import BoardFullError, ConfigError, IncompatibleTargetError, RemoteError
+from edgeprune.spec import DeviceSpec, Fingerprint
+
+logger = logging.getLogger("edgeprune.boards.board")
+
+DEFAULT_ROOT = "~/.edgeprune"
+ROOT_VARIABLE = "EDGEPRUNE_ROOT"
+"""Environment variable with the root folder of the board ``local``."""
+
+_OLDEST_PYTHON = (3, 6)
+_RESERVE_BYTES = 1 << 20
+_URL_OPTIONS = ("python", "root", "identity", "host_key")
+
+# Also valid Python 2, whose answer is then refused for its version and not for a syntax error.
+_GREETING = """\
+import json, os, sys
+root = os.path.join(os.path.expanduser("~"), os.path.expanduser(sys.argv[1]))
+runner = os.path.join(root, "runner", sys.argv[2])
+size = os.path.getsize(runner) if os.path.isfile(runner) else -1
+print("")
+print(json.dumps({"greeting": 1, "version": list(sys.version_info[:3]), "root": root, "runner_bytes": size}))
+"""
+
+
+class Board:
+    """A board that was opened. Use it as a context manager, or `close` it; get one from `Board.open`.
+
+    Attributes:
+        name: What the user calls it.
+        device: Its device type, where known.
+        transport: How it is reached.
+        root: Absolute folder on the board that holds everything of edgeprune's.
+        python: The board's Python.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        name: str,
+        python: str = "python3",
+        root: str = DEFAULT_ROOT,
+        device: DeviceSpec | None = None,
+    ) -> None:
+        self.transport = transport
+        self.name = name
+        self.python = python
+        self.device = device
+        self._users = 1
+        self._holds = 0
+        self._runner_ready = False
+        self.root = self._greet(root)
+
+    @classmethod
+    def open(cls, spec: str | Board = "local", *, config: Path | None = None) -> Board:
+        """Reach a board and see that it has a Python that can run the runner.
+
+        Args:
+            spec: ``"local"``, a configured name, ``"ssh://user@host:port"`` with the options ``?python=``, ``&root=``,
+                ``&identity=`` and ``&host_key=``, or a board that is open already: it stays open until everyone who
+                opened it has closed it.
+            config: File with the configured boards instead of the user's.
+
+        Raises:
+            ConfigError: The address is none of these; `UnknownBoardError`: no board of that name is configured.
+            RemoteError: The board cannot be reached, or refuses.
+            IncompatibleTargetError: The board has no Python >= 3.6.
+        """
+        if isinstance(spec, Board):
+            spec._users += 1
+            return spec
+        if spec == "local":
+            from edgeprune.boards.local import LocalTransport
+
+            root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+            return cls(LocalTransport(), name=spec, python=sys.executable, root=root, device=_own_device())
+        if "://" in spec:
+            name, entry = _entry_of_url(spec)
+        else:
+            name, entry = spec, BoardConfig(config).get(spec)
+        device = device_type(entry.type) if entry.type is not None else None
+        from edgeprune.boards.ssh import SshTransport
+
+        transport = SshTransport(
+            entry.ssh,
+            identity=Path(entry.identity).expanduser() if entry.identity else None,
+            host_key=entry.host_key,
+        )
+        try:
+            return cls(transport, name=name, python=entry.python, root=entry.root, device=device)
+        except BaseException:
+            transport.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, once everyone who opened this board has closed it."""
+        self._users -= 1
+        if self._users == 0:
+            self.transport.close()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Board({self.name!r}, {self.transport.address!r}, root={self.root!r})"
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60.0,
+        on_line: Callable[[str], None] | None = None,
+    ) -> CommandResult:
+        """Run a command on the board; see `Transport.run`."""
+        return self.transport.run(argv, stdin=stdin, timeout_s=timeout_s, on_line=on_line)
+
+    def put(self, local: Path, remote: str, *, progress: Progress | None = None) -> None:
+        """Copy a file to the board; see `Transport.put`."""
+        self.transport.put(local, remote, progress=progress)
+
+    def get(self, remote: str, local: Path) -> None:
+        """Copy a file from the board; see `Transport.get`."""
+        self.transport.get(remote, local)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that the on-board probe finds, as its JSON."""
+        return self.call("probe", {}, timeout_s=120.0)
+
+    def probe(self) -> Fingerprint:
+        """What the board is and runs, and what could disturb a measurement on it."""
+        return fingerprint.from_facts(self.facts())
+
+    def call(
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        *,
+        timeout_s: float = 60.0,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run one verb of the on-board runner, which is uploaded first where it is missing.
+
+        Args:
+            verb: One of the runner's verbs.
+            request: JSON-ready; ``root`` is added, and ``owner`` while this process holds the board.
+            timeout_s: Deadline, seconds; past it the runner is killed on the board.
+            on_event: Called with each event as it arrives, the result left out; what it raises ends the verb.
+
+        Returns:
+            The verb's result.
+
+        Raises:
+            EdgepruneError: The exception that the verb names, or `CommandError` when it ends without a result.
+            RemoteTimeoutError: Past the deadline.
+        """
+        outcome: dict[str, Any] = {}
+
+        def on_line(line: str) -> None:
+            event = parse_event(line)
+            if event is None:
+                logger.debug("%s: %s", self.name, line)
+            elif event["event"] in ("result", "error"):
+                outcome.update(event)
+            elif on_event is not None:
+                on_event(event)
+
+        ended = self.transport.run(
+            [self.python, self._runner(), verb],
+            stdin=self._request(request),
+            timeout_s=timeout_s,
+            on_line=on_line,
+        )
+        if ended.stderr:
+            logger.debug("%s: %s: %s", self.name, verb, ended.stderr.decode("utf-8", "replace"))
+        if outcome.get("event") == "result":
+            result: dict[str, Any] = outcome["result"]
+            return result
+        raise error_of(outcome) if outcome else crash(verb, ended)
+
+    @contextlib.contextmanager
+    def hold(self, purpose: str) -> Iterator[None]:
+        """Have the board to oneself. The lock belongs to a live process on the board: it goes with that process, which
+        goes with this one or with the link, so nothing is left to clean up.
+
+        A board that is held can be held again through the same object; the first one counts.
+
+        Args:
+            purpose: What others are told, e.g. ``"profile"``.
+
+        Raises:
+            BoardBusyError: Another run holds it; the message says whose and since when.
+        """
+        process = self._lock(purpose) if self._holds == 0 else None
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            if process is not None:
+                try:
+                    process.close()
+                except RemoteError as error:
+                    # The link is gone, and the lock with it.
+                    logger.debug("%s: releasing the lock: %s", self.name, error)
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """Who this process is to the lock of a board."""
+        return {"host": socket.gethostname(), "pid": os.getpid()}
+
+    def push(self, content: Path | bytes, *, progress: Progress | None = None) -> str:
+        """Bring a file into the board's store, ``<root>/store/<sha256>``; what is there already is not sent again.
+
+        Returns:
+            Its sha256.
+
+        Raises:
+            BoardFullError: It does not fit; nothing was sent.
+            TransferError: What arrived is not what was sent.
+        """
+        if isinstance(content, bytes):
+            with _temporary(content) as path:
+                return self.push(path, progress=progress)
+        size = content.stat().st_size
+        sha256 = _sha256(content)
+        state = self.call("store", {"action": "missing", "blobs": {sha256: size}})
+        if not state["missing"]:
+            if progress is not None:
+                progress(size, size)
+            return sha256
+        needed = size - state["incoming_bytes"] + _RESERVE_BYTES
+        if state["free_bytes"] < needed:
+            raise BoardFullError(
+                f"board {self.name} must have {needed / 1e6:.1f} MB free under {self.root} for {content.name}, "
+                f"found {state['free_bytes'] / 1e6:.1f} MB.",
+                hint="free some space there, or give the board another root folder",
+            )
+        self.transport.put(content, f"{self.root}/incoming/{sha256}", progress=progress)
+        # Hashing is at least 20 MB/s on the slowest board that counts.
+        self.call("store", {"action": "adopt", "blobs": [sha256]}, timeout_s=60.0 + size / 20e6)
+        return sha256
+
+    def _greet(self, root: str) -> str:
+        """Absolute root folder, from a Python that is new enough."""
+        package = runner_package()
+        ended = self.transport.run([self.python, "-c", _GREETING, root, package.name], timeout_s=30.0)
+        for line in reversed(ended.stdout.decode("utf-8", "replace").splitlines()):
+            answer = parse_object(line)
+            if answer is not None and "greeting" in answer:
+                break
+        else:
+            said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise self._no_python(f"none at {self.python}" + (f" ({said[-1].strip()})" if said else ""))
+        if tuple(answer["version"]) < _OLDEST_PYTHON:
+            raise self._no_python(f"{'.'.join(map(str, answer['version']))} at {self.python}")
+        self._runner_ready = answer["runner_bytes"] == len(package.content)
+        return str(answer["root"])
+
+    def _no_python(self, found: str) -> IncompatibleTargetError:
+        return IncompatibleTargetError(
+            "python",
+            ">= 3.6",
+            found,
+            hint=f"install python3 on {self.transport.address}, or name another one with --python /path/to/python3",
+        )
+
+    def _runner(self) -> str:
+        """Path of the runner on the board."""
+        package = runner_package()
+        path = f"{self.root}/runner/{package.name}"
+        if not self._runner_ready:
+            with _temporary(package.content) as local:
+                self.transport.put(local, path)
+            self._runner_ready = True
+        return path
+
+    def _request(self, request: Mapping[str, Any]) -> bytes:
+        added: dict[str, Any] = {"root": self.root}
+        if self._holds:
+            added["owner"] = self.owner
+        return json.dumps({**added, **request}).encode("ascii") + b"\n"
+
+    def _lock(self, purpose: str) -> Process:
+        """Start the process that holds the lock."""
+        request = self._request({**self.owner, "user": _user(), "purpose": purpose})
+        process = self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
+        try:
+            while (line := process.readline(30.0)) is not None:
+                event = parse_event(line)
+                if event is not None and event["event"] == "held":
+                    return process
+                if event is not None and event["event"] == "error":
+                    raise error_of(event)
+            raise crash("lock", process.close())
+        except BaseException:
+            process.close()
+            raise
+
+
+def _entry_of_url(url: str) -> tuple[str, BoardEntry]:
+    """Name and settings of ``ssh://user@host:port?python=/usr/bin/python3``."""
+    target, _, query = url.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    wrong = [name for name, value in options.items() if name not in _URL_OPTIONS or not value]
+    if not target.startswith("ssh://") or wrong:
+        raise ConfigError(
+            f"a board's address must read ssh://user@host:port with the options {', '.join(_URL_OPTIONS)}, "
+            + (f"found the option {wrong[0]}." if wrong else f"found {url.partition('://')[0]}://."),
+            hint="ssh://user@host:22?python=/usr/bin/python3",
+        )
+    name = target.removeprefix("ssh://").rstrip("/")
+    # Checked before the schema, whose errors would repeat a password.
+    SshTarget.parse(name)
+    if "host_key" in options:
+        # A plus sign of the fingerprint arrives as a space, as in any query.
+        options["host_key"] = options["host_key"].replace(" ", "+")
+    try:
+        return name, BoardEntry(ssh=name, **options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{first['loc'][0]} of a board's address breaks a rule ({first['msg']}), found {first['input']!r}."
+        ) from error
+
+
+def _own_device() -> DeviceSpec | None:
+    """Device type of this machine, where there is a general one for its architecture."""
+    name = {"x86_64": "x86-64-host"}.get(os.uname().machine)
+    return next((spec for spec in device_types() if spec.name == name), None)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"user {os.getuid()}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _temporary(content: bytes) -> Iterator[Path]:
+    """A file with this content for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        path = Path(folder) / "content"
+        path.write_bytes(content)
+        yield path
