@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,3 +80,26 @@ def median_ratio(
         high=float(np.quantile(medians, 1 - tail)),
         rounds=tuple(float(value) for value in ratios),
     )
+
+
+def repeatability(rounds_ms: Iterable[Sequence[float]]) -> dict[str, float]:
+    """How well a second measurement agrees with the first: the ceiling of any prediction of single measurements.
+
+    Args:
+        rounds_ms: Per item the median of each round, milliseconds; each two consecutive rounds make a pair.
+
+    Returns:
+        ``pairs``, their ``median`` and ``p90`` relative difference, and the shares ``within_5_percent`` and
+        ``within_10_percent``; only ``pairs`` (0) when no item has two rounds.
+    """
+    pairs = np.array([pair for rounds in rounds_ms for pair in pairwise(rounds)], dtype=np.float64).reshape(-1, 2)
+    if not len(pairs):
+        return {"pairs": 0}
+    differences = np.abs(pairs[:, 1] / pairs[:, 0] - 1)
+    return {
+        "pairs": len(pairs),
+        "median": float(np.median(differences)),
+        "p90": float(np.quantile(differences, 0.9)),
+        "within_5_percent": float((differences <= 0.05).mean()),
+        "within_10_percent": float((differences <= 0.10).mean()),
+    }

@@ -60,6 +60,8 @@ def bundle(contents: Collection[bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(by_hash):
-            # A fixed date: the default is the time of day, which would change the bundle's own hash.
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), by_hash[name], zipfile.ZIP_DEFLATED)
+            # Fixed date and system: the defaults are the time of day and the host, which would change the bundle's hash.
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            archive.writestr(entry, by_hash[name], zipfile.ZIP_DEFLATED)
     return buffer.getvalue()

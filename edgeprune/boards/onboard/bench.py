@@ -29,9 +29,10 @@ def main(request, emit):
 
     Args:
         request: ``engines`` (id to entry, see `engines`), ``rounds`` (lists of ids, timed in this order), ``root`` (the
-            board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``settle_ms`` (work before
-            the first item, so that clocks and caches leave their idle state), ``optional`` (ids that are told as an event
-            and left out when they do not load or run; any other is a failure).
+            board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``item_ms`` (an item that
+            took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks and
+            caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not load
+            or run; any other is a failure).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
             overhead_times_ms, conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
@@ -44,7 +45,7 @@ def main(request, emit):
     runtime, threads = request.get("runtime", "onnxruntime"), int(request.get("threads", 1))
     warmup_s = request.get("warmup_ms", 20.0) / 1e3
     sample_s = request.get("sample_ms", 5.0) / 1e3
-    samples = int(request.get("samples", 5))
+    samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
     loaded = _load(request, runtime, threads, emit)
     empty = engines.OnnxEngine(engines.EMPTY_ONNX, "none", 1)
     before = conditions()
@@ -54,7 +55,7 @@ def main(request, emit):
         order = [name for names in request["rounds"] for name in names if name in loaded]
         if order:
             _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
-        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5))
+        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s)
         overhead_ms = median(overhead["times_ms"])
         emit(
             {
@@ -68,7 +69,7 @@ def main(request, emit):
             for position, name in enumerate(names):
                 if name not in loaded:
                     continue
-                item = time_item(loaded[name], warmup_s, sample_s, samples)
+                item = time_item(loaded[name], warmup_s, sample_s, samples, item_s)
                 item.update({"event": "sample", "round": number, "position": position, "id": name})
                 emit(item)
     finally:
@@ -102,7 +103,7 @@ def _settle(engine, seconds):
         engine.run(1)
 
 
-def time_item(engine, warmup_s, sample_s, samples):
+def time_item(engine, warmup_s, sample_s, samples, item_s):
     """Warm one engine up and time it.
 
     Args:
@@ -110,6 +111,7 @@ def time_item(engine, warmup_s, sample_s, samples):
         warmup_s: Warm up at least so long, seconds.
         sample_s: Least length of one sample, seconds.
         samples: Number of samples.
+        item_s: Past this time, seconds, three samples are enough.
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
@@ -117,11 +119,14 @@ def time_item(engine, warmup_s, sample_s, samples):
         that something else ran), ``preempted`` (involuntary context switches while timed).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
+    begin = clock()
     run_s, stable = warm_up(engine, warmup_s)
     number = max(1, int(math.ceil(sample_s / max(run_s, 1e-9))))
     times_ms, shares = [], []
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     for _ in range(samples):
+        if len(times_ms) >= 3 and clock() - begin > item_s:
+            break
         count = 0
         cpu = cpu_clock()
         start = clock()
