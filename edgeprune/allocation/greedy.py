@@ -107,15 +107,13 @@ def _descend(problem: Problem, budget_ms: float) -> State | None:
 
 
 def _moves_down(problem: Problem, state: State) -> list[tuple[int, int]]:
-    return [
-        (index, width) for index in problem.movable for width in problem.candidates[index] if width < state[index]
-    ]
+    return [(index, width) for index in problem.movable for width in problem.candidates[index] if width < state[index]]
 
 
 def _best_move(
     problem: Problem,
     state: State,
-    moves: Sequence[tuple[int, int]],
+    moves: list[tuple[int, int]],
     stale: set[tuple[int, int]],
     saved: dict[tuple[int, int], float],
 ) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
@@ -84,7 +85,7 @@ def _uniform_widths(
     decisions = tuple(_rounded(choice, multiple_of) for choice in choices(groups, rules))
     shares = sorted({width / choice.size for choice in decisions for width in choice.allowed}, reverse=True)
     # Between two neighbors of a group's widths the nearest one changes halfway.
-    shares = sorted({*shares, *((one + two) / 2 for one, two in zip(shares, shares[1:], strict=False))}, reverse=True)
+    shares = sorted({*shares, *((one + two) / 2 for one, two in pairwise(shares))}, reverse=True)
     if len(shares) > _MOST_RATIOS:
         last = len(shares) - 1
         shares = [shares[round(step * last / (_MOST_RATIOS - 1))] for step in range(_MOST_RATIOS)]

@@ -44,6 +44,14 @@ def sample_count(inputs: Any) -> int:
     return 1
 
 
+def batch_count(loader: Batches) -> int | None:
+    """Number of batches where the loader knows it without being read (a DataLoader over a stream does not), else None."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def unpack(batch: Any, source: str) -> tuple[Any, Any]:
     """Split a batch into inputs and targets.
 
@@ -63,9 +71,7 @@ def unpack(batch: Any, source: str) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def batches(
-    loader: Batches, source: str, device: torch.device, limit: int | None = None
-) -> Iterator[tuple[Any, Any]]:
+def batches(loader: Batches, source: str, device: torch.device, limit: int | None = None) -> Iterator[tuple[Any, Any]]:
     """Yield the unpacked batches of a loader on `device`, at most `limit` of them.
 
     Raises:

@@ -28,7 +28,7 @@ def test_any_reachable_budget_is_met(seed, share, groups):
 
 
 def test_damage_is_close_to_brute_force_on_average():
-    """Stated: at most 3 % above the optimum on average over 60 instances, and never more than 40 % above it."""
+    """Stated: at most 1 % above the optimum on average over 60 instances, and never more than 15 % above it."""
     excess = []
     for seed in range(60):
         problem = instance(seed, groups=3, largest=20)
@@ -36,8 +36,8 @@ def test_damage_is_close_to_brute_force_on_average():
         best = problem.best_damage(budget_ms)
         found = Greedy().allocate(problem.groups, problem.damage, problem.cost, budget_ms).certificate.damage
         excess.append(found / best - 1 if best > 0 else float(found > 0))
-    assert np.mean(excess) <= 0.03
-    assert max(excess) <= 0.4
+    assert np.mean(excess) <= 0.01
+    assert max(excess) <= 0.15
 
 
 def test_widths_stay_at_the_widest_point_of_a_stair():
@@ -105,10 +105,10 @@ def test_groups_that_are_all_frozen_leave_the_budget_infeasible():
     from edgeprune.surgery.constraints import WidthRule
 
     problem = instance(1)
-    rules = {
-        item.name: WidthRule(min_width=1, multiple_of=1, frozen=True, tied_to=None) for item in problem.groups
-    }
-    with pytest.raises(BudgetInfeasibleError, match=r"^latency must be <= .* ms, the smallest plan reaches .* ms\.") as caught:
+    rules = {item.name: WidthRule(min_width=1, multiple_of=1, frozen=True, tied_to=None) for item in problem.groups}
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"^latency must be <= .* ms, the smallest plan reaches .* ms\."
+    ) as caught:
         Greedy().allocate(problem.groups, {}, problem.cost, 0.5 * problem.cost.ms({}), rules)
     assert caught.value.best_ms == pytest.approx(problem.cost.ms({}))
 

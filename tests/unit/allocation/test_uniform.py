@@ -39,9 +39,16 @@ def test_the_largest_share_is_taken_even_where_latency_is_not_monotone():
 
 def test_widths_are_rounded_to_multiples():
     problem = instance(4)
-    widths = Uniform(multiple_of=4).allocate(
-        problem.groups, problem.damage, problem.cost, problem.floor_ms + 0.5 * (problem.cost.ms({}) - problem.floor_ms)
-    ).widths
+    widths = (
+        Uniform(multiple_of=4)
+        .allocate(
+            problem.groups,
+            problem.damage,
+            problem.cost,
+            problem.floor_ms + 0.5 * (problem.cost.ms({}) - problem.floor_ms),
+        )
+        .widths
+    )
     assert all(width % 4 == 0 or width == problem.dense[name] for name, width in widths.items())
     assert widths != problem.dense
 

@@ -1,0 +1,145 @@
+"""Batch-norm re-estimation: after a cut the running statistics describe activations that no longer exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeprune.errors import TaskError
+from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
+from edgeprune.tasks.batches import batch_count, call, device_of, mode
+from edgeprune.tasks.batches import batches as unpacked
+from edgeprune.tasks.task import Batches, Task
+
+
+def reestimate_batch_norm(
+    model: nn.Module,
+    loader: Batches,
+    *,
+    batches: int | None = None,
+    task: Task | None = None,
+    progress: StepProgress | None = None,
+) -> RecoveryRecord:
+    """Replace the running statistics of every batch norm by exact ones over calibration batches, in place.
+
+    Each batch norm normalizes by its batch while the data pass (so that those behind it see what training would show them),
+    and gets mean and unbiased variance over all values that reached it, each sample weighing the same. Momentum settings,
+    affine parameters, other layers and train or eval forms stay as they are. If it fails or is interrupted, so do the statistics.
+
+    Args:
+        model: Changed in place.
+        loader: Batches of training data; targets are not used.
+        batches: Most batches; None means all.
+        task: For the metrics before and after in the record.
+        progress: Told the batches done.
+
+    Returns:
+        A record; its details say how many ``batches`` were used and how many ``batch_norms`` there are.
+
+    Raises:
+        TaskError: The loader is empty, a batch is not a pair, or a batch norm sees a single value per channel.
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+    }
+    before = evaluate(model, task) if task is not None else {}
+    count = 0
+    if norms:
+        total = _length(loader, batches)
+        device = device_of(model)
+        with (
+            _kept_unless_complete(norms) as complete,
+            ExitStack() as hooks,
+            mode(model, training=False),
+            torch.no_grad(),
+        ):
+            sums = {name: _Moments() for name in norms}
+            for name, norm in norms.items():
+                norm.training = True
+                hooks.callback(norm.register_forward_pre_hook(_watch(name, sums[name])).remove)
+            for inputs, _ in unpacked(loader, "calibration data", device, batches):
+                call(model, inputs)
+                count += 1
+                if progress is not None:
+                    progress("re-estimating batch norm", count, max(count, total))
+            for name, norm in norms.items():
+                sums[name].store(norm, count)
+            complete.append(True)
+    after = evaluate(model, task) if task is not None else {}
+    return RecoveryRecord("batch_norm", before, after, {"batches": count, "batch_norms": len(norms)})
+
+
+@dataclass
+class _Moments:
+    """Pooled mean and sum of squared deviations per channel, merged batch by batch (stable for large means)."""
+
+    count: int = 0
+    mean: torch.Tensor | None = None
+    deviations: torch.Tensor | None = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """Take in activations of shape (batch, channels, ...)."""
+        axes = [axis for axis in range(values.ndim) if axis != 1]
+        exact = values.double()
+        count = values.numel() // values.shape[1]
+        mean = exact.mean(dim=axes)
+        deviations = exact.var(dim=axes, unbiased=False) * count
+        if self.mean is None or self.deviations is None:
+            self.count, self.mean, self.deviations = count, mean, deviations
+            return
+        total = self.count + count
+        shift = mean - self.mean
+        self.deviations = self.deviations + deviations + shift.square() * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count = total
+
+    def store(self, norm: _BatchNorm, batches: int) -> None:
+        """Write the statistics into a batch norm that data has reached; one that no data reached keeps its own."""
+        if self.mean is None or self.deviations is None or norm.running_mean is None or norm.running_var is None:
+            return
+        norm.running_mean.copy_(self.mean)
+        norm.running_var.copy_(self.deviations / max(self.count - 1, 1))
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(batches)
+
+
+def _watch(name: str, moments: _Moments) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        values = args[0]
+        if values.numel() // values.shape[1] < 2:
+            raise TaskError(
+                f"calibration batches must give batch norm {name!r} at least 2 values per channel, "
+                f"found 1 at shape {tuple(values.shape)}.",
+                hint="a larger batch size, or drop_last=True",
+            )
+        moments.add(values)
+
+    return hook
+
+
+@contextmanager
+def _kept_unless_complete(norms: dict[str, _BatchNorm]) -> Iterator[list[bool]]:
+    """Put the statistics back unless the block marks itself complete; passing data changes them on the way."""
+    kept = [
+        (norm, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms.values()
+    ]
+    complete: list[bool] = []
+    try:
+        yield complete
+    finally:
+        for norm, buffers in kept:
+            if not complete:
+                for name, buffer in buffers.items():
+                    norm.get_buffer(name).copy_(buffer)
+
+
+def _length(loader: Batches, limit: int | None) -> int:
+    known = batch_count(loader) or 0
+    return known if limit is None else min(known, limit)

@@ -1,0 +1,95 @@
+"""Metrics of a model on its task, and the before/after record that every recovery step leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from edgeprune.tasks.batches import call, device_of, metric_of, mode, objective_batches, sample_count
+from edgeprune.tasks.task import Objective, Split, Task
+
+StepProgress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class RecoveryRecord:
+    """What one recovery step did.
+
+    Attributes:
+        step: Name of the step.
+        before: Validation metric by objective before it; empty without a task.
+        after: The same after it.
+        details: What else is worth keeping (epochs, losses, batches), JSON-ready.
+    """
+
+    step: str
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate(
+    model: nn.Module, task: Task, *, split: Split = "validation", batches: int | None = None
+) -> dict[str, float]:
+    """Metric of each objective, in eval form without gradients; the model is left as it was.
+
+    Args:
+        model: Called on the batches' inputs, on the device where it is.
+        task: Data and metrics.
+        split: Which data.
+        batches: Most batches per objective; None means all.
+
+    Returns:
+        Objective name to its metric: averaged over samples, or for a pooled objective that of all batches together.
+
+    Raises:
+        TaskError: Empty data, a batch that is not a pair, or a metric that is not a finite number.
+    """
+    device = device_of(model)
+    with mode(model, training=False), torch.no_grad():
+        return {
+            objective.name: _pooled(model, objective, split, device, batches)
+            if objective.pooled
+            else _averaged(model, objective, split, device, batches)
+            for objective in task.objectives
+        }
+
+
+def _averaged(model: nn.Module, objective: Objective, split: Split, device: torch.device, limit: int | None) -> float:
+    total, samples = 0.0, 0
+    for inputs, targets in objective_batches(objective, split, device, limit):
+        count = sample_count(inputs)
+        total += count * metric_of(objective, call(model, inputs), targets)
+        samples += count
+    return total / samples
+
+
+def _pooled(model: nn.Module, objective: Objective, split: Split, device: torch.device, limit: int | None) -> float:
+    collected = []
+    for inputs, targets in objective_batches(objective, split, device, limit):
+        collected.append((_on_cpu(call(model, inputs)), _on_cpu(targets)))
+    outputs, targets = _concatenated(collected)
+    return metric_of(objective, outputs, targets)
+
+
+def _on_cpu(tree: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.cpu(), tree)
+
+
+def _concatenated(trees: list[Any]) -> Any:
+    """Structures of equal form, leaf by leaf: tensors joined along axis 0, anything else gathered in a list."""
+    leaves = [pytree.tree_leaves(tree) for tree in trees]
+    _, form = pytree.tree_flatten(trees[0])
+    joined = [
+        torch.cat([value if value.ndim else value[None] for value in values])
+        if all(isinstance(value, torch.Tensor) for value in values)
+        else list(values)
+        for values in zip(*leaves, strict=True)
+    ]
+    return pytree.tree_unflatten(joined, form)

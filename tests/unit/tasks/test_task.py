@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from edgeprune.errors import TaskError
+from edgeprune.tasks.batches import batch_count, batches, call, mode, objective_batches, sample_count, unpack, validate
+from edgeprune.tasks.task import Objective, Task
+
+
+def accuracy(outputs, targets):
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def loader(count=12, batch_size=4):
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(count, 5), torch.randint(0, 3, (count,))), batch_size=batch_size)
+
+
+def single(**changes):
+    parts = {"train": loader(), "validation": loader(), "loss": nn.CrossEntropyLoss(), "metric": accuracy, **changes}
+    return Task.single(**parts)
+
+
+def test_a_working_task_validates_and_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3))
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    validate(single(), model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model] == [True, False, True, True]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": []}, "the train data of objective 'main' must yield at least one batch, found an empty loader"),
+        ({"validation": []}, "the validation data of objective 'main' must yield at least one batch"),
+        (
+            {"loss": lambda outputs, targets: outputs},
+            r"loss of objective 'main' must be a scalar tensor, found shape \(4, 3\)",
+        ),
+        ({"loss": lambda outputs, targets: 1.0}, "must be a scalar tensor, found float"),
+        (
+            {"loss": lambda outputs, targets: outputs.sum() * float("nan")},
+            "loss of objective 'main' must be finite, found nan",
+        ),
+        (
+            {"loss": lambda outputs, targets: outputs.detach().sum()},
+            "must be differentiable, found one without a gradient",
+        ),
+        ({"metric": lambda outputs, targets: float("nan")}, "metric of objective 'main' must be finite, found nan"),
+        ({"metric": lambda outputs, targets: "good"}, "metric of objective 'main' must be a number, found str"),
+        ({"metric": lambda outputs, targets: outputs}, "metric of objective 'main' must be a number, found Tensor"),
+        ({"train": [torch.zeros(4, 5)]}, r"must be a pair \(inputs, targets\), found Tensor of length 4"),
+        ({"train": [(torch.zeros(4, 5), 1, 2)]}, r"must be a pair \(inputs, targets\), found tuple of length 3"),
+        ({"train": [{"x": torch.zeros(4, 5)}]}, r"must be a pair \(inputs, targets\), found dict of length 1"),
+        ({"train": [7]}, r"must be a pair \(inputs, targets\), found int"),
+    ],
+)
+def test_what_cannot_be_used_is_named(changes, message):
+    with pytest.raises(TaskError, match=message):
+        validate(single(**changes), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": 3}, "train data of objective 'main' must be iterable, found int"),
+        ({"train": iter([1])}, "must be iterable more than once, found a one-shot list_iterator"),
+        ({"loss": None}, r"loss of objective 'main' must be callable as loss\(outputs, targets\), found NoneType"),
+        ({"metric": 0.5}, "metric of objective 'main' must be callable"),
+    ],
+)
+def test_parts_of_the_wrong_kind_are_refused_at_once(changes, message):
+    with pytest.raises(TaskError, match=message):
+        single(**changes)
+
+
+def test_a_task_needs_objectives_with_unique_names():
+    with pytest.raises(TaskError, match="at least one objective, found none"):
+        Task(())
+    objective = single().objectives[0]
+    with pytest.raises(TaskError, match="unique names, found main more than once"):
+        Task((objective, objective))
+    with pytest.raises(TaskError, match="found no 'other' among main"):
+        single().objective("other")
+    assert single().objective("main").name == "main"
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(TaskError, match="weight of objective 'main' must be at least 0, found -1"):
+        Objective("main", loader(), loader(), nn.CrossEntropyLoss(), accuracy, weight=-1.0)
+
+
+def test_a_limit_follows_the_direction_of_the_metric():
+    assert single(limit=0.9).objectives[0].meets_limit(0.91)
+    assert not single(limit=0.9).objectives[0].meets_limit(0.89)
+    assert not single(limit=0.1, higher_is_better=False).objectives[0].meets_limit(0.2)
+    assert single().objectives[0].meets_limit(-5.0)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, first, second):
+        return first - 2 * second
+
+
+def test_inputs_may_be_a_tensor_a_sequence_or_a_dict():
+    first, second = torch.full((2, 3), 5.0), torch.ones(2, 3)
+    assert torch.equal(call(TwoInputs(), (first, second)), first - 2 * second)
+    assert torch.equal(call(TwoInputs(), [first, second]), first - 2 * second)
+    assert torch.equal(call(TwoInputs(), {"second": second, "first": first}), first - 2 * second)
+    assert torch.equal(call(nn.Identity(), first), first)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [(torch.zeros(7, 2), 7), ({"a": 3, "b": torch.zeros(5)}, 5), ([torch.zeros(4, 1), torch.zeros(9)], 4), ("text", 1)],
+)
+def test_samples_are_counted_along_axis_0(inputs, count):
+    assert sample_count(inputs) == count
+
+
+def test_batches_are_limited_and_moved():
+    found = list(batches(loader(), "data", torch.device("cpu"), 2))
+    assert len(found) == 2
+    assert all(inputs.shape == (4, 5) for inputs, _ in found)
+    assert len(list(objective_batches(single().objectives[0], "validation", torch.device("cpu")))) == 3
+
+
+def test_targets_that_are_no_tensors_pass_through():
+    (_, targets), *_ = batches([(torch.zeros(2), {"boxes": np.ones(3), "label": "cat"})], "data", torch.device("cpu"))
+    assert targets["label"] == "cat"
+    assert unpack([1, 2], "data") == (1, 2)
+
+
+def test_a_stream_has_no_known_number_of_batches():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([1, 2, 3])
+
+    assert batch_count(DataLoader(Stream())) is None
+    assert batch_count(loader()) == 3
+
+
+def test_forms_come_back_after_an_error():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+
+    def fail():
+        with mode(model, training=False):
+            assert not model[0].training
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert model[0].training
+    assert not model[1].training
