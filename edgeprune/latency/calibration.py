@@ -1,0 +1,88 @@
+"""From the sum of kernel times to the latency of a network: they do not add up.
+
+Each kernel was timed alone, so its time holds the cost of a call, and its caches were warm; a network pays the call once
+and finds its caches cold. So ``network_ms = a * sum + b * kernels + c``, fitted to networks that were measured as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeprune.latency.features import Floats
+
+TOLERANCE = 0.02
+"""Relative error that one network is expected to keep; larger ones count less (Huber)."""
+
+PRIOR_SPREADS = (0.3, 0.15, 0.05)
+"""Prior standard deviations: of a around 1; of b around 0, in mean kernel times; of c around 0, in median sums."""
+
+SMALLEST_SHARE = 0.1
+"""A calibrated latency is at least this share of the sum."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Affine map from kernels to network.
+
+    Attributes:
+        scale: a, factor of the sum; 1 without networks.
+        per_kernel_ms: b, added for each kernel; negative where timing a kernel alone costs an extra call.
+        fixed_ms: c, added once; never negative.
+        networks: How many measured networks it was fitted to.
+    """
+
+    scale: float = 1.0
+    per_kernel_ms: float = 0.0
+    fixed_ms: float = 0.0
+    networks: int = 0
+
+    def ms(self, sum_ms: float, kernels: int) -> float:
+        """Latency of a network, milliseconds, from the sum of its kernel times and their number."""
+        linear = self.scale * sum_ms + self.per_kernel_ms * kernels + self.fixed_ms
+        return max(linear, SMALLEST_SHARE * sum_ms)
+
+
+def fit_calibration(sums_ms: Floats, counts: Floats, measured_ms: Floats, smallest_kernel_ms: float) -> Calibration:
+    """Robust regularised least squares of relative errors; few networks leave it near the plain sum.
+
+    Args:
+        sums_ms: Sum of the predicted kernel times per network, shape (networks,).
+        counts: Number of kernels per network, shape (networks,).
+        measured_ms: Measured latency per network, shape (networks,).
+        smallest_kernel_ms: Time of the quickest kernel; no kernel may come to cost less than nothing.
+    """
+    from scipy.optimize import lsq_linear
+
+    if not len(sums_ms):
+        return Calibration()
+    units = np.array([1.0, float(np.median(sums_ms / counts)), float(np.median(sums_ms))])
+    terms = np.stack([sums_ms, counts, np.ones(len(sums_ms))], axis=1) * units
+    relative = terms / measured_ms[:, None]
+    prior = np.diag(1 / np.array(PRIOR_SPREADS))
+    mean = np.array([1.0, 0.0, 0.0])
+    lower = np.array([0.2, -0.9 * smallest_kernel_ms / units[1], 0.0])
+    weights, solution = np.ones(len(sums_ms)), mean
+    for _ in range(20):
+        row_weights = np.sqrt(weights) / TOLERANCE
+        left = np.concatenate([relative * row_weights[:, None], prior])
+        right = np.concatenate([row_weights, prior @ mean])
+        found = lsq_linear(left, right, bounds=(lower, np.full(3, np.inf)), method="bvls").x
+        misses = np.abs(relative @ found - 1)
+        weights = np.minimum(1.0, 2 * TOLERANCE / np.maximum(misses, 1e-12))
+        done, solution = bool(np.allclose(found, solution, rtol=1e-6, atol=1e-9)), found
+        if done:
+            break
+    scale, per_kernel, fixed = (float(value) for value in solution * units)
+    return Calibration(scale, per_kernel, fixed, len(sums_ms))
+
+
+def leave_one_out(
+    sums_ms: Floats, counts: Floats, measured_ms: Floats, smallest_kernel_ms: float
+) -> Sequence[Calibration]:
+    """For each network the calibration fitted to all others."""
+    everything = np.arange(len(sums_ms))
+    kept = [everything != index for index in everything]
+    return [fit_calibration(sums_ms[rows], counts[rows], measured_ms[rows], smallest_kernel_ms) for rows in kept]

@@ -1,0 +1,233 @@
+"""Analytic features of kernels: work, traffic, padding, tiles and remainders, all known before anything is measured.
+
+Latency is a staircase in the channel counts because runtimes pad: a vector unit of 16 floats computes 59 channels as
+64, and a tile of four vectors computes 68 channels almost as 128. So beside the plain counts there are counts after
+padding, and remainders, from which a regression can learn where the steps are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.spec import Kernel
+
+Floats = NDArray[np.float64]
+
+VECTOR_BITS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("asimd", 128), ("neon", 128), ("sse2", 128))
+"""Instruction set flag to vector width, widest first."""
+
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+UNITS: Mapping[str, str] = {
+    "log_macs": "log multiply-accumulates",
+    "log_work": "log multiply-accumulates, channels padded as the layout pads them",
+    "log_work_16": "log multiply-accumulates, channels padded to 16",
+    "log_work_64": "log multiply-accumulates, output channels padded to 64",
+    "log_bytes_in": "log bytes",
+    "log_bytes_out": "log bytes",
+    "log_bytes_weights": "log bytes",
+    "log_bytes": "log bytes, all tensors padded as the layout pads them",
+    "log_intensity": "log multiply-accumulates per byte",
+    "log_footprint_l1": "log bytes per byte of first-level cache",
+    "log_footprint_l2": "log bytes per byte of second-level cache",
+    "log_weights_l1": "log bytes of weights per byte of first-level cache",
+    "in_channels": "channels",
+    "out_channels": "channels",
+    **{f"in_mod_{size}": "channels" for size in (4, 8, 16, 32, 64)},
+    **{f"out_mod_{size}": "channels" for size in (4, 8, 16, 32, 64)},
+    "in_vectors": "vectors of channels",
+    "out_vectors": "vectors of channels",
+    "out_vectors_mod_4": "vectors of channels",
+    "log_pixels": "log output positions",
+    "out_width": "positions",
+    "out_width_mod_6": "positions",
+    "kernel_area": "taps",
+    "stride": "positions",
+    "dilation": "positions",
+    "log_groups": "log groups",
+    "depthwise": "0 or 1",
+    "residual": "0 or 1",
+    "activation": "0 or 1",
+    "bias": "0 or 1",
+    "operands": "tensors",
+}
+"""Every feature and its unit, in column order. One 0-or-1 column per operation of the table follows."""
+
+_COLUMN = {name: index for index, name in enumerate(UNITS)}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What features need to know of a device.
+
+    Attributes:
+        vector_bits: Width of a vector register, bits.
+        l1_bytes: First-level data cache; 0 when unknown.
+        l2_bytes: Second-level cache; 0 when unknown.
+    """
+
+    vector_bits: int = 128
+    l1_bytes: int = 0
+    l2_bytes: int = 0
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> Machine:
+        """Read the instruction set and the caches from the header of a latency table."""
+        fingerprint = header.get("fingerprint") or {}
+        isa = fingerprint.get("isa") or header.get("identity", {}).get("isa") or ()
+        caches = {str(name).upper(): int(size) for name, size in (fingerprint.get("caches_bytes") or {}).items()}
+        return cls(vector_bits(isa), caches.get("L1D", caches.get("L1", 0)), caches.get("L2", 0))
+
+
+def vector_bits(isa: Iterable[str]) -> int:
+    """Width of the widest vector register that the flags promise, bits; 128 when they say nothing."""
+    flags = {flag.lower() for flag in isa}
+    return next((bits for flag, bits in VECTOR_BITS if flag in flags), 128)
+
+
+@dataclass(frozen=True)
+class FeatureMatrix:
+    """Features of some kernels.
+
+    Attributes:
+        values: Shape (kernels, len(`UNITS`) + len(`ops`)); units as in `UNITS`.
+        work: Shape (kernels,): padded multiply-accumulates, or elements touched where nothing is multiplied.
+        traffic: Shape (kernels,): padded bytes of inputs, outputs and weights.
+        unfolded: Shape (kernels,): bytes of the unfolded input that a convolution without blocked layout writes.
+        ops: Operations with a 0-or-1 column.
+    """
+
+    values: Floats
+    work: Floats
+    traffic: Floats
+    unfolded: Floats
+    ops: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names of `values`."""
+        return (*UNITS, *(f"op_{op}" for op in self.ops))
+
+    def take(self, rows: NDArray[np.intp]) -> FeatureMatrix:
+        """The same features of some of the kernels."""
+        return FeatureMatrix(self.values[rows], self.work[rows], self.traffic[rows], self.unfolded[rows], self.ops)
+
+    def column(self, name: str) -> Floats:
+        """One column of `values` by name."""
+        return self.values[:, self.names.index(name)]
+
+
+def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = ()) -> FeatureMatrix:
+    """Features of kernels on a machine.
+
+    Args:
+        kernels: Any kernels, families mixed.
+        machine: Vector width and caches of the device.
+        ops: Operations that get a 0-or-1 column, in this order.
+    """
+    raw = np.array([_counts(kernel) for kernel in kernels], dtype=np.float64).reshape(-1, 21).T
+    (macs, cin, cout, pixels, width, elements_in, elements_out, elements_weights, area, unfolded) = raw[:10]
+    (stride, dilation, groups, depthwise, residual, activation, bias, operands, size, blocked, family) = raw[10:]
+    lanes = machine.vector_bits / 32
+    is_conv, is_gemm = family == 1, family == 2
+    wide = blocked * (cin >= lanes)  # A blocked convolution reads fewer input channels than a block as they are.
+    ratio_in = np.where(wide, _padded(cin, lanes) / cin, 1.0)
+    ratio_out = np.where(blocked > 0, _padded(cout, lanes) / cout, 1.0)
+    work_ratio_out = np.where((blocked > 0) | is_conv | is_gemm, _padded(cout, lanes) / cout, 1.0)
+    work = macs * np.where(depthwise > 0, 1.0, ratio_in) * work_ratio_out
+    weights = elements_weights * size * np.where(depthwise > 0, 1.0, ratio_in) * ratio_out
+    bytes_in, bytes_out = elements_in * size * ratio_in, elements_out * size * ratio_out
+    traffic = bytes_in + bytes_out + weights
+    columns: dict[str, Floats] = {
+        "log_macs": np.log(macs),
+        "log_work": np.log(work),
+        "log_work_16": np.log(macs * _padded(cin, 16) / cin * _padded(cout, 16) / cout),
+        "log_work_64": np.log(work / _padded(cout, lanes) * _padded(cout, 64)),
+        "log_bytes_in": np.log(elements_in * size),
+        "log_bytes_out": np.log(elements_out * size),
+        "log_bytes_weights": np.log1p(elements_weights * size),
+        "log_bytes": np.log(traffic),
+        "log_intensity": np.log(work / traffic),
+        "log_footprint_l1": np.log(traffic / (machine.l1_bytes or 1)),
+        "log_footprint_l2": np.log(traffic / (machine.l2_bytes or 1)),
+        "log_weights_l1": np.log1p(weights) - math.log(machine.l1_bytes or 1),
+        "in_channels": cin,
+        "out_channels": cout,
+        **{f"in_mod_{step}": cin % step for step in (4, 8, 16, 32, 64)},
+        **{f"out_mod_{step}": cout % step for step in (4, 8, 16, 32, 64)},
+        "in_vectors": _padded(cin, lanes) / lanes,
+        "out_vectors": _padded(cout, lanes) / lanes,
+        "out_vectors_mod_4": _padded(cout, lanes) / lanes % 4,
+        "log_pixels": np.log(pixels),
+        "out_width": width,
+        "out_width_mod_6": width % 6,
+        "kernel_area": area,
+        "stride": stride,
+        "dilation": dilation,
+        "log_groups": np.log(groups),
+        "depthwise": depthwise,
+        "residual": residual,
+        "activation": activation,
+        "bias": bias,
+        "operands": operands,
+    }
+    values = np.zeros((len(kernels), len(UNITS) + len(ops)))
+    for name, index in _COLUMN.items():
+        values[:, index] = columns[name]
+    place = {op: len(UNITS) + index for index, op in enumerate(ops)}
+    for row, kernel in enumerate(kernels):
+        if kernel.op in place:
+            values[row, place[kernel.op]] = 1.0
+    return FeatureMatrix(values, work, traffic, np.where(blocked > 0, 0.0, unfolded), tuple(ops))
+
+
+def _padded(count: Floats, step: float) -> Floats:
+    return np.ceil(count / step) * step
+
+
+def _counts(kernel: Kernel) -> tuple[float, ...]:
+    attributes = dict(kernel.attributes)
+    first = kernel.inputs[0] if kernel.inputs else kernel.output
+    elements_out = max(math.prod(kernel.output), 1)
+    elements_in = max(sum(math.prod(shape) for shape in kernel.inputs), 1)
+    groups = int(attributes.get("groups", 1) or 1)  # type: ignore[arg-type]
+    area = math.prod(_pair(attributes.get("kernel", 1)))
+    residual = bool(attributes.get("residual", False))
+    weights, unfolded, family = 0, 0, 0
+    if kernel.family == "gemm":
+        cin, cout = first[-1], kernel.output[-1]
+        pixels = width = max(elements_out // max(cout, 1), 1)
+        macs, family = elements_out * cin, 2
+        if len(kernel.inputs) == 1:
+            weights = cin * cout
+    else:
+        cin = first[1] if len(first) > 1 else first[-1]
+        cout = kernel.output[1] if len(kernel.output) > 1 else kernel.output[-1]
+        pixels = max(elements_out // max(cout, 1), 1)
+        width = kernel.output[-1] if len(kernel.output) > 2 else 1
+        if kernel.family == "conv":
+            weights = cout * (cin // groups or 1) * area
+            macs, family = elements_out * (cin // groups or 1) * area, 1
+            unfolded = 0 if area == 1 else pixels * cin * area * ELEMENT_BYTES[kernel.precision]
+            if residual and len(kernel.inputs) == 1:
+                elements_in += elements_out
+        else:
+            macs = max(elements_in, elements_out * area)
+    return (
+        max(macs, 1), max(cin, 1), max(cout, 1), pixels, width, elements_in, elements_out, weights, area, unfolded,
+        max(_pair(attributes.get("stride", 1))), max(_pair(attributes.get("dilation", 1))), groups,
+        groups > 1 and groups == cin, residual, attributes.get("activation", "") not in ("", None, False),
+        bool(attributes.get("bias", False)), len(kernel.inputs), ELEMENT_BYTES[kernel.precision],
+        kernel.op.startswith("nchwc."), family,
+    )  # fmt: skip
+
+
+def _pair(value: object) -> tuple[int, ...]:
+    return tuple(int(item) for item in value) if isinstance(value, (tuple, list)) else (int(value),)  # type: ignore[call-overload]

@@ -1,0 +1,144 @@
+"""`FitReport`: how wrong a predictor is on what it has not seen, beside how well measurements repeat themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeprune.latency.family_model import FamilyModel
+from edgeprune.latency.features import Floats
+from edgeprune.latency.intervals import cross_coverage, network_half_width, round_deviations
+from edgeprune.spec import Kernel, Measurement
+
+if TYPE_CHECKING:
+    from edgeprune.latency.predictor import Predictor
+
+END_TO_END = "end to end"
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """Cross-validated errors per family and end to end, each beside its noise ceiling.
+
+    All errors are relative, in percent of the measured time. Kernels: five folds over groups of channel counts.
+    Networks: the calibration was fitted to all other networks. The regressor was chosen on the same folds, from at most
+    five candidates, which flatters it a little.
+
+    Attributes:
+        families: One row per family and precision; see `rows`.
+        end_to_end: The row of networks; None if the table has none.
+        level: Nominal coverage of the intervals.
+    """
+
+    families: tuple[dict[str, Any], ...]
+    end_to_end: dict[str, Any] | None
+    level: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Families, then end to end. Keys, None where there is too little data:
+
+        ``family``, ``precision``, ``n``, ``model``, ``mean_error_percent``, ``median_error_percent``,
+        ``within_5_percent``, ``within_10_percent``, ``coverage_percent``, ``width_percent`` (median full width of the
+        interval), ``noise_median_percent``, ``noise_within_5_percent``, ``noise_within_10_percent`` (one round against
+        the others); end to end also ``sum_median_error_percent`` and ``sum_mean_error_percent`` (no calibration).
+        """
+        return [dict(row) for row in (*self.families, *((self.end_to_end,) if self.end_to_end else ()))]
+
+    def summary(self) -> str:
+        """One line: the error of the largest family and end to end, each beside its noise ceiling."""
+        parts = []
+        largest = max(self.families, key=lambda row: row["n"])
+        for row in (largest, self.end_to_end):
+            if row is None:
+                parts.append("end to end not measured")
+            elif row["median_error_percent"] is None:
+                parts.append(f"{row['family']}: {row['n']} row, error unknown")
+            else:
+                noise = row["noise_median_percent"]
+                ceiling = "repeatability unknown" if noise is None else f"measurements repeat to {noise:.1f} %"
+                parts.append(
+                    f"{row['family']}: median error {row['median_error_percent']:.1f} % on {row['n']} held-out "
+                    f"{'networks' if row is self.end_to_end else 'kernels'}, "
+                    f"{row['within_10_percent']:.0f} % within 10 % ({ceiling})"
+                )
+        return "; ".join(parts)
+
+
+def make_report(predictor: Predictor, models: Iterable[FamilyModel], network_residuals: Sequence[float]) -> FitReport:
+    """Report of a fitted predictor."""
+    level = predictor.settings.level
+    timed = predictor.table.measurements
+    families = sorted((_family_row(model, timed, level) for model in models), key=lambda row: -row["n"])
+    return FitReport(tuple(families), _end_to_end_row(predictor, network_residuals, level), level)
+
+
+def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:
+    coverage = cross_coverage(model.residuals, model.folds, level) if len(model.residuals) else math.nan
+    return {
+        "family": model.family,
+        "precision": model.precision,
+        "n": len(model.held),
+        "model": model.chosen,
+        **_errors(model.residuals),
+        "coverage_percent": _percent(coverage),
+        "width_percent": _percent(2 * math.sinh(model.half_width)),
+        **_noise([timed[kernel.key] for kernel in model.held]),
+    }
+
+
+def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: float) -> dict[str, Any] | None:
+    networks = predictor.table.networks
+    if not networks:
+        return None
+    listed = [[Kernel.from_key(key) for key in network.kernels.elements()] for network in networks]
+    sums = np.array([float(predictor.kernel_ms(kernels).sum()) for kernels in listed])
+    measured = np.array([network.measurement.median_ms for network in networks])
+    widths = [math.log(high / ms) for ms, _, high in map(predictor.network, listed)]
+    # Each network is judged by the interval that the others alone would give, and by its own kernels' errors.
+    everyone = network_half_width(residuals, level)
+    inside = []
+    for row, residual in enumerate(residuals):
+        others = network_half_width([*residuals[:row], *residuals[row + 1 :]], level)
+        inside.append(abs(residual) <= math.sqrt(max(widths[row] ** 2 - everyone**2, 0.0) + others**2))
+    alone = np.abs(sums / measured - 1)
+    return {
+        "family": END_TO_END,
+        "precision": predictor.table.header["precision"],
+        "n": len(networks),
+        "model": "a * sum + b * kernels + c",
+        **_errors(np.array(residuals)),
+        "coverage_percent": _percent(float(np.mean(inside))),
+        "width_percent": _percent(float(np.median([2 * math.sinh(width) for width in widths]))),
+        **_noise([network.measurement for network in networks]),
+        "sum_median_error_percent": _percent(float(np.median(alone))),
+        "sum_mean_error_percent": _percent(float(np.mean(alone))),
+    }
+
+
+def _errors(residuals: Floats) -> dict[str, float | None]:
+    errors = np.abs(np.expm1(residuals))
+    known = len(errors) > 0
+    return {
+        "mean_error_percent": _percent(float(np.mean(errors)) if known else math.nan),
+        "median_error_percent": _percent(float(np.median(errors)) if known else math.nan),
+        "within_5_percent": _percent(float(np.mean(errors <= 0.05)) if known else math.nan),
+        "within_10_percent": _percent(float(np.mean(errors <= 0.10)) if known else math.nan),
+    }
+
+
+def _noise(measurements: Iterable[Measurement]) -> dict[str, float | None]:
+    deviations = [value for measurement in measurements for value in round_deviations(measurement.rounds_ms)]
+    errors = _errors(np.array(deviations))
+    return {
+        "noise_median_percent": errors["median_error_percent"],
+        "noise_within_5_percent": errors["within_5_percent"],
+        "noise_within_10_percent": errors["within_10_percent"],
+    }
+
+
+def _percent(share: float) -> float | None:
+    return 100 * share if math.isfinite(share) else None

@@ -1,0 +1,102 @@
+"""Intervals of predicted latencies, in log space: relative errors are what stays alike from small kernels to large ones.
+
+Kernels: cross-conformal. Each row's residual comes from a regression that has not seen the row's channels; the
+half-width is the residuals' finite-sample quantile. Source: Vovk, "Cross-conformal predictors", Annals of Mathematics and
+Artificial Intelligence 74, 2015, and Barber, Candès, Ramdas and Tibshirani, "Predictive inference with the jackknife+",
+Annals of Statistics 49(1), 2021.
+
+Networks: there are few of them, so a quantile of their residuals would be infinite or a lottery. Their leave-one-out
+residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.latency.features import Floats
+
+FEW_ROWS_FLOOR = math.log(1.25)
+"""Least half-width of a family with too few rows for a quantile."""
+
+UNKNOWN_ROUND_NOISE = 0.03
+"""Relative standard deviation of one round, assumed where a table has a single round."""
+
+PRIOR_NETWORKS, PRIOR_NETWORK_SPREAD = 1.0, 0.05
+"""What is known of end-to-end errors before any network was measured: one network, 5 % off."""
+
+
+def conformal_half_width(residuals: Floats, level: float) -> float:
+    """Half-width that covers a new residual with probability `level`.
+
+    Args:
+        residuals: Out-of-fold log errors, shape (rows,).
+        level: In (0, 1).
+
+    Returns:
+        The k-th smallest absolute residual, k = ceil((rows + 1) level); with fewer rows than that needs, a Student
+        quantile of their root mean square, at least `FEW_ROWS_FLOOR`.
+    """
+    count = len(residuals)
+    rank = math.ceil((count + 1) * level)
+    if 0 < rank <= count:
+        return float(np.sort(np.abs(residuals))[rank - 1])
+    spread = math.sqrt(float(np.mean(np.square(residuals)))) if count else FEW_ROWS_FLOOR
+    return max(student_quantile(level, max(count, 1)) * spread * math.sqrt(1 + 1 / max(count, 1)), FEW_ROWS_FLOOR)
+
+
+def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> float:
+    """Share of rows inside the interval that the other folds' residuals give."""
+    inside = [
+        np.abs(residuals[folds == fold]) <= conformal_half_width(residuals[folds != fold], level)
+        for fold in np.unique(folds)
+    ]
+    return float(np.mean(np.concatenate(inside)))
+
+
+def network_half_width(residuals: Sequence[float], level: float) -> float:
+    """Half-width of a network's calibrated latency.
+
+    Args:
+        residuals: Leave-one-out log errors of the measured networks; may be empty.
+        level: In (0, 1).
+    """
+    count = len(residuals)
+    degrees = PRIOR_NETWORKS + count
+    squares = PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(value * value for value in residuals)
+    return student_quantile(level, degrees) * math.sqrt(squares / degrees) * math.sqrt(1 + 1 / degrees)
+
+
+def student_quantile(level: float, degrees: float) -> float:
+    """Half-width of the central interval of Student's distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + level) / 2, degrees))
+
+
+def round_deviations(rounds_ms: Sequence[float]) -> list[float]:
+    """Log of each round over the median of the other rounds; empty for a single round."""
+    if len(rounds_ms) < 2:
+        return []
+    logs = np.log(rounds_ms)
+    return [float(logs[index] - np.median(np.delete(logs, index))) for index in range(len(logs))]
+
+
+def round_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:
+    """Relative standard deviation of one round, robust and pooled; `UNKNOWN_ROUND_NOISE` where no row has two rounds."""
+    deviations = [
+        value * math.sqrt((len(rounds) - 1) / len(rounds))  # The others' median is noisy too.
+        for rounds in all_rounds_ms
+        for value in round_deviations(rounds)
+    ]
+    return 1.4826 * float(np.median(np.abs(deviations))) if deviations else UNKNOWN_ROUND_NOISE
+
+
+def median_noise(rounds_ms: Sequence[float], pooled: float) -> float:
+    """Relative standard deviation of the median of a row's rounds, never below what its family's noise implies."""
+    logs = np.log(rounds_ms)
+    own = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
+    return max(own, pooled) * math.sqrt(math.pi / 2 / len(rounds_ms)) if len(rounds_ms) > 1 else pooled

@@ -1,0 +1,288 @@
+"""`Predictor`: milliseconds of kernels and of networks, with intervals, from a latency table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from edgeprune.errors import TableFormatError, TableMismatchError, TableMissingError, UnsupportedKernelError
+from edgeprune.latency.calibration import Calibration
+from edgeprune.latency.family_model import FamilyModel
+from edgeprune.latency.features import Floats, Machine
+from edgeprune.latency.intervals import network_half_width
+from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import check_kernel
+from edgeprune.spec import Kernel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from edgeprune.latency.fit_report import FitReport
+
+logger = logging.getLogger("edgeprune.latency")
+
+MEMORY_FAMILIES = frozenset({"pool", "reduce", "elementwise", "layout", "concat", "other"})
+"""Families whose time is memory traffic: where the table has no row of one, the others stand in."""
+
+FALLBACK_HALF_WIDTH = math.log(2)
+"""Least half-width, in log space, of a kernel whose family the table lacks."""
+
+SHARED_ERROR = 0.3
+"""Correlation of the errors of predicted kernels in one network."""
+
+REMEMBERED_KERNELS = 200_000
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What, with the table, decides a predictor.
+
+    Attributes:
+        seed: Of folds and regressors.
+        level: Of all intervals, in (0, 1).
+        method: Version of the fitting method; a change of figures changes it.
+    """
+
+    seed: int = 0
+    level: float = 0.9
+    method: int = 1
+
+
+class Estimate(NamedTuple):
+    """One kernel: milliseconds, half-width of the interval in log space, and where they come from."""
+
+    ms: float
+    half_width: float
+    source: str
+
+
+class Predictor:
+    """Latencies of kernels and networks on the device of a table; made by `edgeprune.fit`.
+
+    Deterministic: a predictor is its table and its settings, so `save` writes those and `load` fits again.
+
+    Attributes:
+        table: What it was fitted to.
+        settings: How.
+        calibration: From the sum of kernels to the latency of a network.
+    """
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        settings: FitSettings,
+        models: Mapping[tuple[str, str], FamilyModel],
+        substitutes: Mapping[str, FamilyModel],
+    ) -> None:
+        self.table = table
+        self.settings = settings
+        self.calibration = Calibration()
+        self._models = dict(models)
+        self._substitutes = dict(substitutes)
+        self._network_residuals: tuple[float, ...] = ()
+        self._report: FitReport | None = None
+        self._machine = Machine.from_header(table.header)
+        self._known: dict[Kernel, Estimate] = {}
+        self._remember_held()
+
+    @property
+    def table_hash(self) -> str:
+        """`LatencyTable.hash` of the table."""
+        return self.table.hash
+
+    def kernel_ms(self, kernels: Sequence[Kernel]) -> Floats:
+        """Milliseconds of kernels, shape (kernels,); each distinct kernel is computed once in the predictor's life.
+
+        Raises:
+            UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
+        """
+        self._learn(kernels)
+        known = self._known
+        return np.fromiter((known[kernel].ms for kernel in kernels), dtype=np.float64, count=len(kernels))
+
+    def predict(self, kernels: Sequence[Kernel]) -> pd.DataFrame:
+        """Milliseconds of kernels with intervals.
+
+        Returns:
+            One row per kernel, in order: ``ms``, ``low_ms``, ``high_ms``, and ``source``: ``"measured"`` (in the table),
+            ``"predicted"`` (by its family's regression), or ``"fallback"`` (the table lacks its operation or family).
+
+        Raises:
+            UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
+        """
+        import pandas as pd
+
+        self._learn(kernels)
+        rows = [self._known[kernel] for kernel in kernels]
+        return pd.DataFrame(
+            {
+                "ms": [row.ms for row in rows],
+                "low_ms": [row.ms * math.exp(-row.half_width) for row in rows],
+                "high_ms": [row.ms * math.exp(row.half_width) for row in rows],
+                "source": [row.source for row in rows],
+            }
+        )
+
+    def network_ms(self, kernels: Sequence[Kernel]) -> float:
+        """Latency of a network that executes these kernels, milliseconds, calibrated."""
+        return self.calibration.ms(float(self.kernel_ms(kernels).sum()), len(kernels))
+
+    def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
+        """Latency of a network with its interval.
+
+        The interval joins what calibrated networks miss (leave-one-out, Student's distribution) with the errors of those
+        kernels that the table does not hold.
+
+        Args:
+            kernels: What it executes, repeats included.
+
+        Returns:
+            Milliseconds, and the low and high end of the interval at ``settings.level``.
+
+        Raises:
+            UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
+        """
+        listed = list(kernels)
+        ms = self.network_ms(listed)
+        width = math.hypot(network_half_width(self._network_residuals, self.settings.level), self._kernel_share(listed))
+        return ms, ms * math.exp(-width), ms * math.exp(width)
+
+    def report(self) -> FitReport:
+        """Errors, coverage and noise ceiling, per family and end to end."""
+        from edgeprune.latency.fit_report import make_report
+
+        if self._report is None:
+            self._report = make_report(self, self._models.values(), self._network_residuals)
+        return self._report
+
+    def save(self, path: str | Path) -> Path:
+        """Write the settings as JSON and the table beside it (same stem, ``.parquet``); returns the path."""
+        import sklearn
+
+        path = Path(path)
+        table = self.table.save(path.with_suffix(".parquet"))
+        document = {
+            "schema": 1,
+            "table": table.name,
+            "table_hash": self.table_hash,
+            "settings": asdict(self.settings),
+            "scikit_learn": sklearn.__version__,
+        }
+        draft = path.with_name(f".{path.name}.part")
+        draft.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        draft.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """Fit again what `save` wrote; at once if this process has fitted it before.
+
+        Raises:
+            TableMissingError: The file, or the table beside it, is not there.
+            TableFormatError: One of them cannot be read, or was written by a release with another fitting method.
+            TableMismatchError: The table beside it is not the one that it was fitted to.
+        """
+        import sklearn
+
+        from edgeprune.latency.fitting import fit_with
+
+        path = Path(path)
+        if not path.is_file():
+            raise TableMissingError(f"there must be a predictor at {path}, found no file.", hint="edgeprune fit")
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            settings = FitSettings(**document["settings"])
+            name, digest = str(document["table"]), str(document["table_hash"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise TableFormatError(
+                f"a predictor must be JSON written by Predictor.save, found {path} ({error}).", hint="edgeprune fit"
+            ) from error
+        if document.get("schema") != 1 or settings.method != FitSettings.method:
+            raise TableFormatError(
+                f"predictor {path} must have schema 1 and method {FitSettings.method}, found "
+                f"{document.get('schema')!r} and {settings.method!r}.",
+                hint="edgeprune fit",
+            )
+        table = LatencyTable.load(path.parent / name)
+        if table.hash != digest:
+            raise TableMismatchError(
+                f"predictor {path} must stand beside the table it was fitted to ({digest[:12]}), found {table.hash[:12]}.",
+                hint="edgeprune fit",
+            )
+        if document.get("scikit_learn") != sklearn.__version__:
+            logger.info("fitted with scikit-learn %s, now %s", document.get("scikit_learn"), sklearn.__version__)
+        return fit_with(table, settings)
+
+    def __repr__(self) -> str:
+        return f"Predictor({len(self._known)} kernels known, table {self.table_hash[:12]}, {self.calibration})"
+
+    def calibrate(self, calibration: Calibration, residuals: Sequence[float]) -> None:
+        """Set the map to networks and its leave-one-out log errors; `fit` calls this once."""
+        self.calibration, self._network_residuals = calibration, tuple(residuals)
+
+    def _learn(self, kernels: Iterable[Kernel]) -> None:
+        new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]
+        if not new:
+            return
+        if len(self._known) + len(new) > REMEMBERED_KERNELS:
+            wanted = set(kernels)
+            self._known = {kernel: estimate for kernel, estimate in self._known.items() if kernel in wanted}
+            self._remember_held()
+        groups: dict[tuple[str, str], list[Kernel]] = {}
+        for kernel in new:
+            groups.setdefault((kernel.family, kernel.precision), []).append(kernel)
+        for (family, precision), members in groups.items():
+            model, least = self._model(family, precision, members[0])
+            log_ms, half_widths = model.predict(members, self._machine)
+            for kernel, value, half_width in zip(members, log_ms.tolist(), half_widths.tolist(), strict=True):
+                regressed = least == 0 and kernel.op in model.ops
+                source = "predicted" if regressed else "fallback"
+                self._known[kernel] = Estimate(math.exp(value), max(half_width, least), source)
+
+    def _model(self, family: str, precision: str, kernel: Kernel) -> tuple[FamilyModel, float]:
+        problem = check_kernel(kernel)
+        if problem is not None:
+            raise UnsupportedKernelError(
+                f"a kernel must have sizes that can be computed with; {kernel.key}: {problem}."
+            )
+        if (family, precision) in self._models:
+            return self._models[family, precision], 0.0
+        if family in MEMORY_FAMILIES and precision in self._substitutes:
+            logger.info("no measured %s kernel: %s is judged by its memory traffic", family, kernel.op)
+            return self._substitutes[precision], FALLBACK_HALF_WIDTH
+        raise UnsupportedKernelError(
+            f"a latency table must hold {precision} kernels of family {family!r} to predict {kernel.op} "
+            f"{list(kernel.inputs)} -> {kernel.output}, found none among {len(self.table.kernels)} kernels.",
+            hint="edgeprune profile with this model",
+        )
+
+    def _remember_held(self) -> None:
+        for model in self._models.values():
+            for kernel, (log_ms, half_width) in model.held.items():
+                self._known[kernel] = Estimate(math.exp(log_ms), half_width, "measured")
+
+    def _kernel_share(self, kernels: Sequence[Kernel]) -> float:
+        """Half-width of the sum's relative error that comes from kernels that were not measured."""
+        errors, total = [], 0.0
+        for kernel, count in Counter(kernels).items():
+            estimate = self._known[kernel]
+            total += count * estimate.ms
+            if estimate.source != "measured":
+                errors.append(count * estimate.ms * estimate.half_width)
+        alone = math.fsum(error * error for error in errors)
+        return math.sqrt((1 - SHARED_ERROR) * alone + SHARED_ERROR * math.fsum(errors) ** 2) / total if total else 0.0
+
+    def details(self) -> dict[str, Any]:
+        """What was chosen, for reports: per family the regressor and the candidates' cross-validated errors."""
+        return {
+            f"{family}/{precision}": {"chosen": model.chosen, "scores": model.scores}
+            for (family, precision), model in self._models.items()
+        }

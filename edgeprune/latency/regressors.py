@@ -1,0 +1,119 @@
+"""Regressors of log(time / roofline time) on features, and how many rows each needs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgeprune.latency.features import Floats
+
+FEW_ROWS, MANY_ROWS, PROCESS_ROWS, BOOSTING_ROWS = 8, 40, 1000, 4000
+
+
+class Regressor(Protocol):
+    """Fitted once, then asked often for few rows."""
+
+    def fit(self, X: Floats, y: Floats) -> Regressor:
+        """Learn from features of shape (rows, columns) and targets of shape (rows,)."""
+
+    def predict(self, X: Floats) -> Floats:
+        """Targets, shape (rows,)."""
+
+
+def candidates(rows: int) -> tuple[str, ...]:
+    """Names of the regressors worth trying on that many rows; the first is the simplest."""
+    if rows < FEW_ROWS:
+        return ("roofline",)
+    if rows < MANY_ROWS:
+        return ("roofline", "ridge")
+    boosting = "gradient_boosting" if rows <= BOOSTING_ROWS else "histogram_boosting"
+    process = ("gaussian_process",) if rows <= PROCESS_ROWS else ()
+    return ("roofline", "ridge", *process, boosting, "extra_trees")
+
+
+def regressor(name: str, seed: int) -> Regressor:
+    """A new regressor by name."""
+    from sklearn.ensemble import GradientBoostingRegressor, HistGradientBoostingRegressor
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if name == "roofline":
+        return _Constant()
+    if name == "ridge":
+        return _Quiet(make_pipeline(StandardScaler(), Ridge(alpha=10.0)))
+    if name == "gaussian_process":
+        return _Quiet(make_pipeline(StandardScaler(), _process(seed)))
+    if name == "gradient_boosting":
+        return _Quiet(
+            GradientBoostingRegressor(
+                n_estimators=500, learning_rate=0.05, max_depth=4, subsample=0.6, max_features=0.3, random_state=seed
+            )
+        )
+    if name == "histogram_boosting":
+        return _Quiet(
+            HistGradientBoostingRegressor(
+                max_iter=600, learning_rate=0.06, max_leaf_nodes=31, early_stopping=False, random_state=seed
+            )
+        )
+    return _Forest(seed)
+
+
+def _process(seed: int) -> Any:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    kernel = ConstantKernel(0.05) * Matern(6.0, nu=1.5) + WhiteKernel(1e-3)
+    return GaussianProcessRegressor(kernel, random_state=seed)
+
+
+class _Constant:
+    """The roofline alone, moved by the median of what it misses."""
+
+    def fit(self, X: Floats, y: Floats) -> _Constant:
+        # One or two rows say little about an offset that the roofline has not already met.
+        self._offset = float(np.median(y)) * len(y) / (len(y) + 2)
+        return self
+
+    def predict(self, X: Floats) -> Floats:
+        return np.full(len(X), self._offset)
+
+
+class _Quiet:
+    """A scikit-learn regressor whose remarks on convergence are not the user's concern: cross-validation judges it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def fit(self, X: Floats, y: Floats) -> _Quiet:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._inner.fit(X, y)
+        return self
+
+    def predict(self, X: Floats) -> Floats:
+        return np.asarray(self._inner.predict(X), dtype=np.float64)
+
+
+class _Forest:
+    """Extremely randomised trees. The forest's own `predict` starts a thread pool, 12 ms for 50 rows; its trees take 1.4."""
+
+    def __init__(self, seed: int) -> None:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        self._forest = ExtraTreesRegressor(100, max_features=0.8, random_state=seed, n_jobs=1)
+        self._trees: list[Any] = []
+
+    def fit(self, X: Floats, y: Floats) -> _Forest:
+        self._forest.fit(X, y)
+        self._trees = [tree.tree_ for tree in self._forest.estimators_]
+        return self
+
+    def predict(self, X: Floats) -> Floats:
+        rows = np.ascontiguousarray(X, dtype=np.float32)
+        total = np.zeros(len(rows))
+        for tree in self._trees:
+            total += tree.predict(rows).reshape(len(rows))
+        return total / len(self._trees)

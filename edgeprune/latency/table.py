@@ -1,0 +1,244 @@
+"""`LatencyTable`: what was measured on one device with one runtime, and under which conditions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeprune.errors import TableFormatError, TableMismatchError
+from edgeprune.latency import table_file
+from edgeprune.latency.table_rows import (
+    COLUMNS,
+    PRECISIONS,
+    Row,
+    canonical_json,
+    combined,
+    row_measurement,
+    validated_rows,
+)
+from edgeprune.spec import Kernel, Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+"""Version of header and columns that this release reads and writes."""
+
+
+class Network(NamedTuple):
+    """One network that was measured as a whole.
+
+    Attributes:
+        name: Unique in its table.
+        kernels: Kernel key to how often the network executes it.
+        measurement: Its latency.
+        widths: Channel group to units kept.
+    """
+
+    name: str
+    kernels: Counter[str]
+    measurement: Measurement
+    widths: dict[str, int]
+
+
+class LatencyTable:
+    """Measured kernels and networks of one device, runtime, thread count; immutable, in canonical order.
+
+    Attributes:
+        header: ``schema``, ``identity`` (`Fingerprint.identity`), ``runtime``, ``threads``, ``precision``, and whatever
+            else the measuring run states (``fingerprint``, ``created``, ``reference``, ``conditions``, ...).
+    """
+
+    header: dict[str, Any]
+
+    def __init__(self, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        self.header = _validated_header(header)
+        self._rows: tuple[Row, ...] = validated_rows(rows)
+
+    @classmethod
+    def from_rows(cls, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> LatencyTable:
+        """Make a table of rows from `kernel_row` and `network_row`; ``schema`` is added to the header.
+
+        Raises:
+            TableFormatError: If the header or a row is not valid; the message says which and why.
+        """
+        return cls({"schema": SCHEMA, **header}, rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            TableMissingError: There is no such file.
+            TableFormatError: It is not a latency table, of an unknown schema, damaged, or holds impossible values.
+        """
+        path = Path(path)
+        header, rows, digest = table_file.read(path)
+        try:
+            table = cls(header, rows)
+        except TableFormatError as error:
+            raise TableFormatError(f"{path}: {error.message}", hint=error.hint) from error
+        if table.hash != digest:
+            raise TableFormatError(
+                f"the content of latency table {path} must have sha256 {digest[:12] or '(none stored)'}, "
+                f"found {table.hash[:12]}.",
+                hint="restore the file, or make a changed table with LatencyTable.from_rows",
+            )
+        return table
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table as Parquet, atomically; returns the path."""
+        path = Path(path)
+        table_file.write(path, self.header, self._rows, self.hash)
+        return path
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the content, whatever the order of the rows and the encoding of the file."""
+        digest = hashlib.sha256(canonical_json(self.header).encode())
+        for row in self._rows:
+            digest.update(b"\n" + canonical_json(row).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """All rows as a pandas frame, in canonical order; changing it does not change the table."""
+        import pandas as pd
+
+        return pd.DataFrame([dict(row) for row in self._rows], columns=list(COLUMNS))
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """Copies of all rows, kernels before networks, each by key."""
+        return (dict(row) for row in self._rows)
+
+    @cached_property
+    def kernels(self) -> list[Kernel]:
+        """Measured kernels, by key."""
+        return [Kernel.from_key(row["key"]) for row in self._rows if row["kind"] == "kernel"]
+
+    @cached_property
+    def measurements(self) -> dict[str, Measurement]:
+        """Kernel key to what was measured, in the order of `kernels`."""
+        return {row["key"]: row_measurement(row) for row in self._rows if row["kind"] == "kernel"}
+
+    @cached_property
+    def networks(self) -> list[Network]:
+        """Networks that were measured as a whole, by name."""
+        return [
+            Network(row["key"], Counter(json.loads(row["kernels"])), row_measurement(row), json.loads(row["widths"]))
+            for row in self._rows
+            if row["kind"] == "network"
+        ]
+
+    def filter(
+        self,
+        *,
+        kind: str | Collection[str] | None = None,
+        op: str | Collection[str] | None = None,
+        family: str | Collection[str] | None = None,
+        precision: str | Collection[str] | None = None,
+        key: Collection[str] | None = None,
+    ) -> LatencyTable:
+        """Table of the rows that meet every given condition: a value, or a collection of values, per column.
+
+        Networks have op and family ``"network"``, so ``family=("conv", "network")`` keeps them.
+        """
+        given = {"kind": kind, "op": op, "family": family, "precision": precision, "key": key}
+        sets = {
+            name: {values} if isinstance(values, str) else set(values)
+            for name, values in given.items()
+            if values is not None
+        }
+        return self._with(row for row in self._rows if all(row[name] in values for name, values in sets.items()))
+
+    def merge(self, other: LatencyTable) -> LatencyTable:
+        """Rows of both tables.
+
+        What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name.
+
+        Raises:
+            TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
+        """
+        mine, theirs = _comparable(self.header), _comparable(other.header)
+        for name in sorted(set(mine) | set(theirs)):
+            if mine.get(name) != theirs.get(name):
+                raise TableMismatchError(
+                    f"tables that are merged must agree in {name}, found {mine.get(name)!r} and {theirs.get(name)!r}.",
+                    hint="profile the device again with the runtime that is installed now",
+                )
+        if other.hash == self.hash:
+            return self
+        rows = {(row["kind"], row["key"]): row for row in self._rows}
+        for row in other._rows:
+            row = dict(row)
+            known = rows.get((row["kind"], row["key"]))
+            if known is not None and known["kernels"] != row["kernels"]:
+                row["key"] += "-" + hashlib.sha256(row["kernels"].encode()).hexdigest()[:8]
+                known = rows.get((row["kind"], row["key"]))
+            if known is not None:
+                both = combined(row_measurement(known), row_measurement(row))
+                row = {**known, **{name: getattr(both, name) for name in both.__dataclass_fields__}}
+            rows[row["kind"], row["key"]] = row
+        header = {**other.header, **self.header}
+        header["merged"] = [*self.header.get("merged", [self.hash]), *other.header.get("merged", [other.hash])]
+        return LatencyTable(header, rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return self.hash == other.hash if isinstance(other, LatencyTable) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def __repr__(self) -> str:
+        identity = self.header["identity"]
+        device = identity.get("cpu_model") or identity.get("architecture") or "unknown device"
+        kernels, networks = len(self.kernels), len(self.networks)
+        return f"LatencyTable({kernels} kernels, {networks} networks, {self.header['runtime']} on {device})"
+
+    def _with(self, rows: Iterable[Row]) -> LatencyTable:
+        # Rows of a valid table in their order are valid: no second check.
+        table = LatencyTable(self.header, ())
+        table._rows = tuple(rows)
+        return table
+
+
+def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(header, Mapping):
+        raise TableFormatError(f"the header of a latency table must be a JSON object, found {type(header).__name__}.")
+    try:
+        clean: dict[str, Any] = json.loads(canonical_json(dict(header)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TableFormatError(
+            f"the header of a latency table must be JSON, found one that is not: {error}."
+        ) from error
+    if clean.get("schema") != SCHEMA or isinstance(clean.get("schema"), bool):
+        raise TableFormatError(
+            f"a latency table must have schema {SCHEMA}, found {clean.get('schema')!r}.",
+            hint="upgrade edgeprune, or edgeprune profile",
+        )
+    checks: dict[str, tuple[bool, str]] = {
+        "identity": (isinstance(clean.get("identity"), dict) and bool(clean["identity"]), "the device's identity"),
+        "runtime": (isinstance(clean.get("runtime"), str) and bool(clean["runtime"]), "the name of the runtime"),
+        "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
+        "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    }
+    for name, (valid, expected) in checks.items():
+        if not valid:
+            raise TableFormatError(
+                f"{name} in the header of a latency table must be {expected}, found {clean.get(name)!r}."
+            )
+    return clean
+
+
+def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: header[name] for name in ("runtime", "threads", "precision")}
+    return {**{f"identity.{name}": value for name, value in header["identity"].items()}, **fields}
