@@ -64,23 +64,33 @@ def command_line(*words: object) -> str:
 
 
 class Progress:
-    """What the library calls while a step runs; draws a bar on a terminal, says nothing elsewhere."""
+    """What the library tells while a step runs: draws a bar with the time left on a terminal, says nothing elsewhere."""
 
     def __init__(self, text: str, bar: Any = None) -> None:
         self._text, self._bar = text, bar
-        self._task = None if bar is None else bar.add_task(text, total=None)
+        self._task = None if bar is None else bar.add_task(text, total=None, left="")
 
-    def __call__(self, done: float, total: float | None = None, text: str | None = None) -> None:
-        """Tell how far the step is.
-
-        Args:
-            done: Units done, or the share in [0, 1] when `total` is not given.
-            total: Units in all.
-            text: What is being done, when that changed.
-        """
+    def counted(self, done: int, total: int, left_s: float, message: str) -> None:
+        """Items done, items in all, seconds left, what happens now."""
         if self._bar is not None:
-            label = self._text if text is None else f"{self._text}: {text}"
-            self._bar.update(self._task, completed=done, total=1.0 if total is None else total, description=label)
+            minutes, seconds = divmod(max(0, round(left_s)), 60)
+            left = f"about {minutes}:{seconds:02d} left" if total else ""
+            self._bar.update(
+                self._task, completed=done, total=total or None, description=self._label(message), left=left
+            )
+
+    def share(self, done: int, total: int) -> None:
+        """Units done (steps, bytes) and units in all."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None)
+
+    def told(self, step: str, message: str) -> None:
+        """A step of unknown length and what happens in it."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._label(message or step))
+
+    def _label(self, message: str) -> str:
+        return f"{self._text}: {message}" if message else self._text
 
 
 class Output:
@@ -137,16 +147,15 @@ class Output:
             yield Progress(text)
         else:
             from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f}%"),
+                TaskProgressColumn(),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
             )
             with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
                 yield Progress(text, bar)

@@ -30,3 +30,9 @@ WeightsOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
+
+
+def input_flags(specs: list[str] | None, file: Path | None) -> list[str]:
+    """The options that give the same example inputs again, for the command that is printed as the next one."""
+    flags = [word for text in specs or () for word in ("--input", text)]
+    return flags if file is None else [*flags, "--inputs", str(file)]

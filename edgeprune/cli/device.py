@@ -1,0 +1,251 @@
+"""``edgeprune device``: the user's boards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.errors import ConfigError, HostKeyError
+
+if TYPE_CHECKING:
+    from edgeprune.boards.config import BoardEntry
+    from edgeprune.spec import DeviceSpec, Fingerprint
+
+device = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Add, list, show, probe and remove boards.",
+    rich_markup_mode="rich",
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What you call the board.")]
+
+
+@device.command()
+def add(
+    name: NameArgument,
+    ssh: Annotated[
+        str, typer.Option("--ssh", metavar="user@host[:port]", help="Address, or an alias of ~/.ssh/config.")
+    ],
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Device type; `edgeprune device list --types` lists them.")
+    ] = None,
+    python: Annotated[str, typer.Option("--python", help="The board's Python, 3.6 or newer.")] = "python3",
+    root: Annotated[
+        str, typer.Option("--root", help="Folder on the board for everything of edgeprune.")
+    ] = "~/.edgeprune",
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="Private key file; else the agent's keys.")
+    ] = None,
+    host_key: Annotated[
+        str | None, typer.Option("--host-key", metavar="SHA256:...", help="Expected host key, instead of being asked.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a board of that name.")] = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Add a board that is reached over SSH; its host key is shown and must be accepted."""
+    from edgeprune.boards.config import BoardConfig, check_name
+    from edgeprune.boards.device_types import device_type
+
+    out = Output(json_output)
+    config = BoardConfig()
+    # Everything that can be refused without the board is refused before the board is asked.
+    if check_name(name) in config.list() and not replace:
+        raise ConfigError(
+            f"a new board's name must be free, {name!r} is taken.", hint=f"--replace, or device remove {name}"
+        )
+    if type_ is not None:
+        device_type(type_)
+    entry = _entry(
+        {
+            "ssh": ssh,
+            "type": type_,
+            "python": python,
+            "root": root,
+            "identity": None if identity is None else str(identity.expanduser().absolute()),
+            "host_key": host_key,
+        }
+    )
+    accepted = entry.model_copy(update={"host_key": _accepted_host_key(entry, out)})
+    config.add(name, accepted, replace=replace)
+    out.wrote(config.path, f"board {name}")
+    out.finish({"name": name, **_entry_json(accepted)}, next_command=command_line("edgeprune", "device", "probe", name))
+
+
+def _entry(fields: dict[str, str | None]) -> BoardEntry:
+    from pydantic import ValidationError
+
+    from edgeprune.boards.config import BoardEntry
+
+    try:
+        return BoardEntry.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{option} {first['input']!r} cannot be used: {reason}") from error
+
+
+def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
+    """Fingerprint of the host key that the user accepts: given, or shown and confirmed."""
+    from edgeprune.boards.ssh_config import resolve
+    from edgeprune.boards.ssh_connection import show_host_key
+
+    settings = resolve(entry.ssh)
+    with out.step(f"ask {settings.address} for its host key"):
+        shown = show_host_key(settings)
+    if entry.host_key is not None:
+        if shown.fingerprint.rstrip("=") != entry.host_key.rstrip("="):
+            raise HostKeyError(
+                f"{settings.address} must show the host key {entry.host_key}, it shows {shown.fingerprint}.",
+                hint="ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on the board's own console",
+            )
+        return entry.host_key
+    hint = f"--host-key {shown.fingerprint}, when that is the board's key"
+    question = f"{settings.address} shows the {shown.key_type} host key {shown.fingerprint}"
+    if out.json_mode or not sys.stdin.isatty():
+        raise HostKeyError(f"{question}, and it must be accepted before the board is added.", hint=hint)
+    if not typer.confirm(f"{question}\nIs that the board's key?", err=True):
+        raise HostKeyError(f"{question}, and you did not accept it.", hint=hint)
+    return shown.fingerprint
+
+
+@device.command("list")
+def list_(
+    types: Annotated[bool, typer.Option("--types", help="List device types instead of boards.")] = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """List the boards that are configured, or the device types that are known."""
+    from edgeprune.boards.config import BoardConfig
+    from edgeprune.boards.device_types import device_types
+
+    out = Output(json_output)
+    if types:
+        known = device_types()
+        rows = [[spec.name, spec.title, spec.architecture, ", ".join(spec.backends)] for spec in known]
+        out.table("", ["type", "device", "architecture", "backends"], rows)
+        out.finish(
+            {"types": [_type_json(spec) for spec in known]},
+            next_command="edgeprune device add NAME --ssh user@host --type TYPE",
+        )
+        return
+    config = BoardConfig()
+    boards = config.list()
+    rows = [["local", "this machine", "", ""]]
+    rows += [[name, entry.ssh, entry.type or "", entry.root] for name, entry in boards.items()]
+    out.table("", ["board", "address", "type", "root"], rows)
+    out.say(f"configured in {config.path}" if boards else f"no boards in {config.path} yet")
+    out.finish(
+        {"config": str(config.path), "boards": {name: _entry_json(entry) for name, entry in boards.items()}},
+        next_command=None if boards else "edgeprune device add NAME --ssh user@host",
+    )
+
+
+@device.command()
+def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
+    """Show how a board is configured and what is known of its type; the board is not contacted."""
+    from edgeprune.boards.config import BoardConfig
+    from edgeprune.boards.device_types import device_type
+
+    out = Output(json_output)
+    entry = BoardConfig().get(name)
+    spec = device_type(entry.type) if entry.type is not None else None
+    out.table("", ["setting", "value"], [[key, value or ""] for key, value in _entry_json(entry).items()])
+    if spec is not None:
+        out.table(spec.title, ["fact", "value"], [[key, _fact(value)] for key, value in spec.facts.items()])
+        out.say("sources: " + ", ".join(spec.sources))
+    out.finish(
+        {"name": name, **_entry_json(entry), "device": None if spec is None else _type_json(spec)},
+        next_command=command_line("edgeprune", "device", "probe", name),
+    )
+
+
+@device.command()
+def probe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A board, local, or ssh://user@host:port.")] = "local",
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Ask a board what it is and runs, what it lacks, and what could disturb a measurement."""
+    from dataclasses import asdict
+
+    import edgeprune
+
+    out = Output(json_output)
+    with out.step(f"probe {name}"), edgeprune.Board.open(name) as board:
+        fingerprint = board.probe()
+        address, root = board.transport.address, board.root
+    out.table(
+        f"{name} ({address})", ["property", "value"], [[key, value] for key, value in describe(fingerprint).items()]
+    )
+    for sentence in fingerprint.absences:
+        out.say(f"lacks: {sentence}")
+    for sentence in fingerprint.disturbances:
+        out.say(f"could disturb a measurement: {sentence}")
+    out.finish(
+        {"name": name, "address": address, "root": root, "fingerprint": asdict(fingerprint)},
+        next_command=command_line("edgeprune", "doctor", "--board", name),
+    )
+
+
+@device.command()
+def remove(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
+    """Remove a board from the configuration; nothing on the board itself changes."""
+    from edgeprune.boards.config import BoardConfig
+
+    out = Output(json_output)
+    config = BoardConfig()
+    entry = config.get(name)
+    config.remove(name)
+    out.wrote(config.path, f"without {name}")
+    out.finish({"name": name, **_entry_json(entry)}, next_command="edgeprune device list")
+
+
+def describe(fingerprint: Fingerprint) -> dict[str, str]:
+    """A fingerprint for a person: property to text."""
+    runtimes = [f"{name} {found.get('version', '')}".strip() for name, found in sorted(fingerprint.runtimes.items())]
+    caches = [f"{name} {size // 1024} KiB" for name, size in fingerprint.caches_bytes.items()]
+    return {
+        "cpu": f"{fingerprint.cpu_model} ({fingerprint.architecture}, {fingerprint.cores} cores)",
+        "isa": " ".join(fingerprint.isa) or "unknown",
+        "caches": ", ".join(caches) or "unknown",
+        "memory": f"{fingerprint.memory_bytes / 2**30:.1f} GiB",
+        "os": f"{fingerprint.os}, kernel {fingerprint.kernel}, {fingerprint.libc}",
+        "python": fingerprint.python,
+        "runtimes": ", ".join(runtimes) or "none",
+        "power mode": fingerprint.power_mode or "not told",
+        "governor": fingerprint.governor or "not told",
+        "free disk": f"{fingerprint.free_disk_bytes / 2**30:.1f} GiB",
+        "load": f"{fingerprint.load:.2f}",
+        "sensors": ", ".join(fingerprint.sensors) or "none",
+    }
+
+
+def _entry_json(entry: BoardEntry) -> dict[str, Any]:
+    return dict(entry.model_dump())
+
+
+def _type_json(spec: DeviceSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "architecture": spec.architecture,
+        "backends": list(spec.backends),
+        "facts": dict(spec.facts),
+        "sources": list(spec.sources),
+    }
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_fact(inner) for inner in value)
+    return str(value)

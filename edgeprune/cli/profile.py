@@ -1,0 +1,93 @@
+"""``edgeprune profile``: measure a model's kernels on a board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import (
+    BackendOption,
+    BoardOption,
+    InputOption,
+    InputsOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    ThreadsOption,
+    VerboseOption,
+    WeightsOption,
+    input_flags,
+)
+
+
+def profile(
+    model: ModelArgument,
+    input_: InputOption = None,
+    inputs: InputsOption = None,
+    weights: WeightsOption = None,
+    board: BoardOption = "local",
+    backend: BackendOption = "onnxruntime",
+    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take; more time, more kernels.")] = 2.0,
+    threads: ThreadsOption = 1,
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Measure on a board the kernels that a model and its pruned versions run; writes a latency table.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    import edgeprune
+    from edgeprune.cli.inputs import example_inputs
+    from edgeprune.cli.loading import load_model
+
+    output = Output(json_output)
+    module = load_model(model, weights, seed=seed)
+    example = example_inputs(module, input_, inputs, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with output.step(f"profile on {board}") as progress, edgeprune.Board.open(board) as target:
+        table = edgeprune.profile(
+            module,
+            example,
+            target,
+            backend,
+            minutes,
+            threads=threads,
+            seed=seed,
+            out=out,
+            progress=progress.counted,
+        )
+    header = table.header
+    dense_ms = header["reference"]["median_ms"]
+    output.say(
+        f"{len(table.kernels)} kernels and {len(table.networks)} networks measured on {header['board']} "
+        f"with {header['runtime']}, {header['threads']} thread(s); the dense model takes {dense_ms:.3f} ms"
+    )
+    for sentence in header["fingerprint"].get("disturbances", ()):
+        output.say(f"could have disturbed the measurement: {sentence}")
+    output.wrote(out, "latency table")
+    output.finish(
+        {
+            "table": str(out),
+            "hash": table.hash,
+            "board": header["board"],
+            "runtime": header["runtime"],
+            "kernels": len(table.kernels),
+            "networks": len(table.networks),
+            "dense_ms": dense_ms,
+            "drift": header["drift"],
+            "unsupported": header["unsupported"],
+        },
+        next_command=command_line(
+            "edgeprune", "prune", model, *input_flags(input_, inputs), "--table", out, "--latency", "50%"
+        )
+        if weights is None
+        else command_line(
+            *("edgeprune", "prune", model, *input_flags(input_, inputs), "--weights", weights),
+            *("--table", out, "--latency", "50%"),
+        ),
+    )
