@@ -14,7 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.statistics import Ratio, median_ratio, summarize
+from edgeprune.profiling.statistics import Ratio, Samples, median_ratio, summarize
 from edgeprune.profiling.uploads import upload
 from edgeprune.spec import Measurement
 
@@ -96,14 +96,14 @@ def compare(
     entries = upload(board, engines, kernels=())
     names = [reference, *sorted(name for name in engines if name != reference)]
     orders = interleaved(names, rounds)
-    times_ms: dict[str, list[list[float]]] = {name: [] for name in names}
+    times: dict[str, list[Samples]] = {name: [] for name in names}
     total, done = rounds * len(names), 0
     results = []
 
     def on_event(event: dict[str, Any]) -> None:
         nonlocal done
         if event.get("event") == "sample":
-            times_ms[event["id"]].append(event["times_ms"])
+            times[event["id"]].append(Samples.of(event))
             done += 1
             if progress is not None:
                 left_s = (total - done) * (warmup_ms + samples * sample_ms) / 1e3
@@ -121,13 +121,14 @@ def compare(
         }
         deadline_s = 120.0 + len(part) * len(names) * 5.0
         results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
-    medians = {name: [median(samples_ms) for samples_ms in rows] for name, rows in times_ms.items()}
+    measurements = {name: summarize(rows) for name, rows in times.items()}
+    medians = {name: found.rounds_ms for name, found in measurements.items()}
     return Comparison(
         reference=reference,
         ratios={
             name: median_ratio(medians[name], medians[reference], confidence=confidence, seed=seed) for name in names
         },
-        measurements={name: summarize(rows) for name, rows in times_ms.items()},
+        measurements=measurements,
         conditions={"before": results[0]["conditions"]["before"], "after": results[-1]["conditions"]["after"]},
         overhead_ms=median([result["overhead_ms"] for result in results]),
     )

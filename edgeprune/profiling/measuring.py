@@ -20,7 +20,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
-from edgeprune.profiling.statistics import summarize
+from edgeprune.profiling.statistics import UNDISTURBED, Samples, summarize
 from edgeprune.profiling.uploads import Entry, content_hash, upload
 from edgeprune.spec import Measurement
 
@@ -36,8 +36,6 @@ Progress = Callable[[int, int, float, str], None]
 
 TRUST = 0.5
 """A kernel whose own time is below this share of an empty call's cost is flagged."""
-PREEMPTED = 0.9
-"""A sample with less CPU time than this share of its wall time shared its core with something else."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class MeasuredRun:
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
         flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
-            own time is too small beside the call's), ``"preempted"`` (most samples shared the core), ``"unstable"``
+            own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
         unusable: Id to the reason why the board could not run it.
     """
@@ -310,7 +308,7 @@ class _Run:
         self.progress(done, self.total, pace_s * (self.total - done), message)
 
     def _result(self, layouts: Sequence[Sequence[Sequence[str]]]) -> MeasuredRun:
-        samples: dict[str, list[list[float]]] = {name: [] for name in self.engines}
+        samples: dict[str, list[Samples]] = {name: [] for name in self.engines}
         doubts: dict[str, set[str]] = {name: set() for name in self.engines}
         records: dict[str, list[dict[str, Any]]] = {name: [] for name in self.engines}
         worst = 0.0
@@ -324,11 +322,11 @@ class _Run:
                 worst = max(worst, drift)
                 marks.update((id(record), record) for record in self.ledger.sentinels(place))
                 for name, record in self.ledger.samples(place).items():
-                    samples[name].append(record["times_ms"])
+                    samples[name].append(Samples.of(record))
                     records[name].append(record)
                     if not kept:
                         doubts[name].add("drifted")
-            samples[self.sentinel].append([value for record in marks.values() for value in record["times_ms"]])
+            samples[self.sentinel].append(Samples.of(*marks.values()))
             records[self.sentinel] += marks.values()
         overhead_ms = median(self.ledger.overheads_ms)
         measurements = {
@@ -337,7 +335,7 @@ class _Run:
             if taken
         }
         for name, found in measurements.items():
-            doubts[name] |= _doubts(records[name], self.threads)
+            doubts[name] |= _doubts(records[name])
             if name in self.kernels and found.median_ms < TRUST * overhead_ms:
                 doubts[name].add("below-overhead")
         return MeasuredRun(
@@ -357,12 +355,10 @@ def _where(slot: Slot) -> dict[str, int | None]:
     return {"stretch": slot.stretch, "opens": slot.opens, "closes": slot.closes}
 
 
-def _doubts(records: Sequence[Mapping[str, Any]], threads: int) -> set[str]:
+def _doubts(records: Sequence[Mapping[str, Any]]) -> set[str]:
     found = set()
-    shares = [share for record in records for share in record["cpu_share"]]
-    # With several threads the share depends on how they wait for each other; it says something only for one.
-    if threads == 1 and median(shares) < PREEMPTED:
+    if sum(max(record["cpu_share"]) < UNDISTURBED for record in records) * 2 > len(records):
         found.add("preempted")
-    if sum(not record["stable"] for record in records) * 2 > len(records):
+    if sum(record["stable"] is False for record in records) * 2 > len(records):
         found.add("unstable")
     return found

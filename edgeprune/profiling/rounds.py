@@ -9,10 +9,12 @@ it was.
 from __future__ import annotations
 
 import random
-import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
+
+from edgeprune.profiling.statistics import undisturbed
 
 Record = dict[str, Any]
 Place = tuple[int, int, int]
@@ -66,6 +68,11 @@ def drift(sentinels_ms: Sequence[float], median_ms: float) -> float:
     return max(abs(value / median_ms - 1.0) for value in sentinels_ms)
 
 
+def level_ms(record: Mapping[str, Any]) -> float:
+    """Median of a sample record's undisturbed samples, milliseconds."""
+    return median(undisturbed(record["times_ms"], record["cpu_share"]))
+
+
 class Ledger:
     """What has been measured so far.
 
@@ -115,7 +122,7 @@ class Ledger:
             self._items.setdefault((*where, record["stretch"]), {})[record["id"]] = record
             self.measured += record["attempt"] == 0
             return
-        self._levels_ms.append(statistics.median(record["times_ms"]))
+        self._levels_ms.append(level_ms(record))
         for stretch in (record["opens"], record["closes"]):
             if stretch is not None:
                 self._sentinels.setdefault((*where, stretch), []).append(record)
@@ -139,13 +146,13 @@ class Ledger:
     @property
     def median_ms(self) -> float:
         """Median of all sentinels of the run, milliseconds."""
-        return statistics.median(self._levels_ms)
+        return median(self._levels_ms)
 
     def judge(self, place: Place, limit: float) -> Record | None:
         """The verdict on a closed stretch that has none yet, as a record for the journal."""
         if place in self._verdicts or place not in self._closed:
             return None
-        found = drift([statistics.median(record["times_ms"]) for record in self._sentinels[place]], self.median_ms)
+        found = drift([level_ms(record) for record in self._sentinels[place]], self.median_ms)
         number, attempt, stretch = place
         return {
             "kind": "verdict",

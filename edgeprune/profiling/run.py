@@ -12,14 +12,13 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.boards.board import Board
 from edgeprune.errors import BackendUnavailableError, ConfigError, UnsupportedKernelError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import kernel_row, network_row
@@ -32,7 +31,6 @@ from edgeprune.spec import Fingerprint, Kernel
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.boards.board import Board
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.lowering.kernel_graph import KernelGraph
 
@@ -126,7 +124,7 @@ def profile(
         raise ConfigError(f"minutes must be greater than 0, found {minutes}.")
     begun = time.monotonic()
     tell = progress or _silent
-    with _opened(board) as target, target.hold("profile"):
+    with Board.open(board) as target, target.hold("profile"):
         tell(0, 0, 60 * minutes, f"probing {target.name}")
         fingerprint = target.probe()
         with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as folder:
@@ -323,17 +321,6 @@ def _require_runtime(kernel_graph: KernelGraph, fingerprint: Fingerprint, board:
                 f"board {board.name} must have {requirement.field} {requirement.needed}, found {requirement.found}.",
                 hint=requirement.hint,
             )
-
-
-@contextmanager
-def _opened(board: Board | str) -> Iterator[Board]:
-    from edgeprune.boards.board import Board
-
-    if isinstance(board, Board):
-        yield board
-    else:
-        with Board.open(board) as opened:
-            yield opened
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeprune.spec import Measurement
 
 LEAST_SHARE = 0.05
 """A kernel's time is never set below this share of the cost of an empty call: its logarithm must exist."""
+
+
+UNDISTURBED = 0.95
+"""A sample with less CPU time per wall time than this was interrupted: something else had its core for the rest."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +37,52 @@ class Ratio:
     rounds: tuple[float, ...]
 
 
-def summarize(rounds_ms: Sequence[Sequence[float]], overhead_ms: float = 0.0) -> Measurement:
-    """Summary of the samples of each round.
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one thing in one round.
+
+    Attributes:
+        times_ms: Time of one run in each sample, milliseconds; at least one.
+        cpu_share: CPU time over wall time of each sample.
+    """
+
+    times_ms: tuple[float, ...]
+    cpu_share: tuple[float, ...]
+
+    @classmethod
+    def of(cls, *records: Mapping[str, Any]) -> Samples:
+        """From what the board's ``bench`` told of the item, once or several times."""
+        return cls(
+            tuple(value for record in records for value in record["times_ms"]),
+            tuple(value for record in records for value in record["cpu_share"]),
+        )
+
+
+def undisturbed(times_ms: Sequence[float], cpu_share: Sequence[float]) -> list[float]:
+    """The samples that nothing interrupted; all of them where every one was interrupted."""
+    calm = [time for time, share in zip(times_ms, cpu_share, strict=True) if share >= UNDISTURBED]
+    return calm or list(times_ms)
+
+
+def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0) -> Measurement:
+    """Summary of the samples of each round: median and minimum of the undisturbed ones, 90th percentile of all.
 
     Args:
-        rounds_ms: Per round its samples, milliseconds; no round empty.
+        rounds: At least one.
         overhead_ms: Cost of an empty call, taken off every sample (but see `LEAST_SHARE`).
     """
-    least = LEAST_SHARE * overhead_ms
-    rounds = [np.maximum(np.asarray(samples, dtype=np.float64) - overhead_ms, least) for samples in rounds_ms]
-    medians = np.array([np.median(samples) for samples in rounds])
-    every = np.concatenate(rounds)
+
+    def net(times_ms: Sequence[float]) -> NDArray[np.float64]:
+        return np.maximum(np.asarray(times_ms, dtype=np.float64) - overhead_ms, LEAST_SHARE * overhead_ms)
+
+    calm = [net(undisturbed(samples.times_ms, samples.cpu_share)) for samples in rounds]
+    medians = np.array([np.median(samples) for samples in calm])
+    every = np.concatenate([net(samples.times_ms) for samples in rounds])
     median = float(np.median(medians))
     return Measurement(
         median_ms=median,
         p90_ms=float(np.quantile(every, 0.9)),
-        min_ms=float(every.min()),
+        min_ms=float(min(samples.min() for samples in calm)),
         spread=float(np.median(np.abs(medians - median)) / median),
         rounds_ms=tuple(float(value) for value in medians),
         samples=len(every),

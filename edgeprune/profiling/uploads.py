@@ -1,4 +1,4 @@
-"""Bring engines to a board: whole networks as single files, kernels (hundreds of tiny files) as one zip."""
+"""Bring engines to a board: large ones as single files, small ones (hundreds of kernels) together as one zip."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from edgeprune.boards.board import Board
 
 Entry = dict[str, Any]
+
+SMALL_BYTES = 1 << 20
+"""Engines up to this size travel together: each upload of its own costs a few round trips."""
 
 
 def content_hash(engine: bytes | Path) -> str:
@@ -32,25 +35,23 @@ def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collectio
     Args:
         board: Where to.
         engines: Id to engine.
-        kernels: Ids of engines that hold one kernel as the runtime would write it: bundled, and never optimised again.
+        kernels: Ids of engines that hold one kernel as the runtime would write it: they are never optimised again.
 
     Returns:
         Id to the engine's entry of a ``bench`` request.
     """
-    entries: dict[str, Entry] = {
-        name: {"blob": board.push(engine), "optimization": "all"}
-        for name, engine in engines.items()
-        if name not in kernels
-    }
-    members = {
-        name: engine if isinstance(engine, bytes) else engine.read_bytes()
-        for name, engine in engines.items()
-        if name in kernels
-    }
-    if members:
-        blob = board.push(bundle(members.values()))
-        for name, content in members.items():
-            entries[name] = {"blob": blob, "member": content_hash(content), "optimization": "basic"}
+    entries: dict[str, Entry] = {}
+    small: dict[str, bytes] = {}
+    for name, engine in engines.items():
+        entries[name] = {"optimization": "basic" if name in kernels else "all"}
+        if (len(engine) if isinstance(engine, bytes) else engine.stat().st_size) <= SMALL_BYTES:
+            small[name] = engine if isinstance(engine, bytes) else engine.read_bytes()
+        else:
+            entries[name]["blob"] = board.push(engine)
+    if small:
+        blob = board.push(bundle(small.values()))
+        for name, content in small.items():
+            entries[name].update(blob=blob, member=content_hash(content))
     return entries
 
 

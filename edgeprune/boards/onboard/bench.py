@@ -20,8 +20,13 @@ _WINDOWS = 8
 """Warm-up is looked at in windows of an eighth of its time."""
 _STABLE = 0.01
 """Warm-up ends when the median of the last three windows moved by less than this share."""
+_ROUGHLY_STABLE = 0.05
 _PATIENCE = 3
 """Warm-up is given up, and the item marked unstable, after this many times the asked time."""
+_UNDISTURBED = 0.95
+"""A sample with less CPU time per wall time than this was interrupted by something else that ran on its core."""
+_EXTRA = 3
+"""Samples are taken until enough are undisturbed, but at most this many times as many."""
 
 
 def main(request, emit):
@@ -110,13 +115,13 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
         engine: Has ``run(times)``.
         warmup_s: Warm up at least so long, seconds.
         sample_s: Least length of one sample, seconds.
-        samples: Number of samples.
+        samples: Number of undisturbed samples; more are taken for those that were not.
         item_s: Past this time, seconds, three samples are enough.
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
-        settled), ``cpu_share`` (CPU time of this process over wall time per sample; less than one thread's worth means
-        that something else ran), ``preempted`` (involuntary context switches while timed).
+        settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per sample; below one means that something else
+        had the core for the rest), ``preempted`` (involuntary context switches while timed).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()
@@ -124,7 +129,7 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
     number = max(1, int(math.ceil(sample_s / max(run_s, 1e-9))))
     times_ms, shares = [], []
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    for _ in range(samples):
+    while len(times_ms) < _EXTRA * samples and sum(share >= _UNDISTURBED for share in shares) < samples:
         if len(times_ms) >= 3 and clock() - begin > item_s:
             break
         count = 0
@@ -156,35 +161,44 @@ def warm_up(engine, warmup_s):
     """Run until `warmup_s` has passed and the time per run stands still.
 
     Returns:
-        Time of one run, seconds, and whether it stood still before patience ran out.
+        Time of one run, seconds, and whether it stood still at the end (see `stands_still`).
     """
-    clock = time.perf_counter
+    clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()
     engine.run(1)
     run_s = max(clock() - begin, 1e-9)
     windows = []
     while True:
         number = max(1, int(warmup_s / _WINDOWS / run_s))
-        start = clock()
+        start, cpu = clock(), cpu_clock()
         engine.run(number)
-        run_s = max((clock() - start) / number, 1e-9)
-        windows.append(run_s)
+        elapsed = max(clock() - start, 1e-9)
+        # A window that was interrupted says nothing about the engine, unless there is no other.
+        if cpu_clock() - cpu >= _UNDISTURBED * elapsed or not windows:
+            run_s = max(elapsed / number, 1e-9)
+            windows.append(run_s)
         spent = clock() - begin
         if spent < warmup_s:
             continue
         if len(windows) >= 6 and stands_still(windows):
-            return median(windows[-3:]), True
+            break
         # An engine whose single run is longer than the warm-up needs two runs, not six.
-        if spent >= _PATIENCE * warmup_s and len(windows) >= 2:
-            return median(windows[-3:]), stands_still(windows)
+        if spent >= _PATIENCE * warmup_s:
+            break
+    return median(windows[-3:]), stands_still(windows)
 
 
 def stands_still(windows):
-    """Whether the median of the last three windows is within 1 % of that of the three before."""
-    if len(windows) < 6:
-        return False
-    last, former = median(windows[-3:]), median(windows[-6:-3])
-    return abs(last - former) <= _STABLE * former
+    """Whether the median of the last three windows is within 1 % of that of the three before.
+
+    With fewer than six windows it is the last half against the one before, within 5 %; with fewer than two nobody knows
+    (None).
+    """
+    half = min(len(windows) // 2, 3)
+    if half == 0:
+        return None
+    last, former = median(windows[-half:]), median(windows[-2 * half : -half])
+    return abs(last - former) <= (_STABLE if half == 3 else _ROUGHLY_STABLE) * former
 
 
 def median(values):
