@@ -84,6 +84,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total or None)
 
+    def staged(self, state: str, done: int, total: int, message: str) -> None:
+        """State, units done and in all (0 and 0 where nothing is counted), what happens."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None, description=self._label(message or state))
+
     def told(self, step: str, message: str) -> None:
         """A step of unknown length and what happens in it."""
         if self._bar is not None:

@@ -28,6 +28,9 @@ InputsOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="State dict to load into the model: .safetensors, or .pt without code.")
 ]
+LatencyOption = Annotated[
+    str | None, typer.Option("--latency", metavar="12ms|50%", help="Latency budget: a time, or a share of dense.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
 

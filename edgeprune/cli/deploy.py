@@ -1,0 +1,90 @@
+"""``edgeprune deploy``: check an artifact on a board, then switch to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption
+from edgeprune.spec import Budget
+
+if TYPE_CHECKING:
+    from edgeprune.deployment.deploying import Deployment
+
+
+def deploy(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that `edgeprune compile` wrote.")],
+    board: BoardOption = "local",
+    latency: LatencyOption = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", help="Artifact of the dense model: timed interleaved, never released."),
+    ] = None,
+    dense_ms: Annotated[
+        float | None, typer.Option("--dense-ms", help="Dense latency that a budget in ms was chosen against.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", help="Share by which the budget may be exceeded.")] = 0.05,
+    threads: ThreadsOption = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of the latency comparison.")] = 20,
+    keep: Annotated[int, typer.Option("--keep", min=2, help="Releases that the board keeps.")] = 3,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Send an artifact to a board, check its numbers and milliseconds there, then switch to it.
+
+    Until both checks have passed, what runs on the board is left alone; a release that fails after the switch is rolled
+    back.
+    """
+    import edgeprune
+
+    output = Output(json_output)
+    budget = None if latency is None else Budget.parse(latency)
+    with output.step(f"deploy to {board}") as progress:
+        done = edgeprune.deploy(
+            artifact,
+            board,
+            budget_ms=None if budget is None else budget.latency_ms,
+            budget_ratio=None if budget is None else budget.latency_ratio,
+            reference=reference,
+            dense_ms=dense_ms,
+            tolerance=tolerance,
+            threads=threads,
+            rounds=rounds,
+            keep=keep,
+            progress=progress.staged,
+        )
+    output.table("", ["checked on the board", "result"], _rows(done))
+    record = artifact.absolute().parent / f"{artifact.absolute().name}.deployment.json"
+    data = {**asdict(done), "budget": None if budget is None else str(budget)}
+    _write(record, data)
+    output.wrote(record, "what was checked and measured")
+    output.finish(data, next_command=command_line("edgeprune", "status", "--board", board))
+
+
+def _rows(done: Deployment) -> list[list[str]]:
+    rows = [
+        ["release", f"{done.release}" + ("" if done.changed else " (ran already)")],
+        ["parity", f"largest difference {done.parity.max_abs:.2g}"],
+        ["latency", f"{done.measured_ms:.3f} ms, measured on {done.board}"],
+    ]
+    if done.ratio is not None and done.dense_ms is not None:
+        interval = f" ({done.ratio_low:.1%} to {done.ratio_high:.1%})" if done.ratio_low and done.ratio_high else ""
+        rows.append(["of dense", f"{done.ratio:.1%}{interval} of {done.dense_ms:.3f} ms, interleaved"])
+    rows.append(["sent", f"{done.bytes_sent / 1e6:.2f} MB"])
+    rows.append(["former release", done.previous or "none"])
+    return rows
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

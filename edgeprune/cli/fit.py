@@ -1,0 +1,59 @@
+"""``edgeprune fit``: fit the latency predictor and show its errors beside the noise ceiling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption
+
+_COLUMNS = (
+    ("family", "family"),
+    ("n", "measured"),
+    ("median_error_percent", "median error %"),
+    ("noise_median_percent", "repeats to %"),
+    ("within_10_percent", "within 10 %"),
+    ("noise_within_10_percent", "repeats within 10 %"),
+    ("coverage_percent", "in interval %"),
+    ("width_percent", "interval width %"),
+)
+
+
+def fit(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table of `edgeprune profile`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Predictor settings to write (JSON); beside the table by default.")
+    ] = None,
+    level: Annotated[float, typer.Option("--level", help="Of the prediction intervals.")] = 0.9,
+    seed: SeedOption = 0,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Fit the predictor to a latency table; prints cross-validated errors beside what measurements repeat to."""
+    import edgeprune
+
+    output = Output(json_output)
+    with output.step("fit"):
+        predictor = edgeprune.fit(edgeprune.LatencyTable.load(table), seed=seed, level=level)
+        report = predictor.report()
+    rows = report.rows()
+    output.table(
+        "errors on what was held out, and how well measurements repeat themselves",
+        [title for _, title in _COLUMNS],
+        [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
+    )
+    output.say(report.summary())
+    target = out if out is not None else table.with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    output.wrote(predictor.save(target), "predictor settings; the table lies beside them")
+    output.finish(
+        {"predictor": str(target), "table_hash": predictor.table_hash, "level": level, "errors": rows},
+        next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),
+    )
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
