@@ -1,0 +1,253 @@
+"""From a module to an artifact: export, golden data, a check of the engine on this host, manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgeprune
+from edgeprune.backends import registry
+from edgeprune.boards.runner_events import crash, error_of, parse_event
+from edgeprune.boards.runner_package import runner_package
+from edgeprune.boards.transport import CommandResult
+from edgeprune.deployment import agreement, preflight
+from edgeprune.deployment.agreement import Parity
+from edgeprune.deployment.artifact import GOLDEN_NAME, MODEL_NAME, Artifact, describe_file, staged
+from edgeprune.deployment.golden import EDGE_CASES, make_golden, positional
+from edgeprune.deployment.manifest import (
+    MANIFEST_NAME,
+    TOLERANCES,
+    Manifest,
+    MeasuredCost,
+    PredictedCost,
+    Tolerance,
+    canonical_json,
+)
+from edgeprune.errors import CompileError, ConfigError, ExportError, ParityError
+from edgeprune.spec import Fingerprint, Precision, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.backends._base import Backend
+    from edgeprune.surgery.plan import PruningPlan
+
+Progress = Callable[[str, str], None]
+"""Called with (step, what happens)."""
+
+_PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime")
+_PARITY_TIMEOUT_S = 600.0
+
+_log = logging.getLogger("edgeprune.deployment.compiling")
+
+
+def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows the built-in for nobody
+    module: torch.nn.Module,
+    example_inputs: Any,
+    out: str | Path,
+    *,
+    backend: str | Backend = "onnxruntime",
+    name: str | None = None,
+    plan: PruningPlan | None = None,
+    predicted_ms: float | None = None,
+    measured: MeasuredCost | None = None,
+    labels: Sequence[str] | None = None,
+    normalization: Mapping[str, Sequence[float]] | None = None,
+    golden_inputs: Any = None,
+    edge_cases: Sequence[str] = EDGE_CASES,
+    precision: Precision = "fp32",
+    tolerance: Tolerance | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    fingerprint: Fingerprint | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a module to an artifact that `edgeprune.deploy` brings to a board.
+
+    The engine is run on this host, by the same program that boards run, against the golden outputs before `out` appears.
+    `out` appears whole or not at all; an artifact that is there already is replaced in one step.
+
+    Args:
+        module: The module, pruned or dense; run in eval form, left as it is.
+        example_inputs: Tensor, tuple of tensors, or dict by parameter name, at the deployment batch.
+        out: Folder to write.
+        backend: Name of the backend, or one.
+        name: What a person calls the model; the class's name by default.
+        plan: The pruning plan that made the module; its hash and prediction go into the manifest.
+        predicted_ms: Predicted latency, milliseconds; the plan's by default.
+        measured: Cost that a board measured, with its conditions.
+        labels: Class names, for whoever uses the release.
+        normalization: What must be done to inputs, e.g. ``{"mean": [...], "std": [...]}``.
+        golden_inputs: Calibration data, see `edgeprune.deployment.golden.make_golden`; random samples without it.
+        edge_cases: Which edge cases to add to the golden samples.
+        precision: Arithmetic precision of the engine.
+        tolerance: What parity demands; by default that of the precision.
+        threads: Threads of the check on this host.
+        seed: Of random golden inputs.
+        fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment.
+        progress: Told each step.
+
+    Raises:
+        ExportError: The module cannot be exported.
+        InputError: Example or golden inputs do not fit the module.
+        ParityError: The engine's outputs on this host differ from the module's.
+        IncompatibleTargetError: `fingerprint` lacks something.
+        ConfigError: `out` exists and is no artifact.
+        BackendUnavailableError: The backend is not installed on this host.
+    """
+    tell = progress or (lambda step, message: None)
+    chosen = registry.get(backend)
+    inputs = positional(module, example_inputs)
+    with staged(Path(out)) as folder:
+        tell("export", f"exporting for {chosen.name}")
+        engine = folder / "engine.onnx"
+        input_specs, output_specs = chosen.export(module, inputs, engine)
+        tell("golden", "computing golden outputs")
+        golden = make_golden(module, inputs, golden_inputs, edge_cases=edge_cases, seed=seed)
+        _check_outputs(output_specs, [array.shape[1:] for array in golden.outputs])
+        golden.save(folder / GOLDEN_NAME)
+        model = _model_json(engine.name, chosen.name, input_specs, output_specs, labels, normalization)
+        (folder / MODEL_NAME).write_bytes(canonical_json(model))
+        manifest = Manifest(
+            name=name or type(module).__name__,
+            backend=chosen.name,
+            engine=engine.name,
+            precision=precision,
+            files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+            requires=preflight.needs_of(chosen, engine, (*input_specs, *output_specs)),
+            tolerance=tolerance or TOLERANCES[precision],
+            host_parity={},
+            versions=_versions(),
+            plan_hash=None if plan is None else plan.hash,
+            predicted=_predicted(plan, predicted_ms),
+            measured=measured,
+            created=_created(),
+        )
+        if fingerprint is not None:
+            preflight.check(manifest, fingerprint, board="it is compiled for")
+        tell("parity", "checking the engine against the module on this host")
+        parity = host_parity(folder, manifest, threads=threads)
+        if not parity.passed:
+            raise ParityError(
+                f"the engine of {manifest.name!r} on this host {parity.complaint()}.",
+                hint="another precision, or tolerance= with a reason; edge_cases=() if only an edge case differs",
+            )
+        # What depends on the machine (times, memory) stays out: equal inputs give equal artifacts.
+        figures = {key: value for key, value in parity.as_json().items() if key not in ("load_ms", "peak_memory_bytes")}
+        manifest = manifest.model_copy(update={"host_parity": figures})
+        (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
+    _log.info("compiled %s to %s (%s)", manifest.name, out, manifest.id[:16])
+    tell("done", f"artifact {manifest.id[:16]} in {out}")
+    return Artifact(Path(out), manifest)
+
+
+def host_parity(folder: Path, manifest: Manifest, *, threads: int = 1) -> Parity:
+    """Run an artifact's engine on its golden inputs on this host, in a process of its own, as a board would.
+
+    Raises:
+        EdgepruneError: As the runner reports it, e.g. BackendUnavailableError.
+        CommandError: The runner died.
+        CompileError: It did not end in time.
+    """
+    package = runner_package()
+    request = {"folder": str(folder.resolve()), "root": str(folder.resolve())}
+    request.update(agreement.request(manifest, threads=threads))
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+        runner = Path(scratch) / package.name
+        runner.write_bytes(package.content)
+        try:
+            done = subprocess.run(
+                [sys.executable, str(runner), "parity"],
+                input=json.dumps(request).encode() + b"\n",
+                capture_output=True,
+                timeout=_PARITY_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise CompileError(
+                f"the engine must run on this host within {_PARITY_TIMEOUT_S:.0f} s, found it still running."
+            ) from error
+    events = [event for line in done.stdout.decode().splitlines() if (event := parse_event(line)) is not None]
+    if not events or events[-1]["event"] not in ("result", "error"):
+        raise crash("parity", CommandResult(done.returncode, done.stdout, done.stderr))
+    if events[-1]["event"] == "error":
+        raise error_of(events[-1])
+    return Parity.from_result(events[-1]["result"], manifest)
+
+
+def _model_json(
+    engine: str,
+    runtime: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    labels: Sequence[str] | None,
+    normalization: Mapping[str, Sequence[float]] | None,
+) -> dict[str, Any]:
+    """What a program that uses the release must know; its keys are stable."""
+    return {
+        "schema_version": 1,
+        "engine": engine,
+        "runtime": runtime,
+        "inputs": [_tensor_json(tensor) for tensor in inputs],
+        "outputs": [_tensor_json(tensor) for tensor in outputs],
+        "labels": None if labels is None else [str(label) for label in labels],
+        "normalization": None
+        if normalization is None
+        else {key: [float(value) for value in values] for key, values in normalization.items()},
+    }
+
+
+def _tensor_json(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+
+
+def _check_outputs(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]]) -> None:
+    if [spec.shape for spec in specs] != list(shapes):
+        raise ExportError(
+            f"the engine's outputs must have the module's shapes {list(shapes)}, found {[spec.shape for spec in specs]}."
+        )
+
+
+def _predicted(plan: PruningPlan | None, predicted_ms: float | None) -> PredictedCost | None:
+    told: Mapping[str, Any] = {} if plan is None else plan.predicted or {}
+    latency_ms = told.get("latency_ms") if predicted_ms is None else predicted_ms
+    if latency_ms is None:
+        return None
+    bounds = {
+        key: float(told[key]) for key in ("low_ms", "high_ms") if predicted_ms is None and told.get(key) is not None
+    }
+    table = told.get("table")
+    return PredictedCost(latency_ms=float(latency_ms), table=None if table is None else str(table), **bounds)
+
+
+def _versions() -> dict[str, str]:
+    found = {"edgeprune": edgeprune.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _created() -> str:
+    """Now, or what ``SOURCE_DATE_EPOCH`` says, so that a build can be repeated bit by bit."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch is None:
+        moment = datetime.now(timezone.utc)
+    else:
+        try:
+            moment = datetime.fromtimestamp(int(epoch), timezone.utc)
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {epoch!r}.") from error
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,371 @@
+"""Bring an artifact to a board: upload, stage, check numbers and milliseconds there, switch, check again.
+
+The states, in order, are `STATES`. Until ``activate`` nothing that runs on the board is touched; ``activate`` is one rename;
+whatever fails after it is rolled back. Every state can be killed and the whole be started again: what is done already is
+recognized by its hashes. An interrupt at any moment leaves ``current`` as it was or wholly switched.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune.boards.board import Board
+from edgeprune.deployment import faults, gates, preflight
+from edgeprune.deployment.agreement import Parity
+from edgeprune.deployment.artifact import Artifact, describe_file
+from edgeprune.deployment.gates import Latency
+from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry
+from edgeprune.deployment.status import BoardStatus, read_status
+from edgeprune.errors import (
+    ConfigError,
+    EdgepruneError,
+    HealthError,
+    InconsistentBoardError,
+    TransferError,
+)
+from edgeprune.spec import Budget
+
+STATES = ("probe", "preflight", "lock", "upload", "stage", "parity", "latency", "activate", "health", "done")
+
+_HEALTH_CASES = 1
+_STORE_TIMEOUT_S = 60.0
+_SLOWEST_COPY_BYTES_S = 5e6
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (state, done, total, what happens); done and total are bytes, items, or 0 and 0 where nothing is counted."""
+
+_log = logging.getLogger("edgeprune.deployment.deploying")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment that went through.
+
+    Attributes:
+        board: The board's name.
+        artifact: The artifact's id.
+        release: Folder of the release on the board.
+        previous: Folder of the release that ran before and is kept, or None.
+        changed: False when the board ran this release already.
+        parity: What the parity check on the board found.
+        measured_ms: Median latency on the board, milliseconds.
+        dense_ms: Median of the dense engine in the same rounds; None without a reference.
+        ratio: Release over dense, interleaved; None without a reference.
+        ratio_low: Lower end of its 95 % confidence interval.
+        ratio_high: Upper end.
+        latency_ms: What the budget was held against, milliseconds.
+        conditions: State of the board before and after the measurement.
+        bytes_sent: Bytes of files that the board did not have.
+        seconds: How long it all took.
+    """
+
+    board: str
+    artifact: str
+    release: str
+    previous: str | None
+    changed: bool
+    parity: Parity
+    measured_ms: float
+    dense_ms: float | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    latency_ms: float
+    conditions: Mapping[str, Any]
+    bytes_sent: int
+    seconds: float
+
+
+def deploy(
+    artifact: Artifact | str | Path,
+    board: str | Board = "local",
+    *,
+    budget_ms: float | None = None,
+    budget_ratio: float | None = None,
+    reference: Artifact | str | Path | None = None,
+    dense_ms: float | None = None,
+    tolerance: float = 0.05,
+    threads: int = 1,
+    rounds: int = 20,
+    keep: int = 3,
+    progress: Progress | None = None,
+) -> Deployment:
+    """Check an artifact on a board, then switch to it.
+
+    Args:
+        artifact: The artifact, or its folder.
+        board: As in `Board.open`.
+        budget_ms: Upper bound of the latency, milliseconds; without a budget the latency is measured and reported only.
+        budget_ratio: Upper bound as a share of the dense latency, instead of `budget_ms`; needs `reference`.
+        reference: Artifact of the dense model, or its engine file: timed interleaved with the new engine, never released.
+        dense_ms: Dense latency that `budget_ms` was chosen against, milliseconds: the verdict is on ratio times this, which
+            does not depend on how fast the board happens to be today. By default as timed beside the release.
+        tolerance: Share by which the budget may be exceeded.
+        threads: Threads inside one operation.
+        rounds: Rounds of the latency comparison.
+        keep: Releases that the board keeps, the current and the previous one included.
+        progress: Told every state.
+
+    Raises:
+        ManifestError: The artifact's files are not what its manifest says.
+        IncompatibleTargetError: The board lacks something; nothing was sent.
+        BoardFullError: There is not enough free space; nothing was activated.
+        BoardBusyError: Another run holds the board.
+        ParityError: Outputs on the board differ; it still runs what it ran.
+        LatencyGateError: Too slow on the board; it still runs what it ran.
+        UnstableMeasurementError: Too noisy for a verdict; it still runs what it ran.
+        HealthError: Failed after the switch, and was rolled back.
+        InconsistentBoardError: Failed after the switch, and could not be rolled back.
+    """
+    started = time.monotonic()
+    budget = _budget(budget_ms, budget_ratio, reference, tolerance)
+    opened_artifact = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
+    dense = _engine_of(reference)
+    known_as = board if isinstance(board, str) else board.name
+    with Board.open(board) as opened:
+        run = _Run(opened, opened_artifact, dense, known_as, threads, progress)
+        run.prepare()
+        with opened.hold(f"deploy {opened_artifact.manifest.name}"):
+            faults.reached("lock")
+            # Between the look before and the lock, another run may have switched.
+            run.before = read_status(opened, known_as=known_as)
+            with _untouched(run.before):
+                folder = run.upload_and_stage()
+                parity = run.parity(folder)
+                latency = run.latency(budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms)
+            switched = run.activate(folder)
+            run.health(folder, changed=switched["changed"], latency=latency)
+            run.finish(keep)
+    return Deployment(
+        board=opened.name,
+        artifact=opened_artifact.id,
+        release=folder,
+        previous=switched["previous"],
+        changed=switched["changed"],
+        parity=parity,
+        measured_ms=latency.measured_ms,
+        dense_ms=latency.dense_ms,
+        ratio=latency.ratio,
+        ratio_low=latency.ratio_low,
+        ratio_high=latency.ratio_high,
+        latency_ms=latency.latency_ms,
+        conditions=latency.conditions,
+        bytes_sent=run.bytes_sent,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Run:
+    """One deployment, state by state."""
+
+    def __init__(
+        self,
+        board: Board,
+        artifact: Artifact,
+        dense: Path | None,
+        known_as: str,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self.board, self.artifact, self.dense, self.known_as, self.threads = board, artifact, dense, known_as, threads
+        self.bytes_sent = 0
+        self._tell: Progress = progress or (lambda state, done, total, message: None)
+        self.files = dict(artifact.manifest.files)
+        self.files[MANIFEST_NAME] = describe_file(artifact.folder / MANIFEST_NAME)
+        self.before: BoardStatus
+
+    def prepare(self) -> None:
+        """Probe, then refuse before anything is sent."""
+        self._tell("probe", 0, 0, f"probing board {self.board.name}")
+        fingerprint = self.board.probe()
+        self.before = read_status(self.board, known_as=self.known_as)
+        faults.reached("probe")
+        self._tell("preflight", 0, 0, "checking what the artifact needs")
+        there = any(release.folder[:16] == self.artifact.release for release in self.before.releases)
+        new_bytes = sum(self._missing().values()) + (0 if there else self.artifact.size_bytes)
+        preflight.check(self.artifact.manifest, fingerprint, board=self.board.name, new_bytes=new_bytes)
+        faults.reached("preflight")
+
+    def upload_and_stage(self) -> str:
+        """Send what the board lacks, build the release there; returns its folder."""
+        self._upload()
+        try:
+            folder = self._stage()
+        except TransferError as error:
+            # A blob that went bad on the board's disk was removed there just now: send it again, once.
+            _log.warning("%s: %s", self.board.name, error)
+            self._upload()
+            folder = self._stage()
+        faults.reached("stage")
+        return folder
+
+    def _upload(self) -> None:
+        missing = self._missing()
+        total, done = sum(missing.values()), 0
+        self._tell("upload", 0, total, f"sending {total / 1e6:.2f} MB" if total else "the board has all files")
+        paths = {entry.sha256: self.artifact.folder / name for name, entry in self.files.items()}
+        if self.dense is not None:
+            paths[describe_file(self.dense).sha256] = self.dense
+        for sha256, size in missing.items():
+            sent_before = done
+
+            def on_bytes(sent: int, _: int, base: int = sent_before) -> None:
+                self._tell("upload", base + sent, total, "sending")
+
+            self.board.push(paths[sha256], progress=on_bytes)
+            done += size
+        self.bytes_sent += total
+        faults.reached("upload")
+
+    def _missing(self) -> dict[str, int]:
+        """sha256 to size of the files that the board's store lacks."""
+        sizes = {entry.sha256: entry.size_bytes for entry in self._entries()}
+        answer = self.board.call("store", {"action": "missing", "blobs": sizes}, timeout_s=_STORE_TIMEOUT_S)
+        return {sha256: sizes[sha256] for sha256 in answer["missing"]}
+
+    def _entries(self) -> list[FileEntry]:
+        return [*self.files.values(), *([] if self.dense is None else [describe_file(self.dense)])]
+
+    def _stage(self) -> str:
+        self._tell("stage", 0, 0, "building the release on the board")
+        request = {
+            "release": self.artifact.release,
+            "files": {name: entry.model_dump() for name, entry in self.files.items()},
+            **faults.request_fields(),
+        }
+        deadline_s = 60.0 + self.artifact.size_bytes / _SLOWEST_COPY_BYTES_S
+        folder: str = self.board.call("stage", request, timeout_s=deadline_s)["folder"]
+        return folder
+
+    def parity(self, folder: str) -> Parity:
+        """Check A: numbers, on the staged release."""
+        self._tell("parity", 0, 0, "running the golden inputs on the board")
+        found = gates.check_parity(self.board, self.artifact, folder, threads=self.threads)
+        gates.require_parity(found, self.artifact, self.board)
+        faults.reached("parity")
+        return found
+
+    def latency(self, budget: Budget | None, *, tolerance: float, rounds: int, dense_ms: float | None) -> Latency:
+        """Check B: milliseconds, interleaved with the dense engine."""
+
+        def measure(count: int) -> Latency:
+            return gates.measure_latency(
+                self.board,
+                self.artifact.engine,
+                self.dense,
+                runtime=self.artifact.manifest.backend,
+                threads=self.threads,
+                dense_ms=dense_ms,
+                rounds=count,
+                progress=lambda done, total, left_s, message: self._tell("latency", done, total, message),
+            )
+
+        self._tell("latency", 0, 0, "timing on the board")
+        found = gates.check_latency(
+            measure,
+            budget,
+            tolerance=tolerance,
+            rounds=rounds,
+            name=self.artifact.manifest.name,
+            board=self.board.name,
+        )
+        faults.reached("latency")
+        return found
+
+    def activate(self, folder: str) -> dict[str, Any]:
+        """Switch ``current``."""
+        self._tell("activate", 0, 0, f"switching to {folder}")
+        switched = self.board.call("activate", {"folder": folder, **faults.request_fields()}, timeout_s=120.0)
+        faults.reached("activate")
+        return switched
+
+    def health(self, folder: str, *, changed: bool, latency: Latency) -> None:
+        """One inference through ``current``; go back when it fails."""
+        self._tell("health", 0, 0, "one inference through current")
+        try:
+            found = gates.check_parity(self.board, self.artifact, "current", threads=self.threads, cases=_HEALTH_CASES)
+            reason = None if found.passed else found.complaint()
+        except EdgepruneError as error:
+            reason = error.message.rstrip(".")
+        if reason is not None:
+            self._go_back(folder, reason)
+        note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio}
+        self.board.call("confirm", {"folder": folder, "note": note}, timeout_s=60.0)
+        faults.reached("health")
+
+    def _go_back(self, folder: str, reason: str) -> None:
+        name = self.artifact.manifest.name
+        try:
+            self.board.call("rollback", {"from": folder, "reason": reason, "allow_none": True}, timeout_s=120.0)
+            now = read_status(self.board, known_as=self.known_as)
+        except EdgepruneError as error:
+            raise InconsistentBoardError(
+                f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; putting back the former release "
+                f"failed too: {error.message}",
+                hint=f"edgeprune status {self.board.name}, then edgeprune deploy with a good artifact",
+            ) from error
+        raise HealthError(
+            f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; it was rolled back. "
+            f"Board {self.board.name} runs {now.current or 'no release'}.",
+            hint="edgeprune doctor",
+        )
+
+    def finish(self, keep: int) -> None:
+        """Remove old releases, and remember what the board runs."""
+        try:
+            self.board.call("gc", {"keep": keep}, timeout_s=120.0)
+            read_status(self.board, known_as=self.known_as)
+        except EdgepruneError as error:
+            # The release runs and was confirmed; what is left over is removed by the next deployment.
+            _log.warning("old releases on board %s were not removed: %s", self.board.name, error)
+        self._tell("done", 0, 0, f"board {self.board.name} runs {self.artifact.release}")
+        faults.reached("done")
+
+
+@contextmanager
+def _untouched(before: BoardStatus) -> Iterator[None]:
+    """Whatever fails inside has changed nothing that runs; say so in its message."""
+    try:
+        yield
+    except EdgepruneError as error:
+        if before.still_runs() not in error.message:
+            error.message = f"{error.message} {before.still_runs()}"
+        raise
+
+
+def _must(reason: str) -> str:
+    return reason if reason.startswith("must") else f"must run through current, found: {reason}"
+
+
+def _budget(
+    budget_ms: float | None, budget_ratio: float | None, reference: object | None, tolerance: float
+) -> Budget | None:
+    if tolerance < 0:
+        raise ConfigError(f"the tolerance must be at least 0, found {tolerance}.")
+    if budget_ms is None and budget_ratio is None:
+        return None
+    if budget_ratio is not None and reference is None:
+        raise ConfigError(
+            "a relative budget must come with the dense model as reference, found none.", hint="--reference"
+        )
+    return Budget(latency_ms=budget_ms, latency_ratio=budget_ratio)
+
+
+def _engine_of(reference: Artifact | str | Path | None) -> Path | None:
+    """Engine file of the dense model; an artifact's is verified."""
+    if reference is None:
+        return None
+    if isinstance(reference, Artifact):
+        return Artifact.load(reference.folder).engine
+    path = Path(reference)
+    if path.is_dir():
+        return Artifact.load(path).engine
+    if not path.is_file():
+        raise ConfigError(f"the reference must be an artifact or an engine file, found none at {path}.")
+    return path

@@ -1,0 +1,118 @@
+"""What an artifact needs, and whether a board has it: asked before a byte is sent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.backends import registry
+from edgeprune.deployment.manifest import Manifest
+from edgeprune.errors import BoardFullError, IncompatibleTargetError
+from edgeprune.spec import Fingerprint, Requirement, TensorSpec
+
+if TYPE_CHECKING:
+    from edgeprune.backends._base import Backend
+
+RESERVE_BYTES = 16 << 20
+"""Disk space that stays free on a board."""
+
+_log = logging.getLogger("edgeprune.deployment.preflight")
+
+
+def needs_of(backend: Backend, engine: Path, tensors: Sequence[TensorSpec]) -> dict[str, Any]:
+    """The ``requires`` block of a manifest.
+
+    A portable ``.onnx`` file needs a runtime that reads its opset and IR version; it is bound neither to an architecture nor
+    to an instruction set, so it names none.
+
+    Args:
+        backend: What made the engine.
+        engine: The engine file.
+        tensors: Inputs and outputs.
+    """
+    import numpy as np
+
+    size = engine.stat().st_size
+    moved = sum(int(np.prod(tensor.shape)) * np.dtype(tensor.dtype).itemsize for tensor in tensors)
+    needs: dict[str, Any] = {
+        "runtime": backend.name,
+        # Weights as stored and as the runtime packs them; activations are not known before it runs.
+        "memory_bytes": 2 * size + moved,
+    }
+    if engine.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(str(engine), load_external_data=False)
+        needs["ir_version"] = int(model.ir_version)
+        needs["opset"] = max(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return needs
+
+
+def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requirement]:
+    """Everything that the artifact needs, each with whether the board has it."""
+    needs = manifest.requires
+    found = registry.get(manifest.backend).requirements(fingerprint, needs)
+    architecture = needs.get("architecture")
+    if architecture is not None:
+        found.append(
+            Requirement(
+                "architecture",
+                str(architecture),
+                fingerprint.architecture,
+                architecture == fingerprint.architecture,
+                "compile the artifact for this board",
+            )
+        )
+    missing = sorted(set(needs.get("isa", ())) - set(fingerprint.isa))
+    if "isa" in needs:
+        found.append(
+            Requirement(
+                "instruction sets",
+                " ".join(needs["isa"]),
+                f"none of {' '.join(missing)}" if missing else "all of them",
+                not missing,
+                "compile the artifact for this board",
+            )
+        )
+    memory = int(needs.get("memory_bytes", 0))
+    found.append(
+        Requirement(
+            "memory",
+            f"{memory / 1e6:.1f} MB",
+            f"{fingerprint.memory_bytes / 1e6:.1f} MB",
+            memory <= fingerprint.memory_bytes,
+            "a smaller budget",
+        )
+    )
+    return found
+
+
+def check(manifest: Manifest, fingerprint: Fingerprint, *, board: str, new_bytes: int = 0) -> None:
+    """Refuse a board that cannot run an artifact.
+
+    Args:
+        manifest: Of what is to be deployed.
+        fingerprint: The board as probed now.
+        board: What errors call it.
+        new_bytes: Bytes that a deployment would write: twice the artifact's size when it is new there, because the store and
+            the release hold a copy each.
+
+    Raises:
+        IncompatibleTargetError: Names the field, what is needed and what was found.
+        BoardFullError: Less free disk than `new_bytes` and a reserve.
+    """
+    for requirement in requirements(manifest, fingerprint):
+        _log.debug("%s: %s needs %s", board, requirement.field, requirement.needed)
+        if not requirement.met:
+            raise IncompatibleTargetError(
+                requirement.field, requirement.needed, requirement.found, hint=requirement.hint
+            )
+    needed = new_bytes + RESERVE_BYTES if new_bytes else 0
+    if fingerprint.free_disk_bytes < needed:
+        raise BoardFullError(
+            f"board {board} must have {needed / 1e6:.1f} MB free for the artifact, "
+            f"found {fingerprint.free_disk_bytes / 1e6:.1f} MB.",
+            hint="free space there, or give the board another root folder",
+        )

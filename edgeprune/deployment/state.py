@@ -1,0 +1,56 @@
+"""What this machine last knew of each board, so that `status` can answer while a board is away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import platformdirs
+
+VARIABLE = "EDGEPRUNE_STATE"
+"""Environment variable with another folder for this state."""
+
+_log = logging.getLogger("edgeprune.deployment.state")
+
+
+def folder() -> Path:
+    """Where the state lies."""
+    told = os.environ.get(VARIABLE)
+    return Path(told) if told else platformdirs.user_state_path("edgeprune")
+
+
+def remember(board: str, status: Mapping[str, Any]) -> None:
+    """Keep the result of the board's verb ``status``; a machine whose disk is full or read-only goes without."""
+    path = _path(board)
+    record = {"board": board, "time_s": time.time(), "status": dict(status)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(record, stream)
+            Path(partial).replace(path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("what board %s runs could not be remembered in %s: %s", board, path, error)
+
+
+def recall(board: str) -> tuple[dict[str, Any], float] | None:
+    """(result of the board's last ``status``, its age in seconds), or None."""
+    try:
+        record = json.loads(_path(board).read_text(encoding="utf-8"))
+        return dict(record["status"]), max(0.0, time.time() - float(record["time_s"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _path(board: str) -> Path:
+    return folder() / "boards" / f"{quote(board, safe='')}.json"

@@ -1,0 +1,136 @@
+"""Which release a board runs, also while it is away; and the way back to the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeprune.boards.board import Board
+from edgeprune.deployment import faults, state
+from edgeprune.errors import DeployError, RemoteError
+
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release on a board.
+
+    Attributes:
+        folder: Its folder below ``releases/`` there.
+        name: What a person calls the model.
+        created: When its artifact was compiled, UTC.
+        size_bytes: Size of its files.
+    """
+
+    folder: str
+    name: str
+    created: str
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.name})" if self.name else self.folder
+
+
+@dataclass(frozen=True)
+class BoardStatus:
+    """What a board holds.
+
+    Attributes:
+        board: Its name.
+        online: Whether the board itself answered; if not, this is the last known state.
+        age_s: Age of that state, seconds; 0 when online.
+        current: The release that runs, or None.
+        previous: The release that `rollback` would put back, or None.
+        confirmed: Whether the current release passed its health check.
+        releases: All that are kept there.
+        error: Why the board did not answer.
+    """
+
+    board: str
+    online: bool
+    age_s: float
+    current: Release | None
+    previous: Release | None
+    confirmed: bool
+    releases: tuple[Release, ...]
+    error: str | None = None
+
+    @classmethod
+    def from_result(
+        cls, board: str, result: Mapping[str, Any], *, age_s: float = 0.0, error: str | None = None
+    ) -> BoardStatus:
+        """Read the result of the runner's verb ``status``."""
+        releases = tuple(
+            Release(entry["folder"], entry["name"], entry["created"], entry["size_bytes"])
+            for entry in result["releases"]
+        )
+        by_folder = {release.folder: release for release in releases}
+        return cls(
+            board=board,
+            online=error is None,
+            age_s=age_s,
+            current=by_folder.get(result["current"]),
+            previous=by_folder.get(result["previous"]),
+            confirmed=result["confirmed"],
+            releases=releases,
+            error=error,
+        )
+
+    def still_runs(self) -> str:
+        """A sentence for errors."""
+        return f"Board {self.board} still runs {self.current or 'no release'}."
+
+
+def status(board: str | Board = "local") -> BoardStatus:
+    """Say what a board runs. While it cannot be reached, its last state that this machine knew, with its age.
+
+    Args:
+        board: As in `Board.open`.
+
+    Raises:
+        RemoteError: It cannot be reached, and this machine has never seen it.
+    """
+    name = board if isinstance(board, str) else board.name
+    try:
+        with Board.open(board) as opened:
+            return read_status(opened, known_as=name)
+    except RemoteError as error:
+        known = state.recall(name)
+        if known is None:
+            raise
+        result, age_s = known
+        return BoardStatus.from_result(name, result, age_s=age_s, error=str(error))
+
+
+def rollback(board: str | Board = "local") -> BoardStatus:
+    """Put the previous release back: one rename, no upload. The files of what is put back are rehashed first.
+
+    Args:
+        board: As in `Board.open`.
+
+    Returns:
+        What the board runs then.
+
+    Raises:
+        DeployError: There is no earlier release.
+        InconsistentBoardError: The earlier release is damaged; nothing was changed.
+        BoardBusyError: Another run holds the board.
+    """
+    name = board if isinstance(board, str) else board.name
+    with Board.open(board) as opened, opened.hold("rollback"):
+        before = read_status(opened, known_as=name)
+        if before.current is None:
+            raise DeployError(f"board {name} must run a release to roll back, found none.", hint="edgeprune deploy")
+        request = {"from": before.current.folder, "reason": "asked for", **faults.request_fields()}
+        opened.call("rollback", request, timeout_s=_TIMEOUT_S)
+        return read_status(opened, known_as=name)
+
+
+def read_status(board: Board, *, known_as: str | None = None) -> BoardStatus:
+    """Ask an open board, and remember the answer on this machine."""
+    result = board.call("status", {}, timeout_s=_TIMEOUT_S)
+    for name in {board.name, known_as or board.name}:
+        state.remember(name, result)
+    return BoardStatus.from_result(board.name, result)
