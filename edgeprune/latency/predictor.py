@@ -64,6 +64,14 @@ class Estimate(NamedTuple):
     source: str
 
 
+class HeldOut(NamedTuple):
+    """A measured latency and its prediction by a fit that had not seen it, milliseconds; `name` is a kernel's key."""
+
+    name: str
+    measured_ms: float
+    predicted_ms: float
+
+
 class Predictor:
     """Latencies of kernels and networks on the device of a table; made by `edgeprune.fit`.
 
@@ -162,6 +170,24 @@ class Predictor:
         if self._report is None:
             self._report = make_report(self, self._models.values(), self._network_residuals)
         return self._report
+
+    def held_out(self) -> tuple[list[HeldOut], list[HeldOut]]:
+        """Every measured kernel and every measured network as predicted by a fit that had not seen it.
+
+        Networks are predicted by the calibration that was fitted to all others.
+        """
+        timed = self.table.measurements
+        kernels = [
+            HeldOut(kernel.key, timed[kernel.key].median_ms, timed[kernel.key].median_ms * math.exp(residual))
+            for model in self._models.values()
+            if len(model.residuals)
+            for kernel, residual in zip(model.held, model.residuals.tolist(), strict=True)
+        ]
+        networks = [
+            HeldOut(network.name, network.measurement.median_ms, network.measurement.median_ms * math.exp(residual))
+            for network, residual in zip(self.table.networks, self._network_residuals, strict=True)
+        ]
+        return kernels, networks
 
     def save(self, path: str | Path) -> Path:
         """Write the settings as JSON and the table beside it (same stem, ``.parquet``); returns the path."""
