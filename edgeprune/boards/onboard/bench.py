@@ -120,8 +120,9 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
-        settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per sample; below one means that something else
-        had the core for the rest), ``preempted`` (involuntary context switches while timed).
+        settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per sample;
+        below one means that something else had the core for the rest), ``preempted`` (involuntary context switches while
+        timed).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()

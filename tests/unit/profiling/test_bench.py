@@ -1,0 +1,175 @@
+"""The on-board bench, run as a board runs it: in its own process, with real ONNX Runtime."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import edgeprune.boards.onboard
+from edgeprune.boards.board import Board
+from edgeprune.errors import BackendError, TransferError
+from edgeprune.profiling.uploads import upload
+
+ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
+MODULES = ("failures", "engines", "bench")
+
+
+@pytest.fixture
+def onboard() -> Iterator[dict[str, ModuleType]]:
+    """The modules as they import each other on a board: by bare name."""
+    loaded: dict[str, ModuleType] = {}
+    before = {name: sys.modules.get(name) for name in MODULES}
+    for name in MODULES:
+        spec = importlib.util.spec_from_file_location(name, ONBOARD / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        loaded[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded[name])
+    yield loaded
+    for name, module in before.items():
+        if module is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = module
+
+
+def run(board: Board, engines: dict[str, bytes], rounds: list[list[str]], **settings: Any) -> tuple[Any, list[Any]]:
+    events: list[Any] = []
+    request = {"engines": upload(board, engines, kernels=()), "rounds": rounds, **settings}
+    return board.call("bench", request, on_event=events.append), events
+
+
+def test_items_are_timed_in_the_order_of_the_host_and_long_enough(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    rounds = [["large", "small", "small"], ["small", "large"]]
+    engines = {"small": conv_engine(8), "large": conv_engine(64)}
+    result, events = run(board, engines, rounds, samples=3, sample_ms=4.0, warmup_ms=5.0)
+    items = [event for event in events if event["event"] == "sample"]
+    assert [(item["round"], item["position"], item["id"]) for item in items] == [
+        (number, position, name) for number, names in enumerate(rounds) for position, name in enumerate(names)
+    ]
+    for item in items:
+        assert len(item["times_ms"]) == len(item["cpu_share"]) >= 3
+        # The last sample ran `number` times.
+        assert item["number"] * item["times_ms"][-1] >= 4.0 * 0.999
+    fastest = {name: min(min(item["times_ms"]) for item in items if item["id"] == name) for name in engines}
+    assert fastest["large"] > 5 * fastest["small"]
+    assert 0 < result["overhead_ms"] < fastest["small"]
+
+
+def test_state_of_the_machine_is_told_before_and_after(board: Board, conv_engine: Callable[..., bytes]) -> None:
+    result, events = run(board, {"a": conv_engine(8)}, [["a"]], samples=1, sample_ms=1.0, warmup_ms=1.0)
+    before, after = result["conditions"]["before"], result["conditions"]["after"]
+    assert next(event for event in events if event["event"] == "ready")["conditions"] == before
+    assert after["context"]["cpu_s"] > before["context"]["cpu_s"]
+    assert after["context"]["wall_s"] > before["context"]["wall_s"]
+    assert before["cores"]
+    assert "load" in before
+
+
+def test_optional_engine_that_does_not_load_is_told_and_left_out(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    engines = {"good": conv_engine(8), "bad": b"not a model"}
+    settings = {"samples": 1, "sample_ms": 1.0, "warmup_ms": 1.0}
+    _, events = run(board, engines, [["bad", "good"]], optional=["bad"], **settings)
+    assert [event["id"] for event in events if event["event"] == "unusable"] == ["bad"]
+    assert [(event["id"], event["position"]) for event in events if event["event"] == "sample"] == [("good", 1)]
+
+
+def test_required_engine_that_does_not_load_is_a_failure_with_the_reason(board: Board) -> None:
+    with pytest.raises(BackendError, match=r"ONNX Runtime .* on the board must load the engine, found: .*protobuf"):
+        run(board, {"bad": b"not a model"}, [["bad"]])
+
+
+def test_engine_that_is_not_in_the_store_is_a_failure(board: Board) -> None:
+    request = {"engines": {"a": {"blob": "0" * 64}}, "rounds": [["a"]]}
+    with pytest.raises(TransferError, match=r"the board's store must hold the engine 0+, found no such file"):
+        board.call("bench", request)
+
+
+def test_engine_whose_batch_is_open_is_refused(board: Board) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "open",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    with pytest.raises(BackendError, match=r"every input size of an engine must be fixed, found 'batch' in input x"):
+        run(board, {"open": model.SerializeToString()}, [["open"]])
+
+
+def test_engine_with_integer_inputs_and_two_outputs_runs(board: Board) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "index"], ["rows"]),
+            helper.make_node("Not", ["flag"], ["flipped"]),
+        ],
+        "mixed",
+        [
+            helper.make_tensor_value_info("index", TensorProto.INT64, [3]),
+            helper.make_tensor_value_info("flag", TensorProto.BOOL, [2]),
+        ],
+        [
+            helper.make_tensor_value_info("rows", TensorProto.FLOAT, [3, 4]),
+            helper.make_tensor_value_info("flipped", TensorProto.BOOL, [2]),
+        ],
+        [helper.make_tensor("table", TensorProto.FLOAT, [2, 4], list(range(8)))],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    _, events = run(board, {"mixed": model.SerializeToString()}, [["mixed"]], samples=1, sample_ms=0.5, warmup_ms=0.5)
+    assert events[-1]["times_ms"][0] > 0
+
+
+def test_bound_outputs_hold_what_the_engine_computes(
+    onboard: dict[str, ModuleType], conv_engine: Callable[..., bytes]
+) -> None:
+    engine = onboard["engines"].OnnxEngine(conv_engine(8))
+    values = {"x": np.linspace(-1, 1, 8 * 16 * 16, dtype=np.float32).reshape(1, 8, 16, 16)}
+    engine.bind(values)
+    engine.run(2)
+    expected = engine.compute(values)["y"]
+    assert np.array_equal(engine._binding.get_outputs()[0].numpy(), expected)
+
+
+def test_empty_engine_is_one_identity(onboard: dict[str, ModuleType]) -> None:
+    model = onnx.load_model_from_string(onboard["engines"].EMPTY_ONNX)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Identity"]
+
+
+def test_inputs_are_the_same_every_time_and_never_subnormal(onboard: dict[str, ModuleType]) -> None:
+    pattern = onboard["engines"].pattern
+    values = pattern((7, 1000), "float32")
+    assert values.shape == (7, 1000)
+    assert np.array_equal(values, pattern((7, 1000), "float32"))
+    assert np.abs(values).min() >= 2.0**-12
+    assert np.abs(values).max() <= 1.0
+    assert abs(float(values.mean())) < 0.02
+    assert set(np.unique(pattern((50,), "int64"))) == {0, 1}
+
+
+def test_warm_up_goes_on_while_the_time_falls(onboard: dict[str, ModuleType]) -> None:
+    stands_still = onboard["bench"].stands_still
+    assert not stands_still([5.0, 4.0, 3.0, 2.0, 1.8, 1.7])
+    assert stands_still([5.0, 1.0, 1.0, 1.004, 1.0, 0.999, 1.002])
+    assert stands_still([1.0, 1.04])
+    assert not stands_still([1.0, 1.06])
+    assert stands_still([1.0]) is None
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_source_is_readable_by_the_oldest_python_of_a_board(name: str) -> None:
+    ast.parse((ONBOARD / f"{name}.py").read_text(), feature_version=(3, 6))
