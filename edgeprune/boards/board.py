@@ -265,7 +265,7 @@ class Board:
         needed = size - state["incoming_bytes"] + _RESERVE_BYTES
         if state["free_bytes"] < needed:
             raise BoardFullError(
-                f"board {self.name} must have {needed / 1e6:.1f} MB free under {self.root} for {content.name}, "
+                f"board {self.name} must have {needed / 1e6:.1f} MB free under {self.root} to take {size / 1e6:.1f} MB, "
                 f"found {state['free_bytes'] / 1e6:.1f} MB.",
                 hint="free some space there, or give the board another root folder",
             )
