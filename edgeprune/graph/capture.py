@@ -1,0 +1,204 @@
+"""Capture a model with ``torch.export``: one ATen program, its inputs, and where each operation comes from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgeprune.errors import InputError, TraceError
+
+log = logging.getLogger("edgeprune.graph")
+
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+_EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A captured model.
+
+    Attributes:
+        program: ATen program in eval form, not decomposed.
+        inputs: Example inputs as flat positional tensors at the deployment batch.
+        input_names: Their names, in the program.
+        batch: Deployment batch.
+        dynamic_batch: Whether the program works for every batch.
+        note: Why the batch is fixed, or ``""``.
+    """
+
+    program: ExportedProgram
+    inputs: tuple[torch.Tensor, ...]
+    input_names: tuple[str, ...]
+    batch: int
+    dynamic_batch: bool
+    note: str = ""
+
+
+def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's forward.
+
+    Args:
+        example_inputs: A tensor (one argument), a tuple or list (positional), or a dict (by name).
+
+    Raises:
+        InputError: If it is none of these, or holds no tensor.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(example_inputs, torch.Tensor):
+        args = (example_inputs,)
+    elif isinstance(example_inputs, Mapping):
+        kwargs = dict(example_inputs)
+    elif isinstance(example_inputs, tuple | list):
+        args = tuple(example_inputs)
+    else:
+        raise InputError(
+            f"example inputs must be a tensor, a tuple or a dict, found {type(example_inputs).__name__}.",
+            hint="example_inputs=torch.randn(1, 3, 224, 224)",
+        )
+    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InputError("example inputs must hold at least one tensor, found none.")
+    return args, kwargs
+
+
+def eval_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree in eval form that shares parameters and buffers with the original.
+
+    Raises:
+        TraceError: If the model cannot be copied.
+    """
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    shared.update((id(b), b) for b in model.buffers())
+    try:
+        return copy.deepcopy(model, shared).eval()
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        raise TraceError(f"the model must be copyable with copy.deepcopy, found: {_first_line(error)}") from error
+
+
+def capture(model: nn.Module, example_inputs: Any) -> Capture:
+    """Export a model in eval form; the model itself is not touched.
+
+    The batch is the first axis of every tensor input. It is exported as a dynamic dimension; where that fails the
+    program is captured for the deployment batch alone, and `Capture.note` says why.
+
+    Raises:
+        InputError: If the example inputs do not fit.
+        TraceError: If the model cannot be exported; the message names the user's line.
+    """
+    args, kwargs = call_arguments(example_inputs)
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim > 0}
+    twin = eval_copy(model)
+    note = ""
+    if len(sizes) != 1:
+        note = f"the inputs have different first axes {sorted(sizes)}, so there is no common batch"
+    else:
+        (batch,) = sizes
+        dynamic = Dim("batch", max=1 << 20)
+        wide_args, wide_kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda t: torch.cat([t, t]) if batch < 2 and t.ndim else t, (args, kwargs)
+        )
+        shapes = pytree.tree_map(
+            lambda leaf: {0: dynamic} if isinstance(leaf, torch.Tensor) and leaf.ndim else None,
+            (tuple(wide_args), wide_kwargs),
+        )
+        try:
+            program = _export(twin, tuple(wide_args), wide_kwargs, _by_name(twin, shapes))
+        except _EXPORT_ERRORS as error:
+            note = f"the program does not work for every batch ({_first_line(error)})"
+        else:
+            return _captured(program, tensors, batch, True, "")
+    try:
+        program = _export(twin, args, kwargs, None)
+    except _EXPORT_ERRORS as error:
+        where = user_line(error)
+        place = f" at {where}" if where else ""
+        raise TraceError(
+            f"the model must be exportable with torch.export, found{place}: {_first_line(error)}",
+            hint="run the model once on the same inputs; avoid control flow that depends on tensor values",
+        ) from error
+    log.warning("captured for batch %s alone: %s", min(sizes, default=1), note)
+    return _captured(program, tensors, min(sizes, default=1), False, note)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Dynamic shapes as ``torch.export`` wants them: a tuple, or a dict where there are keyword arguments."""
+    positional, named = shapes
+    if not named:
+        return positional
+    if positional:
+        names = [n for n in model.forward.__code__.co_varnames if n != "self"]
+        return dict(zip(names, positional, strict=False)) | named
+    return named
+
+
+def _captured(program: ExportedProgram, tensors: list[torch.Tensor], batch: int, dynamic: bool, note: str) -> Capture:
+    names = []
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    for name in program.graph_signature.user_inputs:
+        if isinstance(name, str) and isinstance(values.get(name), torch.Tensor):
+            names.append(name)
+    inputs = tuple(tensor.detach() for tensor in tensors)
+    return Capture(program, inputs, tuple(names), batch, dynamic, note)
+
+
+def concrete(value: Any, batch: int) -> Any:
+    """Replace symbolic sizes by their values at one batch; nested lists and tuples are followed."""
+    if isinstance(value, torch.SymInt):
+        expression = value.node.expr
+        return int(expression.xreplace(dict.fromkeys(expression.free_symbols, batch)))
+    if isinstance(value, list | tuple):
+        return type(value)(concrete(item, batch) for item in value)
+    return value
+
+
+def shape_of(value: torch.Tensor, batch: int) -> tuple[int, ...]:
+    """Shape of a (fake) tensor at one batch."""
+    return tuple(int(concrete(size, batch)) for size in value.shape)
+
+
+def source_of(node: torch.fx.Node) -> str:
+    """``file:line`` of the user's code that a node comes from, or ``""``."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    for path, line in reversed(frames):
+        if not path.startswith((_TORCH, "torch/")):
+            return f"{path}:{line}"
+    return ""
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Path of the innermost module that a node belongs to, ``""`` for the model itself."""
+    for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+        if not path.startswith("_empty_nn_module_stack"):
+            return str(path)
+    return ""
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame that is neither torch's nor ours, or ``""``."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((_TORCH, _OWN, "<")) and "/concurrent/" not in frame.filename:
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,187 @@
+"""What tracing returns: the channel groups of a model, what is frozen and why, and every shape as a function of widths."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from edgeprune.errors import ConstraintError, PlanError
+from edgeprune.graph.atoms import Ids
+from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.modules import ModuleFacts
+
+Role = Literal["output", "input", "vector"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one parameter or buffer that a group cuts.
+
+    Attributes:
+        parameter: Fully qualified name.
+        axis: Axis of that tensor.
+        indices: Per unit of the group, the indices along the axis that go with it.
+        role: ``"output"`` where the axis makes channels, ``"input"`` where it reads them, ``"vector"`` for one entry
+            per channel (bias, batch norm).
+    """
+
+    parameter: str
+    axis: int
+    indices: tuple[tuple[int, ...], ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Coupled axes that must be cut together.
+
+    Attributes:
+        name: Module path of the layer that makes the channels; ``"conv1 (+4 layers)"`` where several do.
+        size: Number of units.
+        unit: What one unit is: ``"channel"``, or ``"conv-group channel"`` (one channel of each conv group).
+        members: The axes.
+        nodes: Program nodes that make the channels.
+    """
+
+    name: str
+    size: int
+    unit: str
+    members: tuple[Member, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """Channels that were left alone.
+
+    Attributes:
+        name: Module path of the layer that makes them, or the input's name.
+        size: Number of channels.
+        reason: Why, in one sentence.
+        op: The operation that is responsible.
+        source: ``file:line`` of the user's code, or ``""``.
+    """
+
+    name: str
+    size: int
+    reason: str
+    op: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """A captured model and the groups of channels that can be cut from it.
+
+    Attributes:
+        groups: Everything that can be cut, in program order.
+        frozen: Everything that was left alone.
+        program: The ATen program that was analyzed; it shares its weights with the traced model.
+        example_inputs: Flat positional tensors at the deployment batch.
+        input_names: Names of the inputs.
+        signature: SHA-256 over names and shapes of parameters and buffers: what a plan belongs to.
+        modules: Facts of the modules whose attributes follow their parameters.
+        batch: Deployment batch.
+        dynamic_batch: Whether the captured program works for every batch.
+        note: Why the batch is fixed, or ``""``.
+        unit_of: Per program node and per parameter, for each axis the (group, unit) code of every position: a group's
+            units are numbered from its entry in `offset_of`, -1 stays.
+        offset_of: First code of each group.
+        table: Every shape as a function of the widths.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[FrozenAxis, ...]
+    program: ExportedProgram
+    example_inputs: tuple[torch.Tensor, ...]
+    input_names: tuple[str, ...]
+    signature: str
+    modules: Mapping[str, ModuleFacts]
+    batch: int
+    dynamic_batch: bool
+    note: str
+    unit_of: Mapping[str, tuple[Ids, ...]]
+    offset_of: Mapping[str, int]
+    table: ShapeTable
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name.
+
+        Raises:
+            PlanError: If there is none; near names are listed.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        near = near_names(name, [group.name for group in self.groups])
+        raise PlanError(f"a group must be one of the model's {len(self.groups)} groups, found {name!r}.", hint=near)
+
+    def widths(self) -> dict[str, int]:
+        """Widths of the dense model."""
+        return {group.name: group.size for group in self.groups}
+
+    def shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """Shape of every program node, parameter and buffer at the given widths and the deployment batch.
+
+        Nodes that hold several tensors (chunk, split) are left out; their parts are nodes of their own.
+
+        Args:
+            widths: Units kept per group; groups that are not named keep all.
+
+        Raises:
+            PlanError: If a group is unknown or a width is out of range.
+        """
+        return self.table.shapes(widths)
+
+    def linear_forms(self) -> dict[str, tuple[LinearForm, ...]]:
+        """Every axis that `shapes` returns, as ``constant + sum of coefficient * width``."""
+        return self.table.linear_forms()
+
+    def explain(self) -> str:
+        """What can be cut, what was left alone and why, as plain text."""
+        lines = [f"{len(self.groups)} channel groups, {sum(group.size for group in self.groups)} units"]
+        for group in self.groups:
+            axes = f"{len(group.members)} axes"
+            lines.append(f"  {group.name}: {group.size} x {group.unit}, {axes}")
+        lines.append(f"{len(self.frozen)} left alone" if self.frozen else "nothing left alone")
+        for axis in self.frozen:
+            where = f" at {axis.source}" if axis.source else ""
+            lines.append(f"  {axis.name}: {axis.size} channels: {axis.reason} ({axis.op}{where})")
+        if not self.dynamic_batch:
+            lines.append(f"batch fixed at {self.batch}: {self.note}")
+        return "\n".join(lines)
+
+
+def model_signature(model: nn.Module) -> str:
+    """SHA-256 over the names and shapes of all parameters and buffers."""
+    shapes: list[tuple[str, list[int]]] = [
+        (name, list(tensor.shape)) for name, tensor in model.named_parameters(remove_duplicate=False)
+    ]
+    shapes += [(name, list(tensor.shape)) for name, tensor in model.named_buffers(remove_duplicate=False)]
+    return hashlib.sha256(json.dumps(sorted(shapes), separators=(",", ":")).encode()).hexdigest()
+
+
+def near_names(name: str, names: Iterable[str]) -> str | None:
+    """A hint that lists names that look like the one that was not found."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
+    return "one of " + ", ".join(repr(n) for n in near) if near else None
+
+
+def raise_unknown_pattern(pattern: str, names: Iterable[str], what: str) -> Any:
+    """Refuse a pattern that matches nothing.
+
+    Raises:
+        ConstraintError: Always.
+    """
+    raise ConstraintError(
+        f"{what} must match at least one group, {pattern!r} matches none.", hint=near_names(pattern, names)
+    )

@@ -1,0 +1,60 @@
+"""Attributes of torch's own modules that follow the shapes of their parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """What tracing remembers of a module.
+
+    Attributes:
+        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm`` or ``prelu``.
+        groups: Conv groups.
+        cumulative: Whether a batch norm averages cumulatively (``momentum=None``), which a program does not show.
+    """
+
+    kind: str
+    groups: int = 1
+    cumulative: bool = False
+
+
+def module_facts(model: nn.Module) -> dict[str, ModuleFacts]:
+    """Facts of all modules of a model whose attributes we know, by path."""
+    facts: dict[str, ModuleFacts] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvTransposeNd):
+            facts[path] = ModuleFacts("conv_transpose", groups=module.groups)
+        elif isinstance(module, _ConvNd):
+            facts[path] = ModuleFacts("conv", groups=module.groups)
+        elif isinstance(module, nn.Linear):
+            facts[path] = ModuleFacts("linear")
+        elif isinstance(module, _NormBase):
+            facts[path] = ModuleFacts("norm", cumulative=module.momentum is None)
+        elif isinstance(module, nn.PReLU):
+            facts[path] = ModuleFacts("prelu")
+    return facts
+
+
+def attributes_after(facts: ModuleFacts, old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, int]:
+    """New attribute values of a module whose weight went from one shape to another.
+
+    A conv with one input channel per conv group (depthwise) loses whole groups; any other grouped conv keeps its
+    groups and loses the same number of channels in each.
+    """
+    if facts.kind == "linear":
+        return {"in_features": new[1], "out_features": new[0]}
+    if facts.kind == "norm":
+        return {"num_features": new[0]}
+    if facts.kind == "prelu":
+        return {"num_parameters": new[0]}
+    if facts.kind == "conv":
+        groups = facts.groups * new[0] // old[0] if facts.groups > 1 and old[1] == 1 else facts.groups
+        return {"out_channels": new[0], "in_channels": new[1] * groups, "groups": groups}
+    groups = facts.groups * new[0] // old[0] if facts.groups == old[0] and facts.groups > 1 else facts.groups
+    return {"in_channels": new[0], "out_channels": new[1] * groups, "groups": groups}

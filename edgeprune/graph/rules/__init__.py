@@ -1,0 +1,1 @@
+"""One file per family of ATen operations; `table` finds the rule of an operation."""

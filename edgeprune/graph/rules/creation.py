@@ -1,0 +1,42 @@
+"""Operations that make a tensor from sizes or from the shape of another; they hold no channels of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeprune.graph.labels import Label, kept
+from edgeprune.graph.rules._base import Call, Rule
+
+if TYPE_CHECKING:
+    from edgeprune.graph.propagation import Propagation
+
+
+def _fixed(walk: Propagation, call: Call) -> Label:
+    return kept(call.shape(), walk.event(call, "it is combined with a tensor that forward makes at a fixed size"))
+
+
+def _like(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    return Label(label.ids, call.shape(), label.event)
+
+
+_FIXED, _LIKE = Rule(_fixed), Rule(_like)
+
+TABLE = {
+    "aten.arange.default": _FIXED,
+    "aten.arange.start": _FIXED,
+    "aten.arange.start_step": _FIXED,
+    "aten.empty.memory_format": _FIXED,
+    "aten.eye.default": _FIXED,
+    "aten.full.default": _FIXED,
+    "aten.linspace.default": _FIXED,
+    "aten.new_full.default": _FIXED,
+    "aten.new_ones.default": _FIXED,
+    "aten.new_zeros.default": _FIXED,
+    "aten.ones.default": _FIXED,
+    "aten.scalar_tensor.default": _FIXED,
+    "aten.zeros.default": _FIXED,
+    "aten.full_like.default": _LIKE,
+    "aten.ones_like.default": _LIKE,
+    "aten.zeros_like.default": _LIKE,
+}

@@ -1,0 +1,152 @@
+"""Views and transpositions: the label is viewed and transposed in the same way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.fx import Node
+
+from edgeprune.graph.labels import Label, compact, reshape
+from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
+
+if TYPE_CHECKING:
+    from edgeprune.graph.propagation import Propagation
+
+
+def _view(walk: Propagation, call: Call) -> Label:
+    return reshape(walk.of(call, "self"), call.shape())
+
+
+def _edit_sizes(argument: str, first_axis: str | None = None) -> Any:
+    """New sizes in an argument that spells out the output's shape; -1 and symbolic sizes stay."""
+
+    def edit(call: Call, kept: Kept) -> Edited | None:
+        sizes = call.arguments[argument]
+        offset = 0 if first_axis is None else call.axis(first_axis, len(call.node_of("self").meta["val"].shape))  # type: ignore[union-attr]
+        new = list(sizes)
+        for position, size in enumerate(sizes):
+            if not isinstance(size, Node) and size != -1:
+                new[position] = kept.size(call.node, offset + position)
+        return None if new == list(sizes) else Edited({argument: new})
+
+    return edit
+
+
+def _edit_expand(call: Call, kept: Kept) -> Edited | None:
+    sizes = call.arguments["size"]
+    new = list(sizes)
+    for axis, size in enumerate(sizes):
+        if not isinstance(size, Node) and size not in (-1, 1) and not kept.mask(call.node, axis).all():
+            new[axis] = kept.size(call.node, axis)
+    return None if new == list(sizes) else Edited({"size": new})
+
+
+def _permute(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    order = [int(dim) % len(label.shape) for dim in call["dims"]]
+    return Label(label.ids.transpose(order), call.shape(), label.event)
+
+
+def _transpose(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    rank = len(label.shape)
+    ids = np.swapaxes(label.ids, call.axis("dim0", rank), call.axis("dim1", rank))
+    return Label(ids, call.shape(), label.event)
+
+
+def _matrix_transpose(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    return Label(label.ids.T, call.shape(), label.event)
+
+
+def _movedim(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    return Label(np.moveaxis(label.ids, _axes(call["source"]), _axes(call["destination"])), call.shape(), label.event)
+
+
+def _squeeze(walk: Propagation, call: Call) -> Label:
+    """Only axes of length 1 go, so nothing is removed but ones."""
+    return reshape(walk.of(call, "self"), call.shape())
+
+
+def _edit_squeeze(call: Call, kept: Kept) -> Edited | None:
+    """A width of 1 must not be squeezed away with the axes that always have length 1."""
+    source = call.node_of("self")
+    assert source is not None
+    axes = range(len(source.meta["val"].shape))
+    ones = [axis for axis in axes if len(kept.mask(source, axis)) == 1]
+    if all(axis in ones or kept.size(source, axis) > 1 for axis in axes):
+        return None
+    return Edited({"self": source, "dim": ones}, op="aten.squeeze.dims")
+
+
+def _unsqueeze(walk: Propagation, call: Call) -> Label:
+    label, shape = walk.of(call, "self"), call.shape()
+    return Label(np.expand_dims(label.ids, call.axis("dim", len(shape))), shape, label.event)
+
+
+def _expand(walk: Propagation, call: Call) -> Label:
+    label, shape = walk.of(call, "self"), call.shape()
+    missing = len(shape) - len(label.shape)
+    return Label(label.ids[(None,) * missing], shape, label.event)
+
+
+def _pixel_shuffle(walk: Propagation, call: Call) -> Label:
+    """[..., c * r * r, h, w] becomes [..., c, h * r, w * r]."""
+    label, shape = walk.of(call, "self"), call.shape()
+    factor = int(call["upscale_factor"])
+    *lead, channels, height, width = label.shape
+    rank = len(lead)
+    opened = reshape(label, (*lead, channels // factor**2, factor, factor, height, width))
+    order = [*range(rank), rank, rank + 3, rank + 1, rank + 4, rank + 2]
+    moved = Label(opened.ids.transpose(order), tuple(opened.shape[axis] for axis in order), label.event)
+    return reshape(moved, shape)
+
+
+def _pixel_unshuffle(walk: Propagation, call: Call) -> Label:
+    """[..., c, h * r, w * r] becomes [..., c * r * r, h, w]."""
+    label, shape = walk.of(call, "self"), call.shape()
+    factor = int(call["downscale_factor"])
+    *lead, channels, height, width = label.shape
+    rank = len(lead)
+    opened = reshape(label, (*lead, channels, height // factor, factor, width // factor, factor))
+    order = [*range(rank), rank, rank + 2, rank + 4, rank + 1, rank + 3]
+    moved = Label(opened.ids.transpose(order), tuple(opened.shape[axis] for axis in order), label.event)
+    return reshape(moved, shape)
+
+
+def _channel_shuffle(walk: Propagation, call: Call) -> Label:
+    label, shape = walk.of(call, "self"), call.shape()
+    groups = int(call["groups"])
+    opened = reshape(label, (shape[0], groups, shape[1] // groups, *shape[2:]))
+    ids = np.swapaxes(opened.ids, 1, 2)
+    swapped = compact(ids, (shape[0], shape[1] // groups, groups, *shape[2:]), label.event)
+    return reshape(swapped, shape)
+
+
+def _axes(value: Any) -> list[int]:
+    return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]
+
+
+TABLE = {
+    "aten.view.default": Rule(_view, edit=_edit_sizes("size")),
+    "aten.reshape.default": Rule(_view, edit=_edit_sizes("shape")),
+    "aten._unsafe_view.default": Rule(_view, edit=_edit_sizes("size")),
+    "aten.unflatten.int": Rule(_view, edit=_edit_sizes("sizes", first_axis="dim")),
+    "aten.flatten.using_ints": Rule(_view),
+    "aten.permute.default": Rule(_permute),
+    "aten.transpose.int": Rule(_transpose),
+    "aten.t.default": Rule(_matrix_transpose),
+    "aten.numpy_T.default": Rule(_matrix_transpose),
+    "aten.movedim.int": Rule(_movedim),
+    "aten.movedim.intlist": Rule(_movedim),
+    "aten.squeeze.default": Rule(_squeeze, edit=_edit_squeeze),
+    "aten.squeeze.dim": Rule(_squeeze),
+    "aten.squeeze.dims": Rule(_squeeze),
+    "aten.unsqueeze.default": Rule(_unsqueeze),
+    "aten.expand.default": Rule(_expand, edit=_edit_expand),
+    "aten.pixel_shuffle.default": Rule(_pixel_shuffle),
+    "aten.pixel_unshuffle.default": Rule(_pixel_unshuffle),
+    "aten.channel_shuffle.default": Rule(_channel_shuffle),
+}

@@ -1,0 +1,29 @@
+"""Find the rule of an operation: each family has a `TABLE` from ATen names to rules.
+
+To add an operation: one function and one row in a family's file, one row in ``tests/unit/graph/test_rules.py``.
+"""
+
+from __future__ import annotations
+
+from edgeprune.graph.rules import (
+    contraction,
+    creation,
+    elementwise,
+    movement,
+    normalization,
+    reduction,
+    shaping,
+    spatial,
+)
+from edgeprune.graph.rules._base import Rule
+
+FAMILIES = (contraction, creation, elementwise, movement, normalization, reduction, shaping, spatial)
+
+
+def rule_for(op: str) -> Rule | None:
+    """The rule of an operation such as ``"aten.conv2d.default"``, or None."""
+    for family in FAMILIES:
+        rule = family.TABLE.get(op)
+        if rule is not None:
+            return rule
+    return None

@@ -1,0 +1,221 @@
+"""`trace`: from a model to its channel graph."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune.graph.atoms import KEPT, Ids
+from edgeprune.graph.capture import capture, module_path
+from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
+from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.modules import module_facts
+from edgeprune.graph.propagation import Producer, Propagation
+from edgeprune.graph.units import Units, find_units
+
+_ALONE = "all of its channels hang together, so none can be removed alone"
+
+
+def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    """Capture a model and find which channels hang together.
+
+    The model is captured in eval form on a copy of its module tree and stays untouched: parameters, buffers, hooks and
+    mode. The program shares its weights with the model.
+
+    Args:
+        model: Any module that ``torch.export`` takes.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments; the first axis of its
+            tensors is the deployment batch.
+
+    Raises:
+        InputError: If the example inputs do not fit.
+        TraceError: If the model cannot be captured; the message names the user's line.
+    """
+    captured = capture(model, example_inputs)
+    walk = Propagation(captured)
+    walk.run()
+    units = find_units(walk)
+    solid = [classes for classes in units.groups if len(classes) > 1]
+    offsets = np.concatenate([[0], np.cumsum([len(classes) for classes in solid], dtype=np.int64)])
+    code_of = np.full(len(units.classes.event_of_class) + 1, KEPT, dtype=np.int64)
+    for classes, offset in zip(solid, offsets, strict=False):
+        code_of[classes] = np.arange(offset, offset + len(classes))
+    unit_of = _codes(units, code_of)
+    names = _names(walk, units, code_of, offsets)
+    members = _members(walk, unit_of, offsets)
+    groups = []
+    for index, classes in enumerate(solid):
+        made = [p for p in walk.producers if _touches(units, code_of, p.ids, offsets[index], offsets[index + 1])]
+        balanced = any(producer.conv_groups > 1 for producer in made)
+        nodes = tuple(dict.fromkeys(producer.node for producer in made))
+        unit = "conv-group channel" if balanced else "channel"
+        groups.append(ChannelGroup(names[index], len(classes), unit, tuple(members[index]), nodes))
+    return ChannelGraph(
+        groups=tuple(groups),
+        frozen=tuple(_frozen(walk, units, code_of)),
+        program=captured.program,
+        example_inputs=captured.inputs,
+        input_names=captured.input_names,
+        signature=model_signature(model),
+        modules=module_facts(model),
+        batch=captured.batch,
+        dynamic_batch=captured.dynamic_batch,
+        note=captured.note,
+        unit_of=unit_of,
+        offset_of={name: int(offset) for name, offset in zip(names, offsets, strict=False)},
+        table=_table(unit_of, {g.name: g.size for g in groups}, offsets, _aliases(model, walk)),
+    )
+
+
+def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
+    """Class per position to code per position; equal arrays are shared."""
+    shared: dict[bytes, Ids] = {}
+    coded = {}
+    for name, axes in units.axes.items():
+        arrays = []
+        for classes in axes:
+            key = classes.tobytes()
+            if key not in shared:
+                shared[key] = code_of[classes]
+            arrays.append(shared[key])
+        coded[name] = tuple(arrays)
+    return coded
+
+
+def _touches(units: Units, code_of: Ids, ids: Ids, start: int, stop: int) -> bool:
+    codes = code_of[units.classes.of(ids)]
+    return bool(((codes >= start) & (codes < stop)).any())
+
+
+def _names(walk: Propagation, units: Units, code_of: Ids, offsets: Ids) -> list[str]:
+    """Module path of the layers that make the channels; a range is added where one layer feeds several groups."""
+    made: list[dict[str, tuple[int, int]]] = [{} for _ in offsets[:-1]]
+    for producer in walk.producers:
+        codes = code_of[units.classes.of(producer.ids)]
+        owners = np.searchsorted(offsets, codes, side="right") - 1
+        for index in np.unique(owners[codes >= 0]).tolist():
+            where = np.flatnonzero((owners == index) & (codes >= 0))
+            made[index].setdefault(producer.name, (int(where[0]), int(where[-1]) + 1))
+    names: list[str] = []
+    plain = [next(iter(layers), "") for layers in made]
+    for index, layers in enumerate(made):
+        name = plain[index] or _parameter_name(walk, units, code_of, offsets, index)
+        if plain.count(plain[index]) > 1 and layers:
+            start, stop = next(iter(layers.values()))
+            name += f"[{start}:{stop}]"
+        if len(layers) > 1:
+            name += f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})"
+        base, copy = name, 2
+        while name in names:
+            name, copy = f"{base} #{copy}", copy + 1
+        names.append(name)
+    return names
+
+
+def _parameter_name(walk: Propagation, units: Units, code_of: Ids, offsets: Ids, index: int) -> str:
+    """Name of a group that no layer makes: the first parameter that it cuts, or the program node that it lies in."""
+    for names in (walk.parameter_shapes, units.axes):
+        for name in names:
+            for classes in units.axes[name]:
+                codes = code_of[classes]
+                if ((codes >= offsets[index]) & (codes < offsets[index + 1])).any():
+                    return name
+    return f"channels {index}"
+
+
+def _members(walk: Propagation, unit_of: dict[str, tuple[Ids, ...]], offsets: Ids) -> list[list[Member]]:
+    members: list[list[Member]] = [[] for _ in offsets[:-1]]
+    for name in walk.parameter_shapes:
+        for axis, codes in enumerate(unit_of[name]):
+            positions = np.flatnonzero(codes >= 0)
+            if not len(positions):
+                continue
+            positions = positions[np.argsort(codes[positions], kind="stable")]
+            owners = np.searchsorted(offsets, codes[positions], side="right") - 1
+            for index in np.unique(owners).tolist():
+                own = positions[owners == index]
+                size = int(offsets[index + 1] - offsets[index])
+                indices = tuple(tuple(unit) for unit in own.reshape(size, -1).tolist())
+                role = cast(Role, walk.roles.get((name, axis), "vector"))
+                members[index].append(Member(name, axis, indices, role))
+    return members
+
+
+def _aliases(model: nn.Module, walk: Propagation) -> dict[str, str]:
+    """Every name of a tied parameter or buffer to the name that the program uses."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: walk.canonical[id(tensor)] for name, tensor in named if id(tensor) in walk.canonical}
+
+
+def _table(
+    unit_of: dict[str, tuple[Ids, ...]], sizes: dict[str, int], offsets: Ids, aliases: dict[str, str]
+) -> ShapeTable:
+    names = list(sizes)
+    number: dict[LinearForm, int] = {}
+    known: dict[int, int] = {}
+
+    def form_of(codes: Ids) -> int:
+        if id(codes) not in known:
+            owners = np.searchsorted(offsets, codes[codes >= 0], side="right") - 1
+            counts = np.bincount(owners, minlength=len(names))
+            terms = tuple(sorted((names[i], int(counts[i] // sizes[names[i]])) for i in np.flatnonzero(counts)))
+            form = LinearForm(int((codes < 0).sum()), terms)
+            known[id(codes)] = number.setdefault(form, len(number))
+        return known[id(codes)]
+
+    axes = {name: tuple(form_of(codes) for codes in arrays) for name, arrays in unit_of.items()}
+    for name, target in aliases.items():
+        if name not in axes and target in axes:
+            axes[name] = axes[target]
+    return ShapeTable(sizes, tuple(number), axes)
+
+
+def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
+    """Inputs, operations without a rule, and the layers whose channels stay; layers with one reason are one entry."""
+    events = walk.atoms.events
+    found: list[FrozenAxis] = []
+    for name in walk.captured.input_names:
+        label = walk.labels[name]
+        shape = () if not hasattr(label, "shape") else label.shape  # type: ignore[union-attr]
+        size = shape[1] if len(shape) > 1 else 1
+        found.append(FrozenAxis(name, size, "an input of the model keeps its size", "input", ""))
+    for call, event in walk.frozen_calls:
+        value = call.node.meta["val"]
+        shape = call.shape() if isinstance(value, torch.Tensor) else call.shapes()[0]
+        name = module_path(call.node) or call.node.name
+        size = shape[1] if len(shape) > 1 else 1
+        found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
+    merged: dict[tuple[bytes, int], tuple[list[Producer], int]] = {}
+    for producer in walk.producers:
+        staying = _staying(units, code_of, producer.ids)
+        for event, classes in staying.items():
+            producers, _ = merged.setdefault((classes.tobytes(), event), ([], len(classes)))
+            producers.append(producer)
+    for (_, event), (producers, size) in merged.items():
+        layers = list(dict.fromkeys(producer.name for producer in producers))
+        name = layers[0] + (f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})" if len(layers) > 1 else "")
+        if event < 0:
+            found.append(FrozenAxis(name, size, _ALONE, "", ""))
+        else:
+            found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
+    return found
+
+
+def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
+    """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together)."""
+    atoms = ids[ids >= 0]
+    by_event: dict[int, Ids] = {}
+    if (ids < 0).any():
+        by_event[-1] = ids[ids < 0]
+    if not len(atoms):
+        return by_event
+    classes = units.classes.of_atom[atoms]
+    events = units.classes.event_of_class[classes]
+    for event in np.unique(events).tolist():
+        own = classes[(events == event) & (code_of[classes] < 0)]
+        if len(own):
+            by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
+    return by_event
