@@ -1,0 +1,197 @@
+"""From a model, a predictor and a budget to a plan: scores, damage curves, allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.allocation import registry as allocators
+from edgeprune.allocation._base import Allocation, Allocator, Certificate, rounded_up_ms
+from edgeprune.allocation.cost import CostModel
+from edgeprune.criteria import registry as criteria
+from edgeprune.criteria._base import Criterion
+from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
+from edgeprune.errors import BudgetInfeasibleError, EmptyPlanError
+from edgeprune.spec import Constraints
+from edgeprune.surgery.constraints import resolve
+from edgeprune.surgery.plan import PruningPlan, make_plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.lowering.kernel_graph import KernelGraph
+    from edgeprune.tasks.task import Task
+
+Progress = Callable[[str, int, int], None]
+"""Called with (step, done, in all)."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan with its prediction; nothing has been cut yet.
+
+    Attributes:
+        plan: What to cut; holds the prediction.
+        allocation: Widths and certificate.
+        aim_ms: Predicted latency that the allocation had to stay below, milliseconds.
+        predicted_ms: Predicted latency, milliseconds.
+        low_ms: Lower end of its interval.
+        high_ms: Upper end of its interval.
+    """
+
+    plan: PruningPlan
+    allocation: Allocation
+    aim_ms: float
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+
+
+class Planner:
+    """Makes plans for one model and one predictor; scores and latencies are computed once for all budgets.
+
+    Args:
+        model: The dense model.
+        kernel_graph: Its kernels at any widths.
+        predictor: Of the board.
+        task: Data for criteria that need them.
+        constraints: What widths must respect.
+        criterion: Name or object; ``"taylor"`` with a task and ``"l2"`` without one when None.
+        allocator: Name or object.
+        progress: Told what is being done.
+
+    Attributes:
+        cost: Predicted latency by widths.
+        rules: Constraints by group.
+        criterion: The criterion in use.
+        allocator: The allocator in use.
+
+    Raises:
+        ConstraintError: A constraint matches nothing.
+        EmptyPlanError: The model has no channel group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        kernel_graph: KernelGraph,
+        predictor: Predictor,
+        *,
+        task: Task | None = None,
+        constraints: Constraints | None = None,
+        criterion: str | Criterion | None = None,
+        allocator: str | Allocator = "greedy",
+        progress: Progress | None = None,
+    ) -> None:
+        self.graph = kernel_graph.graph
+        if not self.graph.groups:
+            raise EmptyPlanError(
+                "a model must have at least one channel group to be pruned, found none.", hint="edgeprune explain MODEL"
+            )
+        self.model, self.predictor, self.task = model, predictor, task
+        self.criterion = criteria.get(criterion or ("l2" if task is None else "taylor"))
+        self.allocator = allocators.get(allocator)
+        self.rules = resolve(constraints or Constraints(), self.graph)
+        self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
+        self._progress = progress
+
+    @property
+    def dense_ms(self) -> float:
+        """Predicted latency of the dense model, milliseconds."""
+        return self.cost.dense_ms
+
+    @cached_property
+    def scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Score of every unit of every group that is not frozen."""
+        movable = [name for choice in self.cost.choices if not choice.frozen for name in choice.groups]
+        if not movable:
+            return {}
+        self._tell("scoring", 0)
+        scores = self.criterion.score(self.graph, self.model, self.task, groups=movable)
+        self._tell("scoring", 1)
+        return scores
+
+    @cached_property
+    def damage(self) -> DamageCurves:
+        """Damage by width of the same groups."""
+        return damage_curves(self.scores, self.criterion.normalization)
+
+    def propose(self, budget_ms: float, *, margin: float = 0.0) -> Proposal:
+        """A plan whose predicted latency is at most ``budget_ms * (1 - margin)``.
+
+        Where only the margin is out of reach, the smallest reachable latency is aimed at instead.
+
+        Raises:
+            BudgetInfeasibleError: The budget itself is out of reach.
+        """
+        damage = self.damage
+        self._tell("allocating", 0)
+        aim_ms = budget_ms * (1 - margin)
+        try:
+            allocation = self._allocate(damage, aim_ms)
+        except BudgetInfeasibleError as error:
+            if aim_ms < error.best_ms <= budget_ms:
+                aim_ms = error.best_ms
+                allocation = self._allocate(damage, aim_ms)
+            else:
+                raise self._for_budget(error, budget_ms, aim_ms) from error
+        self._tell("allocating", 1)
+        return self.proposal(allocation, aim_ms)
+
+    def proposal(self, allocation: Allocation, aim_ms: float) -> Proposal:
+        """The plan for widths from any allocator: in each group the units with the best scores are kept."""
+        kept = {
+            name: best_units(values, allocation.widths[name])
+            for name, values in self.scores.items()
+            if allocation.widths[name] < len(values)
+        }
+        predicted_ms, low_ms, high_ms = self.cost.interval(allocation.widths)
+        plan = make_plan(self.graph, kept, predicted=self._information(allocation.widths), allow_empty=True)
+        return Proposal(plan, allocation, aim_ms, predicted_ms, low_ms, high_ms)
+
+    def dense(self, budget_ms: float) -> Proposal:
+        """The plan that removes nothing."""
+        certificate = Certificate(
+            method="none",
+            budget_ms=budget_ms,
+            predicted_ms=self.dense_ms,
+            damage=0.0,
+            bound=0.0,
+            evaluations=1,
+            note="the dense widths meet the budget.",
+        )
+        widths = self.graph.widths()
+        predicted_ms, low_ms, high_ms = self.cost.interval(widths)
+        plan = make_plan(self.graph, {}, predicted=self._information(widths), allow_empty=True)
+        return Proposal(plan, Allocation(widths, certificate), budget_ms, predicted_ms, low_ms, high_ms)
+
+    def _allocate(self, damage: DamageCurves, aim_ms: float) -> Allocation:
+        return self.allocator.allocate(self.graph.groups, damage, self.cost, aim_ms, self.rules)
+
+    def _information(self, widths: Mapping[str, int]) -> dict[str, object]:
+        predicted_ms, low_ms, high_ms = self.cost.interval(widths)
+        return {
+            "latency_ms": predicted_ms,
+            "low_ms": low_ms,
+            "high_ms": high_ms,
+            "dense_ms": self.dense_ms,
+            "table": self.predictor.table_hash,
+            "criterion": self.criterion.name,
+            "allocator": self.allocator.name,
+        }
+
+    @staticmethod
+    def _for_budget(error: BudgetInfeasibleError, budget_ms: float, aim_ms: float) -> BudgetInfeasibleError:
+        """The allocator speaks of its aim; the user asked for a budget."""
+        message = error.message.replace(f"<= {aim_ms:.4g} ms", f"<= {budget_ms:.4g} ms", 1)
+        return BudgetInfeasibleError(message, best_ms=error.best_ms, hint=f"--latency {rounded_up_ms(error.best_ms)}ms")
+
+    def _tell(self, step: str, done: int) -> None:
+        if self._progress is not None:
+            self._progress(step, done, 1)

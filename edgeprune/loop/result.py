@@ -1,0 +1,96 @@
+"""What `edgeprune.prune` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.allocation._base import Certificate
+    from edgeprune.recovery.evaluation import RecoveryRecord
+    from edgeprune.surgery.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class LatencyCheck:
+    """One comparison of a pruned engine with the dense one on a board, timed interleaved.
+
+    Attributes:
+        board: Name of the board.
+        dense_ms: Median of the dense engine, milliseconds.
+        pruned_ms: Median of the pruned engine, milliseconds.
+        ratio: Pruned over dense, median over the rounds.
+        ratio_low: Lower end of its confidence interval.
+        ratio_high: Upper end.
+    """
+
+    board: str
+    dense_ms: float
+    pruned_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class PruningRound:
+    """One turn of the loop: widths, what was predicted for them, and what the board said.
+
+    Attributes:
+        aim_ms: Predicted latency that the allocation had to stay below, milliseconds.
+        widths: Group name to units kept.
+        predicted_ms: Predicted latency, milliseconds.
+        predicted_low_ms: Lower end of the predictor's interval.
+        predicted_high_ms: Upper end.
+        measured: What the board said, or None without a board.
+    """
+
+    aim_ms: float
+    widths: Mapping[str, int]
+    predicted_ms: float
+    predicted_low_ms: float
+    predicted_high_ms: float
+    measured: LatencyCheck | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pruned model and everything that is known about it.
+
+    Attributes:
+        module: The pruned model; the dense one, copied, when `unchanged`.
+        plan: What was cut.
+        budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_predicted_ms`.
+        dense_predicted_ms: Predicted latency of the dense model, milliseconds.
+        predicted_ms: Predicted latency of `module`, milliseconds.
+        measured_ms: Latency on the board, milliseconds; None without a board.
+        budget_met: Whether the measured latency is within the budget, for a share as the ratio to the dense engine timed
+            interleaved; None without a board.
+        rounds: What was tried, in order.
+        certificate: How good the widths are.
+        check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
+        metrics_before: Validation metric of the dense model by objective; empty without a task.
+        metrics_after: The same of `module`.
+        recovery: What each recovery step did.
+        unchanged: Whether the dense model already meets the budget, so that nothing was cut.
+        notes: Sentences that a person should read.
+    """
+
+    module: nn.Module
+    plan: PruningPlan
+    budget_ms: float
+    dense_predicted_ms: float
+    predicted_ms: float
+    measured_ms: float | None
+    budget_met: bool | None
+    rounds: tuple[PruningRound, ...]
+    certificate: Certificate
+    check_max_abs: float
+    metrics_before: Mapping[str, float] = field(default_factory=dict)
+    metrics_after: Mapping[str, float] = field(default_factory=dict)
+    recovery: tuple[RecoveryRecord, ...] = ()
+    unchanged: bool = False
+    notes: tuple[str, ...] = ()

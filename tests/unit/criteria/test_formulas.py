@@ -1,0 +1,176 @@
+"""Each criterion equals its formula, evaluated the slow way: one unit at a time, by name of the layer."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from edgeprune.criteria import registry
+from edgeprune.criteria.bn_scale import BnScale
+from edgeprune.criteria.l2 import L2
+from edgeprune.criteria.random import Random
+from edgeprune.criteria.taylor import Taylor
+from edgeprune.errors import ConfigError, ModelError, TaskError
+from edgeprune.tasks.task import Objective, Task
+from edgeprune.testing.criteria import small_graph, small_net, small_task
+
+# Written down by hand: which slices go with unit u. (parameter, axis).
+MEMBERS = {
+    "trunk": [
+        ("stem.weight", 0), ("stem_bn.weight", 0), ("stem_bn.bias", 0), ("inner.weight", 1), ("outer.weight", 0),
+        ("outer_bn.weight", 0), ("outer_bn.bias", 0), ("depthwise.weight", 0), ("depthwise_bn.weight", 0),
+        ("depthwise_bn.bias", 0), ("pointwise.weight", 1),
+    ],
+    "inner": [("inner.weight", 0), ("inner.bias", 0), ("inner_bn.weight", 0), ("inner_bn.bias", 0), ("outer.weight", 1)],
+    "pointwise": [("pointwise.weight", 0), ("pointwise_bn.weight", 0), ("pointwise_bn.bias", 0), ("hidden.weight", 1)],
+    "hidden": [("hidden.weight", 0), ("hidden.bias", 0), ("head.weight", 1)],
+}  # fmt: skip
+SIZES = {"trunk": 6, "inner": 5, "pointwise": 8, "hidden": 7}
+
+
+@pytest.fixture(scope="module")
+def traced():
+    return small_net(), small_graph()
+
+
+def by_hand(graph, scores):
+    """Scores by the names used here: the group that holds the layer's output axis."""
+    layers = {
+        "trunk": "stem.weight",
+        "inner": "inner.weight",
+        "pointwise": "pointwise.weight",
+        "hidden": "hidden.weight",
+    }
+    named = {}
+    for group in graph.groups:
+        for name, layer in layers.items():
+            if any(member.parameter == layer and member.axis == 0 for member in group.members):
+                named[name] = scores[group.name]
+    assert len(graph.groups) == len(named) == len(layers)
+    return named
+
+
+def units(name):
+    for unit in range(SIZES[name]):
+        yield unit, MEMBERS[name]
+
+
+def test_l2_is_the_norm_over_all_coupled_slices(traced):
+    model, graph = traced
+    parameters = dict(model.named_parameters())
+    found = by_hand(graph, L2().score(graph, model))
+    for name, values in found.items():
+        for unit, members in units(name):
+            expected = sum(
+                float(parameters[p].detach().double().select(axis, unit).square().sum()) for p, axis in members
+            )
+            assert values[unit] == pytest.approx(expected**0.5, rel=1e-9)
+
+
+def test_taylor_is_the_mean_over_batches_of_the_squared_first_order_change(traced):
+    model, graph = traced
+    task = small_task()
+    found = by_hand(graph, Taylor().score(graph, model, task))
+    model.eval()
+    per_batch = []
+    for inputs, targets in task.objectives[0].train:
+        model.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        per_batch.append({name: (p.grad * p).detach().double() for name, p in model.named_parameters()})
+    model.zero_grad()
+    model.train()
+    for name, values in found.items():
+        for unit, members in units(name):
+            changes = [sum(float(batch[p].select(axis, unit).sum()) for p, axis in members) for batch in per_batch]
+            assert values[unit] == pytest.approx(np.mean(np.square(changes)), rel=1e-4)
+
+
+def test_taylor_adds_weighted_objectives(traced):
+    model, graph = traced
+    one, other = small_task(1).objectives[0], small_task(2).objectives[0]
+    both = Task(
+        (
+            Objective("one", one.train, one.validation, one.loss, one.metric),
+            Objective("other", other.train, other.validation, other.loss, other.metric, weight=0.25),
+        )
+    )
+    scores = Taylor().score(graph, model, both)
+    parts = [Taylor().score(graph, model, small_task(seed)) for seed in (1, 2)]
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, parts[0][name] + 0.25 * parts[1][name], rtol=1e-9)
+
+
+def test_taylor_looks_at_no_more_batches_than_it_may(traced):
+    model, graph = traced
+    limited = Taylor(batches=2).score(graph, model, small_task(batches=5))
+    exact = Taylor().score(graph, model, small_task(batches=2))
+    assert all(np.array_equal(limited[name], exact[name]) for name in exact)
+
+
+def test_taylor_foretells_the_effect_of_a_small_change(traced):
+    """To first order the loss changes by the sum of grad * weight when all slices of a unit shrink."""
+    model, graph = traced
+    data = small_task(batches=1)
+    ((inputs, targets),) = data.objectives[0].train
+    found = by_hand(graph, Taylor().score(graph, model, data))
+    model.eval()
+    with torch.no_grad():
+        before = float(cross_entropy(model(inputs).double(), targets))
+        for unit, members in units("pointwise"):
+            state = {name: value.clone() for name, value in model.state_dict().items()}
+            for p, axis in members:
+                dict(model.named_parameters())[p].select(axis, unit).mul_(1 - 1e-3)
+            change = (float(cross_entropy(model(inputs).double(), targets)) - before) / 1e-3
+            model.load_state_dict(state)
+            assert change**2 == pytest.approx(found["pointwise"][unit], rel=0.05, abs=1e-6)
+    model.train()
+
+
+def test_bn_scale_is_the_sum_of_absolute_scales(traced):
+    model, graph = traced
+    model.inner_bn.weight.data[2] *= -1
+    names = [group.name for group in graph.groups if "hidden" not in group.name]
+    found = BnScale().score(graph, model, groups=names)
+    parameters = dict(model.named_parameters())
+    norms = {"trunk": ["stem_bn", "outer_bn", "depthwise_bn"], "inner": ["inner_bn"], "pointwise": ["pointwise_bn"]}
+    by_size = {SIZES[name]: layers for name, layers in norms.items()}
+    assert len(found) == 3
+    for values in found.values():
+        expected = sum(parameters[f"{layer}.weight"].detach().abs() for layer in by_size[len(values)])
+        np.testing.assert_allclose(values, expected.numpy(), rtol=1e-6)
+
+
+def test_bn_scale_names_the_groups_without_batch_norm(traced):
+    model, graph = traced
+    with pytest.raises(ModelError, match="needs a batch norm in every group, found none in hidden"):
+        BnScale().score(graph, model)
+
+
+def test_random_depends_on_seed_and_name_only(traced):
+    model, graph = traced
+    first, same, other = (Random(seed).score(graph, model) for seed in (1, 1, 2))
+    for name, values in first.items():
+        assert np.array_equal(values, same[name])
+        assert not np.array_equal(values, other[name])
+        assert ((values >= 0) & (values < 1)).all()
+
+
+def test_taylor_refuses_gradients_that_are_not_finite(traced):
+    model, graph = traced
+    task = Task.single(
+        train=[(torch.zeros(2, 3, 6, 6), torch.zeros(2, dtype=torch.long))],
+        validation=small_task().objectives[0].validation,
+        loss=lambda outputs, targets: (outputs - outputs.detach()).sum().sqrt(),
+        metric=small_task().objectives[0].metric,
+    )
+    with pytest.raises(TaskError, match="gradients must be finite for the taylor criterion"):
+        Taylor().score(graph, model, task)
+
+
+def test_options_and_names_are_checked():
+    with pytest.raises(ConfigError, match="at least 1 batch, found batches=0"):
+        registry.get("taylor", batches=0)
+    with pytest.raises(ConfigError, match=r"criterion must be one of l2, taylor, bn_scale, random.*found 'l3'"):
+        registry.get("l3")
+    mine = Random(3)
+    assert registry.get(mine) is mine
