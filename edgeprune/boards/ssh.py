@@ -1,0 +1,224 @@
+"""A board reached over SSH.
+
+The user's ssh settings, keys, agent and jump hosts are used as they are. Host keys are always checked and never added. The
+link opens at the first call, and opens again at the next call after it was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from edgeprune.boards.ssh_config import SshSettings, SshTarget, resolve, with_overrides
+from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
+from edgeprune.errors import ConfigError, RemoteError
+
+if TYPE_CHECKING:
+    from edgeprune.boards.ssh_commands import CommandRunner, RunningCommand
+    from edgeprune.boards.ssh_files import FileCopier
+
+_Result = TypeVar("_Result")
+
+_CLOSE_S = 5.0
+_LEASE_S = 60.0  # how long a lock outlives a link that died without the board noticing
+_RENEW_S = 20.0
+
+
+class SshTransport(Transport):
+    """Runs commands and copies files over one SSH link. Several threads may use it at once."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        host_key: str | None = None,
+        identity: Path | None = None,
+        known_hosts: Path | None = None,
+        config: Path | None = None,
+        connect_timeout_s: float = 10.0,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            target: ``[ssh://][user@]host[:port]`` or an alias of the ssh configuration.
+            host_key: ``SHA256:...`` that the host's key must have, for a host that known_hosts does not have.
+            identity: Private key file to use instead of the configured ones and the agent's.
+            known_hosts: File with trusted host keys to use instead of the configured ones.
+            config: ssh_config file to use instead of the user's (also: environment variable EDGEPRUNE_SSH_CONFIG).
+            connect_timeout_s: Limit for each of: reaching a hop, the handshake, logging in, seconds.
+
+        Raises:
+            ConfigError: The target is not one, or holds a password; the fingerprint or the key file is not valid.
+        """
+        SshTarget.parse(target)
+        if host_key is not None and not host_key.startswith("SHA256:"):
+            raise ConfigError(f"a host key's fingerprint must read SHA256:..., found {host_key!r}.")
+        if identity is not None and not identity.expanduser().is_file():
+            raise ConfigError(f"the identity must be a private key file, found none at {identity}.")
+        self._target = target
+        self._pinned = host_key.rstrip("=") if host_key else None
+        self._identity = identity
+        self._known_hosts = known_hosts
+        self._config = config
+        self._timeout_s = connect_timeout_s
+        self._runner: CommandRunner | None = None
+        self._lock = threading.Lock()
+
+    @cached_property
+    def settings(self) -> SshSettings:
+        """Where and as whom it connects, from the target and the ssh configuration."""
+        found = resolve(self._target, config=self._config)
+        return with_overrides(found, identity=self._identity, known_hosts=self._known_hosts)
+
+    @property
+    def address(self) -> str:
+        return self.settings.address
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = 60.0,
+        on_line: Callable[[str], None] | None = None,
+    ) -> CommandResult:
+        """See `Transport.run`. Return code -127: killed by a signal that the board's server does not name."""
+        from edgeprune.boards.ssh_commands import run_command
+
+        return self._with_link(lambda runner: run_command(runner, argv, stdin, timeout_s, on_line))
+
+    def open_process(self, argv: Sequence[str], *, stdin: bytes = b"") -> Process:
+        def start(runner: CommandRunner) -> Process:
+            with runner.connection.closed_after(self._timeout_s + 1, "the board does not answer"):
+                command = runner.start(argv, timeout_s=self._timeout_s, seconds=_LEASE_S)
+                process = _SshProcess(runner, command)
+                try:
+                    command.feed(stdin)
+                except BaseException:
+                    process.close()
+                    raise
+            return process
+
+        return self._with_link(start)
+
+    def put(self, local: Path, remote: str, *, progress: Progress | None = None) -> None:
+        self._copier().put(local, remote, progress)
+
+    def get(self, remote: str, local: Path) -> None:
+        self._copier().get(remote, local)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._runner is not None:
+                self._runner.connection.close()
+                self._runner = None
+
+    def _copier(self) -> FileCopier:
+        from edgeprune.boards.ssh_files import FileCopier
+
+        # One harmless command finds out whether an old link still works, and opens a new one if not.
+        self.run(["true"], timeout_s=self._timeout_s)
+        runner, _ = self._link()
+        return FileCopier(runner.connection, lambda argv, seconds: self.run(argv, timeout_s=seconds), self._timeout_s)
+
+    def _link(self) -> tuple[CommandRunner, bool]:
+        """The link, and whether it was opened just now."""
+        from edgeprune.boards.ssh_commands import CommandRunner
+        from edgeprune.boards.ssh_connection import connect
+
+        with self._lock:
+            if self._runner is not None and self._runner.connection.alive:
+                return self._runner, False
+            connection = connect(self.settings, pinned=self._pinned, config=self._config, timeout_s=self._timeout_s)
+            try:
+                with connection.closed_after(self._timeout_s + 1, "the board does not answer"):
+                    self._runner = CommandRunner(connection, self._timeout_s)
+            except BaseException:
+                connection.close()
+                raise
+            return self._runner, True
+
+    def _with_link(self, work: Callable[[CommandRunner], _Result]) -> _Result:
+        """Do something over the link; once more over a new one where an old one turns out dead before it was begun."""
+        from edgeprune.boards.ssh_commands import NotStartedError
+
+        runner, fresh = self._link()
+        try:
+            return work(runner)
+        except NotStartedError:
+            if fresh:
+                raise
+            runner.connection.close()
+            return work(self._link()[0])
+
+
+def fetch_host_key(
+    target: str, *, known_hosts: Path | None = None, config: Path | None = None, timeout_s: float = 10.0
+) -> tuple[str, str]:
+    """Type and ``SHA256:...`` fingerprint of the key that a host shows now; it is not trusted by that.
+
+    Args:
+        target: As for `SshTransport`.
+        known_hosts: As for `SshTransport`; types of key that are known of the host are asked for first.
+        config: As for `SshTransport`.
+        timeout_s: Limit for reaching each hop, seconds.
+
+    Raises:
+        ConfigError: The target or the ssh configuration is not valid.
+        ConnectError: The host cannot be reached.
+        HostKeyError: The key of a jump host is not trusted.
+    """
+    from edgeprune.boards.ssh_connection import show_host_key
+
+    settings = with_overrides(resolve(target, config=config), known_hosts=known_hosts)
+    shown = show_host_key(settings, config=config, timeout_s=timeout_s)
+    return shown.key_type, shown.fingerprint
+
+
+class _SshProcess(Process):
+    """A command with an open input, and a lease on the board that this end renews."""
+
+    def __init__(self, runner: CommandRunner, command: RunningCommand) -> None:
+        self._runner = runner
+        self._command = command
+        self._result: CommandResult | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._renew, name=f"lease of {command.name}", daemon=True).start()
+
+    def readline(self, timeout_s: float) -> str | None:
+        line = self._command.next_line(time.monotonic() + timeout_s)
+        return None if line is None else line.decode("utf-8", "replace")
+
+    def close(self) -> CommandResult:
+        if self._result is None:
+            self._ended.set()
+            try:
+                self._result = self._end()
+            finally:
+                self._command.close()
+        return self._result
+
+    def _end(self) -> CommandResult:
+        command = self._command
+        deadline = time.monotonic() + _CLOSE_S
+        with self._runner.connection.closed_after(2 * _CLOSE_S, "the board does not answer"):
+            command.end_input()
+            while not (command.output_ended or command.exited) and time.monotonic() < deadline:
+                command.pump(0.25)
+            if command.exited or command.output_ended:
+                self._runner.forget(command.pid)
+            else:
+                self._runner.kill(command.pid)
+            returncode = command.returncode(_CLOSE_S)
+            command.pump(0)
+        return CommandResult(returncode, command.rest(), bytes(command.stderr))
+
+    def _renew(self) -> None:
+        with contextlib.suppress(RemoteError):
+            while not self._ended.wait(_RENEW_S):
+                self._runner.watch(self._command.pid, _LEASE_S, _RENEW_S)

@@ -1,0 +1,291 @@
+"""Copying files over SFTP: resumed, checked by hash on the board, and renamed into place.
+
+The commands that a copy needs (hash, free space) go through the transport's own `run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import paramiko
+from paramiko.sftp import CMD_WRITE, int64
+
+from edgeprune.boards.ssh_connection import Connection
+from edgeprune.boards.ssh_route import one_line
+from edgeprune.boards.transport import CommandResult, Progress
+from edgeprune.errors import BoardFullError, ConnectError, RemoteError, TransferError
+
+Run = Callable[[Sequence[str], float], CommandResult]
+"""Runs a command on the board within so many seconds."""
+
+_BLOCK_BYTES = 1 << 15  # the largest write that every SFTP server takes
+_IN_FLIGHT = 64  # as OpenSSH's sftp
+_STALL_S = 60.0
+_HASH_BYTES_PER_S = 5e6  # a slow board with a slow card
+
+_HASH = (
+    'if command -v sha256sum > /dev/null; then sha256sum < "$1"; elif command -v shasum > /dev/null; then shasum -a 256 < "$1"; '
+    'elif command -v openssl > /dev/null; then openssl dgst -sha256 -r < "$1"; '
+    'else python3 -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())" < "$1"; fi'
+)
+
+
+class _Refused(Exception):  # noqa: N818 (it never leaves this module)
+    """The SFTP server said no, in so many words."""
+
+
+class FileCopier:
+    """Copies files over one link."""
+
+    def __init__(self, connection: Connection, run: Run, timeout_s: float) -> None:
+        self._connection = connection
+        self._run = run
+        self._timeout_s = timeout_s
+
+    @property
+    def _address(self) -> str:
+        return self._connection.settings.address
+
+    def put(self, local: Path, remote: str, progress: Progress | None) -> None:
+        """`Transport.put`."""
+        remote = home_relative(remote)
+        size, digest = _local_hash(local)
+        partial = f"{remote}.partial-{digest[:16]}"
+        with self._sftp() as sftp:
+            try:
+                self._make_folder(sftp, posixpath.dirname(remote))
+                done = self._resume_at(sftp, local, partial, size)
+                self._need_space(sftp, partial, posixpath.dirname(remote) or ".", size - done)
+                self._send(sftp, local, partial, done, size, progress)
+                found = self._remote_hash(partial, size)
+                if found != digest:
+                    raise _Refused(f"a copy with the hash {found}, not {digest}")
+                self._rename(sftp, partial, remote)
+            except _Refused as error:
+                free = self._free_bytes(posixpath.dirname(remote) or ".")
+                self._remove(sftp, partial)
+                if free is not None and free < _BLOCK_BYTES:
+                    raise self._full(posixpath.dirname(remote), size, free) from error
+                raise TransferError(
+                    f"{local} must be copied to {remote} on {self._address}, found: {error}."
+                ) from error
+
+    def get(self, remote: str, local: Path) -> None:
+        """`Transport.get`."""
+        remote = home_relative(remote)
+        handle, name = tempfile.mkstemp(prefix=f".{local.name}.", suffix=".partial", dir=local.parent)
+        temporary = Path(name)
+        try:
+            with self._sftp() as sftp, os.fdopen(handle, "wb") as writer:
+                try:
+                    with self._asked(), sftp.open(remote, "rb") as reader:
+                        size = reader.stat().st_size
+                        reader.prefetch(size, _IN_FLIGHT)
+                        while block := reader.read(_BLOCK_BYTES):
+                            writer.write(block)
+                except _Refused as error:
+                    raise TransferError(
+                        f"{remote} on {self._address} must be a file that can be read, found: {error}."
+                    ) from error
+            # mkstemp makes files for the owner alone; a copy is made as any new file is.
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(local)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _sftp(self) -> Iterator[Any]:
+        with self._connection.translated():
+            channel = self._connection.open_session(self._timeout_s)
+        try:
+            with self._connection.translated(self._no_sftp):
+                channel.settimeout(self._timeout_s)
+                channel.invoke_subsystem("sftp")
+                sftp = paramiko.SFTPClient(channel)
+                channel.settimeout(_STALL_S)
+            yield sftp
+        finally:
+            with self._connection.closed_after(2.0, "the board does not answer"):
+                channel.close()
+
+    def _no_sftp(self, reason: str) -> RemoteError:
+        if not self._connection.alive:
+            return ConnectError(
+                f"the link to {self._address} must stay up, it was lost ({reason}).", hint="run it again"
+            )
+        return TransferError(
+            f"{self._address} must have an SFTP server, found: {reason}.",
+            hint="install openssh-sftp-server on the board",
+        )
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Tell a refusal of the server, which is an answer, from a link that is lost."""
+        try:
+            yield
+        except TimeoutError as error:
+            raise TransferError(
+                f"{self._address} must go on with the copy, found no answer for {_STALL_S:g} s.", hint="run it again"
+            ) from error
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if self._connection.alive and isinstance(error, OSError):
+                raise _Refused(error.strerror or one_line(error)) from error
+            with self._connection.translated():
+                raise
+
+    def _make_folder(self, sftp: Any, folder: str) -> None:
+        missing = []
+        while folder and not _exists(sftp, folder, self._asked):
+            missing.append(folder)
+            folder = posixpath.dirname(folder)
+        for name in reversed(missing):
+            try:
+                with self._asked():
+                    sftp.mkdir(name)
+            except _Refused:
+                # Somebody else may have made it meanwhile.
+                if not _exists(sftp, name, self._asked):
+                    raise
+
+    def _resume_at(self, sftp: Any, local: Path, partial: str, size: int) -> int:
+        """Bytes of an earlier try that can be kept: all that it left, if they are how the file begins."""
+        if not _exists(sftp, partial, self._asked):
+            return 0
+        with self._asked():
+            left: int = sftp.stat(partial).st_size
+        if 0 < left <= size and self._remote_hash(partial, left) == _prefix_hash(local, left):
+            return left
+        self._remove(sftp, partial)
+        return 0
+
+    def _need_space(self, sftp: Any, partial: str, folder: str, needed: int) -> None:
+        free = self._free_bytes(folder)
+        if free is not None and free < needed:
+            self._remove(sftp, partial)
+            raise self._full(folder, needed, free)
+
+    def _full(self, folder: str, needed: int, free: int) -> BoardFullError:
+        return BoardFullError(
+            f"{folder or 'the home folder'} on {self._address} must have {needed} bytes free, found {free}.",
+            hint="free some space on the board",
+        )
+
+    def _free_bytes(self, folder: str) -> int | None:
+        result = self._run(["sh", "-c", 'df -Pk -- "$1" || df -Pk "$1"', "sh", folder], 30.0)
+        # Used, available, capacity; names before and after them may hold spaces.
+        found = re.findall(r"\s(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s", result.stdout.decode("utf-8", "replace"))
+        return int(found[-1][1]) * 1024 if found else None
+
+    def _send(self, sftp: Any, local: Path, partial: str, start: int, size: int, progress: Progress | None) -> None:
+        """Write the rest of the file, so many blocks under way at a time.
+
+        paramiko's own pipelined writes are not used: they drop the errors of the last blocks.
+        """
+        with self._asked():
+            # "r+b" keeps what is there, and needs a file that exists.
+            file = sftp.open(partial, "r+b" if start else "wb")
+        sent: deque[tuple[int, int]] = deque()
+        done = start
+        try:
+            if progress is not None:
+                progress(done, size)
+            with local.open("rb") as reader:
+                reader.seek(start)
+                position = start
+                while sent or position < size:
+                    block = reader.read(_BLOCK_BYTES) if position < size and len(sent) < _IN_FLIGHT else b""
+                    if block:
+                        with self._asked():
+                            number = sftp._async_request(type(None), CMD_WRITE, file.handle, int64(position), block)
+                        position += len(block)
+                        sent.append((number, position))
+                        continue
+                    if not sent:
+                        raise _Refused(f"the file has become shorter, {position} of {size} bytes")
+                    number, end = sent.popleft()
+                    with self._asked():
+                        sftp._read_response(number)
+                    done = end
+                    if progress is not None:
+                        progress(done, size)
+        except ConnectError as error:
+            raise ConnectError(
+                f"the link to {self._address} must stay up, it was lost after {done} of {size} bytes of {local.name}"
+                f" ({self._connection.lost or 'the connection was closed'}).",
+                hint="run it again: the copy goes on where it stopped",
+            ) from error
+        finally:
+            # A link that is gone takes the handle with it.
+            with suppress(RemoteError, _Refused), self._asked():
+                file.close()
+
+    def _remote_hash(self, path: str, size: int) -> str:
+        result = self._run(["sh", "-c", _HASH, "sh", path], 60.0 + size / _HASH_BYTES_PER_S)
+        found = re.match(rb"\\?([0-9a-f]{64})\b", result.stdout)
+        if found is None:
+            text = " ".join(result.stderr.decode("utf-8", "replace").split()) or f"exit code {result.returncode}"
+            raise TransferError(
+                f"{self._address} must be able to hash {path}, found: {text}.",
+                hint="install coreutils or python3 there",
+            )
+        return found[1].decode()
+
+    def _rename(self, sftp: Any, partial: str, remote: str) -> None:
+        with self._asked():
+            try:
+                sftp.posix_rename(partial, remote)
+            except OSError as error:
+                if "unsupported" not in str(error).lower():
+                    raise
+                # Plain SFTP renames never replace a file; rename(2) of mv does.
+                moved = self._run(["mv", "-f", "--", partial, remote], 30.0)
+                if moved.returncode:
+                    raise _Refused(one_line(Exception(moved.stderr.decode("utf-8", "replace")))) from error
+
+    def _remove(self, sftp: Any, path: str) -> None:
+        with suppress(_Refused), self._asked():
+            sftp.remove(path)
+
+
+def home_relative(remote: str) -> str:
+    """A path as SFTP and commands both read it: they start in the home folder, and neither expands ``~``."""
+    return remote[2:].lstrip("/") if remote.startswith("~/") else remote
+
+
+def _exists(sftp: Any, path: str, asked: Callable[[], Any]) -> bool:
+    try:
+        with asked():
+            sftp.stat(path)
+    except _Refused as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def _local_hash(local: Path) -> tuple[int, str]:
+    try:
+        size = local.stat().st_size
+        return size, _prefix_hash(local, size)
+    except OSError as error:
+        raise TransferError(f"{local} must be a file that can be read, found: {error.strerror}.") from error
+
+
+def _prefix_hash(local: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with local.open("rb") as reader:
+        while size > 0 and (block := reader.read(min(size, 1 << 20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()

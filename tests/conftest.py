@@ -1,0 +1,25 @@
+"""Fixtures that several folders of tests use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+pytest.register_assert_rewrite("edgeprune.testing")
+
+from edgeprune.testing.sshd import MissingSshdError, OpenSshServer  # noqa: E402 (after the registration)
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSshServer]:
+    """A real OpenSSH server on the loopback address that runs for the whole session; tests must not stop it."""
+    try:
+        server = OpenSshServer(tmp_path_factory.mktemp("sshd"))
+    except MissingSshdError as error:
+        if os.environ.get("EDGEPRUNE_REQUIRE_SSHD") == "1":
+            pytest.fail(f"EDGEPRUNE_REQUIRE_SSHD=1, but: {error}")
+        pytest.skip(str(error))
+    with server:
+        yield server

@@ -1,0 +1,191 @@
+"""The board of the unit tests once more, this time behind a real OpenSSH server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from edgeprune.boards.board import Board
+from edgeprune.boards.config import BoardConfig, BoardEntry
+from edgeprune.boards.known_hosts import fingerprint
+from edgeprune.boards.runner_package import runner_package
+from edgeprune.errors import BoardBusyError, ConfigError, HostKeyError, IncompatibleTargetError, TransferError
+from edgeprune.testing.sshd import OpenSshServer
+
+pytestmark = pytest.mark.loopback
+
+HOLDER = """
+import sys
+from edgeprune.boards.board import Board
+with Board.open(sys.argv[1]) as board, board.hold("a test of locks"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def root(sshd: OpenSshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder on the board for this test alone."""
+    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(sshd.config))
+    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "board root"))
+    return tmp_path / "board root"
+
+
+@pytest.fixture
+def url(root: Path) -> str:
+    return f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}"
+
+
+@pytest.fixture
+def board(url: str) -> Iterator[Board]:
+    with Board.open(url) as opened:
+        yield opened
+
+
+def hold_soon(board: Board, timeout_s: float = 10.0) -> None:
+    """Hold and release, waiting for a lock that is about to go."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with board.hold("next"):
+                return
+        except BoardBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def start_holder(spec: str) -> subprocess.Popen[bytes]:
+    """Another process that holds a board until its input ends."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, spec], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    return holder
+
+
+def test_the_board_is_what_the_same_machine_is_locally(board: Board, root: Path) -> None:
+    assert board.name == "board"
+    assert board.root == str(root)
+    over_ssh = board.probe()
+    with Board.open("local") as local:
+        directly = local.probe()
+    assert over_ssh.identity("onnxruntime") == directly.identity("onnxruntime")
+    assert over_ssh.runtimes == directly.runtimes
+    assert over_ssh.facts["python_executable"] == sys.executable
+
+
+def test_a_configured_board_is_opened_by_its_name_with_its_type_and_pinned_key(
+    sshd: OpenSshServer, root: Path, tmp_path: Path
+) -> None:
+    import base64
+
+    key = base64.b64decode(sshd.public_keys()[0].split()[1])
+    entry = BoardEntry(
+        ssh=sshd.target,
+        type="x86-64-host",
+        python=sys.executable,
+        root=str(root),
+        host_key=fingerprint(key),
+        identity=str(sshd.identity),
+    )
+    BoardConfig().add("lab", entry)
+    with Board.open("lab") as board:
+        assert board.name == "lab"
+        assert board.device is not None
+        assert board.device.name == "x86-64-host"
+        assert board.call("store", {"action": "verify", "blobs": []}) == {"bad": []}
+    BoardConfig().add("lab", entry.model_copy(update={"host_key": "SHA256:" + "A" * 43}), replace=True)
+    with pytest.raises(HostKeyError):
+        Board.open("lab")
+
+
+def test_the_root_is_in_the_home_folder_of_the_board_s_user_by_default(root: Path) -> None:
+    with Board.open(f"ssh://board?python={quote(sys.executable)}") as board:
+        assert board.root == str(Path.home() / ".edgeprune")
+
+
+def test_a_board_without_python_is_told_what_to_do(sshd: OpenSshServer, root: Path) -> None:
+    with pytest.raises(
+        IncompatibleTargetError, match=r"needs python >= 3\.6, the board has none at /nowhere/python3"
+    ) as caught:
+        Board.open("ssh://board?python=/nowhere/python3")
+    assert f"install python3 on {sshd.target}, or name another one with --python" in str(caught.value)
+
+
+def test_an_identity_that_is_missing_is_told_before_anything_is_tried(root: Path) -> None:
+    with pytest.raises(ConfigError, match="identity must be a private key file"):
+        Board.open("ssh://board?identity=/nowhere/key")
+
+
+def test_the_runner_is_uploaded_once(board: Board, root: Path, url: str) -> None:
+    board.call("store", {"action": "verify", "blobs": []})
+    path = root / "runner" / runner_package().name
+    before = path.stat()
+    with Board.open(url) as again:
+        again.call("store", {"action": "verify", "blobs": []})
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_events_and_typed_failures_come_through(board: Board) -> None:
+    events: list[dict[str, Any]] = []
+    # Over a link the runner's input ends with the request, so the lock goes at once.
+    assert board.call("lock", {"purpose": "größer"}, on_event=events.append) == {"released": True}
+    assert [event["holder"]["purpose"] for event in events if event["event"] == "held"] == ["größer"]
+    with pytest.raises(TransferError, match="must have been uploaded, found nothing"):
+        board.call("store", {"action": "adopt", "blobs": ["0" * 64]})
+
+
+def test_a_file_is_pushed_once_and_is_whole(board: Board, root: Path) -> None:
+    content = os.urandom(3_000_000)
+    told: list[tuple[int, int]] = []
+    sha256 = board.push(content, progress=lambda done, total: told.append((done, total)))
+    assert (root / "store" / sha256).read_bytes() == content
+    assert told[-1] == (len(content), len(content))
+    told.clear()
+    board.push(content, progress=lambda done, total: told.append((done, total)))
+    assert told == [(len(content), len(content))]
+    assert list((root / "incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["ssh", "local"])
+def test_one_board_is_held_once_however_it_is_reached(board: Board, url: str, first: str) -> None:
+    holder = start_holder(url if first == "ssh" else "local")
+    try:
+        with Board.open("local" if first == "ssh" else url) as other:
+            with pytest.raises(BoardBusyError, match=rf"process {holder.pid}, a test of locks"), other.hold("mine"):
+                pytest.fail("the board was held twice")
+    finally:
+        holder.communicate(timeout=20)
+    hold_soon(board)
+
+
+def test_the_lock_goes_with_a_host_that_is_killed(board: Board, url: str) -> None:
+    holder = start_holder(url)
+    holder.kill()
+    holder.wait(10)
+    hold_soon(board)
+
+
+def test_the_lock_goes_with_the_link(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "another sshd"
+    folder.mkdir()
+    with OpenSshServer(folder) as server:
+        monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(server.config))
+        with (
+            Board.open(f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}") as board,
+            board.hold("will be cut off"),
+            Board.open("local") as local,
+        ):
+            with pytest.raises(BoardBusyError, match="will be cut off"), local.hold("mine"):
+                pytest.fail("the board was held twice")
+            server.cut()
+            hold_soon(local)
