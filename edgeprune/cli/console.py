@@ -89,6 +89,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total or None, description=self._label(message or state))
 
+    def stepped(self, step: str, done: int, total: int) -> None:
+        """What is being done, units done and in all."""
+        self.staged(step, done, total, "")
+
     def told(self, step: str, message: str) -> None:
         """A step of unknown length and what happens in it."""
         if self._bar is not None:

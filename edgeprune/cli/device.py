@@ -14,7 +14,7 @@ from edgeprune.errors import ConfigError, HostKeyError
 
 if TYPE_CHECKING:
     from edgeprune.boards.config import BoardEntry
-    from edgeprune.spec import DeviceSpec, Fingerprint
+    from edgeprune.spec import DeviceSpec
 
 device = typer.Typer(
     add_completion=False,
@@ -177,13 +177,14 @@ def probe(
     from dataclasses import asdict
 
     import edgeprune
+    from edgeprune.report.collecting import board_facts
 
     out = Output(json_output)
     with out.step(f"probe {name}"), edgeprune.Board.open(name) as board:
         fingerprint = board.probe()
         address, root = board.transport.address, board.root
     out.table(
-        f"{name} ({address})", ["property", "value"], [[key, value] for key, value in describe(fingerprint).items()]
+        f"{name} ({address})", ["property", "value"], [[key, value] for key, value in board_facts(fingerprint).items()]
     )
     for sentence in fingerprint.absences:
         out.say(f"lacks: {sentence}")
@@ -206,26 +207,6 @@ def remove(name: NameArgument, json_output: JsonOption = False, verbose: Verbose
     config.remove(name)
     out.wrote(config.path, f"without {name}")
     out.finish({"name": name, **_entry_json(entry)}, next_command="edgeprune device list")
-
-
-def describe(fingerprint: Fingerprint) -> dict[str, str]:
-    """A fingerprint for a person: property to text."""
-    runtimes = [f"{name} {found.get('version', '')}".strip() for name, found in sorted(fingerprint.runtimes.items())]
-    caches = [f"{name} {size // 1024} KiB" for name, size in fingerprint.caches_bytes.items()]
-    return {
-        "cpu": f"{fingerprint.cpu_model} ({fingerprint.architecture}, {fingerprint.cores} cores)",
-        "isa": " ".join(fingerprint.isa) or "unknown",
-        "caches": ", ".join(caches) or "unknown",
-        "memory": f"{fingerprint.memory_bytes / 2**30:.1f} GiB",
-        "os": f"{fingerprint.os}, kernel {fingerprint.kernel}, {fingerprint.libc}",
-        "python": fingerprint.python,
-        "runtimes": ", ".join(runtimes) or "none",
-        "power mode": fingerprint.power_mode or "not told",
-        "governor": fingerprint.governor or "not told",
-        "free disk": f"{fingerprint.free_disk_bytes / 2**30:.1f} GiB",
-        "load": f"{fingerprint.load:.2f}",
-        "sensors": ", ".join(fingerprint.sensors) or "none",
-    }
 
 
 def _entry_json(entry: BoardEntry) -> dict[str, Any]:

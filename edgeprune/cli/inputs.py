@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SPEC = re.compile(r"(?P<name>[^=\s]+)=(?P<shape>\d+(?:[xX,]\d+)*)(?::(?P<dtype>\w+))?")
 _FORM = "NAME=1x3x32x32:float32"
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 _REASON_CHARS = 200
 
 

@@ -1,0 +1,160 @@
+"""``edgeprune compile``: from a model, or from a pruning run, to an artifact for boards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import (
+    BackendOption,
+    InputOption,
+    InputsOption,
+    JsonOption,
+    SeedOption,
+    VerboseOption,
+    WeightsOption,
+)
+from edgeprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.cli.record import PruningRecord
+    from edgeprune.deployment.artifact import Artifact
+
+
+def compile(  # noqa: A001 - the verb's name
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL|DIR", help="package.module:factory, file.py:factory, or a folder of prune.")
+    ],
+    input_: InputOption = None,
+    inputs: InputsOption = None,
+    weights: WeightsOption = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Plan to cut MODEL by, with MODEL's weights.")] = None,
+    backend: BackendOption = "onnxruntime",
+    labels: Annotated[Path | None, typer.Option("--labels", help="JSON list of class names, for users.")] = None,
+    normalization: Annotated[
+        Path | None, typer.Option("--normalization", help='JSON object such as {"mean": [...], "std": [...]}.')
+    ] = None,
+    dense: Annotated[
+        Path | None, typer.Option("--dense", help="With DIR: also compile the dense model, as deploy's reference.")
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[Path, typer.Option("--out", help="Artifact folder to write.")] = Path("artifact"),
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Compile a model to an artifact: engine, golden inputs and outputs, and a manifest with hashes.
+
+    The engine is run on this machine against the golden outputs before the artifact appears.
+    """
+    import edgeprune
+    from edgeprune.cli.inputs import example_inputs
+    from edgeprune.cli.loading import load_model
+
+    output = Output(json_output)
+    extras: dict[str, Any] = {
+        "labels": _json(labels, list, "--labels"),
+        "normalization": _json(normalization, dict, "--normalization"),
+        "seed": seed,
+    }
+    if Path(model).is_dir():
+        if input_ or inputs or weights or plan:
+            raise ConfigError(
+                "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
+            )
+        _compile_run(Path(model), output, out, dense, extras)
+        return
+    if dense is not None:
+        raise ConfigError(
+            "--dense needs a folder of prune, found a model.", hint=f"edgeprune compile {model} --out DENSE"
+        )
+    module = load_model(model, weights, seed=seed)
+    example = example_inputs(module, input_, inputs, seed=seed)
+    loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
+    if loaded is not None:
+        module = edgeprune.apply(module, loaded)
+    with output.step("compile") as progress:
+        artifact = edgeprune.compile(
+            module, example, out, backend=backend, plan=loaded, progress=progress.told, **extras
+        )
+    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", "local"), {})
+
+
+def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, extras: dict[str, Any]) -> None:
+    """The pruned model of a run, and its dense one when asked for."""
+    import edgeprune
+    from edgeprune.cli.loading import load_model
+    from edgeprune.cli.record import INPUTS_NAME, MODEL_FOLDER, PLAN_NAME, PruningRecord, load_inputs
+
+    record = PruningRecord.load(folder)
+    plan = edgeprune.PruningPlan.load(folder / PLAN_NAME)
+    example = load_inputs(folder / INPUTS_NAME)
+    weights = None if record.weights is None else Path(record.weights)
+    original: torch.nn.Module = load_model(record.model, weights, seed=record.seed)
+    more: dict[str, Any] = {}
+    if dense is not None:
+        with output.step("compile the dense model") as progress:
+            reference = edgeprune.compile(
+                original, example, dense, backend=record.backend, progress=progress.told, **extras
+            )
+        output.wrote(dense, "artifact of the dense model")
+        more = {"dense": str(dense), "dense_id": reference.id}
+    pruned = edgeprune.load(folder / MODEL_FOLDER, original)
+    with output.step("compile the pruned model") as progress:
+        artifact = edgeprune.compile(
+            pruned,
+            example,
+            out,
+            backend=record.backend,
+            plan=plan,
+            predicted_ms=record.predicted_ms,
+            measured=_measured(record),
+            progress=progress.told,
+            **extras,
+        )
+    flags: list[object] = ["--latency", record.budget]
+    if dense is not None:
+        flags += ["--reference", dense]
+    following = command_line("edgeprune", "deploy", out, "--board", record.board or "local", *flags)
+    _finish(output, artifact, following, more)
+
+
+def _measured(record: PruningRecord) -> Any:
+    from edgeprune.deployment.manifest import MeasuredCost
+
+    if record.measured_ms is None:
+        return None
+    return MeasuredCost(latency_ms=record.measured_ms, dense_ms=record.dense_ms, conditions=record.conditions)
+
+
+def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any]) -> None:
+    parity = artifact.manifest.host_parity
+    output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")
+    output.wrote(artifact.folder, f"artifact {artifact.id[:16]}, {artifact.size_bytes / 1e6:.2f} MB")
+    output.finish(
+        {
+            "artifact": str(artifact.folder),
+            "id": artifact.id,
+            "size_bytes": artifact.size_bytes,
+            "host_parity": parity,
+            **more,
+        },
+        next_command=following,
+    )
+
+
+def _json(path: Path | None, kind: type, option: str) -> Any:
+    if path is None:
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{option} must name a JSON file, {path} cannot be read as one.") from error
+    if not isinstance(value, kind):
+        raise ConfigError(f"{option} must hold a JSON {'list' if kind is list else 'object'}, {path} does not.")
+    return value

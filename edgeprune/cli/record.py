@@ -1,0 +1,135 @@
+"""What `edgeprune prune` leaves in its folder for `compile` and `report`: the settings of the run, and its example inputs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgeprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "prune.json"
+INPUTS_NAME = "inputs.npz"
+MODEL_FOLDER = "model"
+PLAN_NAME = "plan.json"
+
+
+class PruningRecord(BaseModel):
+    """Settings and figures of one `edgeprune prune`.
+
+    Attributes:
+        schema_version: Of this file.
+        model: ``package.module:factory`` or ``/absolute/file.py:factory``.
+        weights: Weights of the dense model, absolute path.
+        seed: Seed of the factory.
+        backend: Backend of the run.
+        table_hash: Latency table that the widths were chosen with.
+        budget: As the user wrote it.
+        budget_ms: Budget, milliseconds.
+        dense_predicted_ms: Predicted latency of the dense model, milliseconds.
+        predicted_ms: Predicted latency of the pruned model, milliseconds.
+        dense_ms: Measured latency of the dense model, milliseconds.
+        measured_ms: Measured latency of the pruned model, milliseconds.
+        board: Board of those measurements, None without one.
+        conditions: Where and how it was measured, for the manifest.
+        plan_hash: Hash of the plan.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: Literal[1] = 1
+    model: str
+    weights: str | None
+    seed: int
+    backend: str
+    table_hash: str
+    budget: str
+    budget_ms: float
+    dense_predicted_ms: float
+    predicted_ms: float
+    dense_ms: float | None
+    measured_ms: float | None
+    board: str | None
+    conditions: str
+    plan_hash: str
+
+    @classmethod
+    def load(cls, folder: Path) -> PruningRecord:
+        """Read the record of a finished run.
+
+        Raises:
+            ConfigError: The folder holds no finished run, or a damaged one.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder} must hold a finished pruning run, there is no {FILE_NAME} in it.", hint="edgeprune prune"
+            )
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ConfigError(
+                f"{path} must be written by edgeprune prune, it is not valid.", hint="edgeprune prune"
+            ) from error
+
+
+def absolute_reference(reference: str) -> str:
+    """A model reference that means the same from another working directory."""
+    where, separator, name = reference.rpartition(":")
+    return f"{Path(where).resolve()}{separator}{name}" if where.endswith(".py") else reference
+
+
+def save_inputs(inputs: tuple[torch.Tensor, ...] | dict[str, torch.Tensor], path: Path) -> None:
+    """Write example inputs; positional ones are named by their number."""
+    import numpy as np
+
+    named: dict[str, Any] = inputs if isinstance(inputs, dict) else {str(at): one for at, one in enumerate(inputs)}
+    np.savez(path, **{name: tensor.detach().cpu().numpy() for name, tensor in named.items()})
+
+
+def load_inputs(path: Path) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
+    """Read what `save_inputs` wrote."""
+    import numpy as np
+    import torch
+
+    with np.load(path, allow_pickle=False) as arrays:
+        named = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    if all(name.isdigit() for name in named):
+        return tuple(named[str(at)] for at in range(len(named)))
+    return named
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder whose contents appear in `out` when the block ends well, the record last; nothing appears otherwise.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder of something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, {out} is a file.")
+    if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).is_file() and not (out / PLAN_NAME).is_file():
+        raise ConfigError(
+            f"--out must be empty or hold an earlier run, {out} holds something else.", hint="--out another"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield partial
+        out.mkdir(exist_ok=True)
+        # Without its record a folder is no finished run: it goes first and comes last.
+        (out / FILE_NAME).unlink(missing_ok=True)
+        for entry in sorted(partial.iterdir(), key=lambda path: path.name == FILE_NAME):
+            target = out / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""Report data of one pruning run, and of the deployment that followed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeprune.boards import fingerprint
+from edgeprune.report import collecting
+from edgeprune.report.data import Candidate, Card, ReportData
+
+if TYPE_CHECKING:
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.result import Result
+    from edgeprune.lowering.kernel_graph import KernelGraph
+
+Verdict = Literal["good", "bad", ""]
+
+
+def from_result(
+    result: Result,
+    kernel_graph: KernelGraph,
+    predictor: Predictor,
+    *,
+    title: str,
+    budget: str,
+    parameters_before: int,
+) -> ReportData:
+    """Everything that a pruning run knows.
+
+    Args:
+        result: Of `edgeprune.prune`.
+        kernel_graph: The lowered dense model.
+        predictor: The one that the widths were chosen with.
+        title: Headline.
+        budget: As the user wrote it.
+        parameters_before: Number of parameters of the dense model.
+    """
+    widths = result.plan.widths()
+    header = predictor.table.header
+    probed = fingerprint.from_facts(header["fingerprint"])
+    device = f"{header['board']} ({probed.cpu_model}, {header['runtime']}, {header['threads']} thread)"
+    parameters_after = sum(parameter.numel() for parameter in result.module.parameters())
+    kernels, networks = collecting.held_out_predictions(predictor)
+    report = predictor.report()
+    return ReportData(
+        title=title,
+        provenance=f"measured on {device}",
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        cards=(
+            _latency_card(result, budget),
+            _prediction_card(result),
+            *(
+                Card(name, f"{before:.4g} → {result.metrics_after[name]:.4g}", "validation data of the task")
+                for name, before in result.metrics_before.items()
+            ),
+            Card("parameters", f"{parameters_before:,} → {parameters_after:,}"),
+            Card("cut equals masked", f"{result.check_max_abs:.1e}", "largest absolute difference, before tuning"),
+        ),
+        board={"board": str(header["board"]), **collecting.board_facts(probed)},
+        conditions=collecting.flat_conditions(header.get("conditions", {})),
+        disturbances=probed.disturbances,
+        candidates=_candidates(result, parameters_before, parameters_after),
+        metric=next(iter(result.metrics_before), "accuracy"),
+        staircases=collecting.staircases(kernel_graph, predictor, widths),
+        layers=collecting.layers(kernel_graph, predictor, kernel_graph.graph.widths(), widths),
+        layer_source=collecting.LAYER_SOURCE,
+        kernel_predictions=kernels,
+        network_predictions=networks,
+        noise=f"On what the fit had not seen: {report.summary()}.",
+        errors=collecting.error_table(report),
+        groups=collecting.group_choices(result.plan),
+        frozen=collecting.frozen_groups(kernel_graph.graph),
+        hashes={
+            "latency table": predictor.table_hash,
+            "plan": result.plan.hash,
+            "model": kernel_graph.graph.signature,
+            "measured": str(header.get("created", "")),
+        },
+        notes=result.notes,
+    )
+
+
+def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportData:
+    """The same with what a deployment checked and measured on its board.
+
+    Args:
+        data: Of the pruning run.
+        deployment: As `edgeprune deploy` wrote it: the fields of `Deployment`.
+    """
+    ratio, dense_ms = deployment.get("ratio"), deployment.get("dense_ms")
+    detail = f"{ratio:.1%} of {dense_ms:.3f} ms, interleaved" if ratio and dense_ms else "without a dense reference"
+    parity = deployment["parity"]
+    cards = (
+        Card(f"deployed to {deployment['board']}", f"{deployment['measured_ms']:.3f} ms", detail, "good"),
+        Card("parity on the board", f"{parity['max_abs']:.1e}", "largest absolute difference", "good"),
+    )
+    hashes = {"artifact": str(deployment["artifact"]), "release": str(deployment["release"])}
+    return replace(data, cards=(*data.cards, *cards), hashes={**data.hashes, **hashes})
+
+
+def _latency_card(result: Result, budget: str) -> Card:
+    checked = result.rounds[-1].measured if result.rounds else None
+    if checked is None:
+        value = f"{result.dense_predicted_ms:.3f} → {result.predicted_ms:.3f} ms"
+        return Card("latency, predicted only", value, f"budget {budget}; not measured on a board")
+    verdict: Verdict = "good" if result.budget_met else "bad"
+    return Card(
+        "latency",
+        f"{checked.dense_ms:.3f} → {checked.pruned_ms:.3f} ms",
+        f"{checked.ratio:.1%} of dense, interleaved; budget {budget}",
+        verdict,
+    )
+
+
+def _prediction_card(result: Result) -> Card:
+    detail = ""
+    if result.rounds:
+        last = result.rounds[-1]
+        detail = f"interval {last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f} ms"
+    if result.measured_ms is not None:
+        detail = f"{result.predicted_ms / result.measured_ms - 1:+.1%} of measured, {detail}"
+    return Card("predicted before compiling", f"{result.predicted_ms:.3f} ms", detail)
+
+
+def _candidates(result: Result, parameters_before: int, parameters_after: int) -> tuple[Candidate, ...]:
+    checked = result.rounds[-1].measured if result.rounds else None
+    lead = next(iter(result.metrics_before), None)
+    before = None if lead is None else result.metrics_before[lead]
+    after = None if lead is None else result.metrics_after[lead]
+    if checked is None:
+        return (
+            Candidate("dense", None, None, before, parameters_before),
+            Candidate("pruned", None, None, after, parameters_after),
+        )
+    return (
+        Candidate("dense", checked.dense_ms, 1.0, before, parameters_before),
+        Candidate("pruned", checked.pruned_ms, checked.ratio, after, parameters_after),
+    )
