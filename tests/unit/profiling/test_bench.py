@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -168,8 +167,3 @@ def test_warm_up_goes_on_while_the_time_falls(onboard: dict[str, ModuleType]) ->
     assert stands_still([1.0, 1.04])
     assert not stands_still([1.0, 1.06])
     assert stands_still([1.0]) is None
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_source_is_readable_by_the_oldest_python_of_a_board(name: str) -> None:
-    ast.parse((ONBOARD / f"{name}.py").read_text(), feature_version=(3, 6))

@@ -1,0 +1,79 @@
+"""Summaries of timings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprune.profiling.statistics import Samples, median_ratio, repeatability, summarize, undisturbed
+
+times = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=9)
+
+
+def calm(*times_ms: float) -> Samples:
+    return Samples(times_ms, (1.0,) * len(times_ms))
+
+
+def test_median_is_that_of_the_rounds_and_not_of_all_samples() -> None:
+    found = summarize([calm(1.0, 1.1, 1.2), calm(1.4), calm(1.3, 1.3, 1.3, 9.0)])
+    assert found.rounds_ms == (1.1, 1.4, 1.3)
+    assert found.median_ms == 1.3
+    assert found.min_ms == 1.0
+    assert found.samples == 8
+    assert found.spread == pytest.approx(0.1 / 1.3)
+
+
+def test_overhead_is_taken_off_and_a_time_never_vanishes() -> None:
+    found = summarize([calm(0.0124, 0.0126), calm(0.0024)], overhead_ms=0.0025)
+    assert found.rounds_ms == pytest.approx((0.01, 0.05 * 0.0025))
+    assert found.min_ms > 0
+
+
+def test_interrupted_samples_count_only_where_there_is_no_other() -> None:
+    assert undisturbed([4.06, 2.02, 4.25], [0.51, 1.0, 0.53]) == [2.02]
+    assert undisturbed([4.06, 4.25], [0.51, 0.53]) == [4.06, 4.25]
+    found = summarize([Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))])
+    assert found.median_ms == found.min_ms == 2.02
+    # The tail that a user sees is told of all samples.
+    assert found.p90_ms > 4.0
+
+
+@given(rounds=st.lists(times, min_size=1, max_size=5), overhead_ms=st.floats(0.0, 0.01))
+def test_summary_is_ordered_and_within_what_was_measured(rounds: list[list[float]], overhead_ms: float) -> None:
+    found = summarize([calm(*samples) for samples in rounds], overhead_ms)
+    assert 0 < found.min_ms <= found.median_ms * (1 + 1e-12)
+    assert found.median_ms <= max(map(max, rounds))
+    assert len(found.rounds_ms) == len(rounds)
+    assert found.samples == sum(map(len, rounds))
+
+
+def test_ratio_is_the_median_over_rounds_with_an_interval_around_it() -> None:
+    noise = np.random.default_rng(3).normal(1.0, 0.01, size=(2, 40))
+    drift = np.linspace(1.0, 2.0, 40)
+    found = median_ratio(list(0.5 * drift * noise[0]), list(drift * noise[1]))
+    assert found.ratio == pytest.approx(0.5, rel=0.01)
+    assert found.low <= found.ratio <= found.high
+    assert found.high - found.low < 0.02
+    assert len(found.rounds) == 40
+    assert found == median_ratio(list(0.5 * drift * noise[0]), list(drift * noise[1]))
+
+
+def test_interval_of_the_ratio_covers_the_truth_about_as_often_as_it_says() -> None:
+    source = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        noise = source.normal(1.0, 0.02, size=(2, 20))
+        found = median_ratio(list(0.8 * noise[0]), list(noise[1]), resamples=300)
+        covered += found.low <= 0.8 <= found.high
+    assert 0.88 <= covered / 200 <= 1.0
+
+
+def test_repeatability_compares_consecutive_rounds() -> None:
+    found = repeatability([(1.0, 1.04, 1.04), (2.0, 2.3), (5.0,)])
+    assert found["pairs"] == 3
+    assert found["median"] == pytest.approx(0.04)
+    assert found["within_5_percent"] == pytest.approx(2 / 3)
+    assert found["within_10_percent"] == pytest.approx(2 / 3)
+    assert repeatability([(1.0,)]) == {"pairs": 0}
