@@ -15,18 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qsl
-
-from pydantic import ValidationError
 
 from edgeprune.boards import fingerprint
-from edgeprune.boards.config import BoardConfig, BoardEntry
+from edgeprune.boards.config import BoardConfig, entry_of_url
 from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
 from edgeprune.boards.runner_package import runner_package
-from edgeprune.boards.ssh_config import SshTarget
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
-from edgeprune.errors import BoardFullError, ConfigError, IncompatibleTargetError, RemoteError
+from edgeprune.errors import BoardFullError, IncompatibleTargetError, RemoteError, RemoteTimeoutError
 from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
@@ -37,7 +33,6 @@ ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 
 _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
-_URL_OPTIONS = ("python", "root", "identity", "host_key")
 
 # Also valid Python 2, whose answer is then refused for its version and not for a syntax error.
 _GREETING = """\
@@ -76,6 +71,8 @@ class Board:
         self.device = device
         self._users = 1
         self._holds = 0
+        self._holding: Process | None = None
+        self._purpose = ""
         self._runner_ready = False
         self.root = self._greet(root)
 
@@ -103,7 +100,7 @@ class Board:
             root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
             return cls(LocalTransport(), name=spec, python=sys.executable, root=root, device=_own_device())
         if "://" in spec:
-            name, entry = _entry_of_url(spec)
+            name, entry = entry_of_url(spec)
         else:
             name, entry = spec, BoardConfig(config).get(spec)
         device = device_type(entry.type) if entry.type is not None else None
@@ -187,6 +184,7 @@ class Board:
             EdgepruneError: The exception that the verb names, or `CommandError` when it ends without a result.
             RemoteTimeoutError: Past the deadline.
         """
+        self._keep_hold()
         outcome: dict[str, Any] = {}
 
         def on_line(line: str) -> None:
@@ -216,7 +214,8 @@ class Board:
         """Have the board to oneself. The lock belongs to a live process on the board: it goes with that process, which
         goes with this one or with the link, so nothing is left to clean up.
 
-        A board that is held can be held again through the same object; the first one counts.
+        A board that is held can be held again through the same object; the first one counts. Where the link was lost
+        meanwhile, the next `call` takes the lock anew, or raises BoardBusyError when somebody else has it.
 
         Args:
             purpose: What others are told, e.g. ``"profile"``.
@@ -224,18 +223,15 @@ class Board:
         Raises:
             BoardBusyError: Another run holds it; the message says whose and since when.
         """
-        process = self._lock(purpose) if self._holds == 0 else None
+        if self._holds == 0:
+            self._holding, self._purpose = self._lock(purpose), purpose
         self._holds += 1
         try:
             yield
         finally:
             self._holds -= 1
-            if process is not None:
-                try:
-                    process.close()
-                except RemoteError as error:
-                    # The link is gone, and the lock with it.
-                    logger.debug("%s: releasing the lock: %s", self.name, error)
+            if self._holds == 0:
+                self._let_go()
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -308,6 +304,31 @@ class Board:
             self._runner_ready = True
         return path
 
+    def _keep_hold(self) -> None:
+        """See that the lock is still held; take it again where it went with a lost link."""
+        if self._holding is None:
+            return
+        try:
+            while self._holding.readline(0.001) is not None:
+                pass
+        except RemoteTimeoutError:
+            # Nothing new to read, and no end: it lives.
+            return
+        except RemoteError as error:
+            logger.debug("%s: the lock's process: %s", self.name, error)
+        logger.warning("the lock of board %s was lost on the way; it is taken again.", self.name)
+        self._let_go()
+        self._holding = self._lock(self._purpose)
+
+    def _let_go(self) -> None:
+        process, self._holding = self._holding, None
+        if process is not None:
+            try:
+                process.close()
+            except RemoteError as error:
+                # The link is gone, and the lock with it.
+                logger.debug("%s: releasing the lock: %s", self.name, error)
+
     def _request(self, request: Mapping[str, Any]) -> bytes:
         added: dict[str, Any] = {"root": self.root}
         if self._holds:
@@ -329,32 +350,6 @@ class Board:
         except BaseException:
             process.close()
             raise
-
-
-def _entry_of_url(url: str) -> tuple[str, BoardEntry]:
-    """Name and settings of ``ssh://user@host:port?python=/usr/bin/python3``."""
-    target, _, query = url.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    wrong = [name for name, value in options.items() if name not in _URL_OPTIONS or not value]
-    if not target.startswith("ssh://") or wrong:
-        raise ConfigError(
-            f"a board's address must read ssh://user@host:port with the options {', '.join(_URL_OPTIONS)}, "
-            + (f"found the option {wrong[0]}." if wrong else f"found {url.partition('://')[0]}://."),
-            hint="ssh://user@host:22?python=/usr/bin/python3",
-        )
-    name = target.removeprefix("ssh://").rstrip("/")
-    # Checked before the schema, whose errors would repeat a password.
-    SshTarget.parse(name)
-    if "host_key" in options:
-        # A plus sign of the fingerprint arrives as a space, as in any query.
-        options["host_key"] = options["host_key"].replace(" ", "+")
-    try:
-        return name, BoardEntry(ssh=name, **options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(
-            f"{first['loc'][0]} of a board's address breaks a rule ({first['msg']}), found {first['input']!r}."
-        ) from error
 
 
 def _own_device() -> DeviceSpec | None:

@@ -10,15 +10,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
 
 from edgeprune.boards.ssh_config import SshTarget
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import ConfigError, UnknownBoardError
 
 _HEADER = "# Boards of edgeprune. You may edit this file; `edgeprune device add|remove` rewrites it without comments.\n"
+_URL_OPTIONS = ("python", "root", "identity", "host_key")
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -158,6 +160,36 @@ class BoardConfig:
             raise ConfigError(
                 f"{self.path} must be writable, found: {error.strerror}.", hint="set EDGEPRUNE_CONFIG to another file"
             ) from error
+
+
+def entry_of_url(url: str) -> tuple[str, BoardEntry]:
+    """Name and settings of ``ssh://user@host:port?python=/usr/bin/python3``.
+
+    Raises:
+        ConfigError: It is no such address, holds a password, or has an option that is not known.
+    """
+    target, _, query = url.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    wrong = [name for name, value in options.items() if name not in _URL_OPTIONS or not value]
+    if not target.startswith("ssh://") or wrong:
+        raise ConfigError(
+            f"a board's address must read ssh://user@host:port with the options {', '.join(_URL_OPTIONS)}, "
+            + (f"found the option {wrong[0]}." if wrong else f"found {url.partition('://')[0]}://."),
+            hint="ssh://user@host:22?python=/usr/bin/python3",
+        )
+    name = target.removeprefix("ssh://").rstrip("/")
+    # Checked before the schema, whose errors would repeat a password.
+    SshTarget.parse(name)
+    if "host_key" in options:
+        # A plus sign of the fingerprint arrives as a space, as in any query.
+        options["host_key"] = options["host_key"].replace(" ", "+")
+    try:
+        return name, BoardEntry(ssh=name, **options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"{first['loc'][0]} of a board's address breaks a rule ({first['msg']}), found {first['input']!r}."
+        ) from error
 
 
 @contextlib.contextmanager

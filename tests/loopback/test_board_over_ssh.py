@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -18,6 +19,7 @@ from edgeprune.boards.config import BoardConfig, BoardEntry
 from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.errors import BoardBusyError, ConfigError, HostKeyError, IncompatibleTargetError, TransferError
+from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
@@ -49,6 +51,11 @@ def url(root: Path) -> str:
 def board(url: str) -> Iterator[Board]:
     with Board.open(url) as opened:
         yield opened
+
+
+def pinned(sshd: OpenSshServer) -> str:
+    """Fingerprint of the server's key, as a user would have accepted it."""
+    return fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1]))
 
 
 def hold_soon(board: Board, timeout_s: float = 10.0) -> None:
@@ -86,15 +93,12 @@ def test_the_board_is_what_the_same_machine_is_locally(board: Board, root: Path)
 def test_a_configured_board_is_opened_by_its_name_with_its_type_and_pinned_key(
     sshd: OpenSshServer, root: Path, tmp_path: Path
 ) -> None:
-    import base64
-
-    key = base64.b64decode(sshd.public_keys()[0].split()[1])
     entry = BoardEntry(
         ssh=sshd.target,
         type="x86-64-host",
         python=sys.executable,
         root=str(root),
-        host_key=fingerprint(key),
+        host_key=pinned(sshd),
         identity=str(sshd.identity),
     )
     BoardConfig().add("lab", entry)
@@ -160,9 +164,12 @@ def test_a_file_is_pushed_once_and_is_whole(board: Board, root: Path) -> None:
 def test_one_board_is_held_once_however_it_is_reached(board: Board, url: str, first: str) -> None:
     holder = start_holder(url if first == "ssh" else "local")
     try:
-        with Board.open("local" if first == "ssh" else url) as other:
-            with pytest.raises(BoardBusyError, match=rf"process {holder.pid}, a test of locks"), other.hold("mine"):
-                pytest.fail("the board was held twice")
+        with (
+            Board.open("local" if first == "ssh" else url) as other,
+            pytest.raises(BoardBusyError, match=rf"process {holder.pid}, a test of locks"),
+            other.hold("mine"),
+        ):
+            pytest.fail("the board was held twice")
     finally:
         holder.communicate(timeout=20)
     hold_soon(board)
@@ -175,17 +182,21 @@ def test_the_lock_goes_with_a_host_that_is_killed(board: Board, url: str) -> Non
     hold_soon(board)
 
 
-def test_the_lock_goes_with_the_link(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "another sshd"
-    folder.mkdir()
-    with OpenSshServer(folder) as server:
-        monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(server.config))
-        with (
-            Board.open(f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}") as board,
-            board.hold("will be cut off"),
-            Board.open("local") as local,
-        ):
+def test_the_lock_goes_with_the_link(sshd: OpenSshServer, root: Path) -> None:
+    with FaultyLink(sshd.host, sshd.port) as link:
+        options = {
+            "python": sys.executable,
+            "root": str(root),
+            "identity": str(sshd.identity),
+            "host_key": pinned(sshd),
+        }
+        url = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+        with Board.open(url) as board, Board.open("local") as local, board.hold("will be cut off"):
             with pytest.raises(BoardBusyError, match="will be cut off"), local.hold("mine"):
                 pytest.fail("the board was held twice")
-            server.cut()
+            link.cut()
             hold_soon(local)
+            # The next call comes over a new link and brings the lock with it.
+            assert board.call("store", {"action": "verify", "blobs": []}) == {"bad": []}
+            with pytest.raises(BoardBusyError, match="will be cut off"), local.hold("mine"):
+                pytest.fail("the board was held twice")

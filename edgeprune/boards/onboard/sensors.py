@@ -116,10 +116,10 @@ def throttling(tree):
 
 # Source: Raspberry Pi documentation, os.html#get_throttled.
 THROTTLED_BITS = (
-    (0, "the supply voltage is too low"),
-    (1, "the clock is capped"),
-    (2, "the processor is throttled"),
-    (3, "the soft temperature limit is active"),
+    (0, "the supply voltage", "too low"),
+    (1, "the clock", "capped"),
+    (2, "the processor", "throttled"),
+    (3, "the soft temperature limit", "active"),
 )
 
 
@@ -130,11 +130,14 @@ def firmware_throttling(tree):
         return []
     value = int(match.group(1), 16)
     found = []
-    for bit, text in THROTTLED_BITS:
+    for bit, what, how in THROTTLED_BITS:
         if value >> bit & 1:
-            found.append("the firmware reports that %s (throttled=%s)." % (text, match.group(1)))
+            when = "is %s now" % how
         elif value >> (bit + 16) & 1:
-            found.append("the firmware reports that since the start %s at times (throttled=%s)." % (text, match.group(1)))
+            when = "was %s at times since the start" % how
+        else:
+            continue
+        found.append("the firmware reports that %s %s (throttled=%s)." % (what, when, match.group(1)))
     return found
 
 

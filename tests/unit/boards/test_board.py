@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -68,6 +70,13 @@ def blocked_probe(tmp_path: Path) -> dict[str, Any]:
     (tree / "proc").mkdir(parents=True)
     os.mkfifo(tree / "proc" / "cpuinfo")
     return {"sysroot": str(tree), "architecture": "aarch64"}
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte free on a disk."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
 
 
 # Opening ---------------------------------------------------------------------------------------------------------------
@@ -291,8 +300,6 @@ def test_a_killed_holder_leaves_a_file_that_blocks_nobody(board: Board, root: Pa
 
 
 def test_a_killed_lock_process_leaves_a_name_that_blocks_nobody(board: Board, root: Path) -> None:
-    import json
-
     holder = start_holder()
     try:
         record = json.loads((root / "lock").read_text())
@@ -325,6 +332,36 @@ def test_holding_again_through_the_same_board_is_one_hold(board: Board) -> None:
                 pytest.fail("the inner hold released the outer one")
         with another.hold("other"):
             pass
+
+
+def test_a_lock_that_was_lost_is_taken_again_by_the_next_call(
+    board: Board, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Board.open("local") as another, board.hold("long work"):
+        board.call("store", {"action": "verify", "blobs": []})
+        assert caplog.records == []
+        os.kill(json.loads((root / "lock").read_text())["board_pid"], signal.SIGKILL)
+        hold_soon(another)
+        board.call("store", {"action": "verify", "blobs": []})
+        assert [record.message for record in caplog.records] == [
+            "the lock of board local was lost on the way; it is taken again."
+        ]
+        with pytest.raises(BoardBusyError, match="long work"), another.hold("mine"):
+            pytest.fail("the board was held twice")
+    hold_soon(board)
+
+
+def test_a_lock_that_was_lost_to_somebody_else_stops_the_work(board: Board, root: Path) -> None:
+    with board.hold("long work"):
+        os.kill(json.loads((root / "lock").read_text())["board_pid"], signal.SIGKILL)
+        time.sleep(0.2)
+        holder = start_holder()
+        try:
+            with pytest.raises(BoardBusyError, match="a test of locks"):
+                board.call("store", {"action": "verify", "blobs": []})
+        finally:
+            holder.communicate(timeout=20)
+    hold_soon(board)
 
 
 def test_two_processes_that_race_never_hold_the_board_together(board: Board, root: Path, tmp_path: Path) -> None:
@@ -420,9 +457,7 @@ def test_a_disk_that_fills_up_during_a_verb_is_told_as_full(small_disk: Path) ->
     root = small_disk / "root"
     board = Board(LocalTransport(), name="tiny", python=sys.executable, root=str(root))
     board.call("store", {"action": "missing", "blobs": {}})
-    with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 4096)
+    fill(small_disk)
     with (
         pytest.raises(BoardFullError, match=r"the board must have free space at .*root, found none left"),
         board.hold("x"),
@@ -433,8 +468,6 @@ def test_a_disk_that_fills_up_during_a_verb_is_told_as_full(small_disk: Path) ->
 def test_a_full_disk_does_not_keep_the_probe_from_answering(small_disk: Path) -> None:
     board = Board(LocalTransport(), name="tiny", python=sys.executable, root=str(small_disk / "root"))
     board.call("store", {"action": "missing", "blobs": {}})
-    with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 4096)
+    fill(small_disk)
     assert board.probe().free_disk_bytes == 0
     assert sorted(path.name for path in (small_disk / "root").iterdir()) == ["runner"]

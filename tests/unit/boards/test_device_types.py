@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import edgeprune
-
 from edgeprune.boards.device_types import device_type, device_types, devices_folder, read_device_file
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.errors import DeviceFileError

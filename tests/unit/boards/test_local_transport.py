@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeprune.boards.local import LocalTransport
 from edgeprune.errors import BoardFullError, CommandError, RemoteTimeoutError, TransferError
+from edgeprune.testing.transport import TransportConformance
 
 PARENT_AND_CHILD = "sleep 300 & echo $! $$; wait"
 
@@ -26,7 +28,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def eventually(condition, timeout_s: float = 5.0) -> bool:  # type: ignore[no-untyped-def]
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
     """Whether something becomes true in time."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -39,6 +41,10 @@ def eventually(condition, timeout_s: float = 5.0) -> bool:  # type: ignore[no-un
 @pytest.fixture
 def transport() -> LocalTransport:
     return LocalTransport()
+
+
+class TestConformance(TransportConformance):
+    """What every transport must do; the fixture above is the transport."""
 
 
 def test_arguments_input_and_both_outputs_pass_unchanged(transport: LocalTransport) -> None:
@@ -268,7 +274,7 @@ def test_a_full_disk_leaves_the_target_as_it_was_and_nothing_beside(
 def test_a_missing_file_cannot_be_fetched_and_leaves_nothing(transport: LocalTransport, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(TransferError, match="/nowhere/file must be copied to .*found: No such file"):
+    with pytest.raises(TransferError, match=r"/nowhere/file must be copied to .*found: No such file"):
         transport.get("/nowhere/file", folder / "file")
     assert list(folder.iterdir()) == []
 

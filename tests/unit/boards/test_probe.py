@@ -245,8 +245,8 @@ def test_a_raspberry_pi_5_is_told_from_its_files_and_its_firmware(probe_tree: Pr
     assert found.facts["clocks"] == {"cpu0": {"current_khz": 1500000, "max_khz": 2400000}}
     assert found.sensors == ("temperature cpu-thermal", "power pmic DDR_VDD2", "power pmic VDD_CORE", "clock cpu0")
     assert found.disturbances == (
-        "the firmware reports that the supply voltage is too low (throttled=0x50005).",
-        "the firmware reports that the processor is throttled (throttled=0x50005).",
+        "the firmware reports that the supply voltage is too low now (throttled=0x50005).",
+        "the firmware reports that the processor is throttled now (throttled=0x50005).",
         "the CPU frequency governor is ondemand, not performance, so clocks change with the load.",
     )
 
@@ -255,7 +255,7 @@ def test_what_was_throttled_since_the_start_is_told_apart_from_now(probe_tree: P
     since = VCGENCMD.replace("0x50005", "0x80000")
     found = probe_tree(RASPBERRY_PI_5, {"/usr/bin/vcgencmd": since})
     assert found.disturbances[0] == (
-        "the firmware reports that since the start the soft temperature limit is active at times (throttled=0x80000)."
+        "the firmware reports that the soft temperature limit was active at times since the start (throttled=0x80000)."
     )
 
 
