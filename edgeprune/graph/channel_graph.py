@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import nn
@@ -176,7 +176,7 @@ def near_names(name: str, names: Iterable[str]) -> str | None:
     return "one of " + ", ".join(repr(n) for n in near) if near else None
 
 
-def raise_unknown_pattern(pattern: str, names: Iterable[str], what: str) -> Any:
+def raise_unknown_pattern(pattern: str, names: Iterable[str], what: str) -> NoReturn:
     """Refuse a pattern that matches nothing.
 
     Raises:

@@ -151,8 +151,9 @@ class Propagation:
 
     def _call(self, node: Node) -> Labels:
         if node.target is operator.getitem:
-            source = self.labels[node.args[0].name]  # type: ignore[union-attr]
-            return source[node.args[1]] if isinstance(source, list) else None  # type: ignore[index]
+            parts, index = node.args
+            found = self.labels.get(parts.name) if isinstance(parts, Node) else None
+            return found[index] if isinstance(found, list) and isinstance(index, int) else None
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor | list | tuple):
             return None

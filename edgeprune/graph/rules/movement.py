@@ -203,7 +203,7 @@ def _padding(call: Call, rank: int) -> dict[int, tuple[int, int]]:
 def _flip(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
     axes = [int(dim) % len(label.shape) for dim in call["dims"]]
-    return Label(np.flip(label.ids, axes), call.shape(), label.event)
+    return Label(np.flip(label.ids, tuple(axes)), call.shape(), label.event)
 
 
 def _roll(walk: Propagation, call: Call) -> Label | list[Label]:

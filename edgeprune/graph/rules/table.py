@@ -23,7 +23,7 @@ FAMILIES = (contraction, creation, elementwise, movement, normalization, reducti
 def rule_for(op: str) -> Rule | None:
     """The rule of an operation such as ``"aten.conv2d.default"``, or None."""
     for family in FAMILIES:
-        rule = family.TABLE.get(op)
+        rule: Rule | None = family.TABLE.get(op)
         if rule is not None:
             return rule
     return None

@@ -1,0 +1,178 @@
+"""The program of a cut model: arguments that spell out sizes rewritten, all of it as plain JSON values.
+
+The JSON names ATen operations, their arguments, parameters and buffers; nothing in it runs code when it is read.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from edgeprune.graph.capture import module_path, source_of
+from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.rules._base import Call, Kept, named_arguments
+from edgeprune.graph.rules.table import rule_for
+
+MAX_CONSTANT = 4096
+"""Constants of forward with more elements are not written into a program."""
+
+_PYTHON = {
+    getattr(operator, name): f"operator.{name}"
+    for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv")
+}
+_ASSERTIONS = ("aten._assert", "aten.sym_constrain_range")
+
+
+class UnwritableError(ValueError):
+    """A program holds something that the JSON form has no word for."""
+
+
+def masks_of(graph: ChannelGraph, kept_units: Mapping[str, npt.NDArray[np.bool_]]) -> Kept:
+    """What is left of every axis when each group keeps the units whose entry is True."""
+    total = sum(group.size for group in graph.groups)
+    kept = np.ones(total + 1, dtype=bool)
+    for name, mask in kept_units.items():
+        offset = graph.offset_of[name]
+        kept[offset : offset + len(mask)] = mask
+    return Kept(lambda node, axis: kept[graph.unit_of[node][axis]])
+
+
+def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str]:
+    """The program after a cut.
+
+    Returns:
+        The program as JSON values, or None where it cannot be written; the arguments that had to change although no
+        module attribute carries them, each with operation and source line; why the program cannot be written, or "".
+    """
+    nodes: list[dict[str, Any]] = []
+    rewrites: list[dict[str, Any]] = []
+    reason = ""
+    for node in _live(graph):
+        edited, op = dict[str, Any](), _op_name(node)
+        rule = rule_for(op)
+        if rule is not None and rule.edit is not None:
+            change = rule.edit(Call(node, graph.batch), kept)
+            if change is not None:
+                edited, op = change.args, change.op or op
+                if not _follows_module(graph, node):
+                    rewrites.append(_rewrite(node, op, edited))
+        given = named_arguments(node) if op == _op_name(node) else {}
+        try:
+            args = {name: _encode(value) for name, value in {**given, **edited}.items()}
+        except UnwritableError as error:
+            reason = reason or str(error)
+            continue
+        nodes.append({"name": node.name, "op": op, "args": args, **_training(graph, node, args)})
+        if not op.startswith(("aten.", "operator.")):
+            reason = reason or f"operation {op} has no written form"
+    try:
+        frame = _frame(graph)
+    except UnwritableError as error:
+        reason = reason or str(error)
+    return (None if reason else {**frame, "nodes": nodes}), rewrites, reason
+
+
+def _live(graph: ChannelGraph) -> list[Node]:
+    """Operations that the outputs need, in order; assertions are left out, in-place operations stay."""
+    needed: set[Node] = set()
+    for node in reversed(list(graph.program.graph.nodes)):
+        schema = getattr(node.target, "_schema", None)
+        mutates = schema is not None and schema.is_mutable and not str(node.target).startswith(_ASSERTIONS)
+        if node.op == "output" or node in needed or mutates:
+            needed.update(node.all_input_nodes)
+            needed.add(node)
+    return [node for node in graph.program.graph.nodes if node in needed and node.op == "call_function"]
+
+
+def _op_name(node: Node) -> str:
+    return _PYTHON.get(node.target, str(node.target)) if callable(node.target) else str(node.target)
+
+
+def _follows_module(graph: ChannelGraph, node: Node) -> bool:
+    """Whether the edited argument is an attribute of a module of torch, which surgery updates."""
+    weight = named_arguments(node).get("weight")
+    if not isinstance(weight, Node):
+        return False
+    targets = graph.program.graph_signature.inputs_to_parameters
+    return targets.get(weight.name, "").rpartition(".")[0] in graph.modules
+
+
+def _rewrite(node: Node, op: str, edited: dict[str, Any]) -> dict[str, Any]:
+    before = named_arguments(node)
+    return {
+        "op": str(node.target),
+        "module": module_path(node),
+        "source": source_of(node),
+        "from": {name: _plain(before[name]) for name in edited if name in before},
+        "to": {"op": op, **{name: _plain(value) for name, value in edited.items()}},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+def _training(graph: ChannelGraph, node: Node, args: dict[str, Any]) -> dict[str, Any]:
+    """What a batch norm needs in train form: its counter, and whether it averages cumulatively."""
+    if str(node.target) != "aten.batch_norm.default":
+        return {}
+    mean = named_arguments(node).get("running_mean")
+    targets = graph.program.graph_signature.inputs_to_buffers
+    path = targets.get(mean.name, "").rpartition(".")[0] if isinstance(mean, Node) else ""
+    counter = f"{path}.num_batches_tracked" if path else "num_batches_tracked"
+    if counter not in targets.values():
+        return {}
+    facts = graph.modules.get(path)
+    if facts is not None and facts.cumulative:
+        args["momentum"] = None
+    return {"counter": counter}
+
+
+def _frame(graph: ChannelGraph) -> dict[str, Any]:
+    program = graph.program
+    inputs, constants = [], {}
+    for spec in program.graph_signature.input_specs:
+        kind = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.USER_INPUT: "input"}.get(
+            spec.kind
+        )
+        if kind is None:
+            value = program.constants.get(spec.target or "")
+            if not isinstance(value, torch.Tensor) or value.numel() > MAX_CONSTANT or value.is_complex():
+                raise UnwritableError(f"constant {spec.target} of forward cannot be written as text")
+            kind = "constant"
+            constants[spec.target] = {"dtype": str(value.dtype).removeprefix("torch."), "data": value.tolist()}
+        inputs.append({"name": spec.arg.name, "kind": kind, "target": spec.target})
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    spec = program.call_spec
+    try:
+        specs = {"in_spec": pytree.treespec_dumps(spec.in_spec), "out_spec": pytree.treespec_dumps(spec.out_spec)}
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UnwritableError(f"inputs or outputs cannot be written as text ({error})") from error
+    return {"inputs": inputs, "constants": constants, "outputs": [_encode(item) for item in outputs], **specs}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Node):
+        return {"node": value.name}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else {"float": repr(value)}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    for kind in ("dtype", "memory_format", "layout"):
+        if isinstance(value, getattr(torch, kind)):
+            return {kind: str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": value.type}
+    raise UnwritableError(f"an argument of type {type(value).__name__} has no written form")

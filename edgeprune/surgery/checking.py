@@ -1,0 +1,178 @@
+"""`check`: the cut model computes what the original computes with the same units masked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from edgeprune.errors import SurgeryError
+from edgeprune.graph.capture import call_arguments, capture
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.masking import MaskedProgram, randomize
+from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
+
+_BATCH = 3
+
+
+def check(
+    model: nn.Module,
+    plan: PruningPlan,
+    example_inputs: Any,
+    *,
+    tolerance: float | None = None,
+    cut: Callable[[nn.Module, PruningPlan], nn.Module] = apply,
+    dtype: torch.dtype = torch.float64,
+) -> float:
+    """Compare the masked original with the cut model.
+
+    Both run in eval form and with batch norms in train form (statistics of kept channels are compared too; dropout is
+    off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random inputs with
+    a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`).
+
+    Args:
+        model: The original model; it is not touched.
+        plan: What stays.
+        example_inputs: As for `edgeprune.trace`.
+        tolerance: Largest difference to accept.
+        cut: What cuts the model, `edgeprune.apply` by default.
+        dtype: Precision of the comparison; ``torch.float32`` for models that insist on it.
+
+    Returns:
+        Largest absolute difference of any output or statistic.
+
+    Raises:
+        PlanError: If the plan belongs to another model.
+        SurgeryError: If the cut model does not run, if a removed unit is still read, or if the difference exceeds the
+            tolerance.
+    """
+    twin = copy.deepcopy(model).to(dtype)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(example_inputs))
+    captured = capture(twin, kwargs or args)
+    training_forms = (False, True) if _has_batch_norm(captured.program) else (False,)
+    worst = 0.0
+    for randomized in (False, True):
+        if randomized:
+            randomize(twin)
+        pruned = cut(twin, plan)
+        for training in training_forms:
+            inputs = _random_inputs((args, kwargs), captured.dynamic_batch, seed=2 * randomized + training)
+            worst = max(worst, difference(captured.program, twin, pruned, plan, inputs, training=training))
+    if tolerance is not None and not worst <= tolerance:
+        raise SurgeryError(
+            f"the cut model must equal the masked one within {tolerance:g}, found a difference of {worst:g}.",
+            hint="report this model: the plan cuts something that the trace misread",
+        )
+    return worst
+
+
+def difference(
+    program: ExportedProgram,
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: PruningPlan,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    training: bool,
+) -> float:
+    """Largest absolute difference between the masked program and a cut model in one form.
+
+    Raises:
+        SurgeryError: If the cut model does not run or has other outputs, or a removed unit is still read.
+    """
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    masked = MaskedProgram(program, plan, tensors, training)
+    leaves = pytree.tree_leaves(inputs)
+    expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
+    found, statistics = _run(pruned, inputs, training)
+    if len(expected) != len(found):
+        raise SurgeryError(f"the cut model must have {len(expected)} outputs, found {len(found)}.")
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if isinstance(one, torch.Tensor):
+            worst = max(worst, _distance(one, other, "an output"))
+    if training:
+        for name, value in masked.statistics.items():
+            kept = _kept_axis(plan, model, name, len(value))
+            worst = max(worst, _distance(value[kept], statistics.get(name), f"statistic {name!r}"))
+    return worst
+
+
+def _run(
+    pruned: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], training: bool
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Flat outputs and the buffers after one forward of a copy, batch norms in train form if asked."""
+    copied = copy.deepcopy(pruned).eval()
+    if training and isinstance(copied, ProgramModule):
+        copied.train()
+    elif training:
+        for module in copied.modules():
+            if isinstance(module, _BatchNorm):
+                module.train()
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+    try:
+        with torch.no_grad(), _NoDropout():
+            outputs = copied(*args, **kwargs)
+    except FORWARD_ERRORS as error:
+        raise SurgeryError(f"the cut model must run, found {type(error).__name__}: {error}") from error
+    return pytree.tree_leaves(outputs), dict(copied.named_buffers(remove_duplicate=False))
+
+
+class _NoDropout(TorchFunctionMode):
+    """Dropout passes its input through, however it is called."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(getattr(func, "__name__", func)).partition(".")[0]
+        if name.rstrip("_123d") in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"):
+            return args[0] if args else kwargs["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def _distance(expected: torch.Tensor, found: Any, what: str) -> float:
+    if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise SurgeryError(f"{what} of the cut model must have shape {tuple(expected.shape)}, found {shape}.")
+    if not expected.numel():
+        return 0.0
+    distance = (expected.double() - found.double()).abs().max().item()
+    return distance if distance == distance else float("inf")
+
+
+def _kept_axis(plan: PruningPlan, model: nn.Module, name: str, size: int) -> list[int]:
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for other, axes in plan.kept.items():
+        if other == name or buffers.get(other) is buffers[name]:
+            return list(axes.get(0, range(size)))
+    return list(range(size))
+
+
+def _has_batch_norm(program: ExportedProgram) -> bool:
+    return any(str(node.target).startswith("aten.batch_norm") for node in program.graph.nodes)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _random_inputs(inputs: Any, dynamic: bool, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: torch.Tensor) -> torch.Tensor:
+        if dynamic and tensor.ndim:
+            tensor = torch.cat([tensor] * -(-_BATCH // len(tensor)))[:_BATCH]
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).add(0.5).to(tensor)
+
+    return pytree.tree_map_only(torch.Tensor, fill, inputs)

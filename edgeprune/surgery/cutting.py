@@ -1,0 +1,147 @@
+"""Cut a model by a plan: parameter names, axes and indices alone; nothing is traced."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
+
+log = logging.getLogger("edgeprune.surgery")
+
+
+def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """A cut copy of a model; the model itself is not touched.
+
+    Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. Where the plan
+    changes sizes that the model's ``forward`` spells out (a reshape, a split, a padding), the copy is run once beside
+    the cut program on small random inputs: if they agree the copy is returned, otherwise a `ProgramModule`, our module
+    around the cut program, with the same parameter names.
+
+    Args:
+        model: The model that the plan was made for.
+        plan: What stays.
+
+    Returns:
+        The user's class with smaller parameters, or a `ProgramModule`; mode and devices are the model's.
+
+    Raises:
+        PlanError: If the plan belongs to another model.
+        SurgeryError: If ``forward`` cannot run at the new sizes and the program cannot be written down either; the
+            operation and its source line are named.
+    """
+    if _signature(model) != plan.signature:
+        raise PlanError(
+            "a plan must be applied to the model that it was made for, found other parameter names or shapes "
+            f"({_first_difference(model, plan)}).",
+            hint="trace this model and make a new plan",
+        )
+    try:
+        cut = copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
+    _cut_tensors(cut, plan)
+    for path, values in plan.attributes.items():
+        module = cut.get_submodule(path)
+        for name, value in values.items():
+            setattr(module, name, value)
+    if not plan.rewrites:
+        return cut
+    if plan.program is None:
+        raise SurgeryError(
+            f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
+        )
+    program = ProgramModule.of(cut, plan.program).train(model.training)
+    if _agree(cut, program, plan):
+        return cut
+    log.info("forward spells out sizes that the plan changes (%s): returning the cut program", _places(plan))
+    return program
+
+
+def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
+    """Replace every tensor that a plan names, under all names that a tied tensor has."""
+    done: dict[int, Any] = {}
+    hold: list[torch.Tensor] = []
+    by_name = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    for name, axes in plan.kept.items():
+        old = by_name[name]
+        hold.append(old)
+        new = old.detach()
+        for axis, indices in axes.items():
+            new = new.index_select(axis, torch.tensor(indices, dtype=torch.long, device=new.device))
+        new = new.clone(memory_format=torch.contiguous_format)
+        done[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for name, old in by_name.items():
+        if id(old) in done:
+            path, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(path)
+            table = owner._parameters if leaf in owner._parameters else owner._buffers
+            table[leaf] = done[id(old)]
+
+
+def _agree(cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> bool:
+    """Whether the cut copy computes what the cut program computes, in eval form, on random inputs."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
+        inputs = [_random(spec["shape"], spec["dtype"]).to(device) for spec in plan.inputs]
+        left, right = copy.deepcopy(cut).double().eval(), copy.deepcopy(program).double().eval()
+        args, kwargs = program.arguments(
+            [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
+        )
+        try:
+            expected = right(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+            found = left(*args, **kwargs)
+        except FORWARD_ERRORS as error:
+            log.debug("the cut copy does not run: %s", error)
+            return False
+    a, b = (torch.utils._pytree.tree_leaves(value) for value in (expected, found))
+    pairs = [(x, y) for x, y in zip(a, b, strict=False) if isinstance(x, torch.Tensor)]
+    return len(a) == len(b) and all(
+        isinstance(y, torch.Tensor) and x.shape == y.shape and torch.allclose(x, y, rtol=1e-6, atol=1e-9)
+        for x, y in pairs
+    )
+
+
+def _random(shape: list[int], dtype: str) -> torch.Tensor:
+    kind = getattr(torch, dtype)
+    if kind.is_floating_point:
+        return torch.randn(shape, dtype=kind) + 0.5
+    return torch.zeros(shape, dtype=kind)
+
+
+def _places(plan: PruningPlan) -> str:
+    places = [f"{item['op']} at {item['source'] or item['module'] or 'an unknown line'}" for item in plan.rewrites]
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(dict.fromkeys(places[:3])) + more
+
+
+def _named_shapes(model: nn.Module) -> list[tuple[str, list[int]]]:
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return sorted((name, list(tensor.shape)) for name, tensor in named)
+
+
+def _signature(model: nn.Module) -> str:
+    """The same words as `edgeprune.graph.channel_graph.model_signature`; a plan must apply without the graph package."""
+    return hashlib.sha256(json.dumps(_named_shapes(model), separators=(",", ":")).encode()).hexdigest()
+
+
+def _first_difference(model: nn.Module, plan: PruningPlan) -> str:
+    shapes = dict(_named_shapes(model))
+    for name, shape in plan.shapes.items():
+        if name not in shapes:
+            return f"it has no {name!r}"
+        if tuple(shapes[name]) != shape:
+            return f"{name!r} has shape {tuple(shapes[name])}, the plan expects {shape}"
+    return "what differs is not cut by the plan"

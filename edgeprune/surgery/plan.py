@@ -1,0 +1,245 @@
+"""A pruning plan: which indices of which parameter axes stay. It applies by names alone, without any trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprune.errors import ConfigError, EmptyPlanError, PlanError
+from edgeprune.spec import Constraints
+
+if TYPE_CHECKING:
+    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
+
+SCHEMA = 1
+"""Version of the plan's JSON format."""
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What is left of a model.
+
+    Attributes:
+        signature: Of the model that the plan belongs to, see `edgeprune.graph.channel_graph.model_signature`.
+        groups: Group name to ``{"size": units, "kept": [units]}``.
+        kept: Parameter or buffer name to axis to the indices that stay; whole axes are left out.
+        shapes: Dense shape of every tensor in `kept`.
+        forms: Like `kept`: ``{"constant": n, "terms": {group: positions per unit}}``, the length that is left.
+        attributes: Module path to attribute to new value.
+        frozen: ``{"name", "reason"}`` of what the trace left alone.
+        inputs: ``{"name", "shape", "dtype"}`` of the example inputs at the deployment batch.
+        program: The cut program as JSON values, or None.
+        rewrites: Sizes written into the user's forward that the cut changes, with operation and source line.
+        note: Why there is no program, or ``""``.
+        predicted: Free information, such as predicted milliseconds.
+    """
+
+    signature: str
+    groups: Mapping[str, Mapping[str, Any]]
+    kept: Mapping[str, Mapping[int, tuple[int, ...]]]
+    shapes: Mapping[str, tuple[int, ...]]
+    forms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    frozen: tuple[Mapping[str, str], ...] = ()
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    program: Mapping[str, Any] | None = None
+    rewrites: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the model's signature (names and shapes of its parameters) and the kept indices."""
+        kept = {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in self.kept.items()}
+        text = json.dumps({"signature": self.signature, "kept": kept}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def widths(self) -> dict[str, int]:
+        """Units kept per group."""
+        return {name: len(group["kept"]) for name, group in self.groups.items()}
+
+    def with_prediction(self, **information: Any) -> PruningPlan:
+        """The same plan with more information in `predicted`."""
+        return replace(self, predicted={**self.predicted, **information})
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; an existing file is replaced in one step."""
+        from edgeprune.surgery.plan_format import to_json
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".part")
+        draft.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan and check every rule that it must obey.
+
+        Raises:
+            PlanError: If the file is missing, is not a plan, has a newer schema, or breaks a rule; the message names
+                the group or parameter and the rule.
+        """
+        from edgeprune.surgery.plan_format import from_json
+
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"a plan must be a readable JSON file, found {path}: {error}") from error
+        return from_json(values)
+
+
+def make_plan(
+    graph: ChannelGraph,
+    kept_units: Mapping[str, Sequence[int]],
+    *,
+    predicted: Mapping[str, Any] | None = None,
+    allow_empty: bool = False,
+) -> PruningPlan:
+    """Turn kept units into a plan.
+
+    Args:
+        graph: The traced model.
+        kept_units: Group name to the units that stay; groups that are not named stay whole.
+        predicted: Free information for the plan.
+        allow_empty: Accept a plan that removes nothing.
+
+    Raises:
+        PlanError: If a group is unknown or frozen, or its units are duplicate, out of range, or none.
+        EmptyPlanError: If nothing is removed.
+    """
+    from edgeprune.graph.editing import edited_program, masks_of
+    from edgeprune.graph.modules import attributes_after
+
+    masks = {name: _mask(_group(graph, name), units) for name, units in kept_units.items()}
+    if all(mask.all() for mask in masks.values()) and not allow_empty:
+        why = "no group can be pruned" if not graph.groups else "every group keeps all of its units"
+        raise EmptyPlanError(f"a plan must remove at least one unit, but {why}.", hint="edgeprune explain MODEL")
+    kept = masks_of(graph, masks)
+    table: dict[str, dict[int, tuple[int, ...]]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    forms: dict[str, dict[int, dict[str, Any]]] = {}
+    linear = graph.linear_forms()
+    for name in dict.fromkeys(member.parameter for group in graph.groups for member in group.members):
+        for axis, form in enumerate(linear[name]):
+            mask = kept.masks(name, axis)
+            if not mask.all():
+                table.setdefault(name, {})[axis] = tuple(np.flatnonzero(mask).tolist())
+                terms = {"constant": form.constant, "terms": dict(form.terms)}
+                forms.setdefault(name, {})[axis] = terms
+                shapes[name] = tuple(len(codes) for codes in graph.unit_of[name])
+    attributes: dict[str, dict[str, int]] = {}
+    for name, old in shapes.items():
+        path, _, leaf = name.rpartition(".")
+        if path in graph.modules and leaf in ("weight", "running_mean"):
+            new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
+            attributes[path] = attributes_after(graph.modules[path], old, new)
+    program, rewrites, note = edited_program(graph, kept)
+    return PruningPlan(
+        signature=graph.signature,
+        groups={
+            group.name: {
+                "size": group.size,
+                "kept": np.flatnonzero(masks.get(group.name, np.ones(group.size, bool))).tolist(),
+            }
+            for group in graph.groups
+        },
+        kept=table,
+        shapes=shapes,
+        forms=forms,
+        attributes=attributes,
+        frozen=tuple({"name": axis.name, "reason": axis.reason} for axis in graph.frozen),
+        inputs=tuple(
+            {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            for name, tensor in zip(graph.input_names, graph.example_inputs, strict=True)
+        ),
+        program=program,
+        rewrites=tuple(rewrites),
+        note=note,
+        predicted=dict(predicted or {}),
+    )
+
+
+def uniform_plan(
+    graph: ChannelGraph,
+    ratio: float,
+    constraints: Constraints | None = None,
+    scores: Mapping[str, npt.NDArray[Any]] | None = None,
+    multiple_of: int = 1,
+) -> PruningPlan:
+    """Remove the same share of every group, the least important units first.
+
+    Args:
+        graph: The traced model.
+        ratio: Share of the units to remove, in [0, 1).
+        constraints: What must be respected.
+        scores: Group name to importance per unit, shape [size]; L2 norm of the producing weights when left out.
+        multiple_of: Kept widths are rounded to the nearest multiple where the group is larger than it.
+
+    Raises:
+        ConfigError: If the ratio is not in [0, 1).
+        ConstraintError: If a pattern matches nothing.
+        EmptyPlanError: If nothing is removed.
+    """
+    from edgeprune.surgery.constraints import resolve
+    from edgeprune.surgery.magnitude import l2_norms
+
+    if not 0 <= ratio < 1:
+        raise ConfigError(f"the ratio must lie in [0, 1), found {ratio}.")
+    rules = resolve(constraints or Constraints(), graph)
+    importance = scores if scores is not None else l2_norms(graph)
+    widths: dict[str, int] = {}
+    for group in graph.groups:
+        rule = rules[group.name]
+        wanted = round(group.size * (1 - ratio))
+        widths[group.name] = rule.width(wanted, group.size, also_multiple_of=multiple_of)
+    for group in graph.groups:
+        tied = rules[group.name].tied_to
+        if tied is not None and not rules[group.name].frozen:
+            widths[group.name] = widths[tied]
+    kept = {}
+    for group in graph.groups:
+        values = np.asarray(importance[group.name])
+        if values.shape != (group.size,):
+            raise PlanError(f"scores of {group.name!r} must have shape ({group.size},), found {values.shape}.")
+        best = np.argsort(-values, kind="stable")[: widths[group.name]]
+        kept[group.name] = sorted(best.tolist())
+    return make_plan(graph, kept)
+
+
+def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
+    for axis in graph.frozen:
+        if axis.name == name and name not in graph.offset_of:
+            raise PlanError(f"a plan must not name a frozen group, found {name!r}: {axis.reason}.")
+    return graph.group(name)
+
+
+def _mask(group: ChannelGroup, units: Sequence[int]) -> npt.NDArray[np.bool_]:
+    check_units(group.name, group.size, list(units))
+    mask = np.zeros(group.size, dtype=bool)
+    mask[list(units)] = True
+    return mask
+
+
+def check_units(name: str, size: int, units: Sequence[int]) -> None:
+    """The rules that the kept units of one group must obey.
+
+    Raises:
+        PlanError: If there are none, or one is duplicate or out of range.
+    """
+    if not len(units):
+        raise PlanError(f"group {name!r} must keep at least one unit, found none (rule: emptied group).")
+    outside = [unit for unit in units if not 0 <= unit < size]
+    if outside:
+        raise PlanError(f"units of group {name!r} must lie in [0, {size}), found {outside[0]} (rule: out of range).")
+    if len(set(units)) != len(units):
+        twice = next(unit for unit in units if list(units).count(unit) > 1)
+        raise PlanError(f"units of group {name!r} must be named once, found {twice} again (rule: duplicate).")

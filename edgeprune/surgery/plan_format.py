@@ -1,0 +1,145 @@
+"""The JSON form of a plan, and every rule that a plan file must obey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeprune.errors import PlanError
+from edgeprune.surgery.plan import SCHEMA, PruningPlan, check_units
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "hash": str,
+    "signature": str,
+    "groups": dict,
+    "kept": dict,
+    "shapes": dict,
+    "forms": dict,
+    "attributes": dict,
+    "frozen": list,
+    "inputs": list,
+    "program": (dict, type(None)),
+    "rewrites": list,
+    "note": str,
+    "predicted": dict,
+}
+
+
+def to_json(plan: PruningPlan) -> dict[str, Any]:
+    """The plan as JSON values."""
+    return {
+        "schema": SCHEMA,
+        "hash": plan.hash,
+        "signature": plan.signature,
+        "groups": {name: dict(group) for name, group in plan.groups.items()},
+        "kept": {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in plan.kept.items()},
+        "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
+        "forms": {name: {str(axis): form for axis, form in axes.items()} for name, axes in plan.forms.items()},
+        "attributes": {path: dict(values) for path, values in plan.attributes.items()},
+        "frozen": [dict(item) for item in plan.frozen],
+        "inputs": [dict(item) for item in plan.inputs],
+        "program": plan.program,
+        "rewrites": [dict(item) for item in plan.rewrites],
+        "note": plan.note,
+        "predicted": dict(plan.predicted),
+    }
+
+
+def from_json(values: Any) -> PruningPlan:
+    """A plan from JSON values.
+
+    Raises:
+        PlanError: If a rule is broken; the message names the group or parameter and the rule.
+    """
+    if not isinstance(values, dict):
+        raise PlanError(f"a plan must be a JSON object, found {type(values).__name__}.")
+    schema = values.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool):
+        raise PlanError(f"a plan must have an integer 'schema', found {schema!r}.")
+    if schema > SCHEMA:
+        raise PlanError(
+            f"a plan must have schema {SCHEMA} or older, found {schema}.", hint="pip install --upgrade edgeprune"
+        )
+    missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - _FIELDS.keys())
+    if missing or unknown:
+        raise PlanError(f"a plan must have exactly the fields of schema {SCHEMA}, found {missing=} {unknown=}.")
+    for name, kind in _FIELDS.items():
+        if not isinstance(values[name], kind):
+            raise PlanError(f"field {name!r} of a plan has the wrong type, found {type(values[name]).__name__}.")
+    for name, group in values["groups"].items():
+        _check_group(name, group)
+    kept, shapes, forms = _by_axis(values["kept"]), values["shapes"], _by_axis(values["forms"])
+    widths = {name: len(group["kept"]) for name, group in values["groups"].items()}
+    for name, axes in kept.items():
+        for axis, indices in axes.items():
+            _check_axis(name, axis, indices, shapes.get(name), forms.get(name, {}).get(axis), widths)
+    for path, attributes in values["attributes"].items():
+        if not isinstance(attributes, dict) or not all(_is_index(value) for value in attributes.values()):
+            raise PlanError(f"attributes of module {path!r} must be whole numbers, found {attributes!r}.")
+    plan = PruningPlan(
+        signature=values["signature"],
+        groups=values["groups"],
+        kept={name: {axis: tuple(ids) for axis, ids in axes.items()} for name, axes in kept.items()},
+        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        forms=forms,
+        attributes=values["attributes"],
+        frozen=tuple(values["frozen"]),
+        inputs=tuple(values["inputs"]),
+        program=values["program"],
+        rewrites=tuple(values["rewrites"]),
+        note=values["note"],
+        predicted=values["predicted"],
+    )
+    if plan.hash != values["hash"]:
+        raise PlanError(
+            f"a plan's hash must match its contents, found {values['hash'][:12]} for {plan.hash[:12]} (rule: hash).",
+            hint="make the plan again; its indices were edited",
+        )
+    return plan
+
+
+def _check_group(name: str, group: Any) -> None:
+    if not isinstance(group, dict) or group.keys() != {"size", "kept"} or not _is_index(group["size"]):
+        raise PlanError(f"group {name!r} must have 'size' and 'kept', found {group!r}.")
+    if not isinstance(group["kept"], list) or not all(_is_index(unit) for unit in group["kept"]):
+        raise PlanError(f"units of group {name!r} must be whole numbers, found {group['kept']!r} (rule: out of range).")
+    check_units(name, group["size"], group["kept"])
+
+
+def _check_axis(name: str, axis: int, indices: Any, shape: Any, form: Any, widths: Mapping[str, int]) -> None:
+    where = f"axis {axis} of {name!r}"
+    if not isinstance(shape, list) or not 0 <= axis < len(shape):
+        raise PlanError(f"{where} must be an axis of a tensor in 'shapes', found shape {shape!r}.")
+    if not isinstance(indices, list) or not all(_is_index(index) for index in indices):
+        raise PlanError(f"indices of {where} must be whole numbers, found {indices!r} (rule: out of range).")
+    terms = form.get("terms") if isinstance(form, dict) else None
+    if not isinstance(terms, dict) or not isinstance(form.get("constant"), int) or not terms.keys() <= widths.keys():
+        raise PlanError(f"{where} must have a form over groups of the plan, found {form!r}.")
+    groups = ", ".join(repr(group) for group in terms)
+    if not indices:
+        raise PlanError(f"{where} (group {groups}) must keep at least one index (rule: emptied group).")
+    outside = [index for index in indices if index >= shape[axis]]
+    if outside:
+        raise PlanError(
+            f"indices of {where} (group {groups}) must lie in [0, {shape[axis]}), found {outside[0]} (rule: out of range)."
+        )
+    if len(set(indices)) != len(indices) or sorted(indices) != indices:
+        raise PlanError(f"indices of {where} (group {groups}) must be ascending and named once (rule: duplicate).")
+    expected = form["constant"] + sum(count * widths[group] for group, count in terms.items())
+    if len(indices) != expected:
+        raise PlanError(
+            f"{where} must keep {expected} indices, as its group {groups} says, found {len(indices)} "
+            "(rule: unequal counts)."
+        )
+
+
+def _by_axis(values: dict[str, Any]) -> dict[str, dict[int, Any]]:
+    try:
+        return {name: {int(axis): value for axis, value in axes.items()} for name, axes in values.items()}
+    except (ValueError, AttributeError) as error:
+        raise PlanError(f"a plan must name axes by numbers, found {error}.") from error
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

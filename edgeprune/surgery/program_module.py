@@ -1,0 +1,249 @@
+"""A trainable module around a cut program that is given as plain JSON values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from edgeprune.errors import PlanError, SurgeryError
+
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+"""What a forward with wrong sizes may raise."""
+
+_TRAINING_ARGUMENT = {
+    "aten.batch_norm.default": "training",
+    "aten.dropout.default": "train",
+    "aten.dropout_.default": "train",
+    "aten.alpha_dropout.default": "train",
+    "aten.feature_dropout.default": "train",
+}
+
+
+_MOMENTUM = 6
+"""Position of the momentum among the arguments of ``aten.batch_norm``."""
+
+
+@dataclass(frozen=True)
+class _Reference:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation: what to call, its arguments in order, and what changes in train form."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    training: int | None = None
+    counter: str | None = None
+    last_use: tuple[str, ...] = ()
+
+
+class ProgramModule(nn.Module):
+    """A cut model whose forward is the rewritten program instead of the user's code.
+
+    Parameters and buffers have the names of the original model. Unlike ``ExportedProgram.module()`` it has both forms:
+    ``train()`` turns dropout on and lets batch norms use and update batch statistics; the batch is free where the
+    model was captured with a dynamic batch.
+
+    Attributes:
+        program: The program as JSON values.
+    """
+
+    def __init__(self, program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Build from a program and the tensors that it names.
+
+        Raises:
+            PlanError: If the program names an operation that this version of torch does not have, or a tensor is missing.
+        """
+        super().__init__()
+        self.program = program
+        self._inputs: list[str] = []
+        self._tensors: dict[str, str] = {}
+        placed: dict[int, torch.Tensor] = {}
+        for item in program["inputs"]:
+            name, kind, target = item["name"], item["kind"], item["target"]
+            if kind == "input":
+                self._inputs.append(name)
+                continue
+            self._tensors[name] = target
+            if kind == "constant":
+                constant = program["constants"][target]
+                value = torch.tensor(constant["data"], dtype=getattr(torch, constant["dtype"]))
+            elif target in tensors:
+                value = tensors[target]
+            else:
+                raise PlanError(f"the weights must hold every tensor of the program, found no {target!r}.")
+            self._place(target, placed.setdefault(id(value), value), kind)
+        self._in_spec = pytree.treespec_loads(program["in_spec"])
+        self._out_spec = pytree.treespec_loads(program["out_spec"])
+        self._outputs = [_decode(item) for item in program["outputs"]]
+        self._steps = _steps(program)
+
+    @classmethod
+    def of(cls, model: nn.Module, program: Mapping[str, Any]) -> ProgramModule:
+        """Build from the (cut) tensors of a model, which are shared."""
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        return cls(program, dict(named))
+
+    def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of ``forward`` from flat tensors.
+
+        Raises:
+            SurgeryError: If forward also takes things that are not tensors.
+        """
+        if len(inputs) != self._in_spec.num_leaves:
+            raise SurgeryError(f"forward must take only tensors, found {self._in_spec.num_leaves} arguments.")
+        args, kwargs = pytree.tree_unflatten(list(inputs), self._in_spec)
+        return tuple(args), dict(kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; arguments as the original model's forward."""
+        leaves = pytree.tree_leaves((args, self._ordered(kwargs)))
+        values: dict[str, Any] = dict(zip(self._inputs, leaves, strict=True))
+        for name, target in self._tensors.items():
+            values[name] = self._tensor(target)
+        for step in self._steps:
+            arguments = [_resolved(value, values) for value in step.args]
+            if step.training is not None and self.training:
+                arguments[step.training] = True
+            if step.counter is not None:
+                self._count(step, arguments)
+            keywords = {name: _resolved(value, values) for name, value in step.kwargs.items()}
+            values[step.name] = step.function(*arguments, **keywords)
+            for name in step.last_use:
+                del values[name]
+        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._out_spec)
+
+    def _count(self, step: _Step, arguments: list[Any]) -> None:
+        """Count the batch; without a momentum, the batch norm averages over all batches so far."""
+        counter = self._tensor(cast(str, step.counter))
+        if self.training:
+            counter.add_(1)
+        if arguments[_MOMENTUM] is None:
+            arguments[_MOMENTUM] = 1.0 / float(counter) if self.training else 0.0
+
+    def _ordered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = self._in_spec.child(1).context or []
+        return {name: kwargs[name] for name in names if name in kwargs} | kwargs
+
+    def _tensor(self, target: str) -> torch.Tensor:
+        path, _, leaf = target.rpartition(".")
+        return cast(torch.Tensor, getattr(self.get_submodule(path), leaf))
+
+    def _place(self, target: str, value: torch.Tensor, kind: str) -> None:
+        owner: nn.Module = self
+        *path, leaf = target.split(".")
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = cast(nn.Module, owner._modules[part])
+        if kind == "parameter":
+            owner.register_parameter(leaf, value if isinstance(value, nn.Parameter) else _parameter(value))
+        else:
+            owner.register_buffer(leaf, value, persistent=kind == "buffer")
+
+    def extra_repr(self) -> str:
+        """How many operations the program has."""
+        return f"{len(self._steps)} operations"
+
+
+def _parameter(value: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value, requires_grad=value.is_floating_point())
+
+
+def _steps(program: Mapping[str, Any]) -> list[_Step]:
+    last: dict[str, int] = {}
+    for index, node in enumerate(program["nodes"]):
+        for name in _names(node["args"]):
+            last[name] = index
+    stays = set(_names(program["outputs"])) | {item["name"] for item in program["inputs"]}
+    steps = []
+    for index, node in enumerate(program["nodes"]):
+        function = _function(node["op"])
+        args, kwargs, training = _bound(node["op"], function, node["args"])
+        done = tuple(name for name, at in last.items() if at == index and name not in stays)
+        steps.append(_Step(node["name"], function, args, kwargs, training, node.get("counter"), done))
+    return steps
+
+
+def _function(op: str) -> Callable[..., Any]:
+    """The operation of that name; only ATen and arithmetic on sizes can be named."""
+    family, _, rest = op.partition(".")
+    if family == "operator" and rest in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv"):
+        return cast(Callable[..., Any], getattr(operator, rest))
+    name, _, overload = rest.partition(".")
+    packet = getattr(torch.ops.aten, name, None) if family == "aten" else None
+    found = getattr(packet, overload, None) if packet is not None else None
+    if found is None:
+        raise PlanError(f"a program may only name operations of ATen that torch {torch.__version__} has, found {op!r}.")
+    return cast(Callable[..., Any], found)
+
+
+def _bound(
+    op: str, function: Callable[..., Any], named: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], int | None]:
+    """Arguments in the order of the operation's schema."""
+    if op.startswith("operator."):
+        return tuple(_decode(value) for value in named.values()), {}, None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    training = None
+    for argument in function._schema.arguments:  # type: ignore[attr-defined]
+        if argument.name in named:
+            value = _decode(named[argument.name])
+        elif argument.has_default_value():
+            value = argument.default_value
+        else:
+            raise PlanError(f"operation {op} of a program must have an argument {argument.name!r}.")
+        if argument.kwarg_only:
+            kwargs[argument.name] = value
+        else:
+            if argument.name == _TRAINING_ARGUMENT.get(op):
+                training = len(args)
+            args.append(value)
+    return tuple(args), kwargs, training
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "node":
+        return _Reference(content)
+    if kind == "float":
+        return float(content)
+    if kind == "device":
+        return torch.device(content)
+    found = getattr(torch, content, None)
+    if kind in ("dtype", "memory_format", "layout") and isinstance(found, getattr(torch, kind)):
+        return found
+    raise PlanError(f"a program holds a value that is not known, {value!r}.")
+
+
+def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, _Reference):
+        return values[value.name]
+    if isinstance(value, list):
+        return [_resolved(item, values) for item in value]
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [name for item in value for name in _names(item)]
+    if isinstance(value, dict):
+        if set(value) == {"node"}:
+            return [value["node"]]
+        return [name for item in value.values() for name in _names(item)]
+    return []
