@@ -35,11 +35,15 @@ class _Interrupts:
         sys.unraisablehook = self._unraisable
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        # A Ctrl-C inside a destructor or a C callback would be printed and lost; deliver it once more.
+        # A Ctrl-C inside a destructor or a C callback would be printed and lost. Deliver it once more, a moment later:
+        # raised in here it would be lost again.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             import _thread
+            import threading
 
-            _thread.interrupt_main()
+            again = threading.Timer(0.01, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
         else:
             sys.__unraisablehook__(unraisable)
 
@@ -58,7 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     interrupts = _Interrupts()
     interrupts.install()
     try:
-        code = _invoke(words)
+        code = _invoke(words, interrupts)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
@@ -79,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _invoke(words: list[str]) -> int:
+def _invoke(words: list[str], interrupts: _Interrupts) -> int:
     from edgeprune.cli import quiet
 
     json_mode, verbose = "--json" in words, "--verbose" in words
@@ -91,7 +95,7 @@ def _invoke(words: list[str]) -> int:
 
     from edgeprune.cli.commands import root
     from edgeprune.cli.console import report_error, reserve_stdout
-    from edgeprune.errors import EdgepruneError
+    from edgeprune.errors import DeployError, EdgepruneError
 
     # click's UsageError; typer carries its own copy of click since 0.26, so it is found through a name that both have.
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
@@ -99,26 +103,27 @@ def _invoke(words: list[str]) -> int:
         reserve_stdout()
     try:
         code = root().main(args=words, prog_name="edgeprune", standalone_mode=False)
-    except EdgepruneError as error:
-        report_error(
-            type(error).__name__, error.message, hint=error.hint, exit_code=error.exit_code, json_mode=json_mode
-        )
-        return error.exit_code
-    except usage_error as error:
-        message, hint = _usage(error)
-        if not message:  # called without arguments: the help was printed
-            return 2
-        report_error("UsageError", message, hint=hint, exit_code=2, json_mode=json_mode)
-        return 2
     except typer.Abort:
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except OSError as error:
-        where = f" {os.fspath(error.filename)!r}" if error.filename else ""
-        message = f"the system refused a file or a socket{where}: {error.strerror or error}."
-        report_error(type(error).__name__, message, hint=None, exit_code=1, json_mode=json_mode)
-        return 1
+    except (EdgepruneError, usage_error, OSError) as error:
+        if interrupts.seen and not isinstance(error, DeployError):
+            # Some library took the interrupt for a failure. What became of a board is told all the same.
+            return INTERRUPTED
+        if isinstance(error, EdgepruneError):
+            message, hint, exit_code = error.message, error.hint, error.exit_code
+        elif isinstance(error, OSError):
+            where = f" {os.fspath(error.filename)!r}" if error.filename else ""
+            message, hint, exit_code = f"the system refused{where}: {error.strerror or error}.", None, 1
+        else:
+            message, hint = _usage(error)
+            exit_code = 2
+            if not message:  # called without arguments: the help was printed
+                return exit_code
+        kind = "UsageError" if isinstance(error, usage_error) else type(error).__name__
+        report_error(kind, message, hint=hint, exit_code=exit_code, json_mode=json_mode)
+        return exit_code
     return code if isinstance(code, int) else 0
 
 

@@ -61,7 +61,7 @@ def model_file(tmp_path: Path) -> Path:
         "    class Loud:\n"
         "        def __del__(self): os.kill(os.getpid(), signal.SIGINT); sum(range(1000))\n"
         "    Loud()\n"
-        "    sum(range(1000))\n"
+        "    import time; time.sleep(5)\n"
         "    return build()\n"
     )
     return path
@@ -131,14 +131,11 @@ def test_errors_are_an_object_on_stdout_with_json(tmp_path: Path) -> None:
 
 
 def test_what_libraries_and_the_user_code_say_stays_out_of_the_way(model_file: Path, tmp_path: Path) -> None:
-    result = run("explain", f"{model_file}:chatty", "--input", "x=1x4", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert "hello from the factory" in result.stdout
     silent = run("explain", f"{model_file}:chatty", "--input", "x=1x4", "--json", cwd=tmp_path)
     assert json.loads(silent.stdout)["groups"]
     assert silent.stderr.splitlines() == ["hello from the factory"]
     loud = run("explain", f"{model_file}:chatty", "--input", "x=1x4", "--verbose", cwd=tmp_path)
+    assert "hello from the factory" in loud.stdout
     assert "a warning of a library" in loud.stderr
     assert "a log line of a library" in loud.stderr
 
@@ -149,7 +146,7 @@ def test_ctrl_c_in_user_code_is_one_line_and_exit_130(factory: str, model_file: 
     assert_one_line_error(result, 130, "interrupted", "run the same command again to go on")
 
 
-@pytest.mark.parametrize("after_s", [0.15, 0.4, 0.8, 1.4])
+@pytest.mark.parametrize("after_s", [0.1, 0.7])
 def test_ctrl_c_while_libraries_are_imported_is_one_line_and_exit_130(
     after_s: float, model_file: Path, tmp_path: Path
 ) -> None:
