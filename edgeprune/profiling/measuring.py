@@ -185,11 +185,13 @@ class _Run:
         self.ledger = Ledger(journal.records)
         self.entries: dict[str, Entry] | None = None
         self.total = 0
+        self.budget_s: float | None = None
         self.begun = time.monotonic()
         self.done_before: int | None = None
 
     def all_rounds(self, rounds: int, budget_s: float | None) -> MeasuredRun:
         layouts: list[list[tuple[str, ...]]] = []
+        self.budget_s = budget_s
         self.total = sum(len(names) + 1 for number in range(rounds) for names in self._layout(number))
         for number in range(rounds):
             spent = self.ledger.spent_s
@@ -305,7 +307,13 @@ class _Run:
             self.done_before = done
         fresh = done - self.done_before
         pace_s = (time.monotonic() - self.begun) / fresh if fresh else 0.0
-        self.progress(done, self.total, pace_s * (self.total - done), message)
+        left = self.total - done
+        left_s = pace_s * left
+        if self.budget_s is not None:
+            # Past two rounds the budget may end the run before all of them are done.
+            due = sum(len(names) + 1 for number in (0, 1) for names in self._layout(number)) - done
+            left_s = min(left_s, max(self.budget_s - self.ledger.spent_s, pace_s * due, 0.0))
+        self.progress(done, self.total, left_s if left else 0.0, message)
 
     def _result(self, layouts: Sequence[Sequence[Sequence[str]]]) -> MeasuredRun:
         samples: dict[str, list[Samples]] = {name: [] for name in self.engines}

@@ -69,8 +69,11 @@ def drift(sentinels_ms: Sequence[float], median_ms: float) -> float:
 
 
 def level_ms(record: Mapping[str, Any]) -> float:
-    """Median of a sample record's undisturbed samples, milliseconds."""
-    return median(undisturbed(record["times_ms"], record["cpu_share"]))
+    """Median of a sample record's undisturbed samples, milliseconds; of all where there is none.
+
+    Wall-clock time on purpose: a stretch that had the core to itself at no time is to be measured again.
+    """
+    return float(median(undisturbed(record["times_ms"], record["cpu_share"]) or record["times_ms"]))
 
 
 class Ledger:

@@ -39,7 +39,7 @@ def main(request, emit):
             caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not load
             or run; any other is a failure).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
-            overhead_times_ms, conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
+            conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
     Returns:
         ``conditions`` before and after, and ``overhead_ms``, what an empty call costs, milliseconds.
@@ -61,12 +61,11 @@ def main(request, emit):
         if order:
             _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
         overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s)
-        overhead_ms = median(overhead["times_ms"])
+        overhead_ms = median(own_times(overhead))
         emit(
             {
                 "event": "ready",
                 "overhead_ms": overhead_ms,
-                "overhead_times_ms": overhead["times_ms"],
                 "conditions": before,
             }
         )
@@ -200,6 +199,13 @@ def stands_still(windows):
         return None
     last, former = median(windows[-half:]), median(windows[-2 * half : -half])
     return abs(last - former) <= (_STABLE if half == 3 else _ROUGHLY_STABLE) * former
+
+
+def own_times(item):
+    """Undisturbed samples of an item, else the CPU time of each sample: what the engine itself took, milliseconds."""
+    samples = list(zip(item["times_ms"], item["cpu_share"]))
+    calm = [time_ms for time_ms, share in samples if share >= _UNDISTURBED]
+    return calm or [time_ms * share for time_ms, share in samples]
 
 
 def median(values):

@@ -204,7 +204,7 @@ def test_disturbance_is_seen_by_the_sentinel_and_its_stretch_repeated(
         if message == "round 3" and not burners:
             burners.extend(
                 subprocess.Popen([sys.executable, "-c", "while True: pass"])
-                for _ in range(4 * len(os.sched_getaffinity(0)))
+                for _ in range(2 * len(os.sched_getaffinity(0)))
             )
         elif message.startswith("round 3, repeat"):
             for burner in burners:

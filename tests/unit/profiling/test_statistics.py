@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.profiling.statistics import Samples, median_ratio, repeatability, summarize, undisturbed
+from edgeprune.profiling.statistics import Samples, median_ratio, own_times, repeatability, summarize, undisturbed
 
 times = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=9)
 
@@ -31,9 +31,10 @@ def test_overhead_is_taken_off_and_a_time_never_vanishes() -> None:
     assert found.min_ms > 0
 
 
-def test_interrupted_samples_count_only_where_there_is_no_other() -> None:
+def test_interrupted_samples_count_with_their_cpu_time_and_only_where_there_is_no_other() -> None:
     assert undisturbed([4.06, 2.02, 4.25], [0.51, 1.0, 0.53]) == [2.02]
-    assert undisturbed([4.06, 4.25], [0.51, 0.53]) == [4.06, 4.25]
+    assert own_times(Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))) == [2.02]
+    assert own_times(Samples((4.0, 5.0), (0.5, 0.4))) == [2.0, 2.0]
     found = summarize([Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))])
     assert found.median_ms == found.min_ms == 2.02
     # The tail that a user sees is told of all samples.
