@@ -1,0 +1,57 @@
+"""``edgeprune quickstart``: the whole way on an embedded model and data set."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption
+
+
+def quickstart(
+    board: Annotated[str, typer.Option("--board", help="local, a configured name, or ssh://user@host:port.")] = "local",
+    latency: Annotated[str, typer.Option("--latency", metavar="12ms|50%", help="Latency budget.")] = "50%",
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("edgeprune-quickstart"),
+    seed: SeedOption = 0,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for profiling.")] = 1.0,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train, profile, prune to a latency budget, compile, deploy: a small residual CNN on handwritten digits.
+
+    Interrupted, it goes on where it was when the same command is given again.
+    """
+    from edgeprune.spec import Budget
+
+    output = Output(json_output)
+    budget = Budget.parse(latency)
+    with output.step("start"):
+        from edgeprune.quickstart import flow
+    outcome = flow.run(flow.Settings(board, budget, out, seed, minutes), output.step)
+    summary = outcome.summary
+    output.say(f"predictor: {outcome.fit}")
+    output.say(f"repeated measurements: {outcome.noise}")
+    for sentence in outcome.disturbances:
+        output.say(f"note on the board: {sentence}")
+    output.table(
+        f"budget {summary['budget_ms']:.3f} ms, board {summary['board']}",
+        ["", "accuracy", "measured, ms", "of dense", "parameters"],
+        [
+            [row.name, f"{row.accuracy:.2%}", f"{row.latency_ms:.3f}", f"{row.ratio:.1%}", f"{row.parameters:,}"]
+            for row in outcome.candidates
+        ],
+    )
+    error = summary["pruned_predicted_ms"] / summary["pruned_measured_ms"] - 1
+    output.say(f"predicted {summary['pruned_predicted_ms']:.3f} ms before compiling, {error:+.1%} of measured")
+    for note in outcome.notes:
+        output.say(note)
+    output.wrote(out / "summary.json", "summary")
+    output.wrote(out / "report.html", "report")
+    if open_:
+        webbrowser.open((out / "report.html").resolve().as_uri())
+    output.finish(dict(summary), next_command=command_line("edgeprune", "status", "--board", board))

@@ -1,0 +1,436 @@
+"""The eight steps of the quickstart, each through the public library, each told to the caller as it begins.
+
+The plan is on disk, with its prediction, before any pruned model is compiled or timed. A run that was interrupted goes on:
+the trained model and the latency table of the same settings are taken from the output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+import edgeprune
+from edgeprune.allocation.uniform import closest_uniform
+from edgeprune.boards.board import Board
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.deploying import Deployment
+from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.latency.predictor import Predictor
+from edgeprune.latency.table import LatencyTable
+from edgeprune.loop.planning import Planner, Proposal
+from edgeprune.loop.result import Result
+from edgeprune.lowering.kernel_graph import KernelGraph
+from edgeprune.profiling.comparing import Comparison, compare
+from edgeprune.quickstart import digits, training
+from edgeprune.quickstart.network import DigitNet
+from edgeprune.recovery.batch_norm import reestimate_batch_norm
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.report import page, pruning, stored
+from edgeprune.report.data import Candidate, Card, ReportData
+from edgeprune.spec import Budget, Fingerprint
+
+FINE_TUNING_EPOCHS = 3
+MINUTES = 1.0
+"""Time for profiling."""
+_UNIFORM_CANDIDATES = 5
+
+
+class Reporter(Protocol):
+    """What a step is told while it runs; `edgeprune.cli.console.Progress` is one."""
+
+    def share(self, done: int, total: int) -> None: ...
+    def counted(self, done: int, total: int, left_s: float, message: str) -> None: ...
+    def stepped(self, step: str, done: int, total: int) -> None: ...
+    def staged(self, state: str, done: int, total: int, message: str) -> None: ...
+    def told(self, step: str, message: str) -> None: ...
+
+
+Steps = Callable[[str], AbstractContextManager[Reporter]]
+"""Called with the headline of a step; the context is the step."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose.
+
+    Attributes:
+        board: As in `Board.open`.
+        budget: Latency budget; a share is one of the measured dense latency.
+        out: Folder for everything that is written.
+        seed: Of weights, training, and the order of measuring.
+        minutes: Time for profiling.
+    """
+
+    board: str = "local"
+    budget: Budget = field(default_factory=lambda: Budget(latency_ratio=0.5))
+    out: Path = Path("edgeprune-quickstart")
+    seed: int = 0
+    minutes: float = MINUTES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        summary: Contents of ``summary.json``.
+        candidates: Dense, uniform and pruned, with accuracy on the test split and interleaved latency.
+        fit: One line on the predictor's errors.
+        noise: What repeated measurements agree to.
+        disturbances: What could have disturbed the measurements.
+        notes: What a person should read.
+    """
+
+    summary: Mapping[str, Any]
+    candidates: tuple[Candidate, ...]
+    fit: str
+    noise: str
+    disturbances: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def run(settings: Settings, steps: Steps) -> Outcome:
+    """Run all steps.
+
+    Args:
+        settings: What the user chose.
+        steps: Told each step.
+
+    Raises:
+        EdgepruneError: Any of the errors of `profile`, `prune`, `compile` and `deploy`; the board keeps what it ran.
+    """
+    started = time.monotonic()
+    out = settings.out
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"the output must be a folder, {out} is a file.", hint="--out another")
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with steps("1/8 open and probe the board") as reporter:
+            reporter.told("board", settings.board)
+            board = stack.enter_context(Board.open(settings.board))
+            fingerprint = board.probe()
+        data = digits.load()
+        with steps("2/8 train the dense model on handwritten digits") as reporter:
+            checkpoint = out / f"dense-seed{settings.seed}.safetensors"
+            dense = training.train(data, seed=settings.seed, checkpoint=checkpoint, progress=reporter.share)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-quickstart-")))
+        with steps("3/8 profile the kernels on the board") as reporter:
+            table, kernel_graph = _profiled(settings, board, fingerprint, dense, scratch, reporter)
+        with steps("4/8 fit the latency predictor"):
+            predictor = edgeprune.fit(table)
+        job = _Job(settings, board, fingerprint, data, dense, table, kernel_graph, predictor)
+        with steps(f"5/8 prune to {settings.budget}") as reporter:
+            result = job.prune(reporter)
+            uniform = job.uniform(result, reporter)
+        with steps("6/8 compile with ONNX Runtime") as reporter:
+            reference, artifact = job.compile(result, reporter)
+        with steps("7/8 deploy: check on the board, then switch") as reporter:
+            deployment = job.deploy(artifact, reference, reporter)
+            compared = job.compare(artifact, reference, uniform, reporter)
+        with steps("8/8 report"):
+            return job.finish(result, uniform, artifact, deployment, compared, time.monotonic() - started)
+
+
+def _profiled(
+    settings: Settings, board: Board, fingerprint: Fingerprint, dense: DigitNet, scratch: Path, reporter: Reporter
+) -> tuple[LatencyTable, KernelGraph]:
+    graph = edgeprune.trace(dense, _example())
+    kernel_graph = edgeprune.lower(
+        graph, model=dense, architecture=fingerprint.architecture, isa=fingerprint.isa, workdir=scratch
+    )
+    path = settings.out / "latency_table.parquet"
+    table = _kept_table(path, graph, kernel_graph, fingerprint, settings)
+    if table is None:
+        table = edgeprune.profile(
+            dense,
+            _example(),
+            board,
+            minutes=settings.minutes,
+            seed=settings.seed,
+            out=path,
+            graph=graph,
+            kernel_graph=kernel_graph,
+            progress=reporter.counted,
+        )
+    return table, kernel_graph
+
+
+def _kept_table(
+    path: Path, graph: ChannelGraph, kernel_graph: KernelGraph, fingerprint: Fingerprint, settings: Settings
+) -> LatencyTable | None:
+    """The table of an earlier run with the same model, device, runtime and settings."""
+    if not path.exists():
+        return None
+    try:
+        table = LatencyTable.load(path)
+    except TableFormatError:
+        return None
+    header = table.header
+    same = (
+        header["identity"] == fingerprint.identity(kernel_graph.backend.name)
+        and header["model"]["signature"] == graph.signature
+        and header["protocol"]["minutes"] == settings.minutes
+        and header["protocol"]["seed"] == settings.seed
+    )
+    return table if same else None
+
+
+def _example() -> torch.Tensor:
+    return torch.zeros(1, 1, digits.SIZE, digits.SIZE)
+
+
+@dataclass(frozen=True)
+class _Uniform:
+    """The uniform rival: one share of channels everywhere, at the latency of the pruned model."""
+
+    proposal: Proposal
+    module: torch.nn.Module
+    engine: Path
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The steps after profiling, with what they share."""
+
+    settings: Settings
+    board: Board
+    fingerprint: Fingerprint
+    data: digits.Digits
+    dense: DigitNet
+    table: LatencyTable
+    kernel_graph: KernelGraph
+    predictor: Predictor
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def dense_ms(self) -> float:
+        """Dense latency as measured while profiling, milliseconds: what a relative budget is a share of."""
+        return float(self.table.header["reference"]["median_ms"])
+
+    @property
+    def budget_ms(self) -> float:
+        return self.settings.budget.resolve_ms(self.dense_ms)
+
+    @property
+    def _fine_tuning(self) -> FineTuning:
+        return FineTuning(epochs=FINE_TUNING_EPOCHS, seed=self.settings.seed)
+
+    def prune(self, reporter: Reporter) -> Result:
+        """Widths, plan, cut, check, recovery; nothing is compiled or timed."""
+        return edgeprune.prune(
+            self.dense,
+            _example(),
+            Budget(latency_ms=self.budget_ms),
+            None,
+            self.predictor,
+            training.task(self.data),
+            fine_tuning=self._fine_tuning,
+            distill=True,
+            kernel_graph=self.kernel_graph,
+            plan_path=self.out / "plan.json",
+            progress=reporter.stepped,
+        )
+
+    def uniform(self, result: Result, reporter: Reporter) -> _Uniform:
+        """Uniform widths whose *measured* latency comes closest to the pruned model's, cut and tuned in the same way.
+
+        Latency does not depend on the values of weights, so candidates are timed before they are tuned, with made-up ones.
+        """
+        planner = Planner(self.dense, self.kernel_graph, self.predictor, task=training.task(self.data))
+        groups, damage = self.kernel_graph.graph.groups, planner.damage
+        allocations = {}
+        for share in range(_UNIFORM_CANDIDATES):
+            target_ms = result.predicted_ms * (0.9 + 0.2 * share / (_UNIFORM_CANDIDATES - 1))
+            allocation = closest_uniform(groups, damage, planner.cost, target_ms, planner.rules)
+            allocations[tuple(sorted(allocation.widths.items()))] = allocation
+        named = {f"uniform{index}": allocation for index, allocation in enumerate(allocations.values())}
+        engines: dict[str, bytes | Path] = {
+            name: self.kernel_graph.network_engine(allocation.widths) for name, allocation in named.items()
+        }
+        engines["pruned"] = self.kernel_graph.network_engine(result.plan.widths())
+        with self.board.hold("quickstart"):
+            found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
+        closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
+        proposal = planner.proposal(named[closest], result.predicted_ms)
+        module = edgeprune.apply(self.dense, proposal.plan)
+        task = training.task(self.data)
+        # As `edgeprune.prune` recovers its own model.
+        reestimate_batch_norm(module, task.objectives[0].train, batches=64, task=task)
+        fine_tune(module, task, self._fine_tuning, teacher=self.dense, progress=reporter.stepped)
+        engine = self.out / "uniform.onnx"
+        self.kernel_graph.backend.export(module, self.kernel_graph.graph.example_inputs, engine)
+        return _Uniform(proposal, module, engine)
+
+    def compile(self, result: Result, reporter: Reporter) -> tuple[Artifact, Artifact]:
+        """Artifacts of the dense model (the reference of the latency gate) and of the pruned one."""
+        images = self.data.train[0][:32]
+        normalization = {"mean": [0.3053], "std": [0.3232]}
+        labels = [str(digit) for digit in range(digits.CLASSES)]
+        reference = edgeprune.compile(
+            self.dense,
+            _example(),
+            self.out / "dense",
+            name="digits-dense",
+            labels=labels,
+            normalization=normalization,
+            golden_inputs=images,
+            fingerprint=self.fingerprint,
+            progress=reporter.told,
+        )
+        artifact = edgeprune.compile(
+            result.module,
+            _example(),
+            self.out / "artifact",
+            name="digits",
+            plan=result.plan,
+            labels=labels,
+            normalization=normalization,
+            golden_inputs=images,
+            fingerprint=self.fingerprint,
+            progress=reporter.told,
+        )
+        return reference, artifact
+
+    def deploy(self, artifact: Artifact, reference: Artifact, reporter: Reporter) -> Deployment:
+        """Parity and latency on the board, then the switch."""
+        return edgeprune.deploy(
+            artifact,
+            self.board,
+            budget_ms=self.budget_ms,
+            reference=reference,
+            dense_ms=self.dense_ms,
+            progress=reporter.staged,
+        )
+
+    def compare(self, artifact: Artifact, reference: Artifact, uniform: _Uniform, reporter: Reporter) -> Comparison:
+        """Dense, uniform and pruned engine in the same rounds."""
+        engines: dict[str, bytes | Path] = {
+            "dense": reference.engine,
+            "uniform": uniform.engine,
+            "pruned": artifact.engine,
+        }
+        with self.board.hold("quickstart"):
+            return compare(self.board, engines, "dense", rounds=20, progress=reporter.counted)
+
+    def finish(
+        self,
+        result: Result,
+        uniform: _Uniform,
+        artifact: Artifact,
+        deployment: Deployment,
+        compared: Comparison,
+        seconds: float,
+    ) -> Outcome:
+        """Write ``summary.json``, ``report.json`` and ``report.html``."""
+        candidates = tuple(
+            Candidate(
+                name,
+                self.dense_ms * compared.ratios[name].ratio,
+                compared.ratios[name].ratio,
+                training.test_accuracy(module, self.data),
+                sum(parameter.numel() for parameter in module.parameters()),
+            )
+            for name, module in (("dense", self.dense), ("uniform", uniform.module), ("pruned", result.module))
+        )
+        dense, rival, pruned = candidates
+        report_path = self.out / "report.html"
+        summary = {
+            "board": self.board.name,
+            "dense_ms": self.dense_ms,
+            "pruned_predicted_ms": result.predicted_ms,
+            "pruned_measured_ms": pruned.latency_ms,
+            "budget_ms": self.budget_ms,
+            "dense_accuracy": dense.accuracy,
+            "pruned_accuracy": pruned.accuracy,
+            "uniform_accuracy": rival.accuracy,
+            "params_before": dense.parameters,
+            "params_after": pruned.parameters,
+            "parity_max_abs": deployment.parity.max_abs,
+            "table": str(self.out / "latency_table.parquet"),
+            "plan": str(self.out / "plan.json"),
+            "artifact": str(artifact.folder),
+            "report": str(report_path),
+            "seconds": seconds,
+            "uniform_measured_ms": rival.latency_ms,
+            "pruned_ratio": pruned.ratio,
+            "uniform_ratio": rival.ratio,
+            "pruned_ratio_interval": [compared.ratios["pruned"].low, compared.ratios["pruned"].high],
+            "gate_ratio": deployment.ratio,
+            "milliseconds_as_timed": {
+                name: measurement.median_ms for name, measurement in compared.measurements.items()
+            },
+            "check_max_abs": result.check_max_abs,
+            "release": deployment.release,
+            "seed": self.settings.seed,
+        }
+        report = self.predictor.report()
+        stored.save(self._report_data(result, deployment, candidates), self.out / stored.FILE_NAME)
+        page.write(stored.load(self.out / stored.FILE_NAME), report_path)
+        partial = self.out / "summary.json.partial"
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.out / "summary.json")
+        return Outcome(
+            summary=summary,
+            candidates=candidates,
+            fit=report.summary(),
+            noise=_noise(self.table.header["repeatability"]),
+            disturbances=self.fingerprint.disturbances,
+            notes=tuple(note for note in result.notes if "unverified" not in note),
+        )
+
+    def _report_data(self, result: Result, deployment: Deployment, candidates: tuple[Candidate, ...]) -> ReportData:
+        pruned = candidates[-1]
+        assert pruned.latency_ms is not None
+        data = pruning.from_result(
+            replace(result, measured_ms=pruned.latency_ms, notes=()),
+            self.kernel_graph,
+            self.predictor,
+            title=f"Handwritten digits, pruned to {self.settings.budget}",
+            budget=str(self.settings.budget),
+            parameters_before=candidates[0].parameters or 0,
+        )
+        error = result.predicted_ms / pruned.latency_ms - 1
+        latency = Card(
+            "latency",
+            f"{self.dense_ms:.3f} → {pruned.latency_ms:.3f} ms",
+            f"{pruned.ratio:.1%} of dense, interleaved; budget {self.budget_ms:.3f} ms",
+            "good" if pruned.latency_ms <= 1.05 * self.budget_ms else "bad",
+        )
+        accuracies = " → ".join(f"{candidate.accuracy:.2%}" for candidate in (candidates[0], pruned))
+        accuracy = Card("accuracy", accuracies, f"held-out test images; uniform pruning {candidates[1].accuracy:.2%}")
+        prediction = Card(
+            "predicted before compiling", f"{result.predicted_ms:.3f} ms", f"{error:+.1%} of what was measured"
+        )
+        others = tuple(card for card in data.cards if card.title in {"parameters", "cut equals masked"})
+        cards = (latency, accuracy, prediction, *others)
+        with_cards = replace(data, cards=cards, candidates=candidates, metric="accuracy on the test split")
+        return pruning.with_deployment(with_cards, deployment_record(deployment))
+
+
+def deployment_record(deployment: Deployment) -> dict[str, Any]:
+    """A deployment as the JSON that reports read."""
+    return {
+        "board": deployment.board,
+        "artifact": deployment.artifact,
+        "release": deployment.release,
+        "measured_ms": deployment.measured_ms,
+        "dense_ms": deployment.dense_ms,
+        "ratio": deployment.ratio,
+        "parity": deployment.parity.as_json(),
+    }
+
+
+def _noise(repeatability: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in repeatability.items())
