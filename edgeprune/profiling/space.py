@@ -31,6 +31,7 @@ SMALLEST_SHARE = 1 / 8
 # Chances of the number that all widths of a drawn candidate are multiples of.
 _ALIGNMENTS = {16: 0.30, 8: 0.25, 4: 0.30, 1: 0.15}
 _WHOLE = 0.1
+_LEAST_PER_OP = 3
 _JITTER = 0.15
 
 # A deliberately plain price of a kernel, for sharing out measuring time only: work at 50 GMAC/s or traffic at 10 GB/s,
@@ -113,8 +114,8 @@ def aligned(size: int, share: float, multiple_of: int) -> int:
 def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int = 300) -> list[Kernel]:
     """Kernels to measure, the most telling first: any beginning of the list is a good choice of that length.
 
-    The dense network's kernels come first, by cost; then each operation gets its share (by cost and by how many
-    different kernels it has), within which the next kernel is always the one farthest from those chosen.
+    The dense network's kernels come first, by cost; then each operation gets a few, then its share (by cost and by how
+    many different kernels it has), within which the next kernel is always the one farthest from those chosen.
 
     Args:
         kernel_graph: The lowered model.
@@ -134,7 +135,9 @@ def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int =
     shares = pool.shares()
     given = Counter(pool.kernels[index].op for index in taken)
     while len(taken) < count and any(queues.values()):
-        op = max((op for op in queues if queues[op]), key=lambda op: (shares[op] / (given[op] + 1), op))
+        waiting = [op for op in queues if queues[op]]
+        # What was never measured cannot be predicted: rare operations get a few before common ones get many.
+        op = max(waiting, key=lambda op: (given[op] < _LEAST_PER_OP, shares[op] / (given[op] + 1), op))
         taken.append(queues[op].pop(0))
         given[op] += 1
     return [pool.kernels[index] for index in taken]

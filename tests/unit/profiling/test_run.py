@@ -1,0 +1,125 @@
+"""`profile`: from a model to a table, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.boards.board import Board
+from edgeprune.errors import BoardBusyError, ConfigError
+from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.tracing import trace
+from edgeprune.latency.table import LatencyTable
+from edgeprune.profiling.run import DENSE, profile
+
+INPUT = torch.zeros(1, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> ChannelGraph:
+    return trace(model, INPUT)
+
+
+def test_table_holds_kernels_and_networks_of_the_same_rounds(
+    board: Board, model: nn.Module, graph: ChannelGraph, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int, float, str]] = []
+    out = tmp_path / "tables" / "table.parquet"
+    table = profile(
+        model, INPUT, board, minutes=0.1, seed=4, out=out, graph=graph, progress=lambda *state: told.append(state)
+    )
+    assert LatencyTable.load(out).hash == table.hash
+    assert [path.name for path in out.parent.iterdir()] == ["table.parquet"]
+    assert len(table.kernels) >= 8
+    networks = {network.name: network for network in table.networks}
+    assert len(networks) >= 4
+    dense = networks[DENSE]
+    assert dense.widths == graph.widths()
+    measured = {kernel.key for kernel in table.kernels}
+    assert set(dense.kernels) <= measured
+    assert min(network.measurement.median_ms for network in networks.values()) < dense.measurement.median_ms
+    rounds = {len(value) for value in table.frame["rounds_ms"]}
+    assert len(rounds) == 1
+    assert rounds.pop() >= 2
+    header = table.header
+    assert header["identity"] == board.probe().identity("onnxruntime")
+    assert header["model"]["signature"] == graph.signature
+    assert header["reference"]["median_ms"] == dense.measurement.median_ms
+    assert header["repeatability"]["pairs"] >= len(table.kernels)
+    assert (header["protocol"]["seed"], header["threads"], header["label"]) == (4, 1, "measured")
+    assert header["conditions"]["before"]["cores"]
+    assert told[-1][0] == told[-1][1] > 0
+    assert {"probing local", "lowering the model", "choosing kernels and networks"} <= {state[3] for state in told}
+
+
+def test_profile_that_was_interrupted_goes_on_where_it_was(
+    board: Board, model: nn.Module, graph: ChannelGraph, tmp_path: Path
+) -> None:
+    out = tmp_path / "table.parquet"
+    journal, selection = (tmp_path / f"table.parquet.{what}.jsonl" for what in ("journal", "selection"))
+    settings: dict[str, Any] = {"minutes": 0.1, "out": out, "graph": graph}
+
+    def interrupt(done: int, total: int, left_s: float, message: str) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, INPUT, board, progress=interrupt, **settings)
+    assert not out.exists()
+    before = journal.read_text().splitlines()
+    assert sum('"kind":"sample"' in line for line in before) >= 20
+    chosen = selection.read_text()
+    seen: list[int] = []
+
+    def watch(done: int, total: int, left_s: float, message: str) -> None:
+        if total:
+            seen.append(done)
+            assert journal.read_text().splitlines()[: len(before)] == before
+            assert selection.read_text() == chosen
+
+    table = profile(model, INPUT, board, progress=watch, **settings)
+    assert seen[0] >= 20
+    assert table.hash == LatencyTable.load(out).hash
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.parquet"]
+
+
+def test_board_is_held_while_it_is_measured(board: Board, model: nn.Module, graph: ChannelGraph) -> None:
+    refused: list[BoardBusyError] = []
+
+    def intrude(done: int, total: int, left_s: float, message: str) -> None:
+        if message == "timing the dense network":
+            with Board.open("local") as other, pytest.raises(BoardBusyError) as caught, other.hold("deploy"):
+                pass
+            refused.append(caught.value)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, INPUT, board, minutes=0.1, graph=graph, progress=intrude)
+    assert "profile" in refused[0].message
+    with board.hold("deploy"):
+        pass
+
+
+@pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])
+def test_time_must_be_positive(model: nn.Module, minutes: float) -> None:
+    with pytest.raises(ConfigError, match="minutes must be greater than 0, found"):
+        profile(model, INPUT, minutes=minutes)
