@@ -21,7 +21,7 @@ from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact, describe_file
 from edgeprune.deployment.gates import Latency
 from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry
-from edgeprune.deployment.status import BoardStatus, read_status
+from edgeprune.deployment.status import BoardStatus, read_status, remember_status
 from edgeprune.errors import (
     ConfigError,
     EdgepruneError,
@@ -319,8 +319,8 @@ class _Run:
     def finish(self, keep: int) -> None:
         """Remove old releases, and remember what the board runs."""
         try:
-            self.board.call("gc", {"keep": keep}, timeout_s=120.0)
-            read_status(self.board, known_as=self.known_as)
+            left = self.board.call("gc", {"keep": keep}, timeout_s=120.0)
+            remember_status(self.board, left["status"], known_as=self.known_as)
         except EdgepruneError as error:
             # The release runs and was confirmed; what is left over is removed by the next deployment.
             _log.warning("old releases on board %s were not removed: %s", self.board.name, error)

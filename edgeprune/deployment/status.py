@@ -130,7 +130,11 @@ def rollback(board: str | Board = "local") -> BoardStatus:
 
 def read_status(board: Board, *, known_as: str | None = None) -> BoardStatus:
     """Ask an open board, and remember the answer on this machine."""
-    result = board.call("status", {}, timeout_s=_TIMEOUT_S)
+    return remember_status(board, board.call("status", {}, timeout_s=_TIMEOUT_S), known_as=known_as)
+
+
+def remember_status(board: Board, result: Mapping[str, Any], *, known_as: str | None = None) -> BoardStatus:
+    """Keep what a board answered on this machine, by its name and by what the user calls it."""
     for name in {board.name, known_as or board.name}:
         state.remember(name, result)
     return BoardStatus.from_result(board.name, result)

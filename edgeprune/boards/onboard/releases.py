@@ -220,7 +220,7 @@ def status(root, request):
 def gc(root, request):
     """Keep the last ``keep`` releases, and always the current and the previous one; remove the others with their blobs.
 
-    Result: ``removed`` (folders), ``freed_bytes``.
+    Result: ``removed`` (folders), ``freed_bytes``, ``status`` (of `status`, afterwards).
     """
     _finish(root)
     kept = [folder for folder in (_target(root, name) for name in LINKS) if folder is not None]
@@ -238,7 +238,8 @@ def gc(root, request):
         for digest in release_files.hashes(path) - needed:
             freed += release_files.remove(os.path.join(root, "store", digest))
         freed += release_files.remove(path)
-    return {"removed": removed, "freed_bytes": freed + _clear(os.path.join(root, "incoming"))}
+    freed += _clear(os.path.join(root, "incoming"))
+    return {"removed": removed, "freed_bytes": freed, "status": status(root, request)}
 
 
 def resolve(root, name):

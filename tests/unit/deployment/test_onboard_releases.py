@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -64,7 +63,7 @@ class Runner:
 
     def target(self, name="current"):
         link = self.root / name
-        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+        return link.readlink().name if link.is_symlink() else None
 
     def assert_valid(self, *allowed):
         """`current` is one whole release of `allowed`, or absent where None is allowed."""
@@ -233,7 +232,7 @@ def test_kill_at_any_state_leaves_current_valid_and_a_second_run_converges(board
     board.assert_valid(three)
     assert list((board.root / "incoming").iterdir()) == []
     board.call("gc", keep=3)
-    assert [name for name in os.listdir(board.root) if name.startswith(".")] == []
+    assert [path for path in board.root.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,322 @@
+"""Deployments to the board ``local``, with the real runtime and no stand-ins."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeprune.boards.board import Board
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.deploying import STATES, deploy
+from edgeprune.deployment.status import rollback, status
+from edgeprune.errors import (
+    BoardBusyError,
+    BoardFullError,
+    ConfigError,
+    HealthError,
+    IncompatibleTargetError,
+    InconsistentBoardError,
+    LatencyGateError,
+    ManifestError,
+    ParityError,
+)
+
+BOARD_STATES = (
+    "board:copied",
+    "board:staged",
+    "board:intent",
+    "board:linked",
+    "board:switched",
+    "board:previous",
+    "board:recorded",
+)
+
+
+def quick(artifact, **options):
+    return deploy(artifact, "local", **{"rounds": 1, **options})
+
+
+def current(root):
+    link = root / "current"
+    return link.readlink().name if link.is_symlink() else None
+
+
+def assert_runs(root, artifact):
+    """`current` is that artifact, whole; or there is none."""
+    if artifact is None:
+        assert current(root) is None
+        return
+    assert current(root)[:16] == artifact.release
+    assert Artifact.load(root / "current").id == artifact.id
+
+
+def assert_tidy(root):
+    """No half-written file is left, and nobody holds the board."""
+    assert list((root / "incoming").iterdir()) == [] if (root / "incoming").exists() else True
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+    with Board.open("local") as board, board.hold("test"):
+        pass
+
+
+def test_first_deployment_activates_and_the_second_sends_and_changes_nothing(artifacts, root):
+    states = []
+    first = quick(artifacts[0], progress=lambda state, *_: states.append(state))
+    assert list(dict.fromkeys(states)) == [state for state in STATES if state != "lock"]
+    assert first.changed
+    assert first.previous is None
+    assert first.bytes_sent == artifacts[0].size_bytes
+    assert first.parity.passed
+    assert first.parity.top1_agreement == 1.0
+    assert first.measured_ms > 0
+    assert_runs(root, artifacts[0])
+    second = quick(artifacts[0].folder)
+    assert (second.changed, second.bytes_sent, second.release) == (False, 0, first.release)
+    assert second.parity.cases == first.parity.cases
+    assert_runs(root, artifacts[0])
+    assert_tidy(root)
+
+
+def test_current_holds_the_engine_and_what_its_users_must_know(artifacts, root):
+    quick(artifacts[0])
+    assert sorted(path.name for path in (root / "current").iterdir()) == [
+        "engine.onnx",
+        "golden.npz",
+        "manifest.json",
+        "model.json",
+    ]
+    model = json.loads((root / "current" / "model.json").read_text())
+    assert model["engine"] == "engine.onnx"
+    assert model["inputs"][0]["shape"] == [1, 3, 12, 12]
+
+
+def test_former_release_is_kept_and_rollback_puts_it_back(artifacts, running):
+    root = running
+    done = quick(artifacts[1])
+    assert done.previous == artifacts[0].release
+    found = status("local")
+    assert (found.current.name, found.previous.name, found.confirmed, found.online) == ("net1", "net0", True, True)
+    back = rollback("local")
+    assert back.current.name == "net0"
+    assert back.previous is None
+    assert_runs(root, artifacts[0])
+
+
+def test_old_releases_go_and_the_last_ones_stay(artifacts, running, forge):
+    quick(artifacts[1])
+    quick(forge(artifacts[1], "net2", name="net2"), keep=2)
+    assert {release.name for release in status("local").releases} == {"net1", "net2"}
+
+
+def test_altered_engine_is_refused_before_the_board_is_asked(artifacts, root, tmp_path):
+    folder = Path(shutil.copytree(artifacts[0].folder, tmp_path / "altered"))
+    with (folder / "engine.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    with pytest.raises(ManifestError, match=r"'engine\.onnx' of artifact"):
+        quick(folder)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_weights_that_differ_by_one_percent_fail_parity_and_current_stays(artifacts, running, forge, net, layer):
+    import torch
+
+    wrong = net(1)
+    with torch.no_grad():
+        wrong[layer].weight *= 1.01
+    forged = forge(artifacts[1], "forged", engine=wrong)
+    with pytest.raises(ParityError) as caught:
+        quick(forged)
+    assert caught.value.exit_code == 5
+    message = caught.value.message
+    assert "'net1' on board local must agree with the golden outputs within 0.0001 of their scale and 80 dB" in message
+    assert "found max abs" in message
+    assert "would have passed" in message
+    assert message.endswith(f"Board local still runs {artifacts[0].release} (net0).")
+    assert_runs(running, artifacts[0])
+    assert_tidy(running)
+
+
+def test_engine_with_other_outputs_is_refused(artifacts, root, forge, net):
+    forged = forge(artifacts[0], "forged", engine=net(0, classes=7))
+    with pytest.raises(ParityError, match=r"must have shape \[1, 10\], found \[1, 7\].*still runs no release"):
+        quick(forged)
+    assert_runs(root, None)
+
+
+def test_release_slower_than_the_budget_is_not_activated(artifacts, running):
+    with pytest.raises(LatencyGateError) as caught:
+        quick(artifacts[1], budget_ms=1e-6)
+    assert caught.value.exit_code == 5
+    assert "latency of 'net1' on board local must be at most 1e-06 ms (+5%), found" in caught.value.message
+    assert caught.value.message.endswith(f"Board local still runs {artifacts[0].release} (net0).")
+    assert_runs(running, artifacts[0])
+
+
+def test_relative_budget_is_held_against_the_interleaved_ratio(artifacts, root):
+    with pytest.raises(LatencyGateError, match=r"must be at most 20 % of dense \(\+5%\)"):
+        quick(artifacts[0], budget_ratio=0.2, reference=artifacts[1], rounds=4)
+    assert_runs(root, None)
+    done = quick(artifacts[0], budget_ratio=1.0, tolerance=1.0, reference=artifacts[1].engine, rounds=4)
+    assert done.ratio_low <= done.ratio <= done.ratio_high
+    assert done.dense_ms > 0
+    assert_runs(root, artifacts[0])
+    assert artifacts[1].release not in {release.folder for release in status("local").releases}
+
+
+def test_budget_in_ms_is_held_against_the_ratio_times_the_dense_latency_of_the_profile(artifacts, root):
+    done = quick(artifacts[0], budget_ms=2000, dense_ms=1000, reference=artifacts[1], rounds=4)
+    assert done.latency_ms == pytest.approx(1000 * done.ratio)
+    with pytest.raises(LatencyGateError):
+        quick(artifacts[0], budget_ms=2000, dense_ms=100000, reference=artifacts[1], rounds=4)
+
+
+def test_relative_budget_without_reference_is_refused(artifacts, root):
+    with pytest.raises(ConfigError, match="must come with the dense model as reference"):
+        quick(artifacts[0], budget_ratio=0.5)
+
+
+def test_board_of_another_architecture_is_refused_before_anything_is_sent(artifacts, root, forge):
+    requires = {**artifacts[0].manifest.requires, "architecture": "riscv64"}
+    with pytest.raises(IncompatibleTargetError) as caught:
+        quick(forge(artifacts[0], "foreign", requires=requires))
+    assert (caught.value.field, caught.value.needed, caught.value.found) == (
+        "architecture",
+        "riscv64",
+        os.uname().machine,
+    )
+    assert caught.value.exit_code == 4
+    assert not (root / "store").exists()
+
+
+def test_runtime_that_is_too_old_is_refused_with_the_command_that_mends_it(artifacts, root, forge):
+    requires = {**artifacts[0].manifest.requires, "min_version": "99.0"}
+    with pytest.raises(IncompatibleTargetError, match=r"needs onnxruntime >= 99\.0") as caught:
+        quick(forge(artifacts[0], "new", requires=requires))
+    assert "pip install" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_is_refused_before_anything_is_sent(artifacts, root):
+    root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)], check=True)
+    try:
+        with pytest.raises(BoardFullError, match=r"board local must have .* MB free for the artifact, found"):
+            quick(artifacts[0])
+        assert not (root / "store").exists()
+        assert_runs(root, None)
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_board_that_another_run_holds_is_busy(artifacts, running):
+    with Board.open("local") as other, other.hold("profile"), pytest.raises(BoardBusyError, match="profile"):
+        quick(artifacts[1])
+    assert_runs(running, artifacts[0])
+
+
+def damage(folder):
+    engine = folder / "engine.onnx"
+    engine.chmod(0o644)
+    engine.write_bytes(b"not an engine")
+
+
+def test_release_that_fails_after_the_switch_is_rolled_back(artifacts, running):
+    root = running
+
+    def progress(state, *_):
+        if state == "health":
+            damage(root / "current")
+
+    with pytest.raises(HealthError) as caught:
+        quick(artifacts[1], progress=progress)
+    assert caught.value.exit_code == 6
+    assert f"it was rolled back. Board local runs {artifacts[0].release} (net0)." in caught.value.message
+    assert_runs(root, artifacts[0])
+    assert quick(artifacts[1]).release == f"{artifacts[1].release}-2"
+    assert_runs(root, artifacts[1])
+
+
+def test_first_release_that_fails_after_the_switch_leaves_no_release(artifacts, root):
+    def progress(state, *_):
+        if state == "health":
+            damage(root / "current")
+
+    with pytest.raises(HealthError, match="Board local runs no release"):
+        quick(artifacts[0], progress=progress)
+    assert_runs(root, None)
+
+
+def test_board_whose_former_release_is_damaged_too_is_called_inconsistent(artifacts, running):
+    root = running
+
+    def progress(state, *_):
+        if state == "health":
+            damage(root / "current")
+            damage(root / "previous")
+
+    with pytest.raises(InconsistentBoardError, match="putting back the former release failed too") as caught:
+        quick(artifacts[1], progress=progress)
+    assert caught.value.exit_code == 7
+    quick(artifacts[0])
+    assert_runs(root, artifacts[0])
+
+
+def test_blob_that_went_bad_on_the_board_is_sent_again(artifacts, running):
+    root = running
+    shutil.rmtree(root / "releases")
+    (root / "current").unlink()
+    blob = root / "store" / artifacts[0].manifest.files["engine.onnx"].sha256
+    size = blob.stat().st_size
+    blob.chmod(0o644)
+    blob.write_bytes(b"\0" * size)
+    done = quick(artifacts[0])
+    assert done.bytes_sent == size
+    assert_runs(root, artifacts[0])
+
+
+def test_interrupt_at_any_state_leaves_current_as_it_was_or_wholly_switched(artifacts, running):
+    root = running
+    for state in [state for state in STATES if state != "lock"]:
+
+        def interrupt(reached, *_, at=state):
+            if reached == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            quick(artifacts[1], progress=interrupt)
+        assert_runs(root, artifacts[1 if state in ("health", "done") else 0])
+        assert_tidy(root)
+    quick(artifacts[1])
+    assert_runs(root, artifacts[1])
+    assert status("local").confirmed
+
+
+PROGRAM = """
+import sys
+from edgeprune.deployment.deploying import deploy
+deploy(sys.argv[1], "local", rounds=1)
+"""
+
+
+@pytest.mark.parametrize("state", [*STATES, *(pytest.param(state, marks=pytest.mark.slow) for state in BOARD_STATES)])
+def test_kill_after_any_state_leaves_current_valid_and_a_second_run_converges(artifacts, running, state):
+    root = running
+    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(artifacts[1].folder)], env=environment, capture_output=True, timeout=120
+    )
+    if state in BOARD_STATES:
+        assert b"CommandError" in killed.stderr
+    else:
+        assert killed.returncode == 137
+    switched = state in ("activate", "health", "done", "board:switched", "board:previous", "board:recorded")
+    assert_runs(root, artifacts[1 if switched else 0])
+    assert status("local").current is not None
+    quick(artifacts[1])
+    assert_runs(root, artifacts[1])
+    assert status("local").previous.folder == artifacts[0].release
+    assert_tidy(root)
