@@ -82,6 +82,7 @@ class ChannelGraph:
     """A captured model and the groups of channels that can be cut from it.
 
     Attributes:
+        model: The traced model itself.
         groups: Everything that can be cut, in program order.
         frozen: Everything that was left alone.
         program: The ATen program that was analyzed; it shares its weights with the traced model.
@@ -98,6 +99,7 @@ class ChannelGraph:
         table: Every shape as a function of the widths.
     """
 
+    model: nn.Module
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[FrozenAxis, ...]
     program: ExportedProgram
@@ -147,14 +149,14 @@ class ChannelGraph:
 
     def explain(self) -> str:
         """What can be cut, what was left alone and why, as plain text."""
-        lines = [f"{len(self.groups)} channel groups, {sum(group.size for group in self.groups)} units"]
+        lines = [f"channel groups: {len(self.groups)}, with {sum(group.size for group in self.groups)} units"]
         for group in self.groups:
-            axes = f"{len(group.members)} axes"
-            lines.append(f"  {group.name}: {group.size} x {group.unit}, {axes}")
-        lines.append(f"{len(self.frozen)} left alone" if self.frozen else "nothing left alone")
+            lines.append(f"  {group.name}: {group.size} x {group.unit}, axes: {len(group.members)}")
+        lines.append(f"left alone: {len(self.frozen)}")
         for axis in self.frozen:
             where = f" at {axis.source}" if axis.source else ""
-            lines.append(f"  {axis.name}: {axis.size} channels: {axis.reason} ({axis.op}{where})")
+            op = f" ({axis.op}{where})" if axis.op else ""
+            lines.append(f"  {axis.name}: {axis.size} wide: {axis.reason}{op}")
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)

@@ -30,13 +30,11 @@ class Producer:
         ids: Atoms along the output axis.
         name: Module path of the layer, or the parameter's name.
         node: Program node.
-        conv_groups: Conv groups that must stay balanced, 1 where there are none.
     """
 
     ids: Ids
     name: str
     node: str
-    conv_groups: int = 1
 
 
 @dataclass
@@ -53,6 +51,7 @@ class Propagation:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     plain: dict[str, Label | None] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
+    balanced: set[str] = field(default_factory=set)
     frozen_calls: list[tuple[Call, int]] = field(default_factory=list)
 
     def run(self) -> None:
@@ -133,9 +132,11 @@ class Propagation:
         return Label(ids, label.shape, label.event)
 
     def produce(self, call: Call, ids: Ids, parameter: str, conv_groups: int = 1) -> None:
-        """Record that a layer makes these channels."""
+        """Record that a layer makes these channels, and whether its conv groups must stay balanced."""
+        if conv_groups > 1:
+            self.balanced.add(parameter)
         path = parameter.rpartition(".")[0] or module_path(call.node) or parameter
-        self.producers.append(Producer(ids, path, call.node.name, conv_groups))
+        self.producers.append(Producer(ids, path, call.node.name))
 
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""

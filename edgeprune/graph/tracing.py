@@ -49,11 +49,12 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     groups = []
     for index, classes in enumerate(solid):
         made = [p for p in walk.producers if _touches(units, code_of, p.ids, offsets[index], offsets[index + 1])]
-        balanced = any(producer.conv_groups > 1 for producer in made)
+        balanced = any(member.parameter in walk.balanced for member in members[index] if member.role != "vector")
         nodes = tuple(dict.fromkeys(producer.node for producer in made))
         unit = "conv-group channel" if balanced else "channel"
         groups.append(ChannelGroup(names[index], len(classes), unit, tuple(members[index]), nodes))
     return ChannelGraph(
+        model=model,
         groups=tuple(groups),
         frozen=tuple(_frozen(walk, units, code_of)),
         program=captured.program,
@@ -198,7 +199,8 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
         layers = list(dict.fromkeys(producer.name for producer in producers))
         name = layers[0] + (f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})" if len(layers) > 1 else "")
         if event < 0:
-            found.append(FrozenAxis(name, size, _ALONE, "", ""))
+            reason = "it has a single channel" if size == 1 else _ALONE
+            found.append(FrozenAxis(name, size, reason, "", ""))
         else:
             found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
     return found

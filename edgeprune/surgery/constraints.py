@@ -100,7 +100,7 @@ def _untangle(rules: dict[str, WidthRule]) -> None:
             rule = rules[rule.tied_to]
         if len(seen) > 1:
             rules[name] = replace(rules[name], tied_to=seen[-1])
-    for name, rule in list(rules.items()):
+    for rule in list(rules.values()):
         if rule.tied_to is not None:
             leader = rules[rule.tied_to]
             joint = WidthRule(

@@ -78,8 +78,8 @@ class MaskedProgram(Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         op = str(n.target).rpartition(".")[0]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        args, kwargs = list(args), dict(kwargs)
+        positional, keywords = self.fetch_args_kwargs_from_env(n)
+        args, kwargs = list(positional), dict(keywords)
         if op.rstrip("_") in _DROPOUTS:
             return args[0]
         if op == "aten.batch_norm":

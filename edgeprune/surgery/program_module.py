@@ -47,6 +47,17 @@ class _Step:
     last_use: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """How arguments and results are nested; immutable, so copies of a module share it."""
+
+    inputs: pytree.TreeSpec
+    outputs: pytree.TreeSpec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Frame:
+        return self
+
+
 class ProgramModule(nn.Module):
     """A cut model whose forward is the rewritten program instead of the user's code.
 
@@ -83,8 +94,7 @@ class ProgramModule(nn.Module):
             else:
                 raise PlanError(f"the weights must hold every tensor of the program, found no {target!r}.")
             self._place(target, placed.setdefault(id(value), value), kind)
-        self._in_spec = pytree.treespec_loads(program["in_spec"])
-        self._out_spec = pytree.treespec_loads(program["out_spec"])
+        self._frame = _Frame(pytree.treespec_loads(program["in_spec"]), pytree.treespec_loads(program["out_spec"]))
         self._outputs = [_decode(item) for item in program["outputs"]]
         self._steps = _steps(program)
 
@@ -100,9 +110,9 @@ class ProgramModule(nn.Module):
         Raises:
             SurgeryError: If forward also takes things that are not tensors.
         """
-        if len(inputs) != self._in_spec.num_leaves:
-            raise SurgeryError(f"forward must take only tensors, found {self._in_spec.num_leaves} arguments.")
-        args, kwargs = pytree.tree_unflatten(list(inputs), self._in_spec)
+        if len(inputs) != self._frame.inputs.num_leaves:
+            raise SurgeryError(f"forward must take only tensors, found {self._frame.inputs.num_leaves} arguments.")
+        args, kwargs = pytree.tree_unflatten(list(inputs), self._frame.inputs)
         return tuple(args), dict(kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +131,7 @@ class ProgramModule(nn.Module):
             values[step.name] = step.function(*arguments, **keywords)
             for name in step.last_use:
                 del values[name]
-        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._out_spec)
+        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
 
     def _count(self, step: _Step, arguments: list[Any]) -> None:
         """Count the batch; without a momentum, the batch norm averages over all batches so far."""
@@ -132,7 +142,7 @@ class ProgramModule(nn.Module):
             arguments[_MOMENTUM] = 1.0 / float(counter) if self.training else 0.0
 
     def _ordered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = self._in_spec.child(1).context or []
+        names = self._frame.inputs.child(1).context or []
         return {name: kwargs[name] for name in names if name in kwargs} | kwargs
 
     def _tensor(self, target: str) -> torch.Tensor:

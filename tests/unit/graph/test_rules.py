@@ -1,0 +1,268 @@
+"""Every rule row against a brute force: perturb a unit, see which positions of the output change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgeprune.graph.rules.table import FAMILIES
+from edgeprune.graph.tracing import trace
+
+C, H = 8, 6
+
+
+class Probe(nn.Module):
+    """Two convolutions, the operation, and a sum over everything (which pins nothing)."""
+
+    def __init__(self, op: Callable[..., Any], layer: nn.Module | None) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, C, 1), nn.Conv2d(3, C, 1)
+        self.op, self.layer = op, layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.result(self.a(x), self.b(x))
+        return y.double().sum()
+
+    def result(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.op(a, b) if self.layer is None else self.op(self.layer, a, b)
+
+
+def row(op: Callable[..., Any], units: int = C, layer: Callable[[], nn.Module] | None = None) -> tuple[Any, ...]:
+    return op, units, layer
+
+
+ROWS: dict[str, tuple[Any, ...]] = {
+    # element-wise; `units` is how many units of the channels of `a` must be free
+    "relu": row(lambda a, b: F.relu(a)),
+    "hardswish": row(lambda a, b: F.hardswish(a)),
+    "silu": row(lambda a, b: F.silu(a)),
+    "gelu": row(lambda a, b: F.gelu(a)),
+    "elu": row(lambda a, b: F.elu(a)),
+    "clamp": row(lambda a, b: a.clamp(-5, 5)),
+    "relu6": row(lambda a, b: F.relu6(a + 2)),
+    "leaky_relu": row(lambda a, b: F.leaky_relu(a, 0.1)),
+    "sigmoid": row(lambda a, b: torch.sigmoid(a)),
+    "tanh": row(lambda a, b: torch.tanh(a)),
+    "softplus": row(lambda a, b: F.softplus(a)),
+    "dropout": row(lambda a, b: F.dropout(a, 0.5, training=False)),
+    "prelu": row(lambda layer, a, b: layer(a), layer=lambda: nn.PReLU(C)),
+    "prelu of one slope": row(lambda layer, a, b: layer(a), layer=nn.PReLU),
+    "add": row(lambda a, b: a + b),
+    "sub": row(lambda a, b: a - b),
+    "mul": row(lambda a, b: a * b),
+    "maximum": row(lambda a, b: torch.maximum(a, b)),
+    "where": row(lambda a, b: torch.where(a > 0, a, b)),
+    "add of a scalar": row(lambda a, b: 2 + a),
+    "mul by pooled": row(lambda a, b: a * b.mean((2, 3), keepdim=True)),
+    "mul by another rank": row(lambda a, b: a * b.mean((0, 2, 3)).reshape(C, 1, 1)),
+    "mul by one map": row(lambda a, b: a * b.mean(1, keepdim=True)),
+    "add of one channel": row(lambda a, b: a[:, :1] + b, units=C - 1),
+    "add of a fixed tensor": row(lambda a, b: a + torch.arange(C).reshape(C, 1, 1), units=0),
+    "add of a fixed map": row(lambda a, b: a + torch.arange(H)),
+    "outer product": row(lambda a, b: a.mean((2, 3)).unsqueeze(1) * b.mean((2, 3)).unsqueeze(2), units=0),
+    # normalization
+    "batch norm": row(lambda layer, a, b: layer(a), layer=lambda: nn.BatchNorm2d(C)),
+    "batch norm without affine": row(lambda layer, a, b: layer(a), layer=lambda: nn.BatchNorm2d(C, affine=False)),
+    "instance norm": row(lambda layer, a, b: layer(a), layer=lambda: nn.InstanceNorm2d(C, affine=True)),
+    # pooling and resizing
+    "max pool": row(lambda a, b: F.max_pool2d(a, 2)),
+    "average pool": row(lambda a, b: F.avg_pool2d(a, 3, 1)),
+    "adaptive average pool": row(lambda a, b: F.adaptive_avg_pool2d(a, 2)),
+    "adaptive max pool": row(lambda a, b: F.adaptive_max_pool2d(a, 2)),
+    "nearest": row(lambda a, b: F.interpolate(a, scale_factor=2)),
+    "bilinear": row(lambda a, b: F.interpolate(a, size=(9, 9), mode="bilinear")),
+    "pool over channels": row(lambda a, b: F.max_pool1d(a.mean((2, 3)).unsqueeze(1), 2), units=0),
+    # reductions
+    "mean over space": row(lambda a, b: a.mean((2, 3))),
+    "sum over space": row(lambda a, b: a.sum((-1, -2), keepdim=True)),
+    "amax over space": row(lambda a, b: a.amax((2, 3))),
+    "mean over channels": row(lambda a, b: a.mean(1)),
+    "softmax over space": row(lambda a, b: a.softmax(-1)),
+    # data movement
+    "flatten": row(lambda a, b: a.flatten(1)),
+    "view": row(lambda a, b: a.view(a.size(0), -1)),
+    "view in pairs": row(lambda a, b: a.view(a.size(0), 2, C // 2, H, H), units=C // 2),
+    "permute": row(lambda a, b: a.permute(0, 2, 3, 1)),
+    "transpose": row(lambda a, b: a.transpose(1, 2).contiguous()),
+    "movedim": row(lambda a, b: a.movedim(1, -1)),
+    "squeeze": row(lambda a, b: a.mean((2, 3), keepdim=True).squeeze(3)),
+    "unsqueeze": row(lambda a, b: a.unsqueeze(1)),
+    "expand": row(lambda a, b: a.mean(3, keepdim=True).expand(-1, -1, -1, 5)),
+    "unflatten": row(lambda a, b: a.unflatten(3, (2, 3))),
+    "cat": row(lambda a, b: torch.cat([a, b], 1)),
+    "cat of one with itself": row(lambda a, b: torch.cat([a, b, a], 1)),
+    "cat in space": row(lambda a, b: torch.cat([a, b], 2)),
+    "cat with a fixed tensor": row(lambda a, b: torch.cat([a, torch.ones(a.size(0), 2, H, H), b], 1)),
+    "stack": row(lambda a, b: torch.stack([a, b], 1)),
+    "slice": row(lambda a, b: a[:, 2:5]),
+    "slice in space": row(lambda a, b: a[:, :, ::2, 1:]),
+    "slice with a step": row(lambda a, b: a[:, ::2], units=0),
+    "select": row(lambda a, b: a[:, 3], units=C - 1),
+    "select in space": row(lambda a, b: a[:, :, 3]),
+    "narrow": row(lambda a, b: a.narrow(1, 3, 4)),
+    "chunk": row(lambda a, b: torch.cat(a.chunk(3, 1)[::-1], 1)),
+    "split": row(lambda a, b: torch.cat([a.split(3, 1)[2], b], 1)),
+    "split in sizes": row(lambda a, b: a.split([1, 5, 2], 1)[1]),
+    "chunk and multiply": row(lambda a, b: a.chunk(2, 1)[0] * a.chunk(2, 1)[1], units=C // 2),
+    "unbind": row(lambda a, b: a.unbind(2)[1]),
+    "pad": row(lambda a, b: F.pad(a, (1, 1, 2, 2, 3, 1))),
+    "pad by reflection": row(lambda a, b: F.pad(a, (1, 1, 2, 2), mode="reflect")),
+    "flip": row(lambda a, b: a.flip(1)),
+    "roll in space": row(lambda a, b: a.roll(2, 3)),
+    "roll": row(lambda a, b: a.roll(2, 1), units=0),
+    "repeat": row(lambda a, b: a.repeat(1, 3, 1, 1)),
+    "pixel shuffle": row(lambda a, b: F.pixel_shuffle(a, 2), units=2),
+    "pixel unshuffle": row(lambda a, b: F.pixel_unshuffle(a, 2)),
+    "channel shuffle": row(lambda a, b: F.channel_shuffle(a, 2)),
+    "zeros like": row(lambda a, b: a + torch.zeros_like(b)),
+    # no rule
+    "cumsum": row(lambda a, b: a.cumsum(1), units=0),
+    "fft": row(lambda a, b: torch.fft.fft(a, dim=1).real, units=0),
+    "sort": row(lambda a, b: a.sort(1)[0], units=0),
+}
+
+
+MIXING = {"mean over channels"}
+"""Such an operation runs over what is kept: a unit reaches every result and none is labeled with it."""
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_unit_is_exactly_what_a_perturbation_reaches(name: str) -> None:
+    op, units, make_layer = ROWS[name]
+    probe = Probe(op, make_layer() if make_layer else None).eval()
+    graph = trace(probe, torch.randn(2, 3, H, H))
+    input_codes = {"a": graph.unit_of["conv2d"][1], "b": graph.unit_of["conv2d_1"][1]}
+    free = sorted(set(input_codes["a"].tolist()) - {-1})
+    assert len(free) == units
+    total = next(n for n in graph.program.graph.nodes if n.op == "output").args[0][0]
+    result = total.args[0].args[0]
+    output_codes = graph.unit_of[result.name]
+    for unit in free:
+        changed = _changed(probe, {k: codes == unit for k, codes in input_codes.items()})
+        expected = torch.zeros(changed.shape, dtype=torch.bool)
+        for axis, codes in enumerate(output_codes):
+            view = [1] * changed.ndim
+            view[axis] = -1
+            expected |= torch.from_numpy(codes == unit).reshape(view)
+        if name not in MIXING:
+            assert torch.equal(changed, expected), f"unit {unit}"
+
+
+def _changed(probe: Probe, perturbed: dict[str, Any]) -> torch.Tensor:
+    """Positions of the result that change for any of several large perturbations of some channels."""
+    changed = None
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        values = {k: torch.randn(2, C, H, H, generator=generator, dtype=torch.float64) for k in "ab"}
+        moved = {}
+        for key, value in values.items():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            mask = torch.from_numpy(perturbed[key]).reshape(1, C, 1, 1)
+            moved[key] = value + mask * (noise + 0.7)
+        with torch.no_grad():
+            before = probe.double().result(**values)
+            after = probe.double().result(**moved)
+        probe.float()
+        now = before != after
+        changed = now if changed is None else changed | now
+    assert changed is not None
+    return changed
+
+
+CONTRACTIONS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    # layer on 8 channels, units among its inputs, units among its outputs
+    "conv2d": (lambda: nn.Conv2d(C, 6, 3), C, 6),
+    "conv2d same": (lambda: nn.Conv2d(C, 6, 3, padding="same"), C, 6),
+    "depthwise": (lambda: nn.Conv2d(C, C, 3, groups=C), C, C),
+    "depthwise with a multiplier": (lambda: nn.Conv2d(C, 2 * C, 3, groups=C), C, C),
+    "grouped": (lambda: nn.Conv2d(C, 12, 3, groups=2), C // 2, 6),
+    "transposed": (lambda: nn.ConvTranspose2d(C, 6, 2, 2), C, 6),
+    "transposed depthwise": (lambda: nn.ConvTranspose2d(C, C, 2, 2, groups=C), C, C),
+    "transposed grouped": (lambda: nn.ConvTranspose2d(C, 12, 2, 2, groups=2), C // 2, 6),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_a_contraction_reads_by_its_weight_and_makes_by_its_weight(name: str) -> None:
+    make, inputs, outputs = CONTRACTIONS[name]
+    layer = make()
+    graph = trace(Probe(lambda layer, a, b: layer(a), layer), torch.randn(2, 3, H, H))
+    into = graph.unit_of["conv2d"][1]
+    node = next(n for n in reversed(graph.program.graph.nodes) if "conv" in str(n.target))
+    out = graph.unit_of[node.name][1]
+    assert len(set(into.tolist()) - {-1}) == inputs
+    assert len(set(out.tolist()) - {-1}) == outputs
+    reads = _dependence(layer)
+    for unit in set(into.tolist()) & set(out.tolist()) - {-1}:
+        assert set((into == unit).nonzero()[0].tolist()) == {
+            i for i in range(C) for o in (out == unit).nonzero()[0].tolist() if reads[o, i]
+        }
+    for member in (m for g in graph.groups for m in g.members if m.parameter == "layer.weight"):
+        for indices in member.indices:
+            _compare_with_weight(layer, member.role, member.axis, indices, into, out)
+
+
+def _dependence(layer: nn.Module) -> torch.Tensor:
+    """Which outputs change when one input channel changes."""
+    x = torch.randn(1, C, H, H)
+    rows = []
+    for channel in range(C):
+        moved = x.clone()
+        moved[:, channel] += 1 + torch.rand(H, H)
+        with torch.no_grad():
+            rows.append((layer(x) != layer(moved)).any(dim=3).any(dim=2)[0])
+    return torch.stack(rows, dim=1)
+
+
+def _compare_with_weight(layer: Any, role: str, axis: int, indices: tuple[int, ...], into: Any, out: Any) -> None:
+    """Perturbing these weight slices moves exactly the outputs of one unit, or only matters with its inputs."""
+    x = torch.randn(1, C, H, H)
+    with torch.no_grad():
+        before = layer(x)
+        saved = layer.weight.clone()
+        layer.weight.index_add_(
+            axis, torch.tensor(indices), torch.ones_like(saved.index_select(axis, torch.tensor(indices)))
+        )
+        if role == "input":
+            codes = {int(c) for c in into.tolist()}
+            for code in codes:
+                silent = x * torch.from_numpy(into != code).reshape(1, C, 1, 1)
+                layer_out = layer(silent)
+                layer.weight.copy_(saved)
+                same = torch.allclose(layer_out, layer(silent), atol=1e-6)
+                layer.weight.index_add_(
+                    axis, torch.tensor(indices), torch.ones_like(saved.index_select(axis, torch.tensor(indices)))
+                )
+                if same:
+                    break
+            else:
+                pytest.fail("no unit of the inputs owns these weights")
+        else:
+            moved = (layer(x) != before).any(dim=3).any(dim=2)[0].nonzero().flatten().tolist()
+            assert len({int(out[i]) for i in moved}) == 1
+            assert moved == (out == out[moved[0]]).nonzero()[0].tolist()
+        layer.weight.copy_(saved)
+
+
+def test_linear_reads_the_last_axis() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 2))
+    graph = trace(model, torch.randn(2, 7, 4))
+    assert graph.widths() == {"0": 6, "2": 5}
+    assert {(m.parameter, m.axis) for m in graph.group("0").members} == {
+        ("0.weight", 0),
+        ("0.bias", 0),
+        ("2.weight", 1),
+    }
+
+
+def test_every_rule_is_found_by_the_name_that_torch_prints() -> None:
+    names = [name for family in FAMILIES for name in family.TABLE]
+    assert len(names) == len(set(names))
+    for name in names:
+        space, packet, overload = name.split(".")
+        assert hasattr(getattr(getattr(torch.ops, space), packet), overload), name
