@@ -106,12 +106,7 @@ def expand(decisions: Sequence[Choice], widths: Sequence[int]) -> dict[str, int]
 
 def _allowed(name: str, size: int, rules: Rules) -> set[int]:
     rule = rules.get(name)
-    if rule is None:
-        return set(range(1, size + 1))
-    if rule.frozen:
-        return {size}
-    smallest = max(1, min(rule.min_width, size))
-    return {width for width in range(smallest, size + 1) if width % max(1, rule.multiple_of) == 0}
+    return set(range(1, size + 1)) if rule is None else set(rule.widths(size))
 
 
 def _roots(sizes: Mapping[str, int], rules: Rules) -> dict[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
 """Group name to one score per unit, at least 0; the unit with the smallest score goes first."""
-Normalization = Literal["none", "share"]
+Normalization = Literal["none", "share", "log_share"]
 
 
 class Criterion(ABC):
@@ -32,7 +32,7 @@ class Criterion(ABC):
     """Whether scores need data and a loss."""
     normalization: ClassVar[Normalization]
     """How the damage of different groups is made comparable, see `edgeprune.criteria.damage.damage_curves`: ``"none"`` for
-    scores that estimate a change of the loss and so have one unit everywhere, ``"share"`` for all others."""
+    scores that estimate a change of the loss and so have one unit everywhere, ``"log_share"`` for all others."""
 
     @abstractmethod
     def score(

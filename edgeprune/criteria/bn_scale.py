@@ -29,7 +29,7 @@ class BnScale(Criterion):
 
     name: ClassVar[str] = "bn_scale"
     needs_task: ClassVar[bool] = False
-    normalization: ClassVar[Normalization] = "share"
+    normalization: ClassVar[Normalization] = "log_share"
 
     def score(
         self, graph: ChannelGraph, model: nn.Module, task: Task | None = None, *, groups: Sequence[str] | None = None

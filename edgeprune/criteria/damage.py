@@ -12,14 +12,23 @@ DamageCurves = dict[str, npt.NDArray[np.float64]]
 """Group name to damage by units kept, shape (size + 1,): falls with the width, 0 at the full size."""
 
 
+LEAST_SHARE = 1e-9
+"""Kept shares are not taken to be smaller, so that removing everything has a finite damage."""
+
+
 def damage_curves(scores: Scores, normalization: Normalization = "none") -> DamageCurves:
-    """Damage of keeping the best `w` units of each group: the sum of the scores of all others.
+    """Damage of keeping the best `w` units of each group, from the scores of all others.
 
     Args:
         scores: Group name to one score per unit, finite and at least 0.
-        normalization: How groups compare. ``"none"``: the sums as they are, right where scores estimate a loss change
-            (taylor). ``"share"``: divided by the group's total, so that removing everything costs 1 in each group, right
-            where scores only rank the units of one group (norms). A group whose scores are all 0 costs nothing.
+        normalization: How removed scores become damage, and how groups compare. A group whose scores are all 0 costs nothing.
+
+            - ``"none"``: their sum, right where scores estimate a loss change (taylor).
+            - ``"share"``: their sum over the group's total: removing everything costs 1 in each group.
+            - ``"log_share"``: minus the logarithm of the share that is kept. About ``"share"`` while little is removed, but
+              it grows without bound, and summed over groups it is minus the logarithm of the product of kept shares: what
+              passes through one layer after another multiplies. Right where scores only rank the units of one group
+              (norms): with plain shares an allocation may empty one group nearly entirely, because its latency is worth it.
 
     Returns:
         Damage curves, convex in the width.
@@ -33,9 +42,11 @@ def damage_curves(scores: Scores, normalization: Normalization = "none") -> Dama
         ascending = np.sort(array)
         removed = np.concatenate([[0.0], np.cumsum(ascending)])
         total = removed[-1]
-        if normalization == "share" and total > 0:
+        if normalization != "none" and total > 0:
             removed = removed / total
-        curves[name] = removed[::-1].copy()
+            if normalization == "log_share":
+                removed = -np.log(np.maximum(1.0 - removed, LEAST_SHARE))
+        curves[name] = np.abs(removed[::-1])
     return curves
 
 

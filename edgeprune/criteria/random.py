@@ -28,7 +28,7 @@ class Random(Criterion):
 
     name: ClassVar[str] = "random"
     needs_task: ClassVar[bool] = False
-    normalization: ClassVar[Normalization] = "share"
+    normalization: ClassVar[Normalization] = "log_share"
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

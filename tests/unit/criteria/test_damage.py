@@ -37,6 +37,26 @@ def test_shares_run_from_1_to_0(values):
     assert curve[-1] == 0
 
 
+@given(values=scores)
+def test_log_shares_follow_the_kept_share(values):
+    curve = damage_curves({"group": values}, "log_share")["group"]
+    assert np.isfinite(curve).all()
+    assert curve[-1] == 0
+    assert (np.diff(curve) <= 1e-12).all()
+    for width in range(1, len(values)):
+        kept = sum(values[unit] for unit in best_units(values, width))
+        share = kept / values.sum() if values.sum() > 0 else 1.0
+        if share > 1e-6:
+            assert curve[width] == pytest.approx(-np.log(share), rel=1e-6, abs=1e-6)
+
+
+def test_log_shares_make_the_last_units_dear():
+    values = {"group": np.ones(16)}
+    plain, logarithm = damage_curves(values, "share")["group"], damage_curves(values, "log_share")["group"]
+    assert logarithm[15] == pytest.approx(plain[15], rel=0.05)
+    assert logarithm[1] > 2.5 * plain[1]
+
+
 def test_normalization_decides_how_groups_compare():
     values = {"small": np.array([1.0, 1.0]), "large": np.array([10.0, 10.0])}
     plain, shares = damage_curves(values), damage_curves(values, "share")

@@ -1,0 +1,98 @@
+"""A small trained residual net, and a latency table of it that was really measured on this machine."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from edgeprune.boards.board import Board
+from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.tracing import trace
+from edgeprune.latency.fitting import fit
+from edgeprune.latency.predictor import Predictor
+from edgeprune.lowering.kernel_graph import KernelGraph, lower
+from edgeprune.profiling.run import profile
+from edgeprune.recovery.fine_tuning import fine_tune
+from edgeprune.tasks.task import Task
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.first_bn = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_bn = nn.BatchNorm2d(width)
+
+    def forward(self, inputs):
+        inner = self.first_bn(self.first(inputs)).relu()
+        return (inputs + self.second_bn(self.second(inner))).relu()
+
+
+class DigitsNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(32)
+        self.block = Block(32)
+        self.down = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False)
+        self.down_bn = nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images):
+        hidden = self.block(self.stem_bn(self.stem(images)).relu())
+        return self.head(self.down_bn(self.down(hidden)).relu().mean((2, 3)))
+
+
+def accuracy(outputs, targets):
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def digits_task():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    images, labels = images[order], labels[order]
+    return Task.single(
+        train=DataLoader(TensorDataset(images[:900], labels[:900]), batch_size=60, shuffle=True),
+        validation=DataLoader(TensorDataset(images[900:1300], labels[900:1300]), batch_size=200),
+        loss=nn.CrossEntropyLoss(),
+        metric=accuracy,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that `prune` needs; made once, since tracing and measuring take seconds."""
+
+    model: nn.Module
+    example: torch.Tensor
+    task: Task
+    graph: ChannelGraph
+    kernel_graph: KernelGraph
+    predictor: Predictor
+    board: Board
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("EDGEPRUNE_ROOT", str(tmp_path_factory.mktemp("board")))
+    torch.manual_seed(0)
+    model, task = DigitsNet(), digits_task()
+    fine_tune(model, task, epochs=3, lr=5e-3)
+    example = torch.zeros(1, 1, 8, 8)
+    graph = trace(model, example)
+    with Board.open("local") as board:
+        kernel_graph = lower(graph, model=model, workdir=tmp_path_factory.mktemp("engines"))
+        table = profile(model, example, board, minutes=0.08, graph=graph, kernel_graph=kernel_graph)
+        yield Case(model, example, task, graph, kernel_graph, fit(table), board)
+    patch.undo()
+    torch.set_num_threads(threads)

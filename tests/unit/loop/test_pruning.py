@@ -1,0 +1,269 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.allocation.cost import CostModel
+from edgeprune.errors import (
+    BudgetInfeasibleError,
+    ConfigError,
+    ConnectError,
+    ConstraintError,
+    EmptyPlanError,
+    TableMismatchError,
+    TableMissingError,
+    TaskError,
+)
+from edgeprune.latency.table import LatencyTable
+from edgeprune.loop.planning import Planner
+from edgeprune.loop.pruning import prune
+from edgeprune.loop.verification import require_same_device
+from edgeprune.recovery.evaluation import evaluate
+from edgeprune.recovery.fine_tuning import FineTuning
+from edgeprune.spec import Budget, Constraints
+from edgeprune.surgery.plan import PruningPlan
+from edgeprune.tasks.task import Task
+
+
+def pruned(case, budget, **changes):
+    return prune(
+        case.model,
+        case.example,
+        budget,
+        predictor=case.predictor,
+        kernel_graph=case.kernel_graph,
+        **changes,
+    )
+
+
+def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
+    state = {name: value.clone() for name, value in case.model.state_dict().items()}
+    path = tmp_path / "plans" / "plan.json"
+    steps, seen = [], []
+
+    def progress(step, done, total):
+        if not steps or steps[-1] != step:
+            steps.append(step)
+            seen.append((step, path.exists()))
+
+    result = pruned(
+        case,
+        Budget(latency_ratio=0.6),
+        board=case.board,
+        task=case.task,
+        fine_tuning=FineTuning(epochs=2, lr=3e-3),
+        plan_path=path,
+        measuring_rounds=8,
+        progress=progress,
+    )
+    dense_ms = result.dense_predicted_ms
+    assert result.budget_ms == pytest.approx(0.6 * dense_ms)
+    assert result.predicted_ms <= 0.98 * result.budget_ms
+    assert result.rounds[0].aim_ms == pytest.approx(0.98 * result.budget_ms)
+    assert result.rounds[0].predicted_low_ms <= result.predicted_ms <= result.rounds[0].predicted_high_ms
+    assert result.rounds[0].widths == result.plan.widths()
+    # The plan was on disk, with its prediction, before anything was cut, compiled or timed.
+    assert steps == [
+        "scoring", "allocating", "cutting", "checking", "re-estimating batch norm", "fine-tuning", "measuring on the board",
+    ]  # fmt: skip
+    assert [step for step, written in seen if not written] == ["scoring", "allocating"]
+    written = PruningPlan.load(path)
+    assert written.hash == result.plan.hash
+    assert written.predicted["latency_ms"] == pytest.approx(result.predicted_ms)
+    assert written.predicted["low_ms"] <= written.predicted["latency_ms"] <= written.predicted["high_ms"]
+    assert written.predicted["table"] == case.predictor.table_hash
+    # Cut exactly, recovered, and the model that was given is as it was.
+    assert result.check_max_abs < 1e-6
+    assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in case.model.parameters())
+    assert result.metrics_before == evaluate(case.model, case.task)
+    assert result.metrics_after == evaluate(result.module, case.task)
+    assert result.metrics_after["main"] > result.metrics_before["main"] - 0.1
+    assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
+    assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
+    # The board has the last word.
+    measured = result.rounds[0].measured
+    assert measured.board == case.board.name
+    assert result.measured_ms == measured.pruned_ms > 0
+    assert measured.ratio_low <= measured.ratio <= measured.ratio_high
+    assert measured.ratio < 0.9
+    assert result.budget_met == (measured.ratio <= 0.6)
+    assert ("is not met as measured" in " ".join(result.notes)) == (not result.budget_met)
+
+
+def test_without_task_and_board_the_result_says_what_is_not_known(case):
+    result = pruned(case, "60%")
+    assert result.measured_ms is None
+    assert result.budget_met is None
+    assert result.metrics_after == {}
+    assert result.recovery == ()
+    notes = " ".join(result.notes)
+    assert "unverified: it is predicted, no board was given to measure it on" in notes
+    assert "Accuracy was not measured: there is no task, the criterion l2 used no data" in notes
+    assert "not proven optimal" in notes
+    assert result.certificate.method == "greedy"
+    assert result.certificate.bound is None
+    assert result.certificate.gap is None
+    assert result.plan.predicted["criterion"] == "l2"
+    with torch.no_grad():
+        assert result.module(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_predicted_latency_is_that_of_the_plan_looked_up_afresh(case):
+    result = pruned(case, Budget(latency_ratio=0.5))
+    afresh = CostModel(case.kernel_graph, case.predictor).ms(result.plan.widths())
+    assert result.predicted_ms == pytest.approx(afresh)
+    assert result.certificate.predicted_ms == pytest.approx(afresh)
+
+
+def test_a_budget_above_the_dense_latency_changes_nothing(case, tmp_path):
+    dense_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
+    result = pruned(case, Budget(latency_ms=2 * dense_ms), plan_path=tmp_path / "plan.json", task=case.task)
+    assert result.unchanged
+    assert result.plan.widths() == case.graph.widths()
+    assert result.predicted_ms == dense_ms
+    assert result.certificate.gap == 0
+    assert result.notes[0].startswith("The dense model is predicted to take")
+    assert "nothing was pruned" in result.notes[0]
+    assert result.module is not case.model
+    assert result.metrics_after == result.metrics_before
+    assert json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_an_unchanged_model_is_measured_too(case):
+    result = pruned(case, Budget(latency_ratio=1.0), board=case.board, measuring_rounds=2)
+    assert result.unchanged
+    assert result.measured_ms is not None
+    assert result.budget_met
+    assert not any("unverified" in note for note in result.notes)
+
+
+def test_an_infeasible_budget_says_what_can_be_reached_and_that_can_be_reached(case):
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        pruned(case, Budget(latency_ms=1e-4))
+    assert caught.value.message.startswith("latency must be <= 0.0001 ms, the smallest plan reaches ")
+    assert "kernels that no width changes hold" in caught.value.message
+    assert "0 of 3 groups are frozen" in caught.value.message
+    hint = caught.value.hint
+    assert hint.startswith("--latency ")
+    reached = pruned(case, hint.removeprefix("--latency "))
+    assert reached.predicted_ms <= reached.budget_ms
+    assert reached.predicted_ms == pytest.approx(caught.value.best_ms)
+
+
+def test_constraints_are_respected_and_named(case):
+    free = pruned(case, Budget(latency_ratio=0.6)).plan.widths()
+    result = pruned(
+        case, Budget(latency_ratio=0.6), constraints=Constraints(keep=("block.first",), multiple_of={"down": 16})
+    )
+    widths = result.plan.widths()
+    assert widths["block.first"] == 32
+    assert widths["down"] % 16 == 0
+    assert set(widths) == set(free)
+    with pytest.raises(ConstraintError, match=r"keep must match at least one group, 'nothing\.\*' matches none"):
+        pruned(case, Budget(latency_ratio=0.6), constraints=Constraints(keep=("nothing.*",)))
+    with pytest.raises(BudgetInfeasibleError, match="3 of 3 groups are frozen"):
+        pruned(case, Budget(latency_ratio=0.6), constraints=Constraints(keep=("*",)))
+
+
+def test_criterion_and_allocator_can_be_chosen(case):
+    result = pruned(case, Budget(latency_ratio=0.6), criterion="bn_scale", allocator="uniform")
+    assert result.certificate.method == "uniform"
+    assert result.plan.predicted["criterion"] == "bn_scale"
+    shares = [width / case.graph.widths()[name] for name, width in result.plan.widths().items()]
+    assert max(shares) - min(shares) < 0.05
+    with pytest.raises(TaskError, match="taylor criterion must have a task"):
+        pruned(case, Budget(latency_ratio=0.6), criterion="taylor")
+    with pytest.raises(ConfigError, match="criterion must be one of"):
+        pruned(case, Budget(latency_ratio=0.6), criterion="l9")
+    with pytest.raises(ConfigError, match="allocator must be one of"):
+        pruned(case, Budget(latency_ratio=0.6), allocator="milp9")
+
+
+def test_a_limit_of_the_task_that_is_not_kept_is_told(case):
+    strict = dataclasses.replace(case.task.objectives[0], limit=1.01)
+    result = pruned(
+        case, Budget(latency_ratio=0.8), task=Task((strict,)), fine_tuning=FineTuning(epochs=0), calibration_batches=2
+    )
+    assert any("beyond its limit 1.01" in note for note in result.notes)
+
+
+def test_without_a_predictor_the_next_step_is_told(case):
+    with pytest.raises(TableMissingError, match="needs a predictor of the board, found none") as caught:
+        prune(case.model, case.example, "50%")
+    assert "edgeprune profile" in caught.value.hint
+
+
+@pytest.mark.parametrize("budget", ["fast", "12", "-3ms", "0%"])
+def test_budgets_that_are_none_are_refused(case, budget):
+    with pytest.raises(ConfigError, match="budget must"):
+        pruned(case, budget)
+
+
+def test_a_margin_that_is_no_share_is_refused(case):
+    with pytest.raises(ConfigError, match=r"margin must be a share in \[0, 1\), found 1.5"):
+        pruned(case, "50%", margin=1.5)
+
+
+def test_a_task_that_cannot_be_used_is_refused_before_anything_else(case):
+    broken = dataclasses.replace(case.task.objectives[0], metric=lambda outputs, targets: float("nan"))
+    told = []
+    with pytest.raises(TaskError, match="metric of objective 'main' must be finite, found nan"):
+        pruned(case, "50%", task=Task((broken,)), progress=lambda *step: told.append(step))
+    assert told == []
+
+
+def test_a_table_of_another_device_is_refused(case):
+    header = dict(case.predictor.table.header)
+    header["identity"] = {**header["identity"], "cpu_model": "Cortex-A76"}
+    foreign = LatencyTable(header, list(case.predictor.table.rows))
+    with pytest.raises(TableMismatchError, match=r"cpu_model .* instead of 'Cortex-A76'") as caught:
+        require_same_device(foreign, case.board)
+    assert caught.value.hint == f"edgeprune profile --board {case.board.name}"
+
+
+def test_a_model_without_channel_groups_is_refused(case, tmp_path):
+    from edgeprune.graph.tracing import trace
+    from edgeprune.lowering.kernel_graph import lower
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    example = torch.zeros(1, 1, 2, 2)
+    kernel_graph = lower(trace(model, example), model=model, workdir=tmp_path)
+    with pytest.raises(EmptyPlanError, match="at least one channel group to be pruned, found none"):
+        prune(model, example, "50%", predictor=case.predictor, kernel_graph=kernel_graph)
+
+
+class LostBoard:
+    """The local board, whose link breaks when engines are brought to it."""
+
+    def __init__(self, board):
+        self._board = board
+        self.name = board.name
+
+    def __getattr__(self, name):
+        return getattr(self._board, name)
+
+    def push(self, content, **options):
+        raise ConnectError("the board must answer, found no route to it.")
+
+
+def test_a_board_that_is_lost_at_the_end_does_not_take_the_model_along(case):
+    result = pruned(case, Budget(latency_ratio=0.6), board=LostBoard(case.board), measuring_rounds=2)
+    assert result.measured_ms is None
+    assert result.budget_met is None
+    assert any("unverified" in note and "could not measure it: the board must answer" in note for note in result.notes)
+    assert result.plan.widths() != case.graph.widths()
+
+
+def test_one_planner_serves_many_budgets(case):
+    planner = Planner(case.model, case.kernel_graph, case.predictor, task=case.task)
+    assert planner.criterion.name == "taylor"
+    latencies, damages = [], []
+    for share in (0.9, 0.7, 0.5):
+        proposal = planner.propose(share * planner.dense_ms)
+        assert proposal.predicted_ms <= share * planner.dense_ms
+        latencies.append(proposal.predicted_ms)
+        damages.append(proposal.allocation.certificate.damage)
+    assert latencies == sorted(latencies, reverse=True)
+    assert damages == sorted(damages)
