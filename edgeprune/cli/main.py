@@ -38,10 +38,9 @@ class _Interrupts:
         # A Ctrl-C inside a destructor or a C callback would be printed and lost. Deliver it once more, a moment later:
         # raised in here it would be lost again.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            import _thread
             import threading
 
-            again = threading.Timer(0.01, _thread.interrupt_main)
+            again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
             again.daemon = True
             again.start()
         else:

@@ -195,6 +195,7 @@ def _record(
     result: Result, predictor: Predictor, model: str, weights: Path | None, seed: int, backend: str, latency: str
 ) -> PruningRecord:
     from edgeprune.cli.record import PruningRecord, absolute_reference
+    from edgeprune.report.pruning import threads
 
     header = predictor.table.header
     checked = result.rounds[-1].measured if result.rounds else None
@@ -214,7 +215,7 @@ def _record(
         board=None if checked is None else checked.board,
         conditions=""
         if checked is None
-        else f"measured on {checked.board} ({cpu}, {header['runtime']}, {header['threads']} thread)",
+        else f"measured on {checked.board} ({cpu}, {header['runtime']}, {threads(header['threads'])})",
         plan_hash=result.plan.hash,
     )
 

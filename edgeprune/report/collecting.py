@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.report.data import FrozenGroup, GroupChoice, Layer, Prediction, Staircase
@@ -23,7 +23,7 @@ LAYER_SOURCE = (
     "the latency of the whole network, which is calibrated."
 )
 MOST_STAIRCASES = 6
-_FEWEST_POINTS = 3
+_FEWEST_POINTS = 2
 _ERROR_COLUMNS = (
     ("n", "measured"),
     ("median_error_percent", "median error, %"),
@@ -56,7 +56,8 @@ def board_facts(fingerprint: Fingerprint) -> dict[str, str]:
 def flat_conditions(conditions: Mapping[str, Any]) -> dict[str, str]:
     """Nested conditions as ``"before: load"`` to text."""
     flat: dict[str, str] = {}
-    for name, value in conditions.items():
+    # Stored tables have their keys sorted, which puts "after" before "before".
+    for name, value in sorted(conditions.items(), key=lambda entry: entry[0] != "before"):
         if isinstance(value, Mapping):
             flat |= {f"{name}: {inner}": text for inner, text in flat_conditions(value).items()}
         elif isinstance(value, list | tuple):
@@ -80,25 +81,33 @@ def staircases(
         chosen: Widths that were chosen.
         most: How many to return.
     """
-    dense = kernel_graph.graph.widths()
+    from edgeprune.report.layer_names import LayerNames  # imports torch
+
+    graph = kernel_graph.graph
+    names = LayerNames(graph)
+    dense = graph.widths()
     measured = {key: measurement.median_ms for key, measurement in predictor.table.measurements.items()}
     found: list[tuple[bool, float, Staircase]] = []
-    for group in kernel_graph.graph.groups:
-        producer = _producer(kernel_graph.at(dense), group.nodes)
-        if producer is None:
+    for group in graph.groups:
+        swept: dict[int, Kernel] = {}
+        for width in range(1, group.size + 1):
+            kernels = kernel_graph.at({**dense, group.name: width})
+            made = [
+                at for at, node in enumerate(names.contractions(kernels)) if node is not None and node in group.nodes
+            ]
+            if made:
+                swept[width] = kernels[made[0]]
+        if group.size not in swept:
             continue
-        swept = {
-            width: kernel
-            for width in range(1, group.size + 1)
-            if (kernel := _producer(kernel_graph.at({**dense, group.name: width}), group.nodes)) is not None
-        }
         times = predictor.kernel_ms(list(swept.values())).tolist()
-        points = {width: measured[kernel.key] for width, kernel in swept.items() if kernel.key in measured}
+        # Widths on one step of the stairs may run one and the same kernel, padded: it is shown once, at the widest.
+        widest = {kernel.key: width for width, kernel in swept.items()}
+        points = {width: measured[key] for key, width in widest.items() if key in measured}
         staircase = Staircase(
-            title=f"{group.name} · {describe_kernel(producer)}",
+            title=f"{group.name} · {describe_kernel(swept[group.size])}",
             x_title=f"units kept of {group.name}",
-            widths=tuple(points),
-            measured_ms=tuple(points.values()),
+            widths=tuple(sorted(points)),
+            measured_ms=tuple(points[width] for width in sorted(points)),
             predicted=tuple(zip(swept, times, strict=True)),
             dense=group.size,
             chosen=chosen.get(group.name, group.size),
@@ -108,36 +117,19 @@ def staircases(
     return tuple(staircase for _, _, staircase in found[:most])
 
 
-def _producer(kernels: Sequence[Kernel], nodes: Sequence[str]) -> Kernel | None:
-    """The costliest-looking kernel that computes one of the nodes: the contraction where there is one."""
-    making = [kernel for kernel in kernels if set(kernel.origin) & set(nodes)]
-    heavy = [kernel for kernel in making if kernel.family in ("conv", "gemm")]
-    return next(iter(heavy or making), None)
-
-
 def layers(kernel_graph: KernelGraph, predictor: Predictor, before: Widths, after: Widths) -> tuple[Layer, ...]:
     """Milliseconds per layer at two choices of widths, in order of execution; kernels of one layer are summed."""
-    paths = _module_paths(kernel_graph.graph)
+    from edgeprune.report.layer_names import LayerNames  # imports torch
+
+    names = LayerNames(kernel_graph.graph)
     sums: dict[str, list[float | None]] = {}
     for column, widths in enumerate((before, after)):
         kernels = kernel_graph.at(widths)
-        for kernel, ms in zip(kernels, predictor.kernel_ms(kernels).tolist(), strict=True):
-            row = sums.setdefault(_layer_name(kernel, paths), [None, None])
+        times = predictor.kernel_ms(kernels).tolist()
+        for name, ms in zip(names.names(kernels), times, strict=True):
+            row = sums.setdefault(name, [None, None])
             row[column] = (row[column] or 0.0) + ms
     return tuple(Layer(name, row[0], row[1]) for name, row in sums.items())
-
-
-def _module_paths(graph: ChannelGraph) -> dict[str, str]:
-    from edgeprune.graph.capture import module_path
-
-    return {node.name: module_path(node) for node in graph.program.graph_module.graph.nodes}
-
-
-def _layer_name(kernel: Kernel, paths: Mapping[str, str]) -> str:
-    for node in kernel.origin:
-        if paths.get(node):
-            return paths[node]
-    return kernel.origin[0] if kernel.origin else f"{kernel.family} ({kernel.op})"
 
 
 def describe_kernel(kernel: Kernel) -> str:

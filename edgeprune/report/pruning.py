@@ -41,7 +41,7 @@ def from_result(
     widths = result.plan.widths()
     header = predictor.table.header
     probed = fingerprint.from_facts(header["fingerprint"])
-    device = f"{header['board']} ({probed.cpu_model}, {header['runtime']}, {header['threads']} thread)"
+    device = f"{header['board']} ({probed.cpu_model}, {header['runtime']}, {threads(header['threads'])})"
     parameters_after = sum(parameter.numel() for parameter in result.module.parameters())
     kernels, networks = collecting.held_out_predictions(predictor)
     report = predictor.report()
@@ -53,7 +53,11 @@ def from_result(
             _latency_card(result, budget),
             _prediction_card(result),
             *(
-                Card(name, f"{before:.4g} → {result.metrics_after[name]:.4g}", "validation data of the task")
+                Card(
+                    "metric" if name == "main" else name,
+                    f"{before:.4g} → {result.metrics_after[name]:.4g}",
+                    "validation data of the task",
+                )
                 for name, before in result.metrics_before.items()
             ),
             Card("parameters", f"{parameters_before:,} → {parameters_after:,}"),
@@ -63,7 +67,7 @@ def from_result(
         conditions=collecting.flat_conditions(header.get("conditions", {})),
         disturbances=probed.disturbances,
         candidates=_candidates(result, parameters_before, parameters_after),
-        metric=next(iter(result.metrics_before), "accuracy"),
+        metric=next((name for name in result.metrics_before if name != "main"), "metric"),
         staircases=collecting.staircases(kernel_graph, predictor, widths),
         layers=collecting.layers(kernel_graph, predictor, kernel_graph.graph.widths(), widths),
         layer_source=collecting.LAYER_SOURCE,
@@ -81,6 +85,11 @@ def from_result(
         },
         notes=result.notes,
     )
+
+
+def threads(count: int) -> str:
+    """``"1 thread"``, ``"2 threads"``."""
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportData:
