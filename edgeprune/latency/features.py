@@ -25,6 +25,9 @@ VECTOR_BITS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("asimd", 128), ("
 
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
+SAME_SET_BYTES = 4096
+"""Addresses this far apart share a set of a first-level cache of 32 KiB and 8 ways, or 64 KiB and 16."""
+
 UNITS: Mapping[str, str] = {
     "log_macs": "log multiply-accumulates",
     "log_work": "log multiply-accumulates, channels padded as the layout pads them",
@@ -100,14 +103,15 @@ class FeatureMatrix:
         values: Shape (kernels, len(`UNITS`) + len(`ops`)); units as in `UNITS`.
         work: Shape (kernels,): padded multiply-accumulates, or elements touched where nothing is multiplied.
         traffic: Shape (kernels,): padded bytes of inputs, outputs and weights.
-        unfolded: Shape (kernels,): bytes of the unfolded input that a convolution without blocked layout writes.
+        slow_traffic: Shape (kernels,): bytes that cost more than others: the unfolded input that a convolution without
+            blocked layout writes, and a layout change between planes that fall into the same cache sets.
         ops: Operations with a 0-or-1 column.
     """
 
     values: Floats
     work: Floats
     traffic: Floats
-    unfolded: Floats
+    slow_traffic: Floats
     ops: tuple[str, ...] = field(default=())
 
     @cached_property
@@ -117,7 +121,7 @@ class FeatureMatrix:
 
     def take(self, rows: NDArray[np.intp]) -> FeatureMatrix:
         """The same features of some of the kernels."""
-        return FeatureMatrix(self.values[rows], self.work[rows], self.traffic[rows], self.unfolded[rows], self.ops)
+        return FeatureMatrix(self.values[rows], self.work[rows], self.traffic[rows], self.slow_traffic[rows], self.ops)
 
     def column(self, name: str) -> Floats:
         """One column of `values` by name."""
@@ -133,7 +137,7 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
         ops: Operations that get a 0-or-1 column, in this order.
     """
     raw = np.array([_counts(kernel) for kernel in kernels], dtype=np.float64).reshape(-1, 21).T
-    (macs, cin, cout, pixels, width, elements_in, elements_out, elements_weights, area, unfolded) = raw[:10]
+    (macs, cin, cout, pixels, width, elements_in, elements_out, elements_weights, area, slow) = raw[:10]
     (stride, dilation, groups, depthwise, residual, activation, bias, operands, size, blocked, family) = raw[10:]
     lanes = machine.vector_bits / 32
     is_conv, is_gemm = family == 1, family == 2
@@ -185,7 +189,8 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
     for row, kernel in enumerate(kernels):
         if kernel.op in place:
             values[row, place[kernel.op]] = 1.0
-    return FeatureMatrix(values, work, traffic, np.where(blocked > 0, 0.0, unfolded), tuple(ops))
+    slow = np.where(is_conv, np.where(blocked > 0, 0.0, slow), slow * traffic)
+    return FeatureMatrix(values, work, traffic, slow, tuple(ops))
 
 
 def _padded(count: Floats, step: float) -> Floats:
@@ -200,7 +205,7 @@ def _counts(kernel: Kernel) -> tuple[float, ...]:
     groups = int(attributes.get("groups", 1) or 1)  # type: ignore[arg-type]
     area = math.prod(_pair(attributes.get("kernel", 1)))
     residual = bool(attributes.get("residual", False))
-    weights, unfolded, family = 0, 0, 0
+    weights, slow, family = 0, 0, 0
     if kernel.family == "gemm":
         cin, cout = first[-1], kernel.output[-1]
         pixels = width = max(elements_out // max(cout, 1), 1)
@@ -215,13 +220,15 @@ def _counts(kernel: Kernel) -> tuple[float, ...]:
         if kernel.family == "conv":
             weights = cout * (cin // groups or 1) * area
             macs, family = elements_out * (cin // groups or 1) * area, 1
-            unfolded = 0 if area == 1 else pixels * cin * area * ELEMENT_BYTES[kernel.precision]
+            slow = 0 if area == 1 else pixels * cin * area * ELEMENT_BYTES[kernel.precision]
             if residual and len(kernel.inputs) == 1:
                 elements_in += elements_out
         else:
             macs = max(elements_in, elements_out * area)
+            plane_bytes = math.prod(first[2:]) * ELEMENT_BYTES[kernel.precision]
+            slow = int(kernel.family == "layout" and plane_bytes % SAME_SET_BYTES == 0)
     return (
-        max(macs, 1), max(cin, 1), max(cout, 1), pixels, width, elements_in, elements_out, weights, area, unfolded,
+        max(macs, 1), max(cin, 1), max(cout, 1), pixels, width, elements_in, elements_out, weights, area, slow,
         max(_pair(attributes.get("stride", 1))), max(_pair(attributes.get("dilation", 1))), groups,
         groups > 1 and groups == cin, residual, attributes.get("activation", "") not in ("", None, False),
         bool(attributes.get("bias", False)), len(kernel.inputs), ELEMENT_BYTES[kernel.precision],

@@ -26,7 +26,7 @@ class FitReport:
 
     All errors are relative, in percent of the measured time. Kernels: five folds over groups of channel counts.
     Networks: the calibration was fitted to all other networks. The regressor was chosen on the same folds, from at most
-    five candidates, which flatters it a little.
+    four candidates, which flatters it a little.
 
     Attributes:
         families: One row per family and precision; see `rows`.

@@ -6,7 +6,9 @@ Artificial Intelligence 74, 2015, and Barber, Candès, Ramdas and Tibshirani, "P
 Annals of Statistics 49(1), 2021.
 
 Networks: there are few of them, so a quantile of their residuals would be infinite or a lottery. Their leave-one-out
-residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network.
+residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network. A residual
+beyond three robust standard deviations counts as three: one network that was measured while the board was busy must not
+widen the intervals of all.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ UNKNOWN_ROUND_NOISE = 0.03
 
 PRIOR_NETWORKS, PRIOR_NETWORK_SPREAD = 1.0, 0.05
 """What is known of end-to-end errors before any network was measured: one network, 5 % off."""
+
+ROBUST_NETWORKS = 6
+"""From this many networks on, outliers among their residuals can be told."""
 
 
 def conformal_half_width(residuals: Floats, level: float) -> float:
@@ -66,7 +71,8 @@ def network_half_width(residuals: Sequence[float], level: float) -> float:
     """
     count = len(residuals)
     degrees = PRIOR_NETWORKS + count
-    squares = PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(value * value for value in residuals)
+    most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
+    squares = PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(min(abs(value), most) ** 2 for value in residuals)
     return student_quantile(level, degrees) * math.sqrt(squares / degrees) * math.sqrt(1 + 1 / degrees)
 
 

@@ -23,7 +23,7 @@ SCALE_SHRINKAGE_ROWS = 2
 
 @dataclass(frozen=True)
 class Roofline:
-    """Non-negative rates; milliseconds per multiply-accumulate, per byte, per unfolded byte, per call.
+    """Non-negative rates; milliseconds per multiply-accumulate, per byte, per byte of slow traffic, per call.
 
     Attributes:
         shared: Rates of the whole family, shape (4,).
@@ -61,7 +61,7 @@ class Roofline:
 
 
 def _terms(matrix: FeatureMatrix) -> Floats:
-    return np.stack([matrix.work, matrix.traffic, matrix.unfolded, np.ones(len(matrix.work))], axis=1)
+    return np.stack([matrix.work, matrix.traffic, matrix.slow_traffic, np.ones(len(matrix.work))], axis=1)
 
 
 def _rates(terms: Floats, ms: Floats) -> Floats:

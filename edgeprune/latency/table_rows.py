@@ -181,7 +181,7 @@ def _typed(value: Any, kind: str, name: str, number: int) -> Any:
     if kind == "number" and _is_number(value):
         return float(value)
     if kind == "numbers" and not isinstance(value, (str, bytes, Mapping)):
-        items = list(value) if isinstance(value, Iterable) else [None]
+        items: list[Any] = list(value) if isinstance(value, Iterable) else []
         if items and all(_is_number(item) for item in items):
             return tuple(float(item) for item in items)
     if kind == "count" and _is_count(value):
