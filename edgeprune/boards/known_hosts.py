@@ -141,7 +141,6 @@ def _check_hashed_name(field: str) -> None:
 def read_known_hosts(paths: Iterable[Path]) -> KnownHosts:
     """Read all files that exist, in order; lines that are not valid are skipped with a warning that names file and line."""
     entries: list[KnownHost] = []
-    read: list[Path] = []
     for path in paths:
         try:
             text = path.read_bytes().decode("utf-8", "replace")
@@ -150,7 +149,6 @@ def read_known_hosts(paths: Iterable[Path]) -> KnownHosts:
         except OSError as error:
             logger.warning("%s cannot be read (%s); the host keys in it are not used.", path, error.strerror)
             continue
-        read.append(path)
         # Not splitlines(): a form feed or U+2028 in a comment would shift the line numbers of the messages.
         for number, line in enumerate(text.split("\n"), start=1):
             try:
@@ -160,7 +158,7 @@ def read_known_hosts(paths: Iterable[Path]) -> KnownHosts:
                 continue
             if entry is not None:
                 entries.append(entry)
-    return KnownHosts(tuple(entries), tuple(read))
+    return KnownHosts(tuple(entries))
 
 
 @dataclass(frozen=True)
@@ -169,11 +167,9 @@ class KnownHosts:
 
     Attributes:
         entries: The valid lines, in order.
-        paths: The files that were read.
     """
 
     entries: tuple[KnownHost, ...] = ()
-    paths: tuple[Path, ...] = ()
 
     def key_types(self, names: Sequence[str]) -> tuple[str, ...]:
         """Types of the keys that are known for a host, first line first.
@@ -208,7 +204,7 @@ class KnownHosts:
             key_type: Type of the key that the host showed.
             key: That key in wire format.
             address: How messages name the host.
-            target: ``USER@HOST[:PORT]`` for the hint.
+            target: What the user calls the host, for the hint.
 
         Raises:
             HostKeyError: If the key is revoked, differs from the known one, or the host is not known.

@@ -153,7 +153,7 @@ class CommandRunner:
                 text = " ".join(bytes(self._guard.stderr or self._guard.stdout).decode("utf-8", "replace").split())
                 raise CommandError(
                     f"{self._connection.settings.address} must run commands with a POSIX shell, found: {text or 'no answer'}.",
-                    hint="give the account a login shell, and sshd_config a MaxSessions of 4 or more",
+                    hint="give the account a login shell",
                 )
             if line.endswith(answer.encode()):
                 return
@@ -171,6 +171,7 @@ class RunningCommand:
     def __init__(
         self, connection: Connection, argv: Sequence[str], timeout_s: float, *, quoted_tag: str | None
     ) -> None:
+        line = command_line(argv, quoted_tag)
         self.name = argv[0]
         self.pid = 0
         self.stdout = bytearray()
@@ -181,7 +182,7 @@ class RunningCommand:
         with connection.translated():
             self._channel = connection.open_session(timeout_s)
             self._channel.settimeout(timeout_s)
-            self._channel.exec_command(command_line(argv, quoted_tag))
+            self._channel.exec_command(line)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._channel.fileno(), selectors.EVENT_READ)
 
@@ -341,8 +342,8 @@ def run_command(
                 runner.forget(command.pid)
             finally:
                 command.close()
-        except ConnectError as error:
-            if time.monotonic() >= deadline:
+        except (ConnectError, RemoteTimeoutError) as error:
+            if error is not late and time.monotonic() >= deadline:
                 raise late from error
             raise
     return result

@@ -92,6 +92,7 @@ class SshSettings:
         host_key_alias: Name under which the host stands in those files, if another.
         jumps: Hosts to go through, nearest first.
         command: Shell command whose standard input and output are the link, instead of a TCP connection.
+        target: What the user calls it.
     """
 
     host: str
@@ -104,6 +105,7 @@ class SshSettings:
     host_key_alias: str | None = None
     jumps: tuple[str, ...] = ()
     command: str | None = None
+    target: str = ""
 
     @property
     def address(self) -> str:
@@ -132,7 +134,7 @@ def resolve(target: str, *, config: Path | None = None) -> SshSettings:
     ignored = [name for name in _NOT_HONORED if values.get(name, ["none"]) != ["none"]]
     if ignored:
         logger.warning("ssh settings of %s that are not used here: %s.", parsed.host, ", ".join(ignored))
-    return _settings(parsed, values)
+    return replace(_settings(parsed, values), target=target.removeprefix("ssh://").rstrip("/"))
 
 
 def _ask_client(client: str, target: SshTarget, config: Path | None) -> dict[str, list[str]]:

@@ -32,7 +32,7 @@ from edgeprune.boards.ssh_route import (
     one_line,
     preferred,
 )
-from edgeprune.errors import ConnectError, HostKeyError, RemoteError
+from edgeprune.errors import CommandError, ConnectError, HostKeyError, RemoteError
 
 logger = logging.getLogger("edgeprune.boards.ssh")
 
@@ -70,8 +70,18 @@ class Connection:
         return self._transports[-1]
 
     def open_session(self, timeout_s: float) -> Any:
-        """A new paramiko channel for one command or subsystem."""
-        return self._transport.open_session(timeout=max(0.1, timeout_s))
+        """A new paramiko channel for one command or subsystem.
+
+        Raises:
+            CommandError: The board refuses.
+        """
+        try:
+            return self._transport.open_session(timeout=max(0.1, timeout_s))
+        except paramiko.ChannelException as error:
+            raise CommandError(
+                f"{self.settings.address} must open one more session, it refuses: {error.text}.",
+                hint="set MaxSessions in the board's sshd_config to 10, which is OpenSSH's default",
+            ) from error
 
     def exit_signal(self, channel: Any) -> str | None:
         """Name without SIG of the signal that ended the command of a channel, if one did."""

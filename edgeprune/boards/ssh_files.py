@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import paramiko
-from paramiko.sftp import CMD_WRITE, int64
+from paramiko.sftp import CMD_DATA, CMD_READ, CMD_WRITE, int64
 
 from edgeprune.boards.ssh_connection import Connection
 from edgeprune.boards.ssh_route import one_line
@@ -87,11 +87,7 @@ class FileCopier:
         try:
             with self._sftp() as sftp, os.fdopen(handle, "wb") as writer:
                 try:
-                    with self._asked(), sftp.open(remote, "rb") as reader:
-                        size = reader.stat().st_size
-                        reader.prefetch(size, _IN_FLIGHT)
-                        while block := reader.read(_BLOCK_BYTES):
-                            writer.write(block)
+                    self._receive(sftp, remote, writer)
                 except _Refused as error:
                     raise TransferError(
                         f"{remote} on {self._address} must be a file that can be read, found: {error}."
@@ -230,6 +226,47 @@ class FileCopier:
             with suppress(RemoteError, _Refused), self._asked():
                 file.close()
 
+    def _receive(self, sftp: Any, remote: str, writer: IO[bytes]) -> None:
+        """Read a file, so many blocks under way at a time.
+
+        paramiko's own read-ahead is not used: it asks in a thread, which prints a traceback when the link is lost.
+        """
+        with self._asked():
+            file = sftp.open(remote, "rb")
+            size: int = file.stat().st_size
+        asked: deque[int] = deque()
+        position = 0
+        try:
+            while asked or position < size:
+                if position < size and len(asked) < _IN_FLIGHT:
+                    with self._asked():
+                        length = min(_BLOCK_BYTES, size - position)
+                        number = sftp._async_request(type(None), CMD_READ, file.handle, int64(position), length)
+                    position += length
+                    asked.append(number)
+                    continue
+                expected = min(_BLOCK_BYTES, size - writer.tell())
+                with self._asked():
+                    block = _block(sftp, asked.popleft())
+                writer.write(block)
+                if len(block) < expected:
+                    # Servers may send less than was asked for, though those of files seldom do: the rest one by one.
+                    while asked:
+                        with self._asked():
+                            _block(sftp, asked.popleft())
+                    break
+            # What has been added since, and files such as those in /proc that say they are empty.
+            file.seek(writer.tell())
+            while True:
+                with self._asked():
+                    block = file.read(_BLOCK_BYTES)
+                if not block:
+                    return
+                writer.write(block)
+        finally:
+            with suppress(RemoteError, _Refused), self._asked():
+                file.close()
+
     def _remote_hash(self, path: str, size: int) -> str:
         result = self._run(["sh", "-c", _HASH, "sh", path], 60.0 + size / _HASH_BYTES_PER_S)
         found = re.match(rb"\\?([0-9a-f]{64})\b", result.stdout)
@@ -272,6 +309,18 @@ def _exists(sftp: Any, path: str, asked: Callable[[], Any]) -> bool:
             return False
         raise
     return True
+
+
+def _block(sftp: Any, number: int) -> bytes:
+    try:
+        kind, message = sftp._read_response(number)
+    except EOFError:
+        # The status "end of file" of this block; a lost link is an SSHException here.
+        return b""
+    if kind != CMD_DATA:
+        raise paramiko.SFTPError(f"an answer of type {kind}")
+    content: bytes = message.get_string()
+    return content
 
 
 def _local_hash(local: Path) -> tuple[int, str]:

@@ -71,19 +71,23 @@ def log_in(transport: Any, settings: SshSettings, timeout_s: float) -> None:
                 if transport.is_active():
                     attempts.unusable.append(f"{attempts.tried.pop()} ({' '.join(str(error).split())})")
                     continue
-                raise AuthError(
-                    f"{settings.address} must accept one of your keys, it closed the connection after: {attempts.text()}.",
-                    hint="name the right key: IdentityFile and IdentitiesOnly yes in ~/.ssh/config",
-                ) from error
+                raise _too_many(settings, attempts) from error
             if transport.is_authenticated():
                 return
             if not transport.is_active():
-                break
+                raise _too_many(settings, attempts)
     locked = f"ssh-add {attempts.locked[0]}" if attempts.locked else None
     port = "" if settings.port == 22 else f" -p {settings.port}"
     raise AuthError(
         f"{settings.address} must accept one of your keys, found: {attempts.text()}.",
         hint=locked or f"ssh-copy-id{port} {settings.user}@{settings.host}",
+    )
+
+
+def _too_many(settings: SshSettings, attempts: _Attempts) -> AuthError:
+    return AuthError(
+        f"{settings.address} must accept one of your keys, it closed the connection after: {attempts.text()}.",
+        hint="name the right key: IdentityFile and IdentitiesOnly yes in ~/.ssh/config",
     )
 
 

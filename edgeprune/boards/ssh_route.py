@@ -20,7 +20,7 @@ import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
 from paramiko.packet import Packetizer
 
-from edgeprune.boards.known_hosts import DEFAULT_PORT, KnownHosts, fingerprint, host_names, read_known_hosts
+from edgeprune.boards.known_hosts import KnownHosts, fingerprint, host_names, read_known_hosts
 from edgeprune.boards.ssh_config import SshSettings, resolve
 from edgeprune.boards.ssh_login import log_in
 from edgeprune.errors import ConfigError, ConnectError
@@ -101,8 +101,7 @@ def preferred(known: KnownHosts, settings: SshSettings) -> tuple[str, ...]:
 
 def check_host_key(known: KnownHosts, shown: ShownKey, settings: SshSettings) -> None:
     names = host_names(settings.host, settings.port, settings.host_key_alias)
-    target = f"{settings.user}@{settings.host}" if settings.port == DEFAULT_PORT else settings.address
-    known.check(names, shown.key_type, shown.key, address=settings.address, target=target)
+    known.check(names, shown.key_type, shown.key, address=settings.address, target=settings.target)
 
 
 class NoSuchKeyError(ConnectError):

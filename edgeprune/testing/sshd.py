@@ -47,6 +47,7 @@ class OpenSshServer:
         key_types: Sequence[str] = ("ed25519",),
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        sftp: str = "internal-sftp",
     ) -> None:
         """Write keys and configuration; nothing runs yet.
 
@@ -55,6 +56,7 @@ class OpenSshServer:
             key_types: Types of its host keys, as ``ssh-keygen -t`` names them.
             environment: Variables that commands on it get; they come from nowhere else but sshd.
             options: Further lines for sshd_config.
+            sftp: Its SFTP server: a program, or the one that is built in.
 
         Raises:
             MissingSshdError: If there is no sshd or no ssh-keygen.
@@ -78,6 +80,7 @@ class OpenSshServer:
         # bash reads ~/.bashrc for sshd's commands, but only at level 1; tests shall not depend on what is in there.
         self._environment = {"SHLVL": "1", **(environment or {})}
         self._options = tuple(options)
+        self._sftp = sftp
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -179,7 +182,7 @@ class OpenSshServer:
             "UseDNS no",
             "MaxStartups 100",
             "LogLevel VERBOSE",
-            "Subsystem sftp internal-sftp",
+            f"Subsystem sftp {self._sftp}",
             *self._options,
         ]
         # One line: of several, sshd takes the first.

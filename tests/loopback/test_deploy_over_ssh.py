@@ -1,0 +1,164 @@
+"""Deployments to a board behind a real OpenSSH server."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from edgeprune.boards.known_hosts import fingerprint
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.compiling import compile as compile_artifact
+from edgeprune.deployment.deploying import deploy
+from edgeprune.deployment.status import rollback, status
+from edgeprune.errors import BoardBusyError, ConnectError, DeployError, LatencyGateError, RemoteError
+from edgeprune.testing.proxy import FaultyLink
+from edgeprune.testing.sshd import OpenSshServer
+
+pytestmark = pytest.mark.loopback
+
+PROGRAM = """
+import sys
+from edgeprune.deployment.deploying import deploy
+deploy(sys.argv[1], sys.argv[2], rounds=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """Two artifacts of different weights, large enough that an upload takes several packets."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("artifacts")
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(300, 200), torch.nn.ReLU(), torch.nn.Linear(200, 10)
+        )
+        made.append(compile_artifact(net, torch.randn(1, 3, 10, 10), folder / f"net{seed}", name=f"net{seed}"))
+    return made
+
+
+@pytest.fixture
+def root(sshd: OpenSshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder on the board for this test alone."""
+    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(sshd.config))
+    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
+    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+    return tmp_path / "board root"
+
+
+@pytest.fixture
+def url(root: Path) -> str:
+    return f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}"
+
+
+def assert_runs(root: Path, *allowed: Artifact) -> None:
+    assert Artifact.load(root / "current").id in {artifact.id for artifact in allowed}
+
+
+def deploy_soon(artifact: Artifact, url: str) -> None:
+    """Deploy, waiting for the lock of a host that was just killed: it goes when the board sees the end of the link."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            deploy(artifact, url, rounds=1)
+            return
+        except BoardBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def test_deploy_twice_then_roll_back(artifacts: list[Artifact], root: Path, url: str) -> None:
+    first = deploy(artifacts[0], url, rounds=1)
+    assert first.changed
+    assert first.bytes_sent == artifacts[0].size_bytes
+    again = deploy(artifacts[0], url, rounds=1)
+    assert not again.changed
+    assert again.bytes_sent == 0
+    second = deploy(artifacts[1], url, rounds=1)
+    assert second.previous == first.release
+    assert_runs(root, artifacts[1])
+    assert rollback(url).current is not None
+    assert_runs(root, artifacts[0])
+    with pytest.raises(DeployError, match="must keep an earlier release to roll back to, found none"):
+        rollback(url)
+
+
+def test_gate_that_fails_leaves_the_board_as_it_was(artifacts: list[Artifact], root: Path, url: str) -> None:
+    deploy(artifacts[0], url, rounds=1)
+    with pytest.raises(LatencyGateError, match=rf"still runs {artifacts[0].release} \(net0\)\."):
+        deploy(artifacts[1], url, rounds=1, budget_ms=1e-6)
+    assert_runs(root, artifacts[0])
+
+
+@pytest.mark.parametrize("state", ["upload", "latency", "activate", "board:copied", "board:switched"])
+def test_kill_of_either_side_leaves_current_valid_and_a_second_run_converges(
+    artifacts: list[Artifact], root: Path, url: str, state: str
+) -> None:
+    deploy(artifacts[0], url, rounds=1)
+    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(artifacts[1].folder), url],
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == (1 if state.startswith("board:") else 137), killed.stderr
+    assert_runs(root, artifacts[1 if state in ("activate", "board:switched") else 0])
+    deploy_soon(artifacts[1], url)
+    assert_runs(root, artifacts[1])
+    found = status(url)
+    assert found.confirmed
+    assert found.previous is not None
+    assert found.previous.name == "net0"
+
+
+def test_link_that_is_cut_during_a_deployment_leaves_current_valid_and_then_the_board_is_offline(
+    artifacts: list[Artifact], sshd: OpenSshServer, root: Path
+) -> None:
+    with FaultyLink(sshd.host, sshd.port) as link:
+        options = {
+            "python": sys.executable,
+            "root": str(root),
+            "identity": str(sshd.identity),
+            "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
+        }
+        url = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+        deploy(artifacts[0], url, rounds=1)
+        sent = link.sent_bytes
+        for share in (0.02, 0.2, 0.5, 0.8):
+            link.cut_after(int(sent * share))
+            try:
+                deploy_soon(artifacts[1], url)
+            except RemoteError:
+                assert_runs(root, *artifacts)
+        deploy_soon(artifacts[1], url)
+        assert_runs(root, artifacts[1])
+        assert status(url).online
+    time.sleep(0.05)
+    away = status(url)
+    assert not away.online
+    assert away.current is not None
+    assert away.current.name == "net1"
+    assert away.age_s > 0
+    assert away.error is not None
+    with pytest.raises(ConnectError):
+        deploy(artifacts[0], url)
+
+
+def test_status_of_a_board_that_was_never_seen_raises(sshd: OpenSshServer, root: Path, tmp_path: Path) -> None:
+    with FaultyLink(sshd.host, sshd.port) as link:
+        url = f"ssh://{sshd.user}@{link.host}:{link.port}?identity={quote(str(sshd.identity))}"
+    with pytest.raises(ConnectError):
+        status(url)
