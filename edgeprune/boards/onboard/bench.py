@@ -1,8 +1,8 @@
 """Time engines on the board, in the order that the host asks for. Python >= 3.6.
 
 Every engine is loaded and bound before the first timing. An item is warmed up by time *and* until it is stable, then
-timed in samples of back-to-back runs that are each long enough for the clock. What a call costs by itself (an engine that
-does nothing) is timed in the same process, and the state of the machine is read before and after.
+timed in samples of back-to-back runs that are each long enough for the clock. What a call costs by itself (an engine
+that does nothing) is timed in the same process, and the state of the machine is read before and after.
 """
 
 import gc
@@ -34,10 +34,10 @@ def main(request, emit):
 
     Args:
         request: ``engines`` (id to entry, see `engines`), ``rounds`` (lists of ids, timed in this order), ``root`` (the
-            board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``item_ms`` (an item that
-            took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks and
-            caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not load
-            or run; any other is a failure).
+            board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``item_ms`` (an item
+            that took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks
+            and caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not
+            load or run; any other is a failure).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
             conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
@@ -119,9 +119,9 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
-        settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per sample;
-        below one means that something else had the core for the rest), ``preempted`` (involuntary context switches while
-        timed).
+        settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per
+        sample; below one means that something else had the core for the rest), ``preempted`` (involuntary context
+        switches while timed).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()
@@ -226,7 +226,8 @@ def conditions():
         values = [value * scale for value in map(_number, sorted(glob.glob(pattern))) if value is not None]
         if values:
             found[name] = values
-    governors = sorted(set(filter(None, map(_text, glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")))))
+    governor_files = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+    governors = sorted(set(filter(None, map(_text, governor_files))))
     if governors:
         found["governors"] = governors
     # Raspberry Pi firmware: a bit mask in hexadecimal; bits 0-3 now (undervoltage, capped, throttled, soft limit).

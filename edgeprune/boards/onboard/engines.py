@@ -1,8 +1,8 @@
 """Engines on the board: load one from the store, run it, fill its inputs. Python >= 3.6; numpy and the runtime on use.
 
 An engine entry of a request is ``{"blob": sha256}`` or, where many tiny engines travel in one file,
-``{"blob": sha256 of a zip, "member": name}``. ``"optimization"`` is ``"all"`` (default) or ``"basic"``: engines that hold
-one kernel exactly as the runtime would write it must not be optimised a second time.
+``{"blob": sha256 of a zip, "member": name}``. ``"optimization"`` is ``"all"`` (default) or ``"basic"``: engines that
+hold one kernel exactly as the runtime would write it must not be optimised a second time.
 """
 
 import base64
@@ -43,7 +43,8 @@ def require(name):
     except ImportError as error:
         raise failures.Failure(
             error="BackendUnavailableError",
-            message="the board's Python must have %s to run engines, found that it does not import (%s)." % (name, error),
+            message="the board's Python must have %s to run engines, found that it does not import (%s)."
+            % (name, error),
             hint="python3 -m pip install %s (on the board)" % name,
         )
 
