@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import platformdirs
 
@@ -53,4 +54,6 @@ def recall(board: str) -> tuple[dict[str, Any], float] | None:
 
 
 def _path(board: str) -> Path:
-    return folder() / "boards" / f"{quote(board, safe='')}.json"
+    # An address with its options can be longer than a file name may be.
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "_", board)[:40]
+    return folder() / "boards" / f"{readable}-{hashlib.sha256(board.encode()).hexdigest()[:16]}.json"
