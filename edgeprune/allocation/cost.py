@@ -30,7 +30,7 @@ class CostModel:
         predictor: Fitted on a table of the board.
         rules: What widths must respect, by group name; candidates respect it, tied groups move together.
         noise: A latency must fall by more than this share of the latency of the kernels that a group touches, to count as
-            a step of the staircase.
+            a step of the staircase. Predictions of neighboring widths scatter by some percent, which is no step.
         max_probes: Most widths per group at which the staircase is looked at.
     """
 
@@ -40,7 +40,7 @@ class CostModel:
         predictor: Predictor,
         *,
         rules: Rules | None = None,
-        noise: float = 0.01,
+        noise: float = 0.03,
         max_probes: int = 96,
     ) -> None:
         if not 0 <= noise < 1:
