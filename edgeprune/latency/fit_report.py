@@ -32,11 +32,13 @@ class FitReport:
         families: One row per family and precision; see `rows`.
         end_to_end: The row of networks; None if the table has none.
         level: Nominal coverage of the intervals.
+        left_out: Networks of the table that hold a kernel which cannot be predicted.
     """
 
     families: tuple[dict[str, Any], ...]
     end_to_end: dict[str, Any] | None
     level: float
+    left_out: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Families, then end to end. Keys, None where there is too little data:
@@ -73,7 +75,9 @@ def make_report(predictor: Predictor, models: Iterable[FamilyModel], network_res
     level = predictor.settings.level
     timed = predictor.table.measurements
     families = sorted((_family_row(model, timed, level) for model in models), key=lambda row: -row["n"])
-    return FitReport(tuple(families), _end_to_end_row(predictor, network_residuals, level), level)
+    used = {network.name for network in predictor.calibrated_on}
+    left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
+    return FitReport(tuple(families), _end_to_end_row(predictor, network_residuals, level), level, left_out)
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float)
 
 
 def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: float) -> dict[str, Any] | None:
-    networks = predictor.table.networks
+    networks = predictor.calibrated_on
     if not networks:
         return None
     listed = [[Kernel.from_key(key) for key in network.kernels.elements()] for network in networks]

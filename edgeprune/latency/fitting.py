@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 
-from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.errors import ConfigError, TableFormatError, UnsupportedKernelError
 from edgeprune.latency.calibration import fit_calibration, leave_one_out
 from edgeprune.latency.family_model import FamilyModel, fit_family
 from edgeprune.latency.features import Machine
 from edgeprune.latency.predictor import MEMORY_FAMILIES, FitSettings, Predictor
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.spec import Kernel, Measurement
+
+logger = logging.getLogger("edgeprune.latency")
 
 _CACHED = 8
 _cache: OrderedDict[tuple[str, FitSettings], Predictor] = OrderedDict()
@@ -90,16 +93,22 @@ def _substitutes(
 
 
 def _calibrate(predictor: Predictor, networks: Sequence[Network]) -> None:
-    if not networks:
+    usable, times = [], []
+    for network in networks:
+        try:
+            times.append(predictor.kernel_ms([Kernel.from_key(key) for key in network.kernels.elements()]))
+        except UnsupportedKernelError as error:
+            logger.warning("network %s is left out of the calibration: %s", network.name, error.message)
+        else:
+            usable.append(network)
+    if not usable:
         return
-    listed = [[Kernel.from_key(key) for key in network.kernels.elements()] for network in networks]
-    times = [predictor.kernel_ms(kernels) for kernels in listed]
     sums = np.array([float(kernel_ms.sum()) for kernel_ms in times])
-    counts = np.array([float(len(kernels)) for kernels in listed])
-    measured = np.array([network.measurement.median_ms for network in networks])
+    counts = np.array([float(len(kernel_ms)) for kernel_ms in times])
+    measured = np.array([network.measurement.median_ms for network in usable])
     smallest = min(float(kernel_ms.min()) for kernel_ms in times)
     residuals = [
         float(np.log(without.ms(sums[row], int(counts[row])) / measured[row]))
         for row, without in enumerate(leave_one_out(sums, counts, measured, smallest))
     ]
-    predictor.calibrate(fit_calibration(sums, counts, measured, smallest), residuals)
+    predictor.calibrate(fit_calibration(sums, counts, measured, smallest), usable, residuals)

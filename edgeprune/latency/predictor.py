@@ -18,7 +18,7 @@ from edgeprune.latency.calibration import Calibration
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Floats, Machine
 from edgeprune.latency.intervals import network_half_width
-from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.latency.table_rows import check_kernel
 from edgeprune.spec import Kernel
 
@@ -81,6 +81,7 @@ class Predictor:
         table: What it was fitted to.
         settings: How.
         calibration: From the sum of kernels to the latency of a network.
+        calibrated_on: Networks of the table that the calibration was fitted to.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Predictor:
         self.table = table
         self.settings = settings
         self.calibration = Calibration()
+        self.calibrated_on: tuple[Network, ...] = ()
         self._models = dict(models)
         self._substitutes = dict(substitutes)
         self._network_residuals: tuple[float, ...] = ()
@@ -130,7 +132,7 @@ class Predictor:
 
         self._learn(kernels)
         rows = [self._known[kernel] for kernel in kernels]
-        return pd.DataFrame(
+        frame: pd.DataFrame = pd.DataFrame(
             {
                 "ms": [row.ms for row in rows],
                 "low_ms": [row.ms * math.exp(-row.half_width) for row in rows],
@@ -138,6 +140,7 @@ class Predictor:
                 "source": [row.source for row in rows],
             }
         )
+        return frame
 
     def network_ms(self, kernels: Sequence[Kernel]) -> float:
         """Latency of a network that executes these kernels, milliseconds, calibrated."""
@@ -250,9 +253,10 @@ class Predictor:
     def __repr__(self) -> str:
         return f"Predictor({len(self._known)} kernels known, table {self.table_hash[:12]}, {self.calibration})"
 
-    def calibrate(self, calibration: Calibration, residuals: Sequence[float]) -> None:
-        """Set the map to networks and its leave-one-out log errors; `fit` calls this once."""
-        self.calibration, self._network_residuals = calibration, tuple(residuals)
+    def calibrate(self, calibration: Calibration, networks: Sequence[Network], residuals: Sequence[float]) -> None:
+        """Set the map to networks, those that it was fitted to, and their leave-one-out log errors; `fit` does this once."""
+        self.calibration, self.calibrated_on = calibration, tuple(networks)
+        self._network_residuals = tuple(residuals)
 
     def _learn(self, kernels: Iterable[Kernel]) -> None:
         new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]
@@ -264,6 +268,9 @@ class Predictor:
             self._remember_held()
         groups: dict[tuple[str, str], list[Kernel]] = {}
         for kernel in new:
+            problem = check_kernel(kernel)
+            if problem is not None:
+                raise UnsupportedKernelError(f"a kernel must have sizes to compute with; {kernel.key}: {problem}.")
             groups.setdefault((kernel.family, kernel.precision), []).append(kernel)
         for (family, precision), members in groups.items():
             model, least = self._model(family, precision, members[0])
@@ -274,11 +281,6 @@ class Predictor:
                 self._known[kernel] = Estimate(math.exp(value), max(half_width, least), source)
 
     def _model(self, family: str, precision: str, kernel: Kernel) -> tuple[FamilyModel, float]:
-        problem = check_kernel(kernel)
-        if problem is not None:
-            raise UnsupportedKernelError(
-                f"a kernel must have sizes that can be computed with; {kernel.key}: {problem}."
-            )
         if (family, precision) in self._models:
             return self._models[family, precision], 0.0
         if family in MEMORY_FAMILIES and precision in self._substitutes:

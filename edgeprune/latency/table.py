@@ -110,7 +110,8 @@ class LatencyTable:
         """All rows as a pandas frame, in canonical order; changing it does not change the table."""
         import pandas as pd
 
-        return pd.DataFrame([dict(row) for row in self._rows], columns=list(COLUMNS))
+        frame: pd.DataFrame = pd.DataFrame([dict(row) for row in self._rows], columns=list(COLUMNS))
+        return frame
 
     @property
     def rows(self) -> Iterator[Row]:

@@ -47,6 +47,12 @@ def rows() -> list[dict[str, Any]]:
     return [*found, network_row("net", [*kernels, kernels[0]], timing(1.5), {"layer": 24})]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[LatencyTable, bytes]:
+    table = LatencyTable.from_rows(HEADER, rows())
+    return table, table.save(tmp_path_factory.mktemp("saved") / "whole.parquet").read_bytes()
+
+
 sizes = st.integers(1, 4096)
 shapes = st.lists(sizes, min_size=1, max_size=4).map(tuple)
 values = st.one_of(st.booleans(), sizes, shapes, st.text(max_size=6), st.floats(allow_nan=False, allow_infinity=False))
@@ -274,8 +280,8 @@ def test_a_time_edited_by_hand_is_noticed(tmp_path: Path) -> None:
 
 @given(share=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
-    whole = LatencyTable.from_rows(HEADER, rows()).save(tmp_path / "whole.parquet").read_bytes()
+def test_a_truncated_file_is_refused(share: float, tmp_path: Path, saved: tuple[LatencyTable, bytes]) -> None:
+    _, whole = saved
     part = tmp_path / "part.parquet"
     part.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(TableFormatError, match=r"part\.parquet"):
@@ -283,10 +289,12 @@ def test_a_truncated_file_is_refused(share: float, tmp_path: Path) -> None:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_flipped_bit_is_refused_or_harmless(place: float, bit: int, tmp_path: Path) -> None:
-    table = LatencyTable.from_rows(HEADER, rows())
-    content = bytearray(table.save(tmp_path / "whole.parquet").read_bytes())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_is_refused_or_harmless(
+    place: float, bit: int, tmp_path: Path, saved: tuple[LatencyTable, bytes]
+) -> None:
+    table, whole = saved
+    content = bytearray(whole)
     content[int(len(content) * place)] ^= 1 << bit
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(content)

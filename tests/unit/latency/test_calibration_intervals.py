@@ -1,0 +1,116 @@
+"""End-to-end calibration finds what networks really pay; intervals cover what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgeprune.latency.calibration import Calibration, fit_calibration, leave_one_out
+from edgeprune.latency.intervals import (
+    conformal_half_width,
+    cross_coverage,
+    median_noise,
+    network_half_width,
+    round_noise,
+)
+
+
+def networks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    source = np.random.default_rng(seed)
+    return source.uniform(0.5, 8.0, count), source.integers(10, 80, count).astype(float)
+
+
+def test_without_networks_the_sum_stands() -> None:
+    assert fit_calibration(np.empty(0), np.empty(0), np.empty(0), 0.01) == Calibration()
+    assert Calibration().ms(3.25, 20) == 3.25
+
+
+def test_the_cost_of_calls_is_found_again() -> None:
+    sums, counts = networks(20)
+    measured = 1.05 * sums - 0.0025 * counts + 0.03
+    found = fit_calibration(sums, counts, measured, smallest_kernel_ms=0.003)
+    predicted = [found.ms(total, int(count)) for total, count in zip(sums, counts, strict=True)]
+    assert predicted == pytest.approx(measured, rel=0.01)
+    assert found.per_kernel_ms == pytest.approx(-0.0025, abs=5e-4)
+
+
+def test_one_network_moves_the_calibration_only_so_far() -> None:
+    found = fit_calibration(np.array([2.0]), np.array([20.0]), np.array([2.4]), 0.01)
+    assert 1.0 < found.scale < 1.2
+    assert 2.2 < found.ms(2.0, 20) <= 2.4
+
+
+def test_one_disturbed_network_does_not_spoil_the_others() -> None:
+    sums, counts = networks(12)
+    measured = 1.1 * sums
+    measured[5] *= 2.5
+    found = fit_calibration(sums, counts, measured, 0.01)
+    others = np.arange(12) != 5
+    predicted = np.array([found.ms(total, int(count)) for total, count in zip(sums, counts, strict=True)])
+    assert predicted[others] == pytest.approx(measured[others], rel=0.03)
+
+
+def test_no_kernel_comes_to_cost_less_than_nothing() -> None:
+    sums, counts = networks(12)
+    found = fit_calibration(sums, counts, np.maximum(sums - 0.05 * counts, 0.1 * sums), smallest_kernel_ms=0.004)
+    assert found.per_kernel_ms >= -0.004
+    assert found.fixed_ms >= 0
+    assert found.ms(0.004, 1) > 0
+
+
+def test_leave_one_out_does_not_see_its_network() -> None:
+    sums, counts = networks(5)
+    measured = 1.1 * sums
+    before = leave_one_out(sums, counts, measured, 0.01)
+    measured[2] *= 1.3
+    after = leave_one_out(sums, counts, measured, 0.01)
+    assert after[2] == before[2]
+    assert after[1] != before[1]
+
+
+@pytest.mark.parametrize("count", [12, 40, 200])
+def test_conformal_intervals_cover_new_residuals(count: int) -> None:
+    source = np.random.default_rng(count)
+    inside = [abs(source.standard_t(3)) <= conformal_half_width(source.standard_t(3, count), 0.9) for _ in range(1500)]
+    # The guarantee is 90 % on average; 1 500 trials leave 2.3 % at three standard deviations.
+    assert 0.877 <= np.mean(inside) <= 0.9 + 1 / (count + 1) + 0.023
+
+
+def test_few_residuals_give_a_wide_interval_and_none_a_finite_one() -> None:
+    few = np.array([0.01, -0.02, 0.015])
+    assert conformal_half_width(few, 0.9) >= math.log(1.25)
+    assert math.isfinite(conformal_half_width(np.empty(0), 0.9))
+
+
+def test_cross_coverage_is_measured_on_other_folds() -> None:
+    residuals = np.concatenate([np.full(50, 0.01), np.full(50, 0.5)])
+    folds = np.repeat([0, 1], 50)
+    assert cross_coverage(residuals, folds, 0.9) == 0.5
+
+
+def test_network_intervals_cover_and_narrow_with_the_number_of_networks() -> None:
+    source = np.random.default_rng(3)
+    for count in (3, 6, 12, 30):
+        inside = [
+            abs(source.normal(0, 0.03)) <= network_half_width(source.normal(0, 0.03, count).tolist(), 0.9)
+            for _ in range(1500)
+        ]
+        assert np.mean(inside) >= 0.87
+    widths = [network_half_width([0.02, -0.02] * half, 0.9) for half in (0, 1, 3, 10)]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_one_disturbed_network_does_not_widen_the_intervals_of_all() -> None:
+    quiet = [0.01, -0.012, 0.008, -0.011, 0.009, 0.01, -0.01]
+    assert network_half_width([*quiet, 0.8], 0.9) < 0.06
+
+
+def test_noise_of_rounds_is_estimated_without_bias() -> None:
+    source = np.random.default_rng(0)
+    rounds = np.exp(source.normal(0, 0.05, (400, 5)))
+    assert round_noise(rounds.tolist()) == pytest.approx(0.05, rel=0.15)
+    medians = np.log(np.median(rounds, axis=1))
+    assert median_noise(rounds[0].tolist(), 0.05) >= 0.9 * medians.std()
+    assert round_noise([[1.0], [2.0]]) > 0
