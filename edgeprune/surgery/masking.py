@@ -188,15 +188,23 @@ def _softmax(node: Node, args: list[Any], kwargs: dict[str, Any]) -> torch.Tenso
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Give biases, scales and batch-norm statistics random values: zero biases would hide a unit that leaks a constant."""
+    """Give biases, scales and batch-norm statistics random values: zero biases would hide a unit that leaks a constant.
+
+    Biases move up and running means down, because a channel that an activation silences on all inputs would hide
+    whatever was done to it.
+    """
     generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        noise = torch.rand(like.shape, generator=generator, dtype=torch.float64)
+        return noise.mul(high - low).add(low).to(like)
+
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             if parameter.ndim == 1 and parameter.is_floating_point():
-                noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.3
-                parameter.add_(noise.to(parameter))
+                parameter.add_(uniform(parameter, 0.1, 0.8))
         for name, buffer in sorted(model.named_buffers()):
             if name.endswith("running_mean"):
-                buffer.add_((torch.rand(buffer.shape, generator=generator, dtype=torch.float64) - 0.3).to(buffer))
+                buffer.add_(uniform(buffer, -0.6, 0.0))
             elif name.endswith("running_var"):
-                buffer.mul_((torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5).to(buffer))
+                buffer.mul_(uniform(buffer, 0.5, 1.5))

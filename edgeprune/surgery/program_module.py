@@ -79,7 +79,7 @@ class ProgramModule(nn.Module):
         self.program = program
         self._inputs: list[str] = []
         self._tensors: dict[str, str] = {}
-        placed: dict[int, torch.Tensor] = {}
+        placed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for item in program["inputs"]:
             name, kind, target = item["name"], item["kind"], item["target"]
             if kind == "input":
@@ -93,7 +93,9 @@ class ProgramModule(nn.Module):
                 value = tensors[target]
             else:
                 raise PlanError(f"the weights must hold every tensor of the program, found no {target!r}.")
-            self._place(target, placed.setdefault(id(value), value), kind)
+            if id(value) not in placed:
+                placed[id(value)] = (value, _parameter(value) if kind == "parameter" else value)
+            self._place(target, placed[id(value)][1], kind)
         self._frame = _Frame(pytree.treespec_loads(program["in_spec"]), pytree.treespec_loads(program["out_spec"]))
         self._outputs = [_decode(item) for item in program["outputs"]]
         self._steps = _steps(program)
@@ -157,7 +159,7 @@ class ProgramModule(nn.Module):
                 owner.add_module(part, nn.Module())
             owner = cast(nn.Module, owner._modules[part])
         if kind == "parameter":
-            owner.register_parameter(leaf, value if isinstance(value, nn.Parameter) else _parameter(value))
+            owner.register_parameter(leaf, cast(nn.Parameter, value))
         else:
             owner.register_buffer(leaf, value, persistent=kind == "buffer")
 
@@ -167,6 +169,8 @@ class ProgramModule(nn.Module):
 
 
 def _parameter(value: torch.Tensor) -> nn.Parameter:
+    if isinstance(value, nn.Parameter):
+        return value
     return nn.Parameter(value, requires_grad=value.is_floating_point())
 
 
@@ -193,9 +197,9 @@ def _function(op: str) -> Callable[..., Any]:
     name, _, overload = rest.partition(".")
     packet = getattr(torch.ops.aten, name, None) if family == "aten" else None
     found = getattr(packet, overload, None) if packet is not None else None
-    if found is None:
+    if not isinstance(found, torch._ops.OpOverload):
         raise PlanError(f"a program may only name operations of ATen that torch {torch.__version__} has, found {op!r}.")
-    return cast(Callable[..., Any], found)
+    return found
 
 
 def _bound(

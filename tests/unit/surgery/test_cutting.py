@@ -1,0 +1,238 @@
+"""Cut models: what they are, that they train, and that they can be saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.graph.tracing import trace
+from edgeprune.surgery.checking import check
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
+from edgeprune.surgery.program_module import ProgramModule
+from edgeprune.surgery.storage import load, save
+
+X = torch.randn(1, 3, 16, 16)
+NAMES = ["ResNet", "OptionA", "VGG", "DenseNet", "Inverted", "Shuffle", "Grouped", "UNet", "Gated", "Attended", "Tied"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cut_model_equals_the_masked_one_and_its_predicted_shapes(nets: ModuleType, name: str) -> None:
+    model = getattr(nets, name)()
+    before = copy.deepcopy(model.state_dict())
+    graph = trace(model, X)
+    plan = uniform_plan(graph, 0.4)
+    pruned = apply(model, plan)
+    assert pruned.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert isinstance(pruned, ProgramModule) == (name == "OptionA")
+    assert check(model, plan, X, tolerance=1e-9) < 1e-9
+    shapes = graph.shapes(plan.widths())
+    for key, tensor in [*pruned.named_parameters(), *pruned.named_buffers()]:
+        assert shapes[key] == tuple(tensor.shape)
+    removed = 1 - sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in model.parameters())
+    assert removed > 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_model_copies_reloads_and_trains(nets: ModuleType, name: str) -> None:
+    model = getattr(nets, name)()
+    pruned = apply(model, uniform_plan(trace(model, X), 0.5))
+    twin = copy.deepcopy(pruned)
+    twin.load_state_dict(pruned.state_dict())
+    pruned.eval()
+    twin.eval()
+    for batch in (1, 3, 8):
+        x = torch.randn(batch, 3, 16, 16)
+        assert torch.equal(pruned(x), twin(x))
+    pruned.train()
+    if name == "VGG":
+        assert not torch.equal(pruned(x), pruned(x)), "dropout must be on in train form"
+    images, losses = torch.randn(8, 3, 16, 16), []
+    target = torch.randn_like(pruned(images)).detach()
+    optimizer = torch.optim.SGD(pruned.parameters(), lr=0.05)
+    for _ in range(20):
+        loss = (pruned(images) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-3:]) < losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), twin.eval().parameters(), strict=True))
+
+
+def test_the_program_module_keeps_batch_norm_like_the_original(nets: ModuleType) -> None:
+    model = nets.Inverted()
+    model.stem[1].momentum = None
+    plan = uniform_plan(trace(model, X), 0.5)
+    reference = apply(model, plan).train()
+    program = ProgramModule.of(copy.deepcopy(reference), plan.program).train()
+    for _ in range(3):
+        x = torch.randn(4, 3, 16, 16) + 1
+        program(x)
+        reference(x)
+    buffers = dict(program.named_buffers())
+    assert buffers["stem.1.num_batches_tracked"] == 3
+    for name, expected in reference.named_buffers():
+        assert torch.allclose(buffers[name], expected, atol=1e-6), name
+    assert torch.allclose(program.eval()(x), reference.eval()(x), atol=1e-6)
+
+
+def test_widths_of_one_are_not_squeezed_away(nets: ModuleType) -> None:
+    for name in ("ResNet", "Grouped", "OptionA", "Shuffle"):
+        model = getattr(nets, name)()
+        graph = trace(model, X)
+        plan = make_plan(graph, {group.name: [group.size - 1] for group in graph.groups})
+        assert set(plan.widths().values()) == {1}
+        assert check(model, plan, X) < 1e-9
+
+
+class Reshaping(nn.Module):
+    """forward spells out the channels, and a constant that is too large to be written down."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8 * 256, 2)
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x) * torch.tensor([0.5] * 16).repeat(self.size)[:16]
+        x = x + torch.tensor([[0.1] * 16] * self.size).mean()
+        return self.b(x.reshape(-1, 8 * 256))
+
+
+def test_spelled_out_sizes_become_a_program(nets: ModuleType) -> None:
+    model = Reshaping(2)
+    plan = uniform_plan(trace(model, X), 0.5)
+    assert [item["from"] for item in plan.rewrites] == [{"shape": [-1, 2048]}]
+    assert plan.rewrites[0]["to"] == {"op": "aten.reshape.default", "shape": [-1, 1024]}
+    assert plan.rewrites[0]["source"].startswith(__file__)
+    assert isinstance(apply(model, plan), ProgramModule)
+    assert check(model, plan, X) < 1e-9
+
+
+def test_what_can_neither_run_nor_be_written_down_names_the_line(nets: ModuleType) -> None:
+    model = Reshaping(400)
+    plan = uniform_plan(trace(model, X), 0.5)
+    assert plan.program is None
+    with pytest.raises(SurgeryError, match=r"found aten\.reshape\.default at .*test_cutting\.py:\d+; constant .* text"):
+        apply(model, plan)
+
+
+def test_a_program_module_exports(nets: ModuleType) -> None:
+    model = nets.OptionA()
+    pruned = apply(model, uniform_plan(trace(model, X), 0.5)).eval()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(
+        pruned, (torch.randn(2, 3, 16, 16),), dynamic_shapes=((({0: batch},)),), strict=False
+    )
+    x = torch.randn(5, 3, 16, 16)
+    assert torch.allclose(exported.module()(x), pruned(x), atol=1e-6)
+
+
+def test_tied_parameters_stay_tied(nets: ModuleType) -> None:
+    model = nets.Tied()
+    pruned = apply(model, uniform_plan(trace(model, X), 0.5))
+    assert pruned.first.weight is pruned.second.weight
+    assert pruned.shared.weight.shape == (4, 4, 3, 3)
+    model.first.weight.requires_grad_(False)
+    assert not apply(model, uniform_plan(trace(model, X), 0.5)).second.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["ResNet", "OptionA", "Tied", "Inverted"])
+def test_saved_models_reload_with_and_without_their_class(nets: ModuleType, name: str, tmp_path: Path) -> None:
+    model = getattr(nets, name)()
+    plan = uniform_plan(trace(model, X), 0.5)
+    pruned = apply(model, plan)
+    pruned(torch.randn(4, 3, 16, 16))
+    pruned.eval()
+    save(pruned, tmp_path, plan)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "plan.json", "weights.safetensors"]
+    alone, again = load(tmp_path), load(tmp_path, getattr(nets, name)()).eval()
+    assert isinstance(alone, ProgramModule)
+    assert type(again) is type(pruned)
+    x = torch.randn(3, 3, 16, 16)
+    assert torch.equal(again(x), pruned(x))
+    assert torch.allclose(alone(x), pruned(x), atol=1e-6)
+    save(alone, tmp_path / "program")
+    assert torch.equal(load(tmp_path / "program")(x), alone(x))
+    if name == "Tied":
+        assert alone.first.weight is alone.second.weight
+
+
+def test_saved_models_that_do_not_fit(nets: ModuleType, tmp_path: Path) -> None:
+    model = nets.VGG()
+    plan = uniform_plan(trace(model, X), 0.5)
+    with pytest.raises(PlanError, match="a model must be saved with the plan that cut it"):
+        save(model, tmp_path / "a", plan)
+    with pytest.raises(PlanError, match=r"a saved model must have model\.json and weights\.safetensors"):
+        load(tmp_path / "nothing")
+    save(apply(model, plan), tmp_path / "b", plan)
+    with pytest.raises(PlanError, match="a plan must be applied to the model that it was made for"):
+        load(tmp_path / "b", nets.ResNet())
+    (tmp_path / "b" / "plan.json").unlink()
+    with pytest.raises(PlanError, match="needs its original class, found none"):
+        load(tmp_path / "b")
+    with pytest.raises(PlanError, match=r"saved weights must fit the model: 'features\.0\.weight'"):
+        load(tmp_path / "b", nets.VGG())
+    weights = tmp_path / "b" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(PlanError, match="a saved model must have"):
+        load(tmp_path / "b", nets.VGG())
+
+
+@pytest.mark.parametrize(
+    "op", ["os.system", "operator.methodcaller", "aten.__class__.mro", "prims.add.default", "aten.no_such.default"]
+)
+def test_a_program_can_only_name_aten_operations(nets: ModuleType, tmp_path: Path, op: str) -> None:
+    model = nets.VGG()
+    plan = uniform_plan(trace(model, X), 0.5)
+    save(apply(model, plan), tmp_path, plan)
+    values = json.loads((tmp_path / "plan.json").read_text())
+    values["program"]["nodes"][1]["op"] = op
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    with pytest.raises(PlanError, match="a program may only name operations of ATen"):
+        load(tmp_path)
+
+
+def test_a_plan_applies_where_nothing_can_be_traced(nets: ModuleType, tmp_path: Path) -> None:
+    for name in ("ResNet", "OptionA"):
+        model = getattr(nets, name)()
+        plan = uniform_plan(trace(model, X), 0.5)
+        save(apply(model, plan), tmp_path / name, plan)
+    code = """
+import sys
+sys.modules["edgeprune.graph"] = None
+sys.path.insert(0, sys.argv[1])
+import torch, nets
+from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.storage import load
+for name in ("ResNet", "OptionA"):
+    folder = f"{sys.argv[2]}/{name}"
+    model = getattr(nets, name)()
+    apply(model, PruningPlan.load(folder + "/plan.json"))
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(load(folder, model).eval()(x), load(folder)(x), atol=1e-5)
+print("applied")
+"""
+    arguments = [sys.executable, "-c", code, str(Path(__file__).parents[1] / "graph"), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert done.stdout == "applied\n", done.stderr
+
+
+def test_loading_a_plan_twice_gives_the_same_cut(nets: ModuleType, tmp_path: Path) -> None:
+    model = nets.UNet()
+    plan = uniform_plan(trace(model, X), 0.3)
+    plan.save(tmp_path / "plan.json")
+    one, two = apply(model, plan), apply(model, PruningPlan.load(tmp_path / "plan.json"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
