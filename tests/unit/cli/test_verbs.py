@@ -1,0 +1,215 @@
+"""The verbs one after another on a small model and this machine as the board; and what each says to bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+INPUT = ("--input", "image=1x3x16x16:float32")
+MODEL_FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image):
+        hidden = torch.relu(self.second(torch.relu(self.first(image))))
+        return self.head(hidden.mean((2, 3)))
+
+def build():
+    return Net()
+"""
+TASK_FILE = """
+import edgeprune, torch
+
+def colors():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(6):
+        targets = torch.randint(0, 3, (32,), generator=generator)
+        images = torch.randn(32, 3, 16, 16, generator=generator) * 0.3
+        images[torch.arange(32), targets] += 1
+        batches.append((images, targets))
+    return edgeprune.Task.single(train=batches[:4], validation=batches[4:], loss=torch.nn.functional.cross_entropy,
+        metric=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean().item())
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory of the whole sequence."""
+    path = tmp_path_factory.mktemp("verbs")
+    (path / "net.py").write_text(MODEL_FILE)
+    (path / "task.py").write_text(TASK_FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def edgeprune(folder: Path) -> Run:
+    """Runs one command line in that folder, with a board, settings and state of its own."""
+    environment = {
+        **os.environ,
+        "EDGEPRUNE_CONFIG": str(folder / "boards.toml"),
+        "EDGEPRUNE_ROOT": str(folder / "board"),
+        "EDGEPRUNE_STATE": str(folder / "state"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edgeprune", *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+def succeed(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    answer: dict[str, Any] = json.loads(result.stdout)
+    for file in answer["files"]:
+        assert set(file) == {"path", "what"}
+    return answer
+
+
+def fail(result: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert result.returncode == code, (result.stdout, result.stderr)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def table(edgeprune: Run, folder: Path) -> Path:
+    answer = succeed(
+        edgeprune("profile", "net.py:build", *INPUT, "--minutes", "0.1", "--out", "tables/table.parquet", "--json")
+    )
+    assert answer["kernels"] > 0
+    assert answer["dense_ms"] > 0
+    assert "prune net.py:build" in answer["next"]
+    assert [path.name for path in (folder / "tables").iterdir()] == ["table.parquet"], "no journal is left behind"
+    return folder / "tables" / "table.parquet"
+
+
+@pytest.fixture(scope="module")
+def pruned(edgeprune: Run, folder: Path, table: Path) -> dict[str, Any]:
+    return succeed(
+        edgeprune(
+            *("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--task", "task.py:colors"),
+            *("--epochs", "1", "--keep", "first", "--out", "pruned", "--json"),
+        )
+    )
+
+
+def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Path, pruned: dict[str, Any]) -> None:
+    fitted = succeed(edgeprune("fit", str(table), "--json"))
+    assert (folder / "tables" / "table.json").is_file()
+    assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
+
+    assert pruned["predicted_ms"] <= pruned["budget_ms"]
+    assert pruned["parameters_after"] < pruned["parameters_before"]
+    assert pruned["check_max_abs"] < 1e-4
+    assert set(pruned["metrics_after"]) == {"main"}
+    plan = json.loads((folder / "pruned" / "plan.json").read_text())
+    assert "first" not in {name for name, group in plan["groups"].items() if len(group["kept"]) < group["size"]}
+
+    compiled = succeed(edgeprune("compile", "pruned", "--out", "pruned/artifact", "--dense", "pruned/dense", "--json"))
+    manifest = json.loads((folder / "pruned" / "artifact" / "manifest.json").read_text())
+    assert manifest["plan_hash"] == pruned["plan_hash"]
+    assert "deploy pruned/artifact" in compiled["next"]
+
+    first = succeed(edgeprune("deploy", "pruned/dense", "--rounds", "3", "--json"))
+    assert first["changed"] is True
+    second = succeed(edgeprune("deploy", "pruned/artifact", "--reference", "pruned/dense", "--rounds", "3", "--json"))
+    assert second["ratio"] < 1.0
+    assert second["previous"] == first["release"]
+    assert succeed(edgeprune("status", "--json"))["current"]["folder"] == second["release"]
+
+    report = succeed(edgeprune("report", "pruned", "--out", "page.html", "--json"))
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert report["deployment"] == "pruned/artifact.deployment.json"
+    assert second["release"] in page
+    assert pruned["plan_hash"] in page
+
+    back = succeed(edgeprune("rollback", "--json"))
+    assert back["current"]["folder"] == first["release"]
+
+
+def test_without_a_task_it_says_that_accuracy_was_not_measured(edgeprune: Run, table: Path) -> None:
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--out", "free")
+    assert result.returncode == 0, result.stderr
+    assert "Accuracy was not measured" in result.stdout
+    assert "next: edgeprune compile free" in result.stdout
+
+
+def test_a_budget_out_of_reach_says_what_can_be_reached_and_leaves_nothing(
+    edgeprune: Run, folder: Path, table: Path
+) -> None:
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "1us", "--out", "never")
+    fail(result, 4, "the smallest plan reaches", "Try: --latency")
+    assert not list(folder.glob("*never*"))
+    assert not list(folder.glob(".*partial"))
+
+
+def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: Path, table: Path) -> None:
+    (folder / "corrupt.parquet").write_bytes(table.read_bytes()[:-500])
+    (folder / "foreign.parquet").write_text("PAR1 not a table")
+    prune = ("prune", "net.py:build", *INPUT, "--latency", "50%", "--out", "bad")
+    fail(edgeprune(*prune, "--table", "missing.parquet"), 4, "missing.parquet")
+    fail(edgeprune(*prune, "--table", "corrupt.parquet"), 2, "corrupt.parquet")
+    fail(edgeprune("fit", "foreign.parquet"), 2, "foreign.parquet")
+    fail(edgeprune(*prune, "--table", str(table), "--latency", "50"), 2, "a number with a unit", "--latency 12ms")
+    fail(edgeprune(*prune, "--table", str(table), "--min-width", "first"), 2, "--min-width must be written")
+    fail(edgeprune(*prune, "--table", str(table), "--keep", "frist"), 2, "frist")
+    wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))
+    fail(edgeprune(*wrong_shape), 2, "must run on its example inputs")
+    fail(edgeprune("compile", "board"), 2, "no prune.json in it")
+    fail(edgeprune("report", "."), 2, "there is no report.json")
+    fail(edgeprune("deploy", "tables"), 2, "manifest.json")
+    assert not (folder / "bad").exists()
+
+
+def test_an_output_folder_of_something_else_is_left_alone(edgeprune: Run, folder: Path, table: Path) -> None:
+    other = folder / "precious"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--out", "precious")
+    fail(result, 2, "must be empty or hold an earlier run")
+    assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_boards_that_are_unknown_or_away_say_so(edgeprune: Run) -> None:
+    fail(edgeprune("device", "probe", "nowhere"), 2, "the board must be one of local, found 'nowhere'")
+    fail(edgeprune("status", "--board", "ssh://nobody@127.0.0.1:1"), 3, "127.0.0.1:1")
+    fail(edgeprune("device", "add", "bench", "--ssh", "nobody@127.0.0.1:1"), 3, "must be reachable")
+    fail(edgeprune("device", "add", "local", "--ssh", "a@b"), 2, "must not be 'local'")
+    fail(edgeprune("device", "add", "bench", "--ssh", "a@b", "--type", "toaster"), 2, "device type", "toaster")
+    listed = succeed(edgeprune("device", "list", "--json"))
+    assert listed["boards"] == {}, "a board that was refused is not kept"
+
+
+def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
+    healthy = json.loads(edgeprune("doctor", "--board", "local", "--json").stdout)
+    assert healthy["exit_code"] == 0
+    names = {check["name"] for check in healthy["checks"]}
+    assert {"python", "torch", "backend onnxruntime", "board list", "write access", "connection", "disk"} <= names
+    away = edgeprune("doctor", "--board", "ssh://nobody@127.0.0.1:1")
+    assert away.returncode == 3
+    line = next(line for line in away.stdout.splitlines() if "connection" in line)
+    assert line.startswith("missing ")
+    assert " -> " in line

@@ -1,0 +1,170 @@
+"""Report data from a real traced model, real measured kernels, and a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import edgeprune
+from edgeprune.errors import ConfigError
+from edgeprune.latency.predictor import Predictor
+from edgeprune.lowering.kernel_graph import KernelGraph
+from edgeprune.report import collecting, stored
+from edgeprune.report.data import Card, ReportData
+from edgeprune.report.page import render
+from edgeprune.report.pruning import with_deployment
+
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
+
+
+class _Block(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(width)
+        self.conv2 = torch.nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class _Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 32, 3, padding=1)
+        self.block = _Block(32)
+        self.head = torch.nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.block(torch.relu(self.stem(image)))
+        return self.head(hidden.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return edgeprune.fit(edgeprune.LatencyTable.load(TABLE))
+
+
+@pytest.fixture(scope="module")
+def kernel_graph(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> KernelGraph:
+    torch.manual_seed(0)
+    model = _Net().eval()
+    identity = predictor.table.header["identity"]
+    return edgeprune.lower(
+        edgeprune.trace(model, torch.randn(1, 3, 32, 32)),
+        model=model,
+        architecture=identity["architecture"],
+        isa=identity["isa"],
+        workdir=tmp_path_factory.mktemp("lowered"),
+    )
+
+
+def test_layers_carry_the_names_of_their_modules_in_order(kernel_graph: KernelGraph, predictor: Predictor) -> None:
+    rows = collecting.layers(kernel_graph, predictor, {}, {"block.conv1": 16})
+    names = [row.name for row in rows]
+    assert [name for name in names if "(" not in name and "layout" not in name] == [
+        "stem",
+        "block.conv1",
+        "block.conv2",
+        "head",
+    ]
+    by_name = {row.name: row for row in rows}
+    narrowed = by_name["block.conv1"]
+    assert narrowed.before_ms is not None
+    assert narrowed.after_ms is not None
+    assert narrowed.after_ms < narrowed.before_ms
+    assert by_name["stem"].before_ms == by_name["stem"].after_ms
+
+
+def test_layers_add_up_to_the_kernels(kernel_graph: KernelGraph, predictor: Predictor) -> None:
+    widths = {"block.conv1": 7}  # not a multiple of the vector width: layout changes appear
+    rows = collecting.layers(kernel_graph, predictor, {}, widths)
+    for attribute, chosen in (("before_ms", {}), ("after_ms", widths)):
+        total = sum(getattr(row, attribute) or 0.0 for row in rows)
+        assert total == pytest.approx(float(predictor.kernel_ms(kernel_graph.at(chosen)).sum()))
+
+
+def test_staircases_show_each_kernel_at_most_once_and_mark_the_widths(
+    kernel_graph: KernelGraph, predictor: Predictor
+) -> None:
+    found = collecting.staircases(kernel_graph, predictor, {"block.conv1": 16})
+    assert {staircase.title.split(" · ")[0] for staircase in found} == {
+        group.name for group in kernel_graph.graph.groups
+    }
+    measured = {measurement.median_ms for measurement in predictor.table.measurements.values()}
+    for staircase in found:
+        assert [width for width, _ in staircase.predicted] == list(range(1, 33))
+        assert staircase.dense == 32
+        assert list(staircase.widths) == sorted(set(staircase.widths))
+        assert set(staircase.measured_ms) <= measured
+        steps = [ms for _, ms in staircase.predicted]
+        assert staircase.predicted[-1][1] == pytest.approx(max(steps), rel=0.5)
+    chosen = {staircase.title.split(" · ")[0]: staircase.chosen for staircase in found}
+    assert chosen["block.conv1"] == 16
+    assert len(collecting.staircases(kernel_graph, predictor, {}, most=1)) == 1
+
+
+def test_held_out_predictions_are_those_of_the_error_table(predictor: Predictor) -> None:
+    kernels, networks = collecting.held_out_predictions(predictor)
+    rows = {row["family"]: row for row in predictor.report().rows()}
+    errors = sorted(abs(row.predicted_ms / row.measured_ms - 1) for row in networks)
+    middle = (
+        errors[len(errors) // 2] if len(errors) % 2 else sum(errors[len(errors) // 2 - 1 : len(errors) // 2 + 1]) / 2
+    )
+    assert 100 * middle == pytest.approx(rows["end to end"]["median_error_percent"])
+    assert len(kernels) == sum(row["n"] for name, row in rows.items() if name != "end to end" and row["n"] > 1)
+    assert collecting.error_table(predictor.report())["end to end"]["measured"] == str(len(networks))
+
+
+def test_conditions_become_flat_text_with_before_first() -> None:
+    told = {"after": {"load": 1.23456, "cores": [0, 1]}, "before": {"governor": None}, "clock": "steady"}
+    assert list(collecting.flat_conditions(told).items()) == [
+        ("before: governor", "not told"),
+        ("after: load", "1.235"),
+        ("after: cores", "0, 1"),
+        ("clock", "steady"),
+    ]
+
+
+def test_report_data_survives_its_file_and_damage_is_told(
+    tmp_path: Path, kernel_graph: KernelGraph, predictor: Predictor
+) -> None:
+    data = ReportData(
+        title="kept",
+        cards=(Card("a", "1 ms", verdict="good"),),
+        staircases=collecting.staircases(kernel_graph, predictor, {}),
+        layers=collecting.layers(kernel_graph, predictor, {}, {}),
+        frozen=collecting.frozen_groups(kernel_graph.graph),
+    )
+    path = stored.save(data, tmp_path / "report.json")
+    assert stored.load(path) == data
+    assert "block.conv2" in render(stored.load(path))
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ConfigError, match="must hold report data"):
+        stored.load(path)
+    path.write_text('{"schema": 99, "report": {}}')
+    with pytest.raises(ConfigError, match="must have schema 1, found 99"):
+        stored.load(path)
+    with pytest.raises(ConfigError, match="there is no"):
+        stored.load(tmp_path / "missing.json")
+
+
+def test_a_deployment_is_added_to_the_cards_and_hashes() -> None:
+    data = replace(ReportData(), cards=(Card("latency", "2 ms"),), hashes={"plan": "aa"})
+    deployment = {
+        "board": "bench",
+        "measured_ms": 1.2,
+        "dense_ms": 2.4,
+        "ratio": 0.5,
+        "parity": {"max_abs": 2e-6},
+        "artifact": "cc",
+        "release": "dd",
+    }
+    more = with_deployment(data, deployment)
+    assert [card.title for card in more.cards] == ["latency", "deployed to bench", "parity on the board"]
+    assert "50.0% of 2.400 ms" in more.cards[1].detail
+    assert more.hashes == {"plan": "aa", "artifact": "cc", "release": "dd"}
