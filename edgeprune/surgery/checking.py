@@ -166,6 +166,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _random_inputs(inputs: Any, dynamic: bool, seed: int) -> Any:
+    """Wide enough that activations see both signs, with a mean that is not zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def fill(tensor: torch.Tensor) -> torch.Tensor:
@@ -173,6 +174,6 @@ def _random_inputs(inputs: Any, dynamic: bool, seed: int) -> Any:
             tensor = torch.cat([tensor] * -(-_BATCH // len(tensor)))[:_BATCH]
         if not tensor.is_floating_point():
             return tensor
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).add(0.5).to(tensor)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).mul(3).add(1).to(tensor)
 
     return pytree.tree_map_only(torch.Tensor, fill, inputs)

@@ -108,7 +108,7 @@ def test_planted_surgery_bugs_are_caught(nets: ModuleType, name: str) -> None:
     twin = copy.deepcopy(model).double()
     randomize(twin)
     program = capture(twin, X.double()).program
-    inputs = ((torch.randn(3, 3, 16, 16, dtype=torch.float64) + 0.5,), {})
+    inputs = ((3 * torch.randn(3, 3, 16, 16, dtype=torch.float64) + 1,), {})
     assert not _caught(program, twin, plan, plan, inputs)
     bugs = list(_planted(plan, dice))
     dice.shuffle(bugs)
@@ -140,8 +140,7 @@ def _damages() -> dict[str, Callable[[nn.Module], None]]:
 
         return change
 
-    names = ["stem.0.weight", "stem.1.weight", "stem.1.bias", "stem.1.running_mean", "stem.1.running_var"]
-    names += ["layer2.0.conv2.weight", "layer2.0.downsample.1.bias", "layer2.1.bn1.running_var", "fc.weight", "fc.bias"]
+    names = ["stem.0.weight", "layer2.0.downsample.1.bias", "layer2.1.bn1.running_var", "fc.weight"]
     return {name: add(name, 1e-3) for name in names}
 
 
@@ -270,9 +269,9 @@ KINDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5)), min_size=1, max_size=7),
+    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5)), min_size=1, max_size=6),
     st.integers(0, 1 << 16),
 )
 def test_random_networks_cut_equals_masked(steps: list[tuple[str, int]], seed: int) -> None:

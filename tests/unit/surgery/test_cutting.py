@@ -88,7 +88,7 @@ def test_the_program_module_keeps_batch_norm_like_the_original(nets: ModuleType)
 
 
 def test_widths_of_one_are_not_squeezed_away(nets: ModuleType) -> None:
-    for name in ("ResNet", "Grouped", "OptionA", "Shuffle"):
+    for name in ("Grouped", "OptionA", "Shuffle"):
         model = getattr(nets, name)()
         graph = trace(model, X)
         plan = make_plan(graph, {group.name: [group.size - 1] for group in graph.groups})
