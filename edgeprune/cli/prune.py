@@ -77,9 +77,9 @@ def prune(
     from edgeprune.cli import record as records
     from edgeprune.cli.inputs import example_inputs
     from edgeprune.cli.loading import load_model, load_task
-    from edgeprune.recovery.fine_tuning import FineTuning
     from edgeprune.report import pruning, stored
 
+    # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
     output = Output(json_output)
     budget = Budget.parse(latency)
     constraints = Constraints(
@@ -88,11 +88,13 @@ def prune(
         multiple_of=_numbers("--multiple-of", multiple_of),
         same_as=_pairs("--same-as", same_as),
     )
+    records.check_out(out)
+    measured = None if table.suffix == ".json" else edgeprune.LatencyTable.load(table)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
     loaded_task = None if task is None else load_task(task)
     with output.step("fit the predictor"):
-        predictor = _predictor(table)
+        predictor = edgeprune.Predictor.load(table) if measured is None else edgeprune.fit(measured)
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)
@@ -106,6 +108,8 @@ def prune(
                 workdir=Path(scratch),
             )
         with output.step(f"prune to {budget}") as progress:
+            from edgeprune.recovery.fine_tuning import FineTuning
+
             result = edgeprune.prune(
                 module,
                 example,
@@ -156,14 +160,6 @@ def prune(
         },
         next_command=command_line("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
     )
-
-
-def _predictor(path: Path) -> Predictor:
-    import edgeprune
-
-    if path.suffix == ".json":
-        return edgeprune.Predictor.load(path)
-    return edgeprune.fit(edgeprune.LatencyTable.load(path))
 
 
 def _pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:

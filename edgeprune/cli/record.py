@@ -106,9 +106,8 @@ def load_inputs(path: Path) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor
     return named
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder whose contents appear in `out` when the block ends well, the record last; nothing appears otherwise.
+def check_out(out: Path) -> None:
+    """Refuse to write into what is not ours; asked before the long steps.
 
     Raises:
         ConfigError: `out` is a file, or a folder of something else.
@@ -119,6 +118,16 @@ def staged(out: Path) -> Iterator[Path]:
         raise ConfigError(
             f"--out must be empty or hold an earlier run, {out} holds something else.", hint="--out another"
         )
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder whose contents appear in `out` when the block ends well, the record last; nothing appears otherwise.
+
+    Raises:
+        ConfigError: `out` is a file, or a folder of something else.
+    """
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
