@@ -34,17 +34,18 @@ _LEAD = (
 # The tag comes first on both streams, so that what the account's start-up files print can be told from the output.
 # Nothing starts before the word go: a link that is lost until then leaves nothing behind.
 _COMMAND = 't=$1; shift; echo "$t"; echo "$t $$" >&2; read -r go && [ "$go" = go ] && exec "$@"; exit 125'
+# A clock is a session of its own, so that it is killed with its sleep; a trap in it would lose signals that come just
+# before its wait (mksh does, once in some hundred times). Where there is no setsid, a sleep stays until its time is over.
 _GUARD = (
-    'echo "$0 ready"; p=; '
+    'echo "$0 ready"; x=$(command -v setsid); p=; '
     "while read -r verb pid seconds; do q=; "
-    'for i in $p; do if [ "${i%:*}" = "$pid" ]; then { kill -TERM "${i#*:}"; wait "${i#*:}"; } 2> /dev/null; '
+    'for i in $p; do if [ "${i%:*}" = "$pid" ]; then c=${i#*:}; { kill -KILL -"$c"; kill -KILL "$c"; wait "$c"; } 2> /dev/null; '
     'else q="$q $i"; fi; done; p=$q; '
     "case $verb in "
-    'watch) ( s=; trap "kill -KILL \\$s; exit" TERM; sleep "$seconds" & s=$!; wait "$s" && kill -KILL -"$pid" ) '
-    '< /dev/null > /dev/null 2>&1 & p="$p $pid:$!";; '
+    'watch) $x sh -c "sleep $seconds && kill -KILL -$pid" < /dev/null > /dev/null 2>&1 & p="$p $pid:$!";; '
     'kill) kill -KILL -"$pid" 2> /dev/null;; '
     'esac; echo "$0 $verb $pid"; done; '
-    'for i in $p; do kill -KILL -"${i%:*}"; kill -TERM "${i#*:}"; done 2> /dev/null'
+    'for i in $p; do c=${i#*:}; kill -KILL -"${i%:*}"; kill -KILL -"$c"; kill -KILL "$c"; done 2> /dev/null'
 )
 
 MAX_COMMAND_BYTES = 120_000  # one argument of a Linux program has at most 128 KiB, and the command line is one
@@ -107,6 +108,11 @@ class CommandRunner:
                 command.await_tag(deadline)
                 self.watch(command.pid, seconds, deadline - time.monotonic())
                 command.feed(b"go\n")
+            except RemoteTimeoutError:
+                # Whatever does not answer is better not asked again.
+                self._connection.close("the board does not answer")
+                command.close()
+                raise
             except BaseException:
                 command.close()
                 raise

@@ -5,6 +5,7 @@ Only `MissingSshdError` tells that there is no server program; everything else t
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shlex
@@ -118,7 +119,7 @@ class OpenSshServer:
                 self.port = probe.getsockname()[1]
             self._write_configuration()
             with (self.folder / "sshd.log").open("ab") as log:
-                # A session of its own, so that `cut` reaches the processes that serve connections, and nothing else.
+                # A session of its own, so that Ctrl-C in a terminal ends the test, which then ends the server.
                 self._process = subprocess.Popen(
                     [self._sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")],
                     stdin=subprocess.DEVNULL,
@@ -135,16 +136,22 @@ class OpenSshServer:
         """End the server and the connections that it serves; a second call does nothing."""
         if self._process is not None:
             self.cut()
-            self._process.wait(10)
             self._process = None
 
     def cut(self) -> None:
         """Kill the server with all its connections; commands that run on it are left alone, as when a link is lost."""
-        if self._process is not None:
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+        if self._process is None:
+            return
+        # Each connection has processes of its own, in sessions of their own, so there is no group to kill.
+        listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,comm="], capture_output=True, text=True, check=True)
+        rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+        doomed = {self._process.pid}
+        while more := {int(pid) for pid, ppid, name in rows if int(ppid) in doomed and "sshd" in name} - doomed:
+            doomed |= more
+        for pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(10)
 
     def __enter__(self) -> OpenSshServer:
         return self.start()

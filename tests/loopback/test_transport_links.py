@@ -67,7 +67,7 @@ def test_black_holed_address(far_board, link):
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.8, 0.9, 0.97])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7, 0.8])
 def test_link_that_dies_while_it_is_opened_or_used(far_board, link, share):
     far_board.run(["true"])
     far_board.close()
@@ -183,6 +183,19 @@ def test_cut_link_ends_a_process_on_the_board(far_board, board, link):
     assert_gone(board, pid)
 
 
+def test_server_that_is_killed_takes_the_commands_with_it(new_server, board):
+    server = new_server()
+    with SshTransport("board", config=server.config) as transport:
+        process = transport.open_process(["sh", "-c", "echo $$; sleep 600"])
+        pid = int(process.readline(10) or "")
+        server.cut()
+        with pytest.raises(ConnectError):
+            process.readline(10)
+        with pytest.raises(ConnectError, match="the connection is refused"):
+            transport.run(["true"])
+    assert_gone(board, pid)
+
+
 def test_the_next_call_opens_a_new_link(far_board, link):
     assert far_board.run(["echo", "1"]).stdout == b"1\n"
     link.cut()
@@ -253,8 +266,9 @@ def test_ctrl_c_at_any_instant_leaves_nothing_on_the_board(sshd, board, tmp_path
 def test_nothing_of_ours_runs_on_after_close(new_server):
     server = new_server(environment={"EDGEPRUNE_MARK": "of this test"})
     with SshTransport("board", config=server.config) as transport:
-        for _ in range(3):
-            transport.run(["true"])
+        # Often enough to meet a race between the end of a command and the board's clock for it.
+        for _ in range(100):
+            transport.run(["true"], timeout_s=300)
         transport.open_process(["cat"]).close()
 
     def ours() -> list[str]:
