@@ -52,7 +52,7 @@ class Propagation:
     plain: dict[str, Label | None] = field(default_factory=dict)
     producers: list[Producer] = field(default_factory=list)
     balanced: set[str] = field(default_factory=set)
-    frozen_calls: list[tuple[Call, int]] = field(default_factory=list)
+    frozen_calls: list[tuple[Call, int, int]] = field(default_factory=list)
 
     def run(self) -> None:
         """Label every node of the program."""
@@ -141,9 +141,13 @@ class Propagation:
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""
         event = self.atoms.event(reason, call.op, call.source)
+        widest = 1
         for node in call.tensor_nodes():
+            label = None if node.name in self.parameters else self.labels.get(node.name)
+            if isinstance(label, Label):
+                widest = max([widest, *label.ids.shape])
             self._pin_node(node, event)
-        self.frozen_calls.append((call, event))
+        self.frozen_calls.append((call, event, widest))
         if isinstance(call.node.meta["val"], list | tuple):
             return [kept(shape, event) for shape in call.shapes()]
         return kept(call.shape(), event)
@@ -162,7 +166,12 @@ class Propagation:
         rule = rule_for(call.op)
         if rule is None:
             return self.freeze(call, f"{call.op} has no rule")
+        if any(not self._has_label(argument) for argument in call.tensor_nodes()):
+            return self.freeze(call, f"{call.op} reads a list of tensors as a whole")
         return rule.propagate(self, call)
+
+    def _has_label(self, node: Node) -> bool:
+        return node.name in self.parameters or isinstance(self.labels.get(node.name), Label)
 
     def _pin_node(self, node: Node, event: int) -> None:
         name = self.parameters.get(node.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import nn
 
 from edgeprune.graph.atoms import KEPT, Ids
@@ -16,7 +15,7 @@ from edgeprune.graph.modules import module_facts
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units, find_units
 
-_ALONE = "all of its channels hang together, so none can be removed alone"
+_ALONE = "no other channel goes to the same layers, and a group must keep one"
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -183,11 +182,8 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
         shape = () if not hasattr(label, "shape") else label.shape  # type: ignore[union-attr]
         size = shape[1] if len(shape) > 1 else 1
         found.append(FrozenAxis(name, size, "an input of the model keeps its size", "input", ""))
-    for call, event in walk.frozen_calls:
-        value = call.node.meta["val"]
-        shape = call.shape() if isinstance(value, torch.Tensor) else call.shapes()[0]
+    for call, event, size in walk.frozen_calls:
         name = module_path(call.node) or call.node.name
-        size = shape[1] if len(shape) > 1 else 1
         found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
     merged: dict[tuple[bytes, int], tuple[list[Producer], int]] = {}
     for producer in walk.producers:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph, Member
@@ -19,13 +20,14 @@ def l2_norms(graph: ChannelGraph) -> dict[str, npt.NDArray[np.float64]]:
         makers = [member for member in group.members if member.role == "output"]
         squares = np.zeros(group.size)
         for member in makers or group.members:
-            squares += _squares(tensors[member.parameter].detach().double().cpu().numpy(), member)
+            squares += _squares(tensors[member.parameter].detach(), member)
         norms[group.name] = np.sqrt(squares)
     return norms
 
 
-def _squares(weight: npt.NDArray[np.float64], member: Member) -> npt.NDArray[np.float64]:
-    others = tuple(axis for axis in range(weight.ndim) if axis != member.axis)
-    per_index = np.square(weight).sum(axis=others)
-    sums: npt.NDArray[np.float64] = per_index[np.array(member.indices)].sum(axis=1)
+def _squares(weight: torch.Tensor, member: Member) -> npt.NDArray[np.float64]:
+    others = [axis for axis in range(weight.ndim) if axis != member.axis]
+    per_index = torch.linalg.vector_norm(weight, dim=others) if others else weight.abs()
+    squares = per_index.double().square().cpu().numpy()
+    sums: npt.NDArray[np.float64] = squares[np.array(member.indices)].sum(axis=1)
     return sums

@@ -236,3 +236,16 @@ def test_loading_a_plan_twice_gives_the_same_cut(nets: ModuleType, tmp_path: Pat
     plan.save(tmp_path / "plan.json")
     one, two = apply(model, plan), apply(model, PruningPlan.load(tmp_path / "plan.json"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_program_module_exports_to_onnx_with_a_free_batch(nets: ModuleType, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = nets.OptionA()
+    pruned = apply(model, uniform_plan(trace(model, X), 0.5)).eval()
+    path = tmp_path / "model.onnx"
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(pruned, (torch.randn(2, 3, 16, 16),), path, dynamo=True, dynamic_shapes=(shapes,), verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = torch.randn(5, 3, 16, 16)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), pruned(x), atol=1e-5)
