@@ -219,15 +219,19 @@ def _check_outputs(specs: Sequence[TensorSpec], shapes: Sequence[tuple[int, ...]
 
 
 def _predicted(plan: PruningPlan | None, predicted_ms: float | None) -> PredictedCost | None:
-    told: Mapping[str, Any] = {} if plan is None else plan.predicted or {}
+    told: Mapping[str, Any] = {} if plan is None else plan.predicted
     latency_ms = told.get("latency_ms") if predicted_ms is None else predicted_ms
     if latency_ms is None:
         return None
-    bounds = {
-        key: float(told[key]) for key in ("low_ms", "high_ms") if predicted_ms is None and told.get(key) is not None
-    }
-    table = told.get("table")
-    return PredictedCost(latency_ms=float(latency_ms), table=None if table is None else str(table), **bounds)
+    # The plan's interval and table belong to the plan's own prediction.
+    about = told if told.get("latency_ms") == latency_ms else {}
+    low_ms, high_ms, table = (about.get(key) for key in ("low_ms", "high_ms", "table"))
+    return PredictedCost(
+        latency_ms=float(latency_ms),
+        low_ms=None if low_ms is None else float(low_ms),
+        high_ms=None if high_ms is None else float(high_ms),
+        table=None if table is None else str(table),
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -104,3 +104,16 @@ def test_input_that_does_not_fit_is_one_sentence(net, tmp_path):
     with pytest.raises((InputError, BackendError)):
         compile_artifact(net(), torch.randn(1, 5, 12, 12), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pruned_module_compiles_with_the_hash_and_the_prediction_of_its_plan(net, tmp_path):
+    import edgeprune
+
+    module = net()
+    graph = edgeprune.trace(module, inputs())
+    plan = edgeprune.uniform_plan(graph, 0.5).with_prediction(latency_ms=1.0, low_ms=0.5, high_ms=2.0, table="abc")
+    artifact = compile_artifact(edgeprune.apply(module, plan), inputs(), tmp_path / "out", plan=plan, predicted_ms=1.0)
+    assert artifact.manifest.plan_hash == plan.hash
+    predicted = artifact.manifest.predicted
+    assert (predicted.latency_ms, predicted.low_ms, predicted.high_ms, predicted.table) == (1.0, 0.5, 2.0, "abc")
+    assert artifact.engine.stat().st_size < compile_artifact(module, inputs(), tmp_path / "dense").engine.stat().st_size

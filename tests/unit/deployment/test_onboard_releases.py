@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -92,6 +93,22 @@ def test_staged_release_is_whole_read_only_and_not_yet_current(board):
     assert not stat.S_IMODE((folder / "engine.onnx").stat().st_mode) & 0o222
     assert board.target() is None
     assert list((board.root / "incoming").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_disk_that_fills_up_while_staging_leaves_no_half_release(board):
+    board.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=56k", "tmpfs", str(board.root)], check=True)
+    try:
+        one = board.release("one")
+        blobs = board.blobs("two" * 4)
+        event = board.call("stage", **blobs)
+        assert event["error"] == "BoardFullError"
+        board.assert_valid(one)
+        assert not (board.root / "releases" / blobs["release"]).exists()
+        assert list((board.root / "incoming").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(board.root)], check=True)
 
 
 def test_staging_again_reuses_the_release(board):
