@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,8 @@ def quickstart(
 
     output = Output(json_output)
     budget = Budget.parse(latency)
+    # OpenMP threads that spin while they wait make training ten times slower on a machine that is busy otherwise.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with output.step("start"):
         from edgeprune.quickstart import flow
     outcome = flow.run(flow.Settings(board, budget, out, seed, minutes), output.step)

@@ -1,0 +1,89 @@
+"""The law of lowering: for random plans, `at(widths)` is what the runtime executes for the cut model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+import edgeprune
+from edgeprune.backends import registry
+from edgeprune.backends._base import OperatorGraph
+from edgeprune.errors import UnsupportedKernelError
+from edgeprune.lowering.kernel_graph import _join
+from edgeprune.quickstart.network import DigitNet
+from edgeprune.surgery.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def net() -> DigitNet:
+    torch.manual_seed(0)
+    return DigitNet((32, 48, 64)).eval()
+
+
+@pytest.fixture(scope="module")
+def lowered(net, tmp_path_factory):
+    graph = edgeprune.trace(net, torch.zeros(1, 1, 32, 32))
+    return edgeprune.lower(graph, workdir=tmp_path_factory.mktemp("lowered"))
+
+
+def random_widths(graph, seed, multiple):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        group.name: min(
+            group.size, multiple * int(torch.randint(1, -(-group.size // multiple) + 1, (), generator=generator))
+        )
+        for group in graph.groups
+    }
+
+
+@pytest.mark.parametrize(("multiple", "seed"), [(1, 0), (1, 1), (4, 2), (4, 3), (8, 4), (16, 5)])
+def test_kernels_of_a_candidate_are_those_of_the_cut_model(net, lowered, tmp_path, multiple, seed):
+    widths = random_widths(lowered.graph, seed, multiple)
+    plan = make_plan(lowered.graph, {name: range(width) for name, width in widths.items()})
+    engine = tmp_path / "cut.onnx"
+    lowered.backend.export(edgeprune.apply(net, plan), lowered.graph.example_inputs, engine)
+    predicted = Counter(kernel.key for kernel in lowered.at(widths))
+    executed = Counter(kernel.key for kernel in lowered.backend.parse_engine(engine))
+    assert sum((predicted & executed).values()) >= 0.95 * sum(executed.values())
+    assert sum(predicted.values()) == sum(executed.values())
+
+
+def test_dense_kernels_are_those_of_the_dense_engine(lowered):
+    executed = Counter(kernel.key for kernel in lowered.backend.parse_engine(lowered.dense_engine))
+    assert Counter(kernel.key for kernel in lowered.at({})) == executed
+
+
+def test_every_kernel_names_traced_nodes(lowered):
+    nodes = {node.name for node in lowered.graph.program.graph.nodes}
+    for kernel in lowered.at(random_widths(lowered.graph, 7, 1)):
+        assert kernel.origin
+        assert set(kernel.origin) <= nodes
+
+
+def test_network_for_timing_has_the_kernels_of_its_widths(lowered, tmp_path):
+    widths = random_widths(lowered.graph, 8, 4)
+    engine = tmp_path / "timing.onnx"
+    engine.write_bytes(lowered.network_engine(widths))
+    assert Counter(k.key for k in lowered.backend.parse_engine(engine)) == Counter(k.key for k in lowered.at(widths))
+
+
+def test_an_operator_whose_shape_does_not_follow_from_the_widths_is_named(lowered):
+    operators = lowered.operators
+    last = operators.operators[-1]
+    strange = OperatorGraph(
+        operators=operators.operators,
+        inputs=operators.inputs,
+        outputs=operators.outputs,
+        shapes={**operators.shapes, last.outputs[0]: (1, 3, 5)},
+        sources={name: node for name, node in operators.sources.items() if name != last.outputs[0]},
+    )
+    with pytest.raises(UnsupportedKernelError, match=f"that of {last.op} .* does not"):
+        _join(strange, lowered.graph)
+
+
+def test_board_architecture_decides_the_kernels(net, lowered, tmp_path):
+    arm = edgeprune.lower(lowered.graph, model=net, architecture="aarch64", isa=("asimd",), workdir=tmp_path)
+    assert not [kernel.op for kernel in arm.at({}) if kernel.op.startswith("nchwc.")]
+    assert registry.get(arm.backend) is arm.backend
