@@ -2,7 +2,7 @@
 # `make clean`. pip's own settings (index, proxy, certificates: PIP_* and pip.conf) are honored.
 #
 #   PYTHON=python3.12            which Python makes the environment
-#   TORCH_INDEX=https://...      index for torch alone, e.g. https://download.pytorch.org/whl/cpu for a CPU-only build
+#   TORCH_INDEX=URL              package index for torch alone, e.g. PyTorch's own for CPU-only builds (see README)
 #   ARGS="--open --seed 1"       passed on to `edgeprune quickstart`
 
 SHELL := /bin/bash
@@ -28,9 +28,9 @@ $(VENV)/torch.stamp: constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "edgeprune: installing into $(VENV) what is not there yet:"
 	@echo "  $(TORCH): about 200 MB as a CPU build, several GB where the index offers only a CUDA build"
-	@echo "    (CPU only: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
+	@echo "    (CPU only: see \"A CPU-only torch\" in the README)"
 	@echo "  ONNX Runtime, scikit-learn, pandas, plotly and others, pinned in constraints.txt: about 250 MB"
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(PIP) install --quiet "$(TORCH)"
 	@touch $@
 
 $(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml
