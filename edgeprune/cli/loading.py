@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,10 @@ def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = l
     """What the factory returns; an `as_it_is` under that name needs no call. `before` runs before user code."""
     where, separator, name = reference.rpartition(":")
     if not separator or not where or not name:
-        raise FactoryError(f"a factory must be written {_FORM}, found {reference!r}.")
+        raise FactoryError(
+            f"a factory must be written {_FORM}, found {reference!r}.",
+            hint=f"{reference.rstrip(':') or 'file.py'}:build",
+        )
     with _importable(where):
         before()
         module = _import(where, reference)
@@ -84,13 +88,19 @@ def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = l
         if isinstance(target, as_it_is):
             return target
         if not callable(target):
-            raise FactoryError(f"{reference} must be a callable, found {_describe(target)}.")
+            raise FactoryError(
+                f"{reference} must be a callable, found {_describe(target)}.",
+                hint="name a function that returns the model",
+            )
         _check_needs_no_arguments(target, reference)
         before()
         try:
             return target()
         except (Exception, SystemExit) as error:
-            raise FactoryError(f"{reference} must run without errors, it raised {_line(error)}.") from error
+            raise FactoryError(
+                f"{reference} must run without errors, it raised {_line(error)}.",
+                hint="call it in Python to see where",
+            ) from error
 
 
 @contextmanager
@@ -111,7 +121,7 @@ def _import(where: str, reference: str) -> ModuleType:
     try:
         return importlib.import_module(where)
     except (Exception, SystemExit) as error:
-        hint = None
+        hint = f"python -c 'import {where}', and mend what it says"
         if isinstance(error, ModuleNotFoundError) and error.name and where.split(".")[0] == error.name:
             near = sorted(path.name for path in Path.cwd().glob("*.py"))[:_NAMED_KEYS]
             hint = f"{near[0]}:factory for a file here" if near else f"{_FORM}, with the package installed"
@@ -136,7 +146,10 @@ def _import_file(path: Path, reference: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise FactoryError(f"{path} must import, it raised {_line(error)}.") from error
+        raise FactoryError(
+            f"{path} must import, it raised {_line(error)}.",
+            hint=f"python {shlex.quote(str(path))}, and mend what it says",
+        ) from error
     except BaseException:
         del sys.modules[name]
         raise

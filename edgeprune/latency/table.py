@@ -82,7 +82,9 @@ class LatencyTable:
         try:
             table = cls(header, rows)
         except TableFormatError as error:
-            raise TableFormatError(f"{path}: {error.message}", hint=error.hint) from error
+            raise TableFormatError(
+                f"{path}: {error.message}", hint=error.hint or "copy it again, or edgeprune profile"
+            ) from error
         if table.hash != digest:
             raise TableFormatError(
                 f"the content of latency table {path} must have sha256 {digest[:12] or '(none stored)'}, "
