@@ -1,22 +1,27 @@
-"""Test hook: die hard after a named state, as a power cut or `kill -9` would.
+"""Test hook: die hard after a named state, as a power cut or `kill -9` would, or be interrupted there, as by Ctrl-C.
 
 With the environment variable ``EDGEPRUNE_FAULT=after:<state>`` the process ends at once (exit status 137, nothing cleaned up)
 when `reached` is called with that state. States of a deployment on this machine are `edgeprune.deployment.deploying.STATES`;
 those that start with ``board:`` (`edgeprune/boards/onboard/releases.py`) travel with the request and end the runner on the
-board instead. Without the variable nothing happens.
+board instead. With ``EDGEPRUNE_FAULT=interrupt:<state>`` the process sends itself SIGINT there. Without the variable nothing
+happens.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 
 VARIABLE = "EDGEPRUNE_FAULT"
 
 
 def reached(state: str) -> None:
-    """End this process when the fault variable names `state`."""
-    if os.environ.get(VARIABLE) == f"after:{state}":
+    """End or interrupt this process when the fault variable names `state`."""
+    fault = os.environ.get(VARIABLE)
+    if fault == f"after:{state}":
         os._exit(137)
+    if fault == f"interrupt:{state}":
+        signal.raise_signal(signal.SIGINT)
 
 
 def request_fields() -> dict[str, str]:
