@@ -99,10 +99,10 @@ def measure_latency(
         runtime: Runtime that executes both.
         threads: Threads inside one operation.
         dense_ms: Dense latency that ratios are multiplied with, milliseconds; by default as timed beside the release.
-        rounds: Rounds of the comparison.
+        rounds: Rounds of the comparison; more rounds are shared by more processes, see `compare`.
         progress: See `edgeprune.profiling.comparing.compare`.
     """
-    from edgeprune.profiling.comparing import compare
+    from edgeprune.profiling.comparing import ALONE_PROCESS_SPREAD, compare
     from edgeprune.profiling.statistics import median_ratio
 
     engines: dict[str, bytes | Path] = {_NEW: engine}
@@ -112,7 +112,12 @@ def measure_latency(
     found = compare(board, engines, against, runtime=runtime, threads=threads, rounds=rounds, progress=progress)
     timed = found.measurements[_NEW]
     if reference is None:
-        interval = median_ratio(timed.rounds_ms, [1.0] * len(timed.rounds_ms))
+        interval = median_ratio(
+            timed.rounds_ms,
+            [1.0] * len(timed.rounds_ms),
+            processes=found.processes,
+            process_spread=ALONE_PROCESS_SPREAD,
+        )
         return Latency(
             measured_ms=timed.median_ms,
             dense_ms=None,
@@ -151,7 +156,7 @@ def check_latency(
     """Measure, and hold the confidence interval against the budget; an interval that straddles it is measured longer once.
 
     Args:
-        measure: Measures with so many rounds.
+        measure: Measures with so many rounds, in more processes the more rounds there are.
         budget: None measures and reports only.
         tolerance: Share by which the budget may be exceeded.
         rounds: Rounds of the first measurement.

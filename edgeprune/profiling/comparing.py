@@ -6,6 +6,7 @@ varies by a quarter of that. Every acceptance figure is therefore such a ratio; 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,16 @@ from edgeprune.spec import Measurement
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
 
+PROCESS_SPREAD = 0.0027
+"""Relative standard deviation of an interleaved ratio between processes, as measured on a quiet machine."""
+
+ALONE_PROCESS_SPREAD = 0.01
+"""The same of the milliseconds of one engine."""
+
+_LEAST_PROCESSES, _ROUNDS_PER_PROCESS = 4, 5
+# Nothing is known of an engine's time before the first process has run: a deadline that only a hung board misses.
+_FIRST_ITEM_S, _START_S, _PATIENCE = 60.0, 120.0, 4.0
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -32,6 +43,7 @@ class Comparison:
         measurements: Id to its milliseconds.
         conditions: State of the board ``before`` and ``after``.
         overhead_ms: Cost of an empty call, milliseconds; not taken off anything here.
+        processes: Per round the number of the process that timed it.
     """
 
     reference: str
@@ -39,6 +51,7 @@ class Comparison:
     measurements: Mapping[str, Measurement]
     conditions: Mapping[str, Any]
     overhead_ms: float
+    processes: tuple[int, ...]
 
 
 def interleaved(names: list[str], rounds: int) -> list[list[str]]:
@@ -59,7 +72,7 @@ def compare(
     runtime: str = "onnxruntime",
     threads: int = 1,
     rounds: int = 20,
-    processes: int = 2,
+    processes: int | None = None,
     samples: int = 3,
     sample_ms: float = 5.0,
     warmup_ms: float = 5.0,
@@ -76,7 +89,8 @@ def compare(
         runtime: Runtime that executes them.
         threads: Threads inside one operation.
         rounds: Rounds in all; each times every engine once.
-        processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process.
+        processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process. By default
+            one for every five rounds, at least four.
         samples: Samples per engine and round.
         sample_ms: Least length of one sample, milliseconds.
         warmup_ms: Least warm-up before each engine in each round, milliseconds.
@@ -91,14 +105,16 @@ def compare(
     """
     if reference not in engines:
         raise ConfigError(f"the reference must be one of the engines {sorted(engines)}, found {reference!r}.")
-    if rounds < 1 or processes < 1:
-        raise ConfigError(f"there must be at least one round and one process, found {rounds} and {processes}.")
+    count = max(_LEAST_PROCESSES, rounds // _ROUNDS_PER_PROCESS) if processes is None else processes
+    if rounds < 1 or count < 1:
+        raise ConfigError(f"there must be at least one round and one process, found {rounds} and {count}.")
     entries = upload(board, engines, kernels=())
     names = [reference, *sorted(name for name in engines if name != reference)]
     orders = interleaved(names, rounds)
     times: dict[str, list[Samples]] = {name: [] for name in names}
     total, done = rounds * len(names), 0
     results = []
+    begun = time.monotonic()
 
     def on_event(event: dict[str, Any]) -> None:
         nonlocal done
@@ -106,10 +122,11 @@ def compare(
             times[event["id"]].append(Samples.of(event))
             done += 1
             if progress is not None:
-                left_s = (total - done) * (warmup_ms + samples * sample_ms) / 1e3
+                left_s = (time.monotonic() - begun) * (total - done) / done
                 progress(done, total, left_s, f"timing {len(names)} engines interleaved")
 
-    for part in _parts(orders, processes):
+    parts = _parts(orders, count)
+    for part in parts:
         request = {
             "runtime": runtime,
             "threads": threads,
@@ -119,18 +136,29 @@ def compare(
             "sample_ms": sample_ms,
             "warmup_ms": warmup_ms,
         }
-        deadline_s = 120.0 + len(part) * len(names) * 5.0
+        item_s = _PATIENCE * (time.monotonic() - begun) / done if done else _FIRST_ITEM_S
+        deadline_s = _START_S + len(part) * len(names) * item_s
         results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
     measurements = {name: summarize(rows) for name, rows in times.items()}
     medians = {name: found.rounds_ms for name, found in measurements.items()}
+    owners = tuple(number for number, part in enumerate(parts) for _ in part)
     return Comparison(
         reference=reference,
         ratios={
-            name: median_ratio(medians[name], medians[reference], confidence=confidence, seed=seed) for name in names
+            name: median_ratio(
+                medians[name],
+                medians[reference],
+                processes=owners,
+                process_spread=0.0 if name == reference else PROCESS_SPREAD,
+                confidence=confidence,
+                seed=seed,
+            )
+            for name in names
         },
         measurements=measurements,
         conditions={"before": results[0]["conditions"]["before"], "after": results[-1]["conditions"]["after"]},
         overhead_ms=median([result["overhead_ms"] for result in results]),
+        processes=owners,
     )
 
 

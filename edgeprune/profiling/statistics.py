@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ class Ratio:
 
     Attributes:
         ratio: Median over the rounds.
-        low: Lower end of the bootstrap confidence interval of that median.
+        low: Lower end of the confidence interval of that median, see `median_ratio`.
         high: Upper end.
         rounds: Ratio of each round, in order.
     """
@@ -102,29 +104,60 @@ def median_ratio(
     values_ms: Sequence[float],
     reference_ms: Sequence[float],
     *,
+    processes: Sequence[int] | None = None,
+    process_spread: float = 0.0,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Ratio:
-    """Median of the per-round ratios with a percentile bootstrap interval over rounds.
+    """Median of the per-round ratios with a bootstrap interval over processes, then over the rounds of each.
+
+    Rounds of one process share its memory layout, so they are not independent: many rounds of few processes would give an
+    interval that is too narrow.
 
     Args:
         values_ms: Per round the engine's median, milliseconds.
         reference_ms: Per round the reference's median, milliseconds, same length.
+        processes: Per round the number of the process that timed it; None for rounds that are independent.
+        process_spread: Relative standard deviation between processes that is known beforehand. The interval is never
+            narrower than it implies: a handful of processes may agree by chance.
         confidence: Probability that the interval is to cover.
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
     """
     ratios = np.asarray(values_ms, dtype=np.float64) / np.asarray(reference_ms, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(ratios), size=(resamples, len(ratios)))
-    medians = np.median(ratios[picks], axis=1)
+    owner = np.arange(len(ratios)) if processes is None else np.asarray(processes)
+    groups = [ratios[owner == process] for process in np.unique(owner)]
+    source = np.random.default_rng(seed)
+    # Weights of the rounds in each resample: how often its process was drawn, then the round among that process's.
+    drawn = source.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples)
+    weights = np.concatenate(
+        [
+            source.multinomial(drawn[:, number] * len(group), np.full(len(group), 1 / len(group)))
+            for number, group in enumerate(groups)
+        ],
+        axis=1,
+    )
+    medians = _weighted_medians(np.concatenate(groups), weights)
+    middle = float(np.median(ratios))
     tail = (1 - confidence) / 2
+    least = NormalDist().inv_cdf(1 - tail) * process_spread / math.sqrt(len(groups)) * middle
     return Ratio(
-        ratio=float(np.median(ratios)),
-        low=float(np.quantile(medians, tail)),
-        high=float(np.quantile(medians, 1 - tail)),
+        ratio=middle,
+        low=min(float(np.quantile(medians, tail)), middle - least),
+        high=max(float(np.quantile(medians, 1 - tail)), middle + least),
         rounds=tuple(float(value) for value in ratios),
     )
+
+
+def _weighted_medians(values: NDArray[np.float64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Median of `values` counted `weights` times, one per row of weights; shape (rows,)."""
+    order = np.argsort(values)
+    ranked, heights = values[order], np.cumsum(weights[:, order], axis=1)
+    total = heights[:, -1:]
+    lower = ranked[(2 * heights >= total).argmax(axis=1)]
+    upper = ranked[(2 * heights > total).argmax(axis=1)]
+    return np.asarray((lower + upper) / 2)
 
 
 def repeatability(rounds_ms: Iterable[Sequence[float]]) -> dict[str, float]:

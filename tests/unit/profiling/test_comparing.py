@@ -41,6 +41,8 @@ def test_engine_compared_with_itself_has_ratio_one(board: Board, conv_engine: Ca
         assert ratio.low <= ratio.ratio <= ratio.high
         assert len(ratio.rounds) == len(found.measurements[name].rounds_ms) == 10
     assert told[-1] == (30, 30)
+    assert found.processes == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+    assert found.ratios["same"].high - found.ratios["same"].low >= 0.9 * 2 * 1.96 * 0.0027 / 2
     assert found.conditions["after"]["context"]["cpu_s"] > 0
 
 
@@ -50,5 +52,12 @@ def test_reference_must_be_among_the_engines(board: Board) -> None:
 
 
 def test_there_must_be_a_round(board: Board) -> None:
-    with pytest.raises(ConfigError, match="at least one round and one process, found 0 and 2"):
+    with pytest.raises(ConfigError, match="at least one round and one process, found 0 and 4"):
         compare(board, {"a": b""}, "a", rounds=0)
+
+
+def test_more_rounds_are_shared_by_more_processes(board: Board, conv_engine: Callable[..., bytes]) -> None:
+    settings: dict[str, float] = {"samples": 1, "sample_ms": 0.2, "warmup_ms": 0.2}
+    found = compare(board, {"a": conv_engine(8)}, "a", rounds=30, **settings)  # type: ignore[arg-type]
+    assert len(set(found.processes)) == 6
+    assert len(found.processes) == 30

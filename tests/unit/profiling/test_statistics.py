@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,6 +71,31 @@ def test_interval_of_the_ratio_covers_the_truth_about_as_often_as_it_says() -> N
         found = median_ratio(list(0.8 * noise[0]), list(noise[1]), resamples=300)
         covered += found.low <= 0.8 <= found.high
     assert 0.88 <= covered / 200 <= 1.0
+
+
+@pytest.mark.parametrize(("processes", "rounds"), [(4, 20), (12, 60)])
+def test_interval_of_the_ratio_covers_the_truth_where_processes_differ(processes: int, rounds: int) -> None:
+    source = np.random.default_rng(1)
+    owners = np.repeat(np.arange(processes), rounds // processes)
+    covered, pseudo, widths = 0, 0, []
+    for _ in range(300):
+        layout = source.normal(0.0, 0.0027, processes)[owners]
+        ratios = 0.5 * (1 + layout + source.normal(0.0, 0.002, rounds))
+        ones = [1.0] * rounds
+        found = median_ratio(list(ratios), ones, processes=list(owners), process_spread=0.0027, resamples=300)
+        covered += found.low <= 0.5 <= found.high
+        widths.append((found.high - found.low) / 2 / 0.5)
+        blind = median_ratio(list(ratios), ones, resamples=300)
+        pseudo += blind.low <= 0.5 <= blind.high
+    assert covered / 300 >= 0.92
+    # Rounds taken as independent would promise the same and keep it far less often.
+    assert pseudo / 300 < 0.85
+    assert np.median(widths) < 2.5 * 1.96 * 0.0027 / math.sqrt(processes)
+
+
+def test_interval_is_never_narrower_than_the_known_spread_of_processes() -> None:
+    found = median_ratio([0.5] * 8, [1.0] * 8, processes=[0, 0, 1, 1, 2, 2, 3, 3], process_spread=0.0027)
+    assert (found.low, found.high) == pytest.approx((0.5 * (1 - 1.96 * 0.00135), 0.5 * (1 + 1.96 * 0.00135)), rel=1e-5)
 
 
 def test_repeatability_compares_consecutive_rounds() -> None:
