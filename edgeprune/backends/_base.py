@@ -63,6 +63,8 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The command that installs what the host needs."""
+    suffix: ClassVar[str]
+    """Of engine files, e.g. ``".onnx"``."""
 
     @abstractmethod
     def availability(self) -> str | None:
@@ -115,8 +117,7 @@ class Backend(ABC):
     def kernel_engine(self, kernel: Kernel) -> bytes:
         """A tiny engine file that runs just this kernel, as the runtime itself would, for measuring it.
 
-        Raises:
-            UnsupportedKernelError: If there is no way to run it alone.
+        A board may still refuse it; the profiler then leaves the kernel out and says so.
         """
 
     @abstractmethod

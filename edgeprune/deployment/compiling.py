@@ -110,7 +110,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     inputs = positional(module, example_inputs)
     with staged(Path(out)) as folder:
         tell("export", f"exporting for {chosen.name}")
-        engine = folder / "engine.onnx"
+        engine = folder / f"engine{chosen.suffix}"
         input_specs, output_specs = chosen.export(module, inputs, engine)
         tell("golden", "computing golden outputs")
         golden = make_golden(module, inputs, golden_inputs, edge_cases=edge_cases, seed=seed)

@@ -90,18 +90,19 @@ def lower(
     chosen = registry.get(backend)
     folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-")) if workdir is None else workdir
     folder.mkdir(parents=True, exist_ok=True)
-    engine = folder / "dense.onnx"
+    engine = folder / f"dense{chosen.suffix}"
     chosen.export(model if model is not None else graph.model, graph.example_inputs, engine)
     return KernelGraph(
         graph,
         chosen,
         engine,
         architecture=architecture or platform.machine(),
-        isa=_host_isa() if isa is None else isa,
+        isa=host_isa() if isa is None else isa,
     )
 
 
-def _host_isa() -> tuple[str, ...]:
+def host_isa() -> tuple[str, ...]:
+    """Instruction set flags of this machine, as Linux names them; empty where they cannot be read."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else ():
         if line.startswith(("flags", "Features")):

@@ -35,7 +35,7 @@ def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collectio
     Args:
         board: Where to.
         engines: Id to engine.
-        kernels: Ids of engines that hold one kernel as the runtime would write it: they are never optimised again.
+        kernels: Ids of engines that hold one kernel as the runtime would write it: they must not be optimized again.
 
     Returns:
         Id to the engine's entry of a ``bench`` request.
@@ -43,7 +43,7 @@ def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collectio
     entries: dict[str, Entry] = {}
     small: dict[str, bytes] = {}
     for name, engine in engines.items():
-        entries[name] = {"optimization": "basic" if name in kernels else "all"}
+        entries[name] = {"kind": "kernel" if name in kernels else "network"}
         if (len(engine) if isinstance(engine, bytes) else engine.stat().st_size) <= SMALL_BYTES:
             small[name] = engine if isinstance(engine, bytes) else engine.read_bytes()
         else:

@@ -21,6 +21,7 @@ class OnnxRuntime(Backend):
 
     name: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
+    suffix: ClassVar[str] = ".onnx"
 
     def availability(self) -> str | None:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]

@@ -7,15 +7,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
 from edgeprune.backends._base import OperatorGraph
-from edgeprune.backends.onnxruntime import layout
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
-from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, read, write
-from edgeprune.errors import CompileError, UnsupportedKernelError
+from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, filled, output_shapes, read, resized, write
+from edgeprune.errors import CompileError
 from edgeprune.spec import Kernel, TensorSpec
 
 Shape = tuple[int, ...]
@@ -141,17 +141,12 @@ def _blocked_output(
 def kernel_engine(kernel: Kernel) -> bytes:
     """A model of one node: the kernel as it is after optimization, to be loaded without further optimization.
 
-    Raises:
-        UnsupportedKernelError: ONNX Runtime on this host does not run that node alone.
+    Whether the board's ONNX Runtime runs it alone, the board tells; this host's may know other layouts.
     """
-    names = [f"input{index}" for index in range(len(kernel.inputs))]
-    nodes = write(kernel, names, "output", "kernel")
-    model = _model(nodes, list(zip(names, kernel.inputs, strict=True)), [("output", kernel.output)])
-    try:
-        optimized(model, "BASIC")
-    except CompileError as error:
-        raise UnsupportedKernelError(f"kernel {kernel.op} must run alone to be measured, {error.message}") from error
-    return model
+    inputs = [TensorSpec(f"input{index}", shape) for index, shape in enumerate(kernel.inputs)]
+    outputs = [TensorSpec(f"output{index}", shape) for index, shape in enumerate(output_shapes(kernel))]
+    nodes = write(kernel, [spec.name for spec in inputs], [spec.name for spec in outputs], "kernel")
+    return _model(nodes, inputs, outputs)
 
 
 def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
@@ -161,38 +156,36 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
     constants -= {spec.name for spec in graph.inputs}
     constants -= {name for operator in graph.operators for name in operator.outputs}
     for name in sorted(constants):
-        size = helper.make_tensor("shape", TensorProto.INT64, [len(shapes[name])], shapes[name])
-        nodes.append(helper.make_node("Constant", [], [f"{name}_shape"], value=size))
-        nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name]))
+        nodes += filled(name, shapes[name], 0.0)
     for index, operator in enumerate(graph.operators):
-        attributes = dict(operator.attributes)
-        output = shapes[operator.outputs[0]]
-        if "groups" in attributes:
-            attributes["groups"] = layout.groups_of(operator, graph, shapes)
-        if operator.op == "Reshape":
-            attributes["operand1"] = output
-            attributes.pop("allowzero", None)
         kernel = Kernel(
             op=operator.op,
             family=family(operator.op),
             inputs=tuple(shapes[name] for name in operator.inputs),
-            output=output,
-            attributes=tuple(sorted(attributes.items())),
+            output=shapes[operator.outputs[0]],
+            attributes=tuple(sorted(resized(operator, graph, shapes).items())),
         )
-        nodes += write(kernel, list(operator.inputs), operator.outputs[0], f"operator{index}")
-    inputs = [(spec.name, spec.shape) for spec in graph.inputs]
-    inner = [(name, shapes[name]) for operator in graph.operators for name in operator.outputs if name in shapes]
-    return _model(nodes, inputs, [(name, shapes[name]) for name in graph.outputs], inner)
+        nodes += write(kernel, list(operator.inputs), list(operator.outputs), f"operator{index}")
+    inner = [name for operator in graph.operators for name in operator.outputs if name in shapes]
+    return _model(
+        nodes,
+        [TensorSpec(spec.name, shapes[spec.name], spec.dtype) for spec in graph.inputs],
+        [TensorSpec(name, shapes[name]) for name in graph.outputs],
+        [TensorSpec(name, shapes[name]) for name in inner],
+    )
 
 
 def _model(
     nodes: list[onnx.NodeProto],
-    inputs: list[tuple[str, Shape]],
-    outputs: list[tuple[str, Shape]],
-    inner: Sequence[tuple[str, Shape]] = (),
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    inner: Sequence[TensorSpec] = (),
 ) -> bytes:
-    def infos(tensors: Sequence[tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in tensors]
+    def infos(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)
+            for spec in tensors
+        ]
 
     graph = helper.make_graph(nodes, "edgeprune", infos(inputs), infos(outputs), value_info=infos(inner))
     model = helper.make_model(

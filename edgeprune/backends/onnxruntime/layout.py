@@ -10,7 +10,7 @@ A blocked convolution works on whole blocks, whatever the logical channel count:
 and the same. Blocked shapes are therefore written padded.
 
 Source: the behavior of onnxruntime/core/optimizer/nchwc_transformer.cc, checked against ONNX Runtime 1.31.1 on random nets
-(tests/unit/lowering).
+(tests/unit/backends, tests/unit/lowering).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.backends._base import Operator, OperatorGraph
-from edgeprune.backends.onnxruntime.operators import VIEWS, family
+from edgeprune.backends.onnxruntime.operators import VIEWS, family, resized
 from edgeprune.spec import AttributeValue, Kernel
 
 Shape = tuple[int, ...]
@@ -113,12 +113,12 @@ class _Walk:
         return False
 
     def _conv(self, operator: Operator) -> bool:
-        attributes = dict(operator.attributes)
+        attributes = resized(operator, self.graph, self.shapes)
         source, target = operator.inputs[0], operator.outputs[0]
         shape, output = self.shapes[source], self.shapes[target]
         if len(shape) != 4 or attributes.get("residual", True):
             return False
-        channels, groups = shape[1], groups_of(operator, self.graph, self.shapes)
+        channels, groups = shape[1], int(attributes["groups"])  # type: ignore[arg-type]
         reads_blocks = True
         if groups > 1:
             if output[1] % _CHANNEL_ALIGNMENT:
@@ -204,9 +204,7 @@ class _Walk:
     def _plain(self, operator: Operator) -> None:
         if operator.op in VIEWS:
             return
-        attributes = dict(operator.attributes)
-        if operator.op in _CONVS:
-            attributes["groups"] = groups_of(operator, self.graph, self.shapes)
+        attributes = resized(operator, self.graph, self.shapes)
         inputs = [self.shapes[name] for name in operator.inputs]
         output = self.shapes[operator.outputs[0]]
         self.steps.append(_Step(operator.op, inputs, output, attributes, self._origin(operator), operator))
@@ -276,13 +274,6 @@ class _Walk:
 
     def _source(self, name: str) -> tuple[str, ...]:
         return (self.graph.sources.get(name, name),)
-
-
-def groups_of(operator: Operator, graph: OperatorGraph, shapes: Mapping[str, Shape]) -> int:
-    """Groups of a convolution at other widths: a depthwise one has as many as channels, any other keeps its own."""
-    dense = int(dict(operator.attributes)["groups"])  # type: ignore[arg-type]
-    name = operator.inputs[0]
-    return shapes[name][1] if dense > 1 and dense == graph.shapes[name][1] else dense
 
 
 def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], block: int) -> list[Kernel]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from edgeprune.backends._base import Operator
+from edgeprune.backends._base import Operator, OperatorGraph
 from edgeprune.spec import AttributeValue, Kernel
 
 _MICROSOFT = "com.microsoft"
@@ -154,6 +154,47 @@ def _attributes(node: NodeProto) -> dict[str, AttributeValue]:
     return found
 
 
+def resized(
+    operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, AttributeValue]:
+    """The attributes of an operator at other shapes: groups, and the sizes that are written out as constants.
+
+    Args:
+        operator: One of `graph`.
+        graph: The dense graph.
+        shapes: Tensor name to shape of the candidate.
+    """
+    attributes = dict(operator.attributes)
+    source = shapes[operator.inputs[0]] if operator.inputs else ()
+    target = shapes[operator.outputs[0]]
+    if "groups" in attributes:
+        # A depthwise convolution has as many groups as channels, any other keeps its own.
+        dense = graph.shapes[operator.inputs[0]][1]
+        attributes["groups"] = source[1] if attributes["groups"] == dense > 1 else attributes["groups"]
+    if operator.op in {"Reshape", "Expand"} and "operand1" in attributes:
+        attributes["operand1"] = target
+        attributes.pop("allowzero", None)
+    if operator.op == "Split" and "operand1" in attributes:
+        axis = int(attributes.get("axis", 0))  # type: ignore[arg-type]
+        attributes["operand1"] = tuple(shapes[name][axis] for name in operator.outputs)
+    if operator.op == "Pad" and isinstance(pads := attributes.get("operand1"), tuple) and len(pads) == 2 * len(target):
+        # Where the number of padded channels changed, all of them go behind: it takes the same time.
+        rank = len(target)
+        same = [target[axis] - source[axis] == pads[axis] + pads[axis + rank] for axis in range(rank)]
+        begin = [pads[axis] if same[axis] else 0 for axis in range(rank)]
+        attributes["operand1"] = (*begin, *(target[axis] - source[axis] - begin[axis] for axis in range(rank)))
+    return attributes
+
+
+def output_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
+    """Shapes of all outputs; only a Split has several."""
+    sizes = kernel.attribute("operand1")
+    if kernel.op != "Split" or not isinstance(sizes, tuple):
+        return [kernel.output]
+    axis = int(kernel.attribute("axis", 0))  # type: ignore[arg-type]
+    return [(*kernel.output[:axis], int(size), *kernel.output[axis + 1 :]) for size in sizes]
+
+
 def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
     """Shapes of the weight and the bias (where there is one) of a weighted kernel, as its operation wants them.
 
@@ -173,7 +214,7 @@ def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
     return [weight, (columns,)] if attributes.get("bias") else [weight]
 
 
-def write(kernel: Kernel, inputs: list[str], output: str, prefix: str) -> list[NodeProto]:
+def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) -> list[NodeProto]:
     """The nodes that run one kernel: its own, and the constants that it reads, filled by ``ConstantOfShape``.
 
     ONNX Runtime folds those into real initializers when it loads the model, so the file stays below a kilobyte while the
@@ -183,7 +224,7 @@ def write(kernel: Kernel, inputs: list[str], output: str, prefix: str) -> list[N
     Args:
         kernel: What to run.
         inputs: Names of the tensors that it reads, as many as `kernel.inputs`.
-        output: Name of the tensor that it writes.
+        outputs: Names of the tensors that it writes.
         prefix: Unique within the graph.
     """
     nodes: list[NodeProto] = []
@@ -194,7 +235,7 @@ def write(kernel: Kernel, inputs: list[str], output: str, prefix: str) -> list[N
         shapes = weight_shapes(kernel)
         fan_in = int(np.prod(shapes[0])) // kernel.output[1 if len(kernel.output) > 1 else 0] or 1
         for role, shape in zip(("weight", "bias"), shapes, strict=False):
-            nodes += _filled(f"{prefix}_{role}", shape, 1.0 / fan_in)
+            nodes += filled(f"{prefix}_{role}", shape, 1.0 / fan_in)
         names = [inputs[0], f"{prefix}_weight", *([f"{prefix}_bias"] if bias else [])]
         if residual:
             names = [*names, *([] if bias else [""]), inputs[1]]
@@ -212,7 +253,7 @@ def write(kernel: Kernel, inputs: list[str], output: str, prefix: str) -> list[N
     if kernel.op == "nchwc.ReorderOutput":
         onnx_attributes["channels"] = kernel.output[1]
     domain = onnx_domain(kernel.op)
-    nodes.append(helper.make_node(base(kernel.op), names, [output], name=prefix, domain=domain, **onnx_attributes))
+    nodes.append(helper.make_node(base(kernel.op), names, outputs, name=prefix, domain=domain, **onnx_attributes))
     return nodes
 
 
@@ -220,7 +261,8 @@ def _both_data(kernel: Kernel) -> bool:
     return base(kernel.op) in {"Gemm", "FusedGemm", "MatMul"} and len(kernel.inputs) > 1
 
 
-def _filled(name: str, shape: tuple[int, ...], value: float) -> list[NodeProto]:
+def filled(name: str, shape: tuple[int, ...], value: float) -> list[NodeProto]:
+    """Nodes that make a float tensor of one value."""
     size = helper.make_tensor("shape", TensorProto.INT64, [len(shape)], shape)
     fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
     return [

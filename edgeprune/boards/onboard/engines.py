@@ -1,8 +1,8 @@
 """Engines on the board: load one from the store, run it, fill its inputs. Python >= 3.6; numpy and the runtime on use.
 
 An engine entry of a request is ``{"blob": sha256}`` or, where many tiny engines travel in one file,
-``{"blob": sha256 of a zip, "member": name}``. ``"optimization"`` is ``"all"`` (default) or ``"basic"``: engines that
-hold one kernel exactly as the runtime would write it must not be optimised a second time.
+``{"blob": sha256 of a zip, "member": name}``. ``"kind"`` is ``"network"`` (default) or ``"kernel"``: an engine that holds
+one kernel exactly as the runtime would write it must not be optimized a second time.
 """
 
 import base64
@@ -55,7 +55,7 @@ def load(entry, store, runtime="onnxruntime", threads=1):
     Args:
         entry: The engine entry (see the module's text).
         store: Folder of the board's content-addressed files.
-        runtime: Which runtime executes it; only ``"onnxruntime"`` so far.
+        runtime: Which runtime executes it, a key of `ENGINES`.
         threads: Threads inside one operation; operations run one after the other.
 
     Raises:
@@ -72,13 +72,13 @@ def load(entry, store, runtime="onnxruntime", threads=1):
     if entry.get("member") is not None:
         with zipfile.ZipFile(path) as bundle:
             source = bundle.read(entry["member"])
-    if runtime != "onnxruntime":
+    if runtime not in ENGINES:
         raise failures.Failure(
             error="BackendUnavailableError",
-            message="the runtime must be onnxruntime, found %r." % runtime,
+            message="the runtime must be one of %s, found %r." % (", ".join(sorted(ENGINES)), runtime),
             hint="update edgeprune on the host",
         )
-    return OnnxEngine(source, entry.get("optimization", "all"), threads)
+    return ENGINES[runtime](source, entry.get("kind", "network"), threads)
 
 
 def pattern(shape, dtype):
@@ -107,20 +107,21 @@ class OnnxEngine(object):
 
     Args:
         source: Path or bytes of the ONNX file.
-        optimization: ``"all"``, ``"basic"`` (constant folding only) or ``"none"``.
+        kind: ``"network"`` (optimized as far as the runtime can), ``"kernel"`` (constants are folded, nothing else), or
+            ``"empty"`` (taken as it is).
         threads: Threads inside one operation.
     """
 
-    def __init__(self, source, optimization="all", threads=1):
+    def __init__(self, source, kind="network", threads=1):
         self._numpy = require("numpy")
         self._runtime = ort = require("onnxruntime")
         levels = {
-            "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-            "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-            "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+            "network": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+            "kernel": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+            "empty": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
         }
         options = ort.SessionOptions()
-        options.graph_optimization_level = levels[optimization]
+        options.graph_optimization_level = levels[kind]
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -210,3 +211,7 @@ def _dtype(tensor):
             message="an engine's inputs must be plain numbers, found %s in input %s." % (tensor.type, tensor.name),
         )
     return _NUMPY_NAMES[tensor.type]
+
+
+# Runtime to the class that loads and runs its engines; one line each.
+ENGINES = {"onnxruntime": OnnxEngine}

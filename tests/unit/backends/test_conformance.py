@@ -1,0 +1,14 @@
+"""Every built-in backend keeps what the interface promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeprune.backends import registry
+from edgeprune.testing.backends import BackendConformance
+
+
+class TestOnnxRuntime(BackendConformance):
+    @pytest.fixture
+    def backend(self):
+        return registry.get("onnxruntime")
