@@ -52,7 +52,7 @@ def main(request, emit):
     sample_s = request.get("sample_ms", 5.0) / 1e3
     samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
     loaded = _load(request, runtime, threads, emit)
-    empty = engines.OnnxEngine(engines.EMPTY_ONNX, "none", 1)
+    empty = engines.OnnxEngine(engines.EMPTY_ONNX, "empty", 1)
     before = conditions()
     gc.collect()
     gc.disable()
