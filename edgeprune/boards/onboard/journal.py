@@ -4,6 +4,7 @@ Events: ``activate`` and ``rollback`` (an intent: ``to``, ``from``, ``previous``
 before it ended), ``confirmed`` (``release`` passed its health check).
 """
 
+import errno
 import json
 import os
 import time
@@ -54,7 +55,9 @@ def append(root, record):
         if size and os.pread(handle, 1, size - 1) != b"\n":
             # What a power loss cut short must not swallow this record.
             line = b"\n" + line
-        os.write(handle, line)
+        if os.write(handle, line) < len(line):
+            # A disk that has room for a part of the line takes that part without an error.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.path.join(root, NAME))
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -44,14 +44,17 @@ def describe(module, pattern, cache):
         raise Failure("BackendUnavailableError", "%s at %s has no shared library %s." % (module, folder, pattern))
     key = cache.key(libraries[0])
     entry = cache.entries.get(key)
-    if entry is None:
-        entry = {"sha256": store.file_sha256(libraries[0]), "failure": import_failure(module)}
+    # Files of earlier versions hold failures too.
+    if entry is None or entry.get("failure"):
+        failure = import_failure(module)
+        if failure is not None:
+            # Not remembered: what mends it (numpy, a system library) does not change the file that the key is made of.
+            raise Failure(
+                "BackendUnavailableError",
+                "%s is installed for %s, but does not load: %s." % (module, sys.executable, failure),
+            )
+        entry = {"sha256": store.file_sha256(libraries[0])}
         cache.entries[key] = entry
-    if entry["failure"]:
-        raise Failure(
-            "BackendUnavailableError",
-            "%s is installed for %s, but does not load: %s." % (module, sys.executable, entry["failure"]),
-        )
     return {"version": version(spec.origin), "sha256": entry["sha256"]}
 
 

@@ -211,6 +211,28 @@ def test_a_runtime_that_is_there_but_does_not_load_is_a_stated_absence(
     assert words in found.absences[0]
 
 
+def test_a_runtime_that_is_mended_beside_its_library_is_found_again(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = broken_runtime(tmp_path / "site", "import a_module_that_it_needs")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert "No module named 'a_module_that_it_needs'" in board.probe().absences[0]
+    (site / "a_module_that_it_needs.py").write_text("")
+    assert list(board.probe().runtimes) == ["onnxruntime"]
+
+
+def test_a_failure_that_an_earlier_version_remembered_is_looked_at_again(
+    board: Board, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(broken_runtime(tmp_path / "site", "")))
+    board.probe()
+    cache = root / "libraries.json"
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: {"sha256": "old", "failure": "no numpy"}}))
+    assert board.probe().absences == ()
+    assert "failure" not in json.loads(cache.read_text())[key]
+
+
 def test_the_library_is_hashed_once_and_again_when_it_changes(
     board: Board, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
