@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from edgeprune.boards.board import Board
 from edgeprune.deployment import faults, gates, preflight
@@ -27,6 +27,7 @@ from edgeprune.errors import (
     EdgepruneError,
     HealthError,
     InconsistentBoardError,
+    RemoteError,
     TransferError,
 )
 from edgeprune.spec import Budget
@@ -39,6 +40,8 @@ _SLOWEST_COPY_BYTES_S = 5e6
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (state, done, total, what happens); done and total are bytes, items, or 0 and 0 where nothing is counted."""
+
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("edgeprune.deployment.deploying")
 
@@ -281,34 +284,81 @@ class _Run:
     def activate(self, folder: str) -> dict[str, Any]:
         """Switch ``current``."""
         self._tell("activate", 0, 0, f"switching to {folder}")
-        switched = self.board.call("activate", {"folder": folder, **faults.request_fields()}, timeout_s=120.0)
+        try:
+            switched = self.board.call("activate", {"folder": folder, **faults.request_fields()}, timeout_s=120.0)
+        except EdgepruneError as error:
+            switched = self._switched_all_the_same(folder, error)
         faults.reached("activate")
         return switched
 
-    def health(self, folder: str, *, changed: bool, latency: Latency) -> None:
-        """One inference through ``current``; go back when it fails."""
-        self._tell("health", 0, 0, "one inference through current")
+    def _switched_all_the_same(self, folder: str, error: EdgepruneError) -> dict[str, Any]:
+        """What `activate` would have answered, where only its answer was lost; else raise its error, with what runs."""
         try:
-            found = gates.check_parity(self.board, self.artifact, "current", threads=self.threads, cases=_HEALTH_CASES)
+            now = read_status(self.board, known_as=self.known_as)
+        except EdgepruneError as silent:
+            error.message = f"{error.message} Whether board {self.board.name} has switched to {folder} is not known."
+            error.hint = f"edgeprune status --board {self.board.name}, then deploy again"
+            raise error from silent
+        if now.current is None or now.current.folder != folder:
+            error.message = f"{error.message} {now.still_runs()}"
+            raise error
+        _log.warning("%s: the switch went through, its answer was lost: %s", self.board.name, error.message)
+        former = self.before.current
+        changed = former is None or former.folder != folder
+        previous = former if changed else now.previous
+        return {"current": folder, "previous": None if previous is None else previous.folder, "changed": changed}
+
+    def health(self, folder: str, *, changed: bool, latency: Latency) -> None:
+        """One inference through ``current``; when it fails, go back from what was not known to be good before."""
+        self._tell("health", 0, 0, "one inference through current")
+
+        def infer() -> Parity:
+            return gates.check_parity(self.board, self.artifact, "current", threads=self.threads, cases=_HEALTH_CASES)
+
+        try:
+            found = self._again_after_a_lost_link(infer)
             reason = None if found.passed else found.complaint()
         except EdgepruneError as error:
             reason = error.message.rstrip(".")
         if reason is not None:
-            self._go_back(folder, reason)
+            if changed or not self.before.confirmed:
+                self._go_back(folder, reason, allow_none=changed)
+            raise HealthError(
+                f"release {folder} ({self.artifact.manifest.name}) on board {self.board.name} {_must(reason)}; it ran there "
+                "before and had passed its health check, so it was left as it is.",
+                hint="deploy again; if it fails again, edgeprune doctor",
+            )
         note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio}
-        self.board.call("confirm", {"folder": folder, "note": note}, timeout_s=60.0)
+        try:
+            self._again_after_a_lost_link(
+                lambda: self.board.call("confirm", {"folder": folder, "note": note}, timeout_s=60.0)
+            )
+        except EdgepruneError as error:
+            # It runs and answers; the next deployment checks and confirms it again.
+            _log.warning(
+                "%s: the health check passed, but was not recorded on the board: %s", self.board.name, error.message
+            )
         faults.reached("health")
 
-    def _go_back(self, folder: str, reason: str) -> None:
+    def _again_after_a_lost_link(self, work: Callable[[], _Result]) -> _Result:
+        """Do something that may be done twice; once more where the link, and not the release, was the trouble."""
+        try:
+            return work()
+        except RemoteError as error:
+            _log.warning("%s: %s It is tried once more.", self.board.name, error.message)
+            return work()
+
+    def _go_back(self, folder: str, reason: str, *, allow_none: bool) -> NoReturn:
         name = self.artifact.manifest.name
         try:
-            self.board.call("rollback", {"from": folder, "reason": reason, "allow_none": True}, timeout_s=120.0)
+            request = {"from": folder, "reason": reason, "allow_none": allow_none}
+            self._again_after_a_lost_link(lambda: self.board.call("rollback", request, timeout_s=120.0))
             now = read_status(self.board, known_as=self.known_as)
         except EdgepruneError as error:
             raise InconsistentBoardError(
                 f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; putting back the former release "
                 f"failed too: {error.message}",
-                hint=f"edgeprune status {self.board.name}, then edgeprune deploy with a good artifact",
+                hint=f"edgeprune status --board {self.board.name}, then edgeprune deploy with a good artifact",
             ) from error
         raise HealthError(
             f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; it was rolled back. "

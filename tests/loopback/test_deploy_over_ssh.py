@@ -114,7 +114,9 @@ def test_kill_of_either_side_leaves_current_valid_and_a_second_run_converges(
         capture_output=True,
         timeout=120,
     )
-    assert killed.returncode == (1 if state.startswith("board:") else 137), killed.stderr
+    # Where only the runner died after the switch, the deployment sees that it is through, and goes on.
+    codes = {"board:copied": 1, "board:switched": 0}
+    assert killed.returncode == codes.get(state, 137), killed.stderr
     assert_runs(root, artifacts[1 if state in ("activate", "board:switched") else 0])
     deploy_soon(artifacts[1], url)
     assert_runs(root, artifacts[1])
