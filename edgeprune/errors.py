@@ -49,6 +49,7 @@ tracebacks to users: the command line turns these into one line on stderr and `e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -132,13 +133,21 @@ class SurgeryError(ModelError):
 
 
 class BudgetInfeasibleError(EdgepruneError):
-    """No plan meets the budget; `best_ms` is the smallest latency that can be reached, milliseconds."""
+    """No plan that was found meets the budget.
+
+    Attributes:
+        best_ms: The smallest latency that was found, milliseconds.
+        widths: Units kept by channel group at that latency, where known.
+    """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, best_ms: float, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, best_ms: float, widths: Mapping[str, int] | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.best_ms = best_ms
+        self.widths = None if widths is None else dict(widths)
 
 
 class LatencyError(EdgepruneError):

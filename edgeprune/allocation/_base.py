@@ -128,8 +128,9 @@ def infeasible(cost: Cost, widths: Widths, best_ms: float, budget_ms: float) -> 
     """
     reason = f" ({cost.held_by(widths)})" if isinstance(cost, ExplainsFloor) else ""
     return BudgetInfeasibleError(
-        f"latency must be <= {budget_ms:.4g} ms, the smallest plan reaches {best_ms:.4g} ms{reason}.",
+        f"latency must be <= {budget_ms:.4g} ms, the smallest plan found reaches {best_ms:.4g} ms{reason}.",
         best_ms=best_ms,
+        widths=widths,
         hint=f"--latency {rounded_up_ms(best_ms)}ms",
     )
 

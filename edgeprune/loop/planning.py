@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.allocation import registry as allocators
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, rounded_up_ms
+from edgeprune.allocation._base import Allocation, Allocator, Certificate, infeasible
 from edgeprune.allocation.cost import CostModel
 from edgeprune.criteria import registry as criteria
 from edgeprune.criteria._base import Criterion
@@ -67,6 +67,10 @@ class Planner:
         progress: Told what is being done.
 
     Attributes:
+        model: The dense model.
+        kernel_graph: Its kernels at any widths.
+        predictor: Of the board.
+        task: Data for criteria that need them, and for recovery.
         cost: Predicted latency by widths.
         rules: Constraints by group.
         criterion: The criterion in use.
@@ -89,7 +93,7 @@ class Planner:
         allocator: str | Allocator = "greedy",
         progress: Progress | None = None,
     ) -> None:
-        self.graph = kernel_graph.graph
+        self.kernel_graph, self.graph = kernel_graph, kernel_graph.graph
         if not self.graph.groups:
             raise EmptyPlanError(
                 "a model must have at least one channel group to be pruned, found none.", hint="edgeprune explain MODEL"
@@ -139,8 +143,11 @@ class Planner:
             if aim_ms < error.best_ms <= budget_ms:
                 aim_ms = error.best_ms
                 allocation = self._allocate(damage, aim_ms)
+            elif error.widths is None:
+                raise
             else:
-                raise self._for_budget(error, budget_ms, aim_ms) from error
+                # The allocator speaks of its aim; the user asked for a budget.
+                raise infeasible(self.cost, error.widths, error.best_ms, budget_ms) from error
         self._tell("allocating", 1)
         return self.proposal(allocation, aim_ms)
 
@@ -185,12 +192,6 @@ class Planner:
             "criterion": self.criterion.name,
             "allocator": self.allocator.name,
         }
-
-    @staticmethod
-    def _for_budget(error: BudgetInfeasibleError, budget_ms: float, aim_ms: float) -> BudgetInfeasibleError:
-        """The allocator speaks of its aim; the user asked for a budget."""
-        message = error.message.replace(f"<= {aim_ms:.4g} ms", f"<= {budget_ms:.4g} ms", 1)
-        return BudgetInfeasibleError(message, best_ms=error.best_ms, hint=f"--latency {rounded_up_ms(error.best_ms)}ms")
 
     def _tell(self, step: str, done: int) -> None:
         if self._progress is not None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError, RemoteError, TableMismatchError, TableMissingError
+from edgeprune.loop.dense import DenseLatency, dense_latency
 from edgeprune.loop.planning import Planner, Progress, Proposal
+from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, realize
 from edgeprune.loop.result import LatencyCheck, PruningRound, Result
-from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
-from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.evaluation import evaluate
+from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget, Constraints
 
 if TYPE_CHECKING:
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 MARGIN = 0.02
 """Share of the budget that the aim stays below it, because predictions and measurements scatter."""
-CHECK_TOLERANCE = 1e-6
-"""Largest difference between cut and masked model, both computed in float64."""
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -50,9 +51,10 @@ def prune(
     margin: float = MARGIN,
     fine_tuning: FineTuning | None = None,
     distill: bool = False,
-    calibration_batches: int | None = 64,
+    calibration_batches: int | None = CALIBRATION_BATCHES,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
+    planner: Planner | None = None,
     plan_path: Path | str | None = None,
     measuring_rounds: int = 20,
     progress: Progress | None = None,
@@ -65,7 +67,8 @@ def prune(
     Args:
         model: The dense model.
         example_inputs: Tensor, tuple or dict; fixes the deployment batch.
-        budget: Upper bound of the latency; a share is one of the dense model's latency. Text as in `Budget.parse`.
+        budget: Upper bound of the latency; a share is one of the dense model's latency, measured where the predictor's table
+            holds it (`dense_latency`). Text as in `Budget.parse`.
         board: Where dense and pruned engines are compared in the end; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
         task: Data, loss and metric. Without it scores are data-free, nothing is recovered, and accuracy is not measured.
@@ -79,14 +82,17 @@ def prune(
         calibration_batches: Most training batches for batch-norm re-estimation.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
+        planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
+            holds, none of which may then be given too.
         plan_path: Where the plan is written.
         measuring_rounds: Rounds of the comparison on the board.
         progress: Called with (step, done, in all).
 
     Raises:
+        ConfigError: The budget or margin is none, or a planner comes with what it holds already.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
-        BudgetInfeasibleError: No widths meet the budget; says what the smallest plan reaches.
+        BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
         EmptyPlanError: The model has nothing that can be pruned.
         ConstraintError: A constraint matches nothing.
         TaskError: The task cannot be used.
@@ -98,6 +104,14 @@ def prune(
     chosen = Budget.parse(budget) if isinstance(budget, str) else budget
     if not 0 <= margin < 1:
         raise ConfigError(f"the margin must be a share in [0, 1), found {margin}.")
+    if planner is not None:
+        given = (predictor, task, constraints, criterion, graph, kernel_graph)
+        if planner.model is not model or any(option is not None for option in given) or allocator != "greedy":
+            raise ConfigError(
+                "a planner must be given with its own model and without predictor, task, constraints, criterion, allocator, "
+                "graph and kernel_graph, which it holds, found another model or one of these."
+            )
+        predictor, task, kernel_graph = planner.predictor, planner.task, planner.kernel_graph
     if predictor is None:
         raise TableMissingError(
             "pruning to a latency needs a predictor of the board, found none.",
@@ -118,53 +132,50 @@ def prune(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-lower-")))
             kernel_graph = _lowered(model, example_inputs, backend, predictor, graph, folder, progress)
         _require_runtime(predictor, kernel_graph)
-        planner = Planner(
-            model,
-            kernel_graph,
-            predictor,
-            task=task,
-            constraints=constraints,
-            criterion=criterion,
-            allocator=allocator,
-            progress=progress,
-        )
-        budget_ms = chosen.resolve_ms(planner.dense_ms)
-        unchanged = planner.dense_ms <= budget_ms
-        proposal = planner.dense(budget_ms) if unchanged else planner.propose(budget_ms, margin=margin)
+        if planner is None:
+            planner = Planner(
+                model,
+                kernel_graph,
+                predictor,
+                task=task,
+                constraints=constraints,
+                criterion=criterion,
+                allocator=allocator,
+                progress=progress,
+            )
+        dense = dense_latency(predictor, kernel_graph)
+        budget_ms = chosen.resolve_ms(dense.ms)
+        proposal = _proposed(planner, dense, budget_ms, margin)
+        unchanged = proposal.plan.widths() == planner.graph.widths()
         if plan_path is not None:
             proposal.plan.save(plan_path)
             _log.info("plan written to %s", plan_path)
         metrics_before = evaluate(model, task) if task is not None else {}
-        records: tuple[RecoveryRecord, ...] = ()
         if unchanged:
-            module, difference = copy.deepcopy(model), 0.0
+            realized = Realized(copy.deepcopy(model), 0.0, ())
         else:
-            module, difference = _cut(model, proposal, example_inputs, progress)
-            records = _recovered(module, model, task, fine_tuning, distill, calibration_batches, progress)
+            realized = realize(
+                planner,
+                proposal,
+                example_inputs,
+                fine_tuning=fine_tuning,
+                distill=distill,
+                calibration_batches=calibration_batches,
+                progress=progress,
+            )
         checked, lost = None, ""
         if target is not None:
-            from edgeprune.loop.verification import measure_ratio
-
-            try:
-                checked = measure_ratio(
-                    target,
-                    kernel_graph,
-                    None if unchanged else module,
-                    threads=int(predictor.table.header["threads"]),
-                    rounds=measuring_rounds,
-                    progress=progress,
-                )
-            except RemoteError as error:
-                # The model is pruned and tuned by now; a lost board must not take that along.
-                lost = f"{target.name} could not measure it: {error.message}"
-                _log.warning("%s", lost)
-    metrics_after = records[-1].after if records else metrics_before
-    met = _met(chosen, budget_ms, checked)
+            pruned = None if unchanged else realized.module
+            checked, lost = _measured(target, planner, pruned, measuring_rounds, progress)
+    metrics_after = realized.recovery[-1].after if realized.recovery else metrics_before
+    met = None if checked is None else checked.ratio * dense.ms <= budget_ms
     return Result(
-        module=module,
+        module=realized.module,
         plan=proposal.plan,
         budget_ms=budget_ms,
-        dense_predicted_ms=planner.dense_ms,
+        dense_ms=dense.ms,
+        dense_measured=dense.measured,
+        dense_predicted_ms=dense.predicted_ms,
         predicted_ms=proposal.predicted_ms,
         measured_ms=None if checked is None else checked.pruned_ms,
         budget_met=met,
@@ -179,13 +190,26 @@ def prune(
             ),
         ),
         certificate=proposal.allocation.certificate,
-        check_max_abs=difference,
+        check_max_abs=realized.check_max_abs,
         metrics_before=metrics_before,
         metrics_after=metrics_after,
-        recovery=records,
+        recovery=realized.recovery,
         unchanged=unchanged,
-        notes=_notes(chosen, budget_ms, planner, proposal, task, checked, lost, met, metrics_after, unchanged),
+        notes=(
+            *_latency_notes(chosen, budget_ms, dense, proposal, checked, lost, met, unchanged),
+            *_accuracy_notes(planner, metrics_after),
+            *_search_notes(proposal, unchanged),
+        ),
     )
+
+
+def _proposed(planner: Planner, dense: DenseLatency, budget_ms: float, margin: float) -> Proposal:
+    if dense.ms <= budget_ms:
+        return planner.dense(budget_ms)
+    # Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion:
+    # otherwise dense widths could pass for meeting a budget that they were measured not to meet.
+    aimed = (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)
+    return planner.propose(budget_ms, margin=1 - aimed)
 
 
 def _lowered(
@@ -222,89 +246,65 @@ def _require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
         )
 
 
-def _cut(
-    model: nn.Module, proposal: Proposal, example_inputs: Any, progress: Progress | None
-) -> tuple[nn.Module, float]:
-    """The cut copy, and how far it is from the masked model."""
-    from edgeprune.surgery.checking import check
-    from edgeprune.surgery.cutting import apply
+def _measured(
+    board: Board, planner: Planner, pruned: nn.Module | None, rounds: int, progress: Progress | None
+) -> tuple[LatencyCheck | None, str]:
+    """What the board says, or None and a clause on why it says nothing."""
+    from edgeprune.loop.verification import measure_ratio
 
-    _tell(progress, "cutting", 0)
-    module = apply(model, proposal.plan)
-    _tell(progress, "cutting", 1)
-    _tell(progress, "checking", 0)
-    difference = check(model, proposal.plan, example_inputs, tolerance=CHECK_TOLERANCE)
-    _tell(progress, "checking", 1)
-    return module, difference
-
-
-def _recovered(
-    module: nn.Module,
-    dense: nn.Module,
-    task: Task | None,
-    settings: FineTuning | None,
-    distill: bool,
-    calibration_batches: int | None,
-    progress: Progress | None,
-) -> tuple[RecoveryRecord, ...]:
-    """Batch-norm re-estimation, then fine-tuning, in place."""
-    from edgeprune.recovery.batch_norm import reestimate_batch_norm
-
-    if task is None:
-        return ()
-    lead = task.objectives[0]
-    first = reestimate_batch_norm(module, lead.train, batches=calibration_batches, task=task, progress=progress)
-    second = fine_tune(module, task, settings, teacher=dense if distill else None, progress=progress)
-    return (first, second)
+    threads = int(planner.predictor.table.header["threads"])
+    try:
+        return measure_ratio(board, planner.kernel_graph, pruned, threads=threads, rounds=rounds, progress=progress), ""
+    except RemoteError as error:
+        # The model is pruned and tuned by now; a lost board must not take that along.
+        lost = f"{board.name} could not measure it: {error.message}"
+        _log.warning("%s", lost)
+        return None, lost
 
 
-def _met(budget: Budget, budget_ms: float, checked: LatencyCheck | None) -> bool | None:
-    if checked is None:
-        return None
-    if budget.latency_ratio is not None:
-        return checked.ratio <= budget.latency_ratio
-    return checked.pruned_ms <= budget_ms
-
-
-def _notes(
+def _latency_notes(
     budget: Budget,
     budget_ms: float,
-    planner: Planner,
+    dense: DenseLatency,
     proposal: Proposal,
-    task: Task | None,
     checked: LatencyCheck | None,
     lost: str,
     met: bool | None,
-    metrics_after: Any,
     unchanged: bool,
-) -> tuple[str, ...]:
-    notes = []
-    if unchanged:
-        notes.append(
-            f"The dense model is predicted to take {planner.dense_ms:.4g} ms, which is within the budget of "
-            f"{budget_ms:.4g} ms: nothing was pruned."
+) -> Iterator[str]:
+    if unchanged and dense.ms <= budget_ms:
+        known = "was measured" if dense.measured else "is predicted"
+        yield (
+            f"The dense model {known} to take {dense.ms:.4g} ms, which is within the budget of {budget_ms:.4g} ms: "
+            "nothing was pruned."
         )
+    elif unchanged:
+        yield f"No smaller widths come closer to the budget of {budget_ms:.4g} ms: nothing was pruned."
     if checked is None:
-        notes.append(f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}")
+        yield f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}"
     elif not met:
-        notes.append(
-            f"The budget of {budget} is not met as measured on {checked.board}: {checked.pruned_ms:.4g} ms, "
-            f"{checked.ratio:.1%} of dense, where {proposal.predicted_ms:.4g} ms were predicted."
+        yield (
+            f"The budget of {budget} is not met as measured on {checked.board}: {checked.ratio:.1%} of the dense model's "
+            f"{dense.ms:.4g} ms, where {proposal.predicted_ms:.4g} ms were predicted."
         )
-    if task is None:
-        notes.append(
+
+
+def _accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iterator[str]:
+    if planner.task is None:
+        yield (
             f"Accuracy was not measured: there is no task, the criterion {planner.criterion.name} used no data, "
             "and nothing was fine-tuned."
         )
-    else:
-        notes += [
-            f"The metric of {objective.name} is {metrics_after[objective.name]:.4g}, beyond its limit {objective.limit}."
-            for objective in task.objectives
-            if not objective.meets_limit(metrics_after[objective.name])
-        ]
-    if not unchanged and proposal.allocation.certificate.bound is None:
-        notes.append(f"The widths are not proven optimal: {proposal.allocation.certificate.note}")
-    return tuple(notes)
+        return
+    for objective in planner.task.objectives:
+        if not objective.meets_limit(metrics_after[objective.name]):
+            yield f"The metric of {objective.name} is {metrics_after[objective.name]:.4g}, beyond its limit {objective.limit}."
+
+
+def _search_notes(proposal: Proposal, unchanged: bool) -> Iterator[str]:
+    certificate = proposal.allocation.certificate
+    if not unchanged and certificate.bound is None:
+        yield f"The widths are not proven optimal: {certificate.note}"
 
 
 def _tell(progress: Progress | None, step: str, done: int) -> None:

@@ -63,12 +63,15 @@ class Result:
     Attributes:
         module: The pruned model; the dense one, copied, when `unchanged`.
         plan: What was cut.
-        budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_predicted_ms`.
+        budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_ms`.
+        dense_ms: Latency of the dense model that the budget refers to, milliseconds.
+        dense_measured: Whether `dense_ms` was measured while profiling; it is the predicted one where the latency table does
+            not hold the dense network of this model.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of `module`, milliseconds.
-        measured_ms: Latency on the board, milliseconds; None without a board.
-        budget_met: Whether the measured latency is within the budget, for a share as the ratio to the dense engine timed
-            interleaved; None without a board.
+        measured_ms: Latency as timed on the board in the end, milliseconds; None without a board.
+        budget_met: Whether `dense_ms` times the measured ratio to the dense engine, timed interleaved, is within the budget;
+            None without a board.
         rounds: What was tried, in order.
         certificate: How good the widths are.
         check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
@@ -82,6 +85,8 @@ class Result:
     module: nn.Module
     plan: PruningPlan
     budget_ms: float
+    dense_ms: float
+    dense_measured: bool
     dense_predicted_ms: float
     predicted_ms: float
     measured_ms: float | None

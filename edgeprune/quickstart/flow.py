@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,14 +27,15 @@ from edgeprune.errors import ConfigError, TableFormatError
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.latency.predictor import Predictor
 from edgeprune.latency.table import LatencyTable
+from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.planning import Planner, Proposal
+from edgeprune.loop.realizing import realize
 from edgeprune.loop.result import Result
 from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.quickstart import digits, training
 from edgeprune.quickstart.network import DigitNet
-from edgeprune.recovery.batch_norm import reestimate_batch_norm
-from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.report import page, pruning, stored
 from edgeprune.report.data import Candidate, Card, ReportData
 from edgeprune.spec import Budget, Fingerprint
@@ -214,10 +216,15 @@ class _Job:
     def out(self) -> Path:
         return self.settings.out
 
-    @property
+    @cached_property
+    def planner(self) -> Planner:
+        """Scores for the pruned model and for its uniform rival."""
+        return Planner(self.dense, self.kernel_graph, self.predictor, task=training.task(self.data))
+
+    @cached_property
     def dense_ms(self) -> float:
         """Dense latency as measured while profiling, milliseconds: what a relative budget is a share of."""
-        return float(self.table.header["reference"]["median_ms"])
+        return dense_latency(self.predictor, self.kernel_graph).ms
 
     @property
     def budget_ms(self) -> float:
@@ -232,13 +239,10 @@ class _Job:
         return edgeprune.prune(
             self.dense,
             _example(),
-            Budget(latency_ms=self.budget_ms),
-            None,
-            self.predictor,
-            training.task(self.data),
+            self.settings.budget,
+            planner=self.planner,
             fine_tuning=self._fine_tuning,
             distill=True,
-            kernel_graph=self.kernel_graph,
             plan_path=self.out / "plan.json",
             progress=reporter.stepped,
         )
@@ -248,7 +252,7 @@ class _Job:
 
         Latency does not depend on the values of weights, so candidates are timed before they are tuned, with made-up ones.
         """
-        planner = Planner(self.dense, self.kernel_graph, self.predictor, task=training.task(self.data))
+        planner = self.planner
         groups, damage = self.kernel_graph.graph.groups, planner.damage
         allocations = {}
         for share in range(_UNIFORM_CANDIDATES):
@@ -264,11 +268,9 @@ class _Job:
             found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
         closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
         proposal = planner.proposal(named[closest], result.predicted_ms)
-        module = edgeprune.apply(self.dense, proposal.plan)
-        task = training.task(self.data)
-        # As `edgeprune.prune` recovers its own model.
-        reestimate_batch_norm(module, task.objectives[0].train, batches=64, task=task)
-        fine_tune(module, task, self._fine_tuning, teacher=self.dense, progress=reporter.stepped)
+        module = realize(
+            planner, proposal, _example(), fine_tuning=self._fine_tuning, distill=True, progress=reporter.stepped
+        ).module
         engine = self.out / "uniform.onnx"
         self.kernel_graph.backend.export(module, self.kernel_graph.graph.example_inputs, engine)
         return _Uniform(proposal, module, engine)

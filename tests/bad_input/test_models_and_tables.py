@@ -51,7 +51,7 @@ def test_an_input_of_another_shape_than_the_model_takes(edgeprune: CommandLine, 
 
 def test_a_budget_out_of_reach_names_what_can_be_reached_and_that_is_true(edgeprune: CommandLine) -> None:
     prune = ("prune", "net.py:build", *INPUT, "--table", "table.parquet", "--board", "none", "--out", "new")
-    line = edgeprune.refuse(*prune, "--latency", "1us", code=4, parts=["the smallest plan reaches"])
+    line = edgeprune.refuse(*prune, "--latency", "1us", code=4, parts=["the smallest plan found reaches"])
     reachable = re.search(r"Try: (?:.*)--latency (\S+)$", line)
     assert reachable, line
     assert re.search(r"reaches [\d.]+ ms", line), line

@@ -107,7 +107,7 @@ def test_groups_that_are_all_frozen_leave_the_budget_infeasible():
     problem = instance(1)
     rules = {item.name: WidthRule(min_width=1, multiple_of=1, frozen=True, tied_to=None) for item in problem.groups}
     with pytest.raises(
-        BudgetInfeasibleError, match=r"^latency must be <= .* ms, the smallest plan reaches .* ms\."
+        BudgetInfeasibleError, match=r"^latency must be <= .* ms, the smallest plan found reaches .* ms\."
     ) as caught:
         Greedy().allocate(problem.groups, {}, problem.cost, 0.5 * problem.cost.ms({}), rules)
     assert caught.value.best_ms == pytest.approx(problem.cost.ms({}))

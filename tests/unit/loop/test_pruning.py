@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 from edgeprune.allocation.cost import CostModel
+from edgeprune.criteria.l2 import L2
 from edgeprune.errors import (
     BudgetInfeasibleError,
     ConfigError,
@@ -17,8 +19,10 @@ from edgeprune.errors import (
     TaskError,
 )
 from edgeprune.latency.table import LatencyTable
+from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
+from edgeprune.loop.realizing import realize
 from edgeprune.loop.verification import require_same_device
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
@@ -58,10 +62,14 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
         measuring_rounds=8,
         progress=progress,
     )
-    dense_ms = result.dense_predicted_ms
+    # A share is one of the dense latency as it was measured while profiling.
+    dense_ms = case.predictor.table.header["reference"]["median_ms"]
+    assert result.dense_measured
+    assert result.dense_ms == dense_ms
     assert result.budget_ms == pytest.approx(0.6 * dense_ms)
     assert result.predicted_ms <= 0.98 * result.budget_ms
-    assert result.rounds[0].aim_ms == pytest.approx(0.98 * result.budget_ms)
+    aim_ms = 0.98 * result.budget_ms * min(1.0, result.dense_predicted_ms / dense_ms)
+    assert result.rounds[0].aim_ms == pytest.approx(aim_ms)
     assert result.rounds[0].predicted_low_ms <= result.predicted_ms <= result.rounds[0].predicted_high_ms
     assert result.rounds[0].widths == result.plan.widths()
     # The plan was on disk, with its prediction, before anything was cut, compiled or timed.
@@ -90,6 +98,60 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert measured.ratio < 0.9
     assert result.budget_met == (measured.ratio <= 0.6)
     assert ("is not met as measured" in " ".join(result.notes)) == (not result.budget_met)
+
+
+def without_networks(case, *dense_ms):
+    """The predictor as it would be had the dense network not been profiled, or had it taken another time."""
+    changed = []
+    for row in case.predictor.table.rows:
+        if row["kind"] == "network" and json.loads(row["widths"]) == case.graph.widths():
+            changed += [{**row, "median_ms": value} for value in dense_ms]
+        else:
+            changed.append(row)
+    predictor = copy.copy(case.predictor)
+    predictor.table = LatencyTable(dict(case.predictor.table.header), changed)
+    return predictor
+
+
+def test_the_dense_latency_is_predicted_where_the_table_holds_another_model_only(case):
+    found = dense_latency(without_networks(case), case.kernel_graph)
+    assert not found.measured
+    assert found.ms == found.predicted_ms == CostModel(case.kernel_graph, case.predictor).dense_ms
+    result = prune(case.model, case.example, "60%", predictor=without_networks(case), kernel_graph=case.kernel_graph)
+    assert not result.dense_measured
+    assert result.budget_ms == pytest.approx(0.6 * result.dense_predicted_ms)
+
+
+def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_the_two(case):
+    predicted_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
+    slower = without_networks(case, 1.5 * predicted_ms)
+    result = prune(
+        case.model,
+        case.example,
+        Budget(latency_ms=1.2 * predicted_ms),
+        predictor=slower,
+        kernel_graph=case.kernel_graph,
+    )
+    assert not result.unchanged
+    assert result.predicted_ms <= 0.8 * predicted_ms
+
+
+def test_met_is_the_ratio_on_the_board_times_the_dense_latency(case):
+    """Not the milliseconds of another day: the same ratio meets a budget in ms exactly when it meets the share."""
+    predicted_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
+    doubled = without_networks(case, 2 * predicted_ms)
+    result = prune(
+        case.model,
+        case.example,
+        Budget(latency_ms=1.2 * predicted_ms),
+        board=case.board,
+        predictor=doubled,
+        kernel_graph=case.kernel_graph,
+        measuring_rounds=4,
+    )
+    ratio = result.rounds[0].measured.ratio
+    assert result.budget_met == (ratio <= 0.6)
+    assert abs(ratio - 1) > 0.05
 
 
 def test_without_task_and_board_the_result_says_what_is_not_known(case):
@@ -122,9 +184,9 @@ def test_a_budget_above_the_dense_latency_changes_nothing(case, tmp_path):
     result = pruned(case, Budget(latency_ms=2 * dense_ms), plan_path=tmp_path / "plan.json", task=case.task)
     assert result.unchanged
     assert result.plan.widths() == case.graph.widths()
-    assert result.predicted_ms == dense_ms
+    assert result.predicted_ms == pytest.approx(dense_ms)
     assert result.certificate.gap == 0
-    assert result.notes[0].startswith("The dense model is predicted to take")
+    assert result.notes[0].startswith("The dense model was measured to take")
     assert "nothing was pruned" in result.notes[0]
     assert result.module is not case.model
     assert result.metrics_after == result.metrics_before
@@ -142,7 +204,7 @@ def test_an_unchanged_model_is_measured_too(case):
 def test_an_infeasible_budget_says_what_can_be_reached_and_that_can_be_reached(case):
     with pytest.raises(BudgetInfeasibleError) as caught:
         pruned(case, Budget(latency_ms=1e-4))
-    assert caught.value.message.startswith("latency must be <= 0.0001 ms, the smallest plan reaches ")
+    assert caught.value.message.startswith("latency must be <= 0.0001 ms, the smallest plan found reaches ")
     assert "kernels that no width changes hold" in caught.value.message
     assert "0 of 3 groups are frozen" in caught.value.message
     hint = caught.value.hint
@@ -150,6 +212,12 @@ def test_an_infeasible_budget_says_what_can_be_reached_and_that_can_be_reached(c
     reached = pruned(case, hint.removeprefix("--latency "))
     assert reached.predicted_ms <= reached.budget_ms
     assert reached.predicted_ms == pytest.approx(caught.value.best_ms)
+    assert CostModel(case.kernel_graph, case.predictor).ms(caught.value.widths) == pytest.approx(caught.value.best_ms)
+
+
+def test_an_infeasible_budget_is_named_where_the_aim_was_below_it(case):
+    with pytest.raises(BudgetInfeasibleError, match=r"^latency must be <= 0.0002 ms, .*groups are frozen"):
+        pruned(case, Budget(latency_ms=2e-4), margin=0.5)
 
 
 def test_constraints_are_respected_and_named(case):
@@ -267,3 +335,34 @@ def test_one_planner_serves_many_budgets(case):
         damages.append(proposal.allocation.certificate.damage)
     assert latencies == sorted(latencies, reverse=True)
     assert damages == sorted(damages)
+
+
+def test_prune_with_a_planner_takes_its_scores_and_equals_prune_without_one(case):
+    scored = []
+
+    class Counted(L2):
+        def score(self, *args, **options):
+            scored.append(1)
+            return super().score(*args, **options)
+
+    planner = Planner(case.model, case.kernel_graph, case.predictor, criterion=Counted())
+    results = [prune(case.model, case.example, budget, planner=planner) for budget in ("70%", "50%")]
+    assert scored == [1]
+    assert results[1].plan.kept == pruned(case, "50%").plan.kept
+    for options in ({"predictor": case.predictor}, {"criterion": "l2"}, {"allocator": "uniform"}):
+        with pytest.raises(ConfigError, match="planner must be given with its own model and without predictor"):
+            prune(case.model, case.example, "50%", planner=planner, **options)
+    with pytest.raises(ConfigError, match="found another model"):
+        prune(copy.deepcopy(case.model), case.example, "50%", planner=planner)
+
+
+def test_realize_makes_of_a_proposal_what_prune_returns(case):
+    planner = Planner(case.model, case.kernel_graph, case.predictor)
+    result = prune(case.model, case.example, "60%", planner=planner)
+    proposal = planner.propose(result.rounds[0].aim_ms)
+    realized = realize(planner, proposal, case.example)
+    assert proposal.plan.kept == result.plan.kept
+    assert realized.check_max_abs < 1e-6
+    assert realized.recovery == ()
+    state = result.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in realized.module.state_dict().items())

@@ -1,0 +1,82 @@
+"""From a plan to a model: cut, check against the masked model, recover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.evaluation import RecoveryRecord
+
+CHECK_TOLERANCE = 1e-6
+"""Largest difference between cut and masked model, both computed in float64."""
+CALIBRATION_BATCHES = 64
+"""Most training batches for batch-norm re-estimation."""
+
+
+@dataclass(frozen=True)
+class Realized:
+    """A model that was cut and recovered.
+
+    Attributes:
+        module: The model; it shares nothing with the dense one.
+        check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
+        recovery: What each recovery step did; empty without a task.
+    """
+
+    module: nn.Module
+    check_max_abs: float
+    recovery: tuple[RecoveryRecord, ...]
+
+
+def realize(
+    planner: Planner,
+    proposal: Proposal,
+    example_inputs: Any,
+    *,
+    fine_tuning: FineTuning | None = None,
+    distill: bool = False,
+    calibration_batches: int | None = CALIBRATION_BATCHES,
+    progress: Progress | None = None,
+) -> Realized:
+    """Cut the planner's model as proposed, check the cut, and recover on the planner's task.
+
+    Args:
+        planner: Holds the dense model, which is not changed, and the task.
+        proposal: What to cut.
+        example_inputs: Tensor, tuple or dict, as the model was traced with.
+        fine_tuning: How the cut model is tuned; ``FineTuning(epochs=0)`` only re-estimates batch norm.
+        distill: Whether the dense model teaches the cut one by its logits.
+        calibration_batches: Most training batches for batch-norm re-estimation; all when None.
+        progress: Called with (step, done, in all).
+
+    Raises:
+        SurgeryError: The cut model does not equal the masked one.
+        TaskError: The task cannot be used.
+    """
+    from edgeprune.recovery.batch_norm import reestimate_batch_norm
+    from edgeprune.surgery.checking import check
+    from edgeprune.surgery.cutting import apply
+
+    def tell(step: str, done: int) -> None:
+        if progress is not None:
+            progress(step, done, 1)
+
+    model, task = planner.model, planner.task
+    tell("cutting", 0)
+    module = apply(model, proposal.plan)
+    tell("cutting", 1)
+    tell("checking", 0)
+    difference = check(model, proposal.plan, example_inputs, tolerance=CHECK_TOLERANCE)
+    tell("checking", 1)
+    if task is None:
+        return Realized(module, difference, ())
+    train = task.objectives[0].train
+    statistics = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
+    tuning = fine_tune(module, task, fine_tuning, teacher=model if distill else None, progress=progress)
+    return Realized(module, difference, (statistics, tuning))
