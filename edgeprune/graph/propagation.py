@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,21 @@ class Propagation:
             return self.freeze(call, f"{call.op} has no rule")
         if any(not self._has_label(argument) for argument in call.tensor_nodes()):
             return self.freeze(call, f"{call.op} reads a list of tensors as a whole")
-        return rule.propagate(self, call)
+        found = rule.propagate(self, call)
+        if isinstance(value, torch.Tensor):
+            assert isinstance(found, Label), f"{call.op} has one output"
+            return self._free_of_batch(call, found, value)
+        assert isinstance(found, list), f"{call.op} has several outputs"
+        return [self._free_of_batch(call, label, part) for label, part in zip(found, value, strict=True)]
+
+    def _free_of_batch(self, call: Call, label: Label, value: torch.Tensor) -> Label:
+        """An axis whose size follows the batch keeps all positions: at another batch they are other channels."""
+        sizes: list[Any] = list(value.shape)
+        axes = tuple(axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt))
+        if not set(axes) & set(label.varied):
+            return label
+        event = self.event(call, "it lies along an axis whose size depends on the batch", label)
+        return self.keep_whole(label, axes, event)
 
     def _has_label(self, node: Node) -> bool:
         return node.name in self.parameters or isinstance(self.labels.get(node.name), Label)

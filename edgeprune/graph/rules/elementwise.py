@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,12 +73,14 @@ def _pinned(walk: Propagation, call: Call, label: Label) -> Label:
     return kept(label.shape, event)
 
 
-def _prelu(walk: Propagation, call: Call) -> Label:
+def _prelu(walk: Propagation, call: Call) -> Label | list[Label]:
     """One slope per channel, along axis 1."""
     x = walk.of(call, "self")
-    weight = walk.parameter(call, "weight")
-    if weight is None or walk.parameter_shapes[weight] == (1,):
+    if math.prod(walk.of(call, "weight").shape) == 1:
         return Label(x.ids, call.shape(), x.event)
+    weight = walk.parameter(call, "weight")
+    if weight is None:
+        return walk.freeze(call, "its slopes are computed in forward")
     event = walk.event(call, _COMBINED, x)
     ids = walk.collapse(x, 1, event)
     walk.bind(weight, 0, ids, "vector", event)
