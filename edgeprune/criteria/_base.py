@@ -32,7 +32,7 @@ class Criterion(ABC):
     """Whether scores need data and a loss."""
     normalization: ClassVar[Normalization]
     """How the damage of different groups is made comparable, see `edgeprune.criteria.damage.damage_curves`: ``"none"`` for
-    scores that estimate a change of the loss and so have one unit everywhere, ``"log_share"`` for all others."""
+    scores that have one unit everywhere, such as squared changes of the loss, ``"log_share"`` for all others."""
 
     @abstractmethod
     def score(

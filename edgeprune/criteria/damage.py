@@ -23,7 +23,8 @@ def damage_curves(scores: Scores, normalization: Normalization = "none") -> Dama
         scores: Group name to one score per unit, finite and at least 0.
         normalization: How removed scores become damage, and how groups compare. A group whose scores are all 0 costs nothing.
 
-            - ``"none"``: their sum, right where scores estimate a loss change (taylor).
+            - ``"none"``: their sum, right where scores have one unit in all groups (taylor: squared loss changes, one unit at a
+              time; how units act together is left out).
             - ``"share"``: their sum over the group's total: removing everything costs 1 in each group.
             - ``"log_share"``: minus the logarithm of the share that is kept. About ``"share"`` while little is removed, but
               it grows without bound, and summed over groups it is minus the logarithm of the product of kept shares: what

@@ -1,4 +1,4 @@
-"""First-order Taylor estimate of the loss change when a unit is set to zero."""
+"""Squared first-order Taylor estimate of the loss change when a unit is set to zero."""
 
 from __future__ import annotations
 
@@ -18,18 +18,27 @@ from edgeprune.tasks.batches import call, device_of, loss_of, mode, objective_ba
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.graph.channel_graph import ChannelGraph, Member
     from edgeprune.tasks.task import Task
+
+_ROLES = ("input", "output", "vector")
 
 
 class Taylor(Criterion):
-    """``mean over batches of (sum over all coupled members of sum(grad * w) over the unit's slice) ** 2``.
+    """``mean over batches of (sum of grad * w over the weights that read the unit) ** 2``.
 
-    The gradients are those of the training loss in eval form (running batch-norm statistics, no dropout), so scores do not
-    depend on the training batch size more than the loss does. Several objectives: the weighted sum of their scores.
+    The sum is the derivative of the loss with respect to one gate that multiplies the unit's activation wherever it is read,
+    so to first order the change of the loss when that gate goes from 1 to 0; a score is its square. Weights that make the
+    unit, its batch norms and its depthwise convolutions lie in series with those that read it: adding them too would count
+    the same zeroing once per layer. Only a unit that no weight reads is scored by the weights that make it (or else by its
+    scales), all of them together.
 
-    Source: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019 (the squared first-order
-    form), summed over coupled members before squaring.
+    The gradients are those of the training loss in eval form (running batch-norm statistics, no dropout). The noise of a
+    batch's gradient is squared too, so scores of small batches are larger: compare scores of one batch size only. Several
+    objectives: the weighted sum of their scores.
+
+    Source: P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: the squared first-order form,
+    on a gate per unit.
 
     Args:
         batches: Most training batches per objective.
@@ -74,11 +83,7 @@ class Taylor(Criterion):
                         if gradient is not None
                     }
                     for group in chosen:
-                        change = np.zeros(group.size)
-                        for member in members[group.name]:
-                            if member.parameter in products:
-                                change += unit_sums(products[member.parameter], member)
-                        sums[group.name] += change**2
+                        sums[group.name] += _gate_derivative(members[group.name], products, group.size) ** 2
                     count += 1
                 for name, total in sums.items():
                     scores[name] += objective.weight * total / count
@@ -88,6 +93,24 @@ class Taylor(Criterion):
                     f"gradients must be finite for the taylor criterion, found NaN or infinity in group {name!r}."
                 )
         return scores
+
+
+def _gate_derivative(
+    members: Sequence[Member], products: Mapping[str, torch.Tensor], size: int
+) -> npt.NDArray[np.float64]:
+    """Per unit the sum of ``grad * w`` over its members of the first role of `_ROLES` that it has any of."""
+    derivative, open_units = np.zeros(size), np.ones(size, dtype=bool)
+    for role in _ROLES:
+        covered = np.zeros(size, dtype=bool)
+        for member in members:
+            if member.role != role:
+                continue
+            covered |= np.array([len(indices) > 0 for indices in member.indices], dtype=bool)
+            # No gradient: the loss does not depend on this parameter.
+            if member.parameter in products:
+                derivative += np.where(open_units, unit_sums(products[member.parameter], member), 0.0)
+        open_units &= ~covered
+    return derivative
 
 
 @contextmanager

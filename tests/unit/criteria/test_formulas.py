@@ -1,8 +1,11 @@
 """Each criterion equals its formula, evaluated the slow way: one unit at a time, by name of the layer."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from edgeprune.criteria import registry
@@ -11,6 +14,7 @@ from edgeprune.criteria.l2 import L2
 from edgeprune.criteria.random import Random
 from edgeprune.criteria.taylor import Taylor
 from edgeprune.errors import ConfigError, ModelError, TaskError
+from edgeprune.graph.tracing import trace
 from edgeprune.tasks.task import Objective, Task
 from edgeprune.testing.criteria import small_graph, small_net, small_task
 
@@ -67,22 +71,74 @@ def test_l2_is_the_norm_over_all_coupled_slices(traced):
             assert values[unit] == pytest.approx(expected**0.5, rel=1e-9)
 
 
-def test_taylor_is_the_mean_over_batches_of_the_squared_first_order_change(traced):
+# Written down by hand: the layers that read what a group makes.
+READERS = {
+    "trunk": ["inner", "pointwise"],
+    "inner": ["outer"],
+    "pointwise": ["hidden"],
+    "hidden": ["head"],
+}
+
+
+@contextmanager
+def gated(model, gates):
+    """Multiply what the readers of each group read by the group's gates."""
+
+    def hook(gate):
+        return lambda module, inputs: (inputs[0] * (gate[:, None, None] if inputs[0].ndim == 4 else gate),)
+
+    handles = [
+        model.get_submodule(reader).register_forward_pre_hook(hook(gate))
+        for name, gate in gates.items()
+        for reader in READERS[name]
+    ]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_taylor_is_the_mean_square_of_the_derivative_by_a_gate_on_the_unit(traced):
+    """Residual, depthwise and plain groups alike, however many layers lie in series."""
     model, graph = traced
     task = small_task()
     found = by_hand(graph, Taylor().score(graph, model, task))
     model.eval()
-    per_batch = []
-    for inputs, targets in task.objectives[0].train:
-        model.zero_grad()
-        cross_entropy(model(inputs), targets).backward()
-        per_batch.append({name: (p.grad * p).detach().double() for name, p in model.named_parameters()})
-    model.zero_grad()
+    gates = {name: torch.ones(size, requires_grad=True) for name, size in SIZES.items()}
+    squares = {name: [] for name in SIZES}
+    with gated(model, gates):
+        for inputs, targets in task.objectives[0].train:
+            loss = cross_entropy(model(inputs), targets)
+            for name, gradient in zip(gates, torch.autograd.grad(loss, list(gates.values())), strict=True):
+                squares[name].append(gradient.double().square().numpy())
     model.train()
     for name, values in found.items():
-        for unit, members in units(name):
-            changes = [sum(float(batch[p].select(axis, unit).sum()) for p, axis in members) for batch in per_batch]
-            assert values[unit] == pytest.approx(np.mean(np.square(changes)), rel=1e-4)
+        np.testing.assert_allclose(values, np.mean(squares[name], axis=0), rtol=1e-3, atol=1e-10)
+
+
+class Unread(nn.Module):
+    """Queries and keys meet in a product without weights: nothing reads their units."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.head = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(9, 4)
+
+    def forward(self, inputs):
+        images = inputs.flatten(1)[:, :45].reshape(-1, 9, 5)
+        return self.head((self.query(images) * self.key(images)).sum(-1))
+
+
+def test_units_that_no_weight_reads_are_scored_by_the_weights_that_make_them():
+    torch.manual_seed(0)
+    model, task = Unread(), small_task(batches=1)
+    graph = trace(model, torch.zeros(2, 3, 6, 6))
+    (group,) = graph.groups
+    assert {member.role for member in group.members} == {"output", "vector"}
+    ((inputs, targets),) = task.objectives[0].train
+    cross_entropy(model(inputs), targets).backward()
+    made = sum((p.grad * p).detach().double().sum(1) for p in (model.query.weight, model.key.weight))
+    np.testing.assert_allclose(Taylor().score(graph, model, task)[group.name], made.square().numpy(), rtol=1e-3)
 
 
 def test_taylor_adds_weighted_objectives(traced):
@@ -108,7 +164,7 @@ def test_taylor_looks_at_no_more_batches_than_it_may(traced):
 
 
 def test_taylor_foretells_the_effect_of_a_small_change(traced):
-    """To first order the loss changes by the sum of grad * weight when all slices of a unit shrink."""
+    """To first order the loss changes by the root of the score when a unit's activation shrinks."""
     model, graph = traced
     data = small_task(batches=1)
     ((inputs, targets),) = data.objectives[0].train
@@ -116,13 +172,13 @@ def test_taylor_foretells_the_effect_of_a_small_change(traced):
     model.eval()
     with torch.no_grad():
         before = float(cross_entropy(model(inputs).double(), targets))
-        for unit, members in units("pointwise"):
-            state = {name: value.clone() for name, value in model.state_dict().items()}
-            for p, axis in members:
-                dict(model.named_parameters())[p].select(axis, unit).mul_(1 - 1e-3)
-            change = (float(cross_entropy(model(inputs).double(), targets)) - before) / 1e-3
-            model.load_state_dict(state)
-            assert change**2 == pytest.approx(found["pointwise"][unit], rel=0.05, abs=1e-6)
+        for name, size in SIZES.items():
+            for unit in range(size):
+                gate = torch.ones(size)
+                gate[unit] -= 1e-2
+                with gated(model, {name: gate}):
+                    change = (float(cross_entropy(model(inputs).double(), targets)) - before) / 1e-2
+                assert abs(change) == pytest.approx(found[name][unit] ** 0.5, rel=0.05, abs=1e-3)
     model.train()
 
 
