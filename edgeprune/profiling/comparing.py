@@ -139,7 +139,7 @@ def compare(
         item_s = _PATIENCE * (time.monotonic() - begun) / done if done else _FIRST_ITEM_S
         deadline_s = _START_S + len(part) * len(names) * item_s
         results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
-    measurements = {name: summarize(rows) for name, rows in times.items()}
+    measurements = {name: summarize(rows, threads=threads) for name, rows in times.items()}
     medians = {name: found.rounds_ms for name, found in measurements.items()}
     owners = tuple(number for number, part in enumerate(parts) for _ in part)
     return Comparison(

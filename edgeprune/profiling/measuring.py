@@ -20,7 +20,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
-from edgeprune.profiling.statistics import UNDISTURBED, Samples, summarize
+from edgeprune.profiling.statistics import UNDISTURBED, Samples, full_share, summarize
 from edgeprune.profiling.uploads import Entry, content_hash, upload
 from edgeprune.spec import Measurement
 
@@ -47,7 +47,8 @@ class Protocol:
         sample_ms: Least length of one sample, milliseconds.
         warmup_ms: Least warm-up before each item, milliseconds.
         every: Most items between two sentinels.
-        drift_limit: Relative distance of a sentinel from the run's median beyond which its stretch is repeated.
+        drift_limit: Relative distance of a sentinel from the run's median beyond which its stretch is repeated, once all
+            rounds are done.
         max_repeats: How often a stretch is repeated before it is kept and flagged.
         per_call: Most items per call to the board.
     """
@@ -182,7 +183,7 @@ class _Run:
         self.board, self.engines, self.kernels, self.sentinel = board, engines, kernels, sentinel
         self.protocol, self.runtime, self.threads, self.seed = protocol, runtime, threads, seed
         self.journal, self.progress = journal, progress
-        self.ledger = Ledger(journal.records)
+        self.ledger = Ledger(journal.records, threads)
         self.entries: dict[str, Entry] | None = None
         self.total = 0
         self.budget_s: float | None = None
@@ -201,7 +202,8 @@ class _Run:
                 logger.info("stopped after %d of %d rounds: the time is used up", number, rounds)
                 break
             layouts.append(layout)
-            self._round(number, layout, budget_s)
+            self._attempt(number, 0, layout, range(len(layout)))
+        self._repeat(layouts)
         self.total = min(self.ledger.measured, self.total)
         self._tell("measured")
         return self._result(layouts)
@@ -210,26 +212,32 @@ class _Run:
         names = [name for name in self.engines if name != self.sentinel]
         return stretches(names, every=self.protocol.every, seed=self.seed, round_number=number)
 
-    def _round(self, number: int, layout: list[tuple[str, ...]], budget_s: float | None) -> None:
-        for attempt in range(self.protocol.max_repeats + 1):
-            places = [
-                (number, attempt, stretch)
-                for stretch in range(len(layout))
-                if not self.ledger.settled(number, stretch, attempt)
-            ]
-            begun = any(self.ledger.begun(place) for place in places)
-            if attempt and not begun and budget_s is not None and self.ledger.spent_s >= budget_s:
-                return
-            while waiting := [place for place in places if self.ledger.open(place, layout[place[2]])]:
-                self._call(number, attempt, self._portion(waiting, layout))
-            for place in places:
-                verdict = self.ledger.judge(place, self.protocol.drift_limit)
-                if verdict is not None:
-                    self._note(verdict)
-                    if not verdict["kept"]:
-                        logger.info(
-                            "round %d stretch %d: the sentinel drifted by %.1f %%", *place[::2], 100 * verdict["drift"]
-                        )
+    def _repeat(self, layouts: Sequence[Sequence[tuple[str, ...]]]) -> None:
+        """Measure stretches again that drifted from the median of all rounds, while there are attempts and time left."""
+        # Only now is it known what is usual: a run may begin in the middle of a disturbance. What is measured again moves
+        # the median in its turn, so all stretches are looked at until none is left.
+        while again := self._drifted(layouts):
+            for (number, attempt), chosen in again.items():
+                begun = any(self.ledger.begun((number, attempt, stretch)) for stretch in chosen)
+                if not begun and self.budget_s is not None and self.ledger.spent_s >= self.budget_s:
+                    return
+                logger.info("round %d, stretches %s: the sentinel drifted, measuring again", number, chosen)
+                self._attempt(number, attempt, layouts[number], chosen)
+
+    def _drifted(self, layouts: Sequence[Sequence[tuple[str, ...]]]) -> dict[tuple[int, int], list[int]]:
+        """Stretches that may be repeated, by round and number of the next attempt."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for number, layout in enumerate(layouts):
+            for stretch in range(len(layout)):
+                drifts = self.ledger.drifts(number, stretch)
+                if len(drifts) <= self.protocol.max_repeats and min(drifts) > self.protocol.drift_limit:
+                    found.setdefault((number, len(drifts)), []).append(stretch)
+        return found
+
+    def _attempt(self, number: int, attempt: int, layout: Sequence[tuple[str, ...]], chosen: Sequence[int]) -> None:
+        places = [(number, attempt, stretch) for stretch in chosen]
+        while waiting := [place for place in places if self.ledger.open(place, layout[place[2]])]:
+            self._call(number, attempt, self._portion(waiting, layout))
 
     def _portion(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]]) -> list[tuple[int, list[str]]]:
         """As many stretches as one call may hold, at least one."""
@@ -323,7 +331,7 @@ class _Run:
         for number, layout in enumerate(layouts):
             marks: dict[int, dict[str, Any]] = {}
             for stretch in range(len(layout)):
-                choice = self.ledger.chosen(number, stretch)
+                choice = self.ledger.chosen(number, stretch, self.protocol.drift_limit)
                 if choice is None:
                     continue
                 place, kept, drift = choice
@@ -338,12 +346,12 @@ class _Run:
             records[self.sentinel] += marks.values()
         overhead_ms = median(self.ledger.overheads_ms)
         measurements = {
-            name: summarize(taken, overhead_ms if name in self.kernels else 0.0)
+            name: summarize(taken, overhead_ms if name in self.kernels else 0.0, self.threads)
             for name, taken in samples.items()
             if taken
         }
         for name, found in measurements.items():
-            doubts[name] |= _doubts(records[name])
+            doubts[name] |= _doubts(records[name], self.threads)
             if name in self.kernels and found.median_ms < TRUST * overhead_ms:
                 doubts[name].add("below-overhead")
         return MeasuredRun(
@@ -363,9 +371,10 @@ def _where(slot: Slot) -> dict[str, int | None]:
     return {"stretch": slot.stretch, "opens": slot.opens, "closes": slot.closes}
 
 
-def _doubts(records: Sequence[Mapping[str, Any]]) -> set[str]:
+def _doubts(records: Sequence[Mapping[str, Any]], threads: int) -> set[str]:
     found = set()
-    if sum(max(record["cpu_share"]) < UNDISTURBED for record in records) * 2 > len(records):
+    least = UNDISTURBED * full_share((share for record in records for share in record["cpu_share"]), threads)
+    if sum(max(record["cpu_share"]) < least for record in records) * 2 > len(records):
         found.add("preempted")
     if sum(record["stable"] is False for record in records) * 2 > len(records):
         found.add("unstable")

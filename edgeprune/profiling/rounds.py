@@ -2,8 +2,8 @@
 
 A round measures every item once, in its own seeded order. It is cut into stretches; a sentinel is measured before the
 first, between any two, and after the last. A stretch with a sentinel that left the run's median is measured again
-whole. Nothing here talks to a board: `Ledger` is built from the journal's records alone, so a resumed run goes on where
-it was.
+whole; that median changes while the run goes on, so what is kept are the sentinels, never a verdict. Nothing here talks
+to a board: `Ledger` is built from the journal's records alone, so a resumed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from edgeprune.profiling.statistics import undisturbed
+from edgeprune.profiling.statistics import full_share, undisturbed
 
 Record = dict[str, Any]
 Place = tuple[int, int, int]
@@ -68,12 +68,12 @@ def drift(sentinels_ms: Sequence[float], median_ms: float) -> float:
     return max(abs(value / median_ms - 1.0) for value in sentinels_ms)
 
 
-def level_ms(record: Mapping[str, Any]) -> float:
+def level_ms(record: Mapping[str, Any], full: float = 1.0) -> float:
     """Median of a sample record's undisturbed samples, milliseconds; of all where there is none.
 
     Wall-clock time on purpose: a stretch that had the core to itself at no time is to be measured again.
     """
-    return float(median(undisturbed(record["times_ms"], record["cpu_share"]) or record["times_ms"]))
+    return float(median(undisturbed(record["times_ms"], record["cpu_share"], full) or record["times_ms"]))
 
 
 class Ledger:
@@ -81,6 +81,7 @@ class Ledger:
 
     Args:
         records: A journal's records, in order.
+        threads: Threads inside one operation.
 
     Attributes:
         unusable: Engines that the board could not run, with the reason.
@@ -90,12 +91,12 @@ class Ledger:
         measured: Items measured at the first attempt, closing sentinels included.
     """
 
-    def __init__(self, records: Iterable[Record] = ()) -> None:
+    def __init__(self, records: Iterable[Record] = (), threads: int = 1) -> None:
         self._items: dict[Place, dict[str, Record]] = {}
         self._sentinels: dict[Place, list[Record]] = {}
         self._closed: set[Place] = set()
-        self._verdicts: dict[Place, Record] = {}
-        self._levels_ms: list[float] = []
+        self._marks: list[Record] = []
+        self._threads = threads
         self.unusable: dict[str, str] = {}
         self.overheads_ms: list[float] = []
         self.conditions: list[Record] = []
@@ -110,8 +111,6 @@ class Ledger:
         kind = record["kind"]
         if kind == "sample":
             self._add_sample(record)
-        elif kind == "verdict":
-            self._verdicts[record["round"], record["attempt"], record["stretch"]] = record
         elif kind == "unusable":
             self.unusable[record["id"]] = record["message"]
         elif kind == "call":
@@ -125,7 +124,7 @@ class Ledger:
             self._items.setdefault((*where, record["stretch"]), {})[record["id"]] = record
             self.measured += record["attempt"] == 0
             return
-        self._levels_ms.append(level_ms(record))
+        self._marks.append(record)
         for stretch in (record["opens"], record["closes"]):
             if stretch is not None:
                 self._sentinels.setdefault((*where, stretch), []).append(record)
@@ -149,41 +148,28 @@ class Ledger:
     @property
     def median_ms(self) -> float:
         """Median of all sentinels of the run, milliseconds."""
-        return median(self._levels_ms)
+        full = self._full_share()
+        return median(level_ms(record, full) for record in self._marks)
 
-    def judge(self, place: Place, limit: float) -> Record | None:
-        """The verdict on a closed stretch that has none yet, as a record for the journal."""
-        if place in self._verdicts or place not in self._closed:
-            return None
-        found = drift([level_ms(record) for record in self._sentinels[place]], self.median_ms)
-        number, attempt, stretch = place
-        return {
-            "kind": "verdict",
-            "round": number,
-            "attempt": attempt,
-            "stretch": stretch,
-            "drift": found,
-            "kept": found <= limit,
-        }
+    def drifts(self, number: int, stretch: int) -> list[float]:
+        """Drift of each finished attempt at a stretch, in order, against the median as it is now."""
+        full, median_ms = self._full_share(), self.median_ms
+        places = sorted(place for place in self._closed if place[0::2] == (number, stretch))
+        return [drift([level_ms(record, full) for record in self._sentinels[place]], median_ms) for place in places]
 
-    def settled(self, number: int, stretch: int, attempts: int) -> bool:
-        """Whether one of the first `attempts` attempts at a stretch was kept."""
-        return any(self._verdicts.get((number, attempt, stretch), {}).get("kept", False) for attempt in range(attempts))
-
-    def chosen(self, number: int, stretch: int) -> tuple[Place, bool, float] | None:
-        """The attempt at a stretch that counts, whether it was kept for good, and its drift.
+    def chosen(self, number: int, stretch: int, limit: float) -> tuple[Place, bool, float] | None:
+        """The attempt at a stretch that counts, whether its drift is within the limit, and its drift.
 
         That is the first whose sentinels held, else the one whose sentinels drifted least; None when none is finished.
         """
-        judged = sorted(
-            (place[1], verdict) for place, verdict in self._verdicts.items() if place[0::2] == (number, stretch)
-        )
-        if not judged:
+        drifts = self.drifts(number, stretch)
+        if not drifts:
             return None
-        attempt, verdict = next((pair for pair in judged if pair[1]["kept"]), None) or min(
-            judged, key=lambda pair: float(pair[1]["drift"])
-        )
-        return (number, attempt, stretch), bool(verdict["kept"]), float(verdict["drift"])
+        found = next((value for value in drifts if value <= limit), min(drifts))
+        return (number, drifts.index(found), stretch), found <= limit, found
+
+    def _full_share(self) -> float:
+        return full_share((share for record in self._marks for share in record["cpu_share"]), self._threads)
 
     def samples(self, place: Place) -> dict[str, Record]:
         """Sample records of a stretch's items."""
@@ -196,4 +182,4 @@ class Ledger:
     @property
     def repeated(self) -> int:
         """Number of times that a stretch was measured again."""
-        return sum(1 for place in self._verdicts if place[1] > 0)
+        return sum(1 for place in self._closed if place[1] > 0)

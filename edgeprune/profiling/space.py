@@ -18,15 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.latency.features import Machine, features, vector_bits
-from edgeprune.spec import Kernel
+from edgeprune.spec import SMALLEST_SHARE, Kernel, smallest_width
 
 if TYPE_CHECKING:
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 Widths = dict[str, int]
-
-SMALLEST_SHARE = 1 / 8
-"""No candidate keeps less than this share of a group's units (and never less than one unit)."""
 
 # Chances of the number that all widths of a drawn candidate are multiples of.
 _ALIGNMENTS = {16: 0.30, 8: 0.25, 4: 0.30, 1: 0.15}
@@ -61,7 +58,7 @@ def candidates(size: int) -> tuple[int, ...]:
 
     At most about 48; the smallest is an eighth of `size`, at least one unit.
     """
-    least = max(1, round(size * SMALLEST_SHARE))
+    least = smallest_width(size)
     step = next((step for step in (4, 8, 16, 32, 64, 128) if size / step <= 32), 256)
     if size < 16:
         step = 1
@@ -104,7 +101,7 @@ def draw(sizes: Mapping[str, int], number: int, *, seed: int) -> list[Widths]:
 
 def aligned(size: int, share: float, multiple_of: int) -> int:
     """A share of `size` units as a multiple of a number where the group is large enough for one; at least one unit."""
-    least = max(1, round(size * SMALLEST_SHARE))
+    least = smallest_width(size)
     while multiple_of > 1 and multiple_of > size // 2:
         multiple_of //= 2
     width = round(size * min(share, 1.0) / multiple_of) * multiple_of

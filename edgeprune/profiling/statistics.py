@@ -19,7 +19,7 @@ LEAST_SHARE = 0.05
 
 
 UNDISTURBED = 0.95
-"""A sample with less CPU time per wall time than this was interrupted: something else had its core for the rest."""
+"""A sample with less than this share of its full CPU time per wall time (see `full_share`) was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Samples:
 
     Attributes:
         times_ms: Time of one run in each sample, milliseconds; at least one.
-        cpu_share: CPU time over wall time of each sample.
+        cpu_share: CPU time of the process, all threads together, over wall time of each sample.
     """
 
     times_ms: tuple[float, ...]
@@ -60,33 +60,51 @@ class Samples:
         )
 
 
-def undisturbed(times_ms: Sequence[float], cpu_share: Sequence[float]) -> list[float]:
-    """The samples that nothing interrupted; maybe none."""
-    return [time for time, share in zip(times_ms, cpu_share, strict=True) if share >= UNDISTURBED]
+def full_share(shares: Iterable[float], threads: int) -> float:
+    """CPU time over wall time of an engine that nothing interrupts.
+
+    One at one thread. Several threads spin, wait and divide their work unevenly, so there it is the most that the engine
+    was ever seen to get.
+
+    Args:
+        shares: Of all samples of the engine in a run.
+        threads: Threads inside one operation.
+    """
+    return 1.0 if threads == 1 else max(shares)
 
 
-def own_times(samples: Samples) -> list[float]:
-    """What the engine itself took: its undisturbed samples, else the CPU time of each sample.
+def undisturbed(times_ms: Sequence[float], cpu_share: Sequence[float], full: float = 1.0) -> list[float]:
+    """The samples that nothing interrupted, given the engine's `full_share`; maybe none."""
+    return [time for time, share in zip(times_ms, cpu_share, strict=True) if share >= UNDISTURBED * full]
+
+
+def own_times(samples: Samples, threads: int = 1, full: float = 1.0) -> list[float]:
+    """What the engine itself took: its undisturbed samples, else, at one thread, the CPU time of each sample.
 
     CPU time leaves out what others did meanwhile, but not that they emptied the caches: a few percent too long, where
-    wall-clock time would be several times too long. It holds for runtimes that compute on the CPU.
+    wall-clock time would be several times too long. It holds for runtimes that compute on the CPU, and only for one
+    thread: the CPU time of several adds up, so that wall-clock time is all there is.
     """
-    calm = undisturbed(samples.times_ms, samples.cpu_share)
-    return calm or [time * share for time, share in zip(samples.times_ms, samples.cpu_share, strict=True)]
+    calm = undisturbed(samples.times_ms, samples.cpu_share, full)
+    if calm or threads > 1:
+        return calm or list(samples.times_ms)
+    return [time * share for time, share in zip(samples.times_ms, samples.cpu_share, strict=True)]
 
 
-def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0) -> Measurement:
+def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0, threads: int = 1) -> Measurement:
     """Summary of the samples of each round: median and minimum of `own_times`, 90th percentile of all wall-clock times.
 
     Args:
         rounds: At least one.
         overhead_ms: Cost of an empty call, taken off every sample (but see `LEAST_SHARE`).
+        threads: Threads inside one operation.
     """
+    full = full_share((share for samples in rounds for share in samples.cpu_share), threads)
 
     def net(times_ms: Sequence[float]) -> NDArray[np.float64]:
         return np.maximum(np.asarray(times_ms, dtype=np.float64) - overhead_ms, LEAST_SHARE * overhead_ms)
 
-    own = [net(own_times(samples)) for samples in rounds]
+    own = [net(own_times(samples, threads, full)) for samples in rounds]
     medians = np.array([np.median(times_ms) for times_ms in own])
     every = np.concatenate([net(samples.times_ms) for samples in rounds])
     median = float(np.median(medians))

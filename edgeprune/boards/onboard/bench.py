@@ -24,7 +24,7 @@ _ROUGHLY_STABLE = 0.05
 _PATIENCE = 3
 """Warm-up is given up, and the item marked unstable, after this many times the asked time."""
 _UNDISTURBED = 0.95
-"""A sample with less CPU time per wall time than this was interrupted by something else that ran on its core."""
+"""A sample with less than this share of its full CPU time (see `full_share`) was interrupted by something else."""
 _EXTRA = 3
 """Samples are taken until enough are undisturbed, but at most this many times as many."""
 
@@ -60,7 +60,7 @@ def main(request, emit):
         order = [name for names in request["rounds"] for name in names if name in loaded]
         if order:
             _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
-        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s)
+        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s, [], 1)
         overhead_ms = median(own_times(overhead))
         emit(
             {
@@ -69,11 +69,14 @@ def main(request, emit):
                 "conditions": before,
             }
         )
+        shares = {}
         for number, names in enumerate(request["rounds"]):
             for position, name in enumerate(names):
                 if name not in loaded:
                     continue
-                item = time_item(loaded[name], warmup_s, sample_s, samples, item_s)
+                item = time_item(
+                    loaded[name], warmup_s, sample_s, samples, item_s, shares.setdefault(name, []), threads
+                )
                 item.update({"event": "sample", "round": number, "position": position, "id": name})
                 emit(item)
     finally:
@@ -107,7 +110,16 @@ def _settle(engine, seconds):
         engine.run(1)
 
 
-def time_item(engine, warmup_s, sample_s, samples, item_s):
+def full_share(shares, threads):
+    """CPU time per wall time of an engine that nothing interrupts.
+
+    One at one thread. Several threads spin, wait and divide their work unevenly, so there it is the most that the engine
+    was ever seen to get.
+    """
+    return 1.0 if threads == 1 else max(shares or [0.0])
+
+
+def time_item(engine, warmup_s, sample_s, samples, item_s, known, threads):
     """Warm one engine up and time it.
 
     Args:
@@ -116,20 +128,25 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
         sample_s: Least length of one sample, seconds.
         samples: Number of undisturbed samples; more are taken for those that were not.
         item_s: Past this time, seconds, three samples are enough.
+        known: CPU time over wall time of the engine's samples so far; those of this call are appended.
+        threads: Threads inside one operation.
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
         settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per
-        sample; below one means that something else had the core for the rest), ``preempted`` (involuntary context
+        sample; below `full_share` means that something else had a core for the rest), ``preempted`` (involuntary context
         switches while timed).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()
-    run_s, stable = warm_up(engine, warmup_s)
+    run_s, stable = warm_up(engine, warmup_s, threads)
     number = max(1, int(math.ceil(sample_s / max(run_s, 1e-9))))
     times_ms, shares = [], []
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    while len(times_ms) < _EXTRA * samples and sum(share >= _UNDISTURBED for share in shares) < samples:
+    while len(times_ms) < _EXTRA * samples:
+        least = _UNDISTURBED * full_share(known, threads)
+        if sum(share >= least for share in shares) >= samples:
+            break
         if len(times_ms) >= 3 and clock() - begin > item_s:
             break
         count = 0
@@ -146,6 +163,7 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
             # The estimate was high: go on by what is missing, at least one run.
             more = max(1, int(math.ceil((sample_s - elapsed) / (elapsed / count))))
         shares.append(round((cpu_clock() - cpu) / elapsed, 4))
+        known.append(shares[-1])
         times_ms.append(elapsed / count * 1e3)
         number = count
     return {
@@ -157,7 +175,7 @@ def time_item(engine, warmup_s, sample_s, samples, item_s):
     }
 
 
-def warm_up(engine, warmup_s):
+def warm_up(engine, warmup_s, threads):
     """Run until `warmup_s` has passed and the time per run stands still.
 
     Returns:
@@ -167,14 +185,15 @@ def warm_up(engine, warmup_s):
     begin = clock()
     engine.run(1)
     run_s = max(clock() - begin, 1e-9)
-    windows = []
+    windows, shares = [], []
     while True:
         number = max(1, int(warmup_s / _WINDOWS / run_s))
         start, cpu = clock(), cpu_clock()
         engine.run(number)
         elapsed = max(clock() - start, 1e-9)
         # A window that was interrupted says nothing about the engine, unless there is no other.
-        if cpu_clock() - cpu >= _UNDISTURBED * elapsed or not windows:
+        shares.append((cpu_clock() - cpu) / elapsed)
+        if shares[-1] >= _UNDISTURBED * full_share(shares, threads) or not windows:
             run_s = max(elapsed / number, 1e-9)
             windows.append(run_s)
         spent = clock() - begin

@@ -160,6 +160,38 @@ def test_inputs_are_the_same_every_time_and_never_subnormal(onboard: dict[str, M
     assert set(np.unique(pattern((50,), "int64"))) == {0, 1}
 
 
+class _Sharing:
+    """An engine whose runs take a millisecond, of which some are lost to another program."""
+
+    def __init__(self, clock: list[float], shares: list[float]) -> None:
+        self.clock, self.shares, self.runs = clock, shares, 0
+
+    def run(self, times: int) -> None:
+        for _ in range(times):
+            share = self.shares[self.runs % len(self.shares)]
+            self.runs += 1
+            self.clock[0] += 1e-3
+            self.clock[1] += 1e-3 * share
+
+
+@pytest.mark.parametrize(("threads", "shares", "taken"), [(1, [1.0], 4), (4, [4.0], 4), (4, [4.0, 2.5], 8)])
+def test_samples_that_lost_a_core_are_replaced_at_any_number_of_threads(
+    onboard: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    shares: list[float],
+    taken: int,
+) -> None:
+    clock = [0.0, 0.0]
+    monkeypatch.setattr(onboard["bench"].time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(onboard["bench"].time, "process_time", lambda: clock[1])
+    item = onboard["bench"].time_item(_Sharing(clock, shares), 8e-3, 0.9e-3, 4, 1.0, [], threads)
+    monkeypatch.undo()
+    calm = [share for share in item["cpu_share"] if share >= 0.95 * max(shares)]
+    assert len(calm) == 4
+    assert taken - 1 <= len(item["cpu_share"]) <= taken
+
+
 def test_warm_up_goes_on_while_the_time_falls(onboard: dict[str, ModuleType]) -> None:
     stands_still = onboard["bench"].stands_still
     assert not stands_still([5.0, 4.0, 3.0, 2.0, 1.8, 1.7])

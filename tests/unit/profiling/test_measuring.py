@@ -19,6 +19,7 @@ import pytest
 from edgeprune.boards.board import Board
 from edgeprune.errors import BackendError, ConfigError
 from edgeprune.profiling.measuring import MeasuredRun, measure
+from edgeprune.profiling.statistics import Samples, summarize
 
 QUICK: dict[str, Any] = {"samples": 2, "sample_ms": 1.0, "warmup_ms": 1.0, "every": 3, "max_repeats": 0}
 
@@ -53,10 +54,13 @@ def test_cost_of_the_call_is_taken_off_kernels_and_not_off_networks(
     network = tmp_path / "network.onnx"
     network.write_bytes(conv_engine(4, 4))
     engines = {"network": network, "kernel": conv_engine(4, 4)}
-    run = measure(board, engines, rounds=3, samples=5, sample_ms=3.0, warmup_ms=3.0, kernels=["kernel"])
+    journal = tmp_path / "run.jsonl"
+    run = measure(board, engines, rounds=3, kernels=["kernel"], journal=journal, **QUICK)
     assert 0.0005 < run.overhead_ms < 0.05
-    difference = run.measurements["network"].median_ms - run.measurements["kernel"].median_ms
-    assert difference == pytest.approx(run.overhead_ms, rel=0.9)
+    for name, cost_ms in (("network", 0.0), ("kernel", run.overhead_ms)):
+        timed = [[r for r in records(journal) if (r["id"], r["round"]) == (name, number)] for number in range(3)]
+        raw_ms = [summarize([Samples.of(*found)]).median_ms for found in timed]
+        assert run.rounds[name] == pytest.approx([value - cost_ms for value in raw_ms])
 
 
 def test_kernel_that_does_next_to_nothing_is_kept_with_a_flag(board: Board, conv_engine: Callable[..., bytes]) -> None:
@@ -185,47 +189,50 @@ def test_run_that_is_killed_again_and_again_loses_and_doubles_no_sample(
     assert max(times.values()) == 1
     first = {(number, name) for number, attempt, name in times if attempt == 0}
     assert first == {(number, f"conv{channels:02d}") for number in range(3) for channels in range(8, 36, 4)}
-    # Nothing is left to measure: a run on the finished journal gives every item's three rounds.
-    verdicts = {(record["round"], record["attempt"], record["stretch"]) for record in records(journal, "verdict")}
-    assert {(number, stretch) for number, attempt, stretch in verdicts if attempt == 0} == {
+    # Nothing is left to measure: every stretch of the three rounds has its closing sentinel.
+    closed = {(record["round"], record["closes"]) for record in records(journal) if record["attempt"] == 0}
+    assert closed - {(0, None), (1, None), (2, None)} == {
         (number, stretch) for number in range(3) for stretch in range(3)
     }
 
 
+@pytest.mark.parametrize("disturbed", [0, 2])
 def test_disturbance_is_seen_by_the_sentinel_and_its_stretch_repeated(
-    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path
+    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path, disturbed: int
 ) -> None:
-    """Programs that keep every core busy in the last round, until a stretch is repeated."""
+    """Programs that keep every core busy while one round is measured, be it the first."""
     engines: dict[str, bytes | Path] = {f"conv{channels}": conv_engine(channels) for channels in (32, 8, 12, 16, 20)}
     journal = tmp_path / "run.jsonl"
     burners: list[subprocess.Popen[bytes]] = []
 
     def disturb(done: int, total: int, left_s: float, message: str) -> None:
-        if message == "round 3" and not burners:
+        busy = done >= disturbed * (total // 3) - 1 and message.startswith(("bringing", f"round {disturbed + 1}"))
+        if busy and not burners:
             burners.extend(
                 subprocess.Popen([sys.executable, "-c", "while True: pass"])
-                for _ in range(2 * len(os.sched_getaffinity(0)))
+                for _ in range(3 * len(os.sched_getaffinity(0)))
             )
-        elif message.startswith("round 3, repeat"):
+        elif message.startswith(f"round {disturbed + 2}") or "repeat" in message:
             for burner in burners:
                 burner.kill()
 
     # Samples so long that none escapes the scheduler.
-    settings: dict[str, Any] = {"samples": 1, "sample_ms": 30.0, "warmup_ms": 5.0, "every": 2}
+    settings: dict[str, Any] = {"samples": 1, "sample_ms": 30.0, "warmup_ms": 5.0, "every": 2, "drift_limit": 0.2}
     try:
         run: MeasuredRun = measure(board, engines, rounds=3, journal=journal, progress=disturb, **settings)
     finally:
         for burner in burners:
             burner.kill()
             burner.wait()
-    verdicts = [record for record in records(journal, "verdict") if record["round"] == 2]
-    drifted = {record["stretch"] for record in verdicts if not record["kept"] and not record["attempt"]}
     assert burners
-    assert drifted
-    assert run.repeated_rounds >= len(drifted)
-    assert {record["stretch"] for record in verdicts if record["attempt"]} == drifted
+    again = {(record["round"], record["stretch"]) for record in records(journal) if record["attempt"]}
+    repeated = {stretch for number, stretch in again if number == disturbed and stretch is not None}
+    assert repeated
+    assert run.repeated_rounds >= len(repeated)
     # One attempt counts, the others are not averaged into it.
     assert {len(rounds_ms) for rounds_ms in run.rounds.values()} == {3}
+    times = [run.rounds["conv20"][number] for number in range(3)]
+    assert max(times) < 2 * min(times)
 
 
 def _identity() -> bytes:

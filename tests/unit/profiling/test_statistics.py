@@ -43,6 +43,15 @@ def test_interrupted_samples_count_with_their_cpu_time_and_only_where_there_is_n
     assert found.p90_ms > 4.0
 
 
+def test_interrupted_samples_of_several_threads_are_told_by_the_most_that_the_engine_got() -> None:
+    # Four threads, of which another program took most of one core: CPU time per wall time stays far above one.
+    rounds = [Samples((2.0, 2.02), (3.8, 3.9)), Samples((3.1, 2.04, 3.0), (2.9, 3.85, 2.8)), Samples((3.2,), (2.9,))]
+    found = summarize(rounds, threads=4)
+    # Without an undisturbed sample there is only wall-clock time: the CPU time of four threads says nothing of it.
+    assert found.rounds_ms == pytest.approx((2.01, 2.04, 3.2))
+    assert found.median_ms == pytest.approx(2.04)
+
+
 @given(rounds=st.lists(times, min_size=1, max_size=5), overhead_ms=st.floats(0.0, 0.01))
 def test_summary_is_ordered_and_within_what_was_measured(rounds: list[list[float]], overhead_ms: float) -> None:
     found = summarize([calm(*samples) for samples in rounds], overhead_ms)
