@@ -17,6 +17,14 @@ from edgeprune.errors import ConfigError
 Precision = Literal["fp32", "fp16", "int8"]
 AttributeValue = int | float | str | bool | tuple[int | float, ...]
 
+SMALLEST_SHARE = 1 / 8
+"""Share of a channel group's units below which nothing is profiled, and nothing pruned without an explicit constraint."""
+
+
+def smallest_width(size: int) -> int:
+    """Fewest units that a group of `size` units keeps by default."""
+    return max(1, round(size * SMALLEST_SHARE))
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -147,7 +155,8 @@ class Constraints:
 
     Attributes:
         keep: Patterns of modules whose channels stay as they are.
-        min_width: Pattern to the fewest units that may be kept.
+        min_width: Pattern to the fewest units that may be kept; without one an eighth of a group, the narrowest that is
+            profiled. A smaller number is taken at its word, and latencies there are extrapolated.
         multiple_of: Pattern to the number that kept widths must be a multiple of.
         same_as: Pattern to a module name: groups that match get the same width as that module's group.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.allocation._base import Cost, Damage, Rules
 from edgeprune.errors import ConstraintError, ModelError
+from edgeprune.spec import smallest_width
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
@@ -72,8 +73,8 @@ class Choice:
 def choices(groups: Sequence[ChannelGroup], rules: Rules | None = None) -> tuple[Choice, ...]:
     """The independent decisions, in the order of the groups.
 
-    A width is allowed when it is the full size, or at least `min_width` and a multiple of `multiple_of`. Tied groups allow
-    what all of them allow; one frozen group freezes those tied to it.
+    A width is allowed when it is the full size, or at least `min_width` (`edgeprune.spec.smallest_width` without a rule) and
+    a multiple of `multiple_of`. Tied groups allow what all of them allow; one frozen group freezes those tied to it.
 
     Raises:
         ConstraintError: A group is tied to one that does not exist or has another size.
@@ -106,7 +107,8 @@ def expand(decisions: Sequence[Choice], widths: Sequence[int]) -> dict[str, int]
 
 def _allowed(name: str, size: int, rules: Rules) -> set[int]:
     rule = rules.get(name)
-    return set(range(1, size + 1)) if rule is None else set(rule.widths(size))
+    least = smallest_width(size) if rule is None or rule.min_width is None else 1
+    return {width for width in (range(1, size + 1) if rule is None else rule.widths(size)) if width >= least}
 
 
 def _roots(sizes: Mapping[str, int], rules: Rules) -> dict[str, str]:

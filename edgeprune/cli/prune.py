@@ -49,7 +49,8 @@ def prune(
         list[str] | None, typer.Option("--keep", metavar="PATTERN", help="Modules whose channels stay; repeat.")
     ] = None,
     min_width: Annotated[
-        list[str] | None, typer.Option("--min-width", metavar="PATTERN=N", help="Fewest units to keep; repeat.")
+        list[str] | None,
+        typer.Option("--min-width", metavar="PATTERN=N", help="Fewest units to keep, not an eighth; repeat."),
     ] = None,
     multiple_of: Annotated[
         list[str] | None, typer.Option("--multiple-of", metavar="PATTERN=N", help="Widths are multiples; repeat.")

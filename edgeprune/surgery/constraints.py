@@ -20,13 +20,13 @@ class WidthRule:
     """Which widths a group may have.
 
     Attributes:
-        min_width: Fewest units that may be kept.
+        min_width: Fewest units that may be kept; None where nobody asked for any number.
         multiple_of: Kept widths are a multiple of this, or the whole group.
         frozen: The group stays whole.
         tied_to: Another group whose width this one takes, or None.
     """
 
-    min_width: int = 1
+    min_width: int | None = None
     multiple_of: int = 1
     frozen: bool = False
     tied_to: str | None = None
@@ -45,7 +45,7 @@ class WidthRule:
             return [size]
         allowed = [
             width
-            for width in range(max(self.min_width, 1), size + 1)
+            for width in range(max(self.min_width or 1, 1), size + 1)
             if width % self.multiple_of == 0 and width % also_multiple_of == 0
         ]
         return allowed if size in allowed else [*allowed, size]
@@ -70,7 +70,7 @@ def resolve(constraints: Constraints, graph: ChannelGraph) -> dict[str, WidthRul
                 raise ConstraintError(
                     f"min_width of {group.name!r} must be at most its {group.size} units, found {least}."
                 )
-            rules[group.name] = replace(rules[group.name], min_width=max(least, rules[group.name].min_width))
+            rules[group.name] = replace(rules[group.name], min_width=max(least, rules[group.name].min_width or 1))
     for pattern, multiple in constraints.multiple_of.items():
         for group in _matching(pattern, graph, "multiple_of"):
             rules[group.name] = replace(rules[group.name], multiple_of=multiple)
@@ -104,7 +104,7 @@ def _untangle(rules: dict[str, WidthRule]) -> None:
         if rule.tied_to is not None:
             leader = rules[rule.tied_to]
             joint = WidthRule(
-                max(leader.min_width, rule.min_width),
+                max((width for width in (leader.min_width, rule.min_width) if width is not None), default=None),
                 lcm(leader.multiple_of, rule.multiple_of),
                 leader.frozen or rule.frozen,
             )

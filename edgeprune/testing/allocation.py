@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edgeprune.allocation._base import Allocator
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.graph.channel_graph import ChannelGroup
+from edgeprune.spec import smallest_width
 from edgeprune.surgery.constraints import WidthRule
 
 Floats = npt.NDArray[np.float64]
@@ -81,8 +82,8 @@ class Instance:
 
     @property
     def floor_ms(self) -> float:
-        """Latency with one unit in each group, milliseconds: no plan is faster."""
-        return self.cost.ms({group.name: 1 for group in self.groups})
+        """Latency at the smallest widths, milliseconds: no plan is faster."""
+        return self.cost.ms({group.name: smallest_width(group.size) for group in self.groups})
 
     def total_damage(self, widths: Mapping[str, int]) -> float:
         """Sum of the damages at some widths."""
@@ -91,8 +92,11 @@ class Instance:
     def best_damage(self, budget_ms: float) -> float:
         """Least total damage within a budget over all widths, by trying every combination of stair edges."""
         names = list(self.dense)
-        # Between two edges the latency is flat and the damage falls with the width, so edges and 1 are all there is.
-        options = [sorted({*self.cost.candidates(name), 1}) for name in names]
+        # Between two edges the latency is flat and the damage falls with the width, so edges and the smallest width are all.
+        options = []
+        for name, size in self.dense.items():
+            least = smallest_width(size)
+            options.append(sorted({least, *(width for width in self.cost.candidates(name) if width > least)}))
         plans = (dict(zip(names, widths, strict=True)) for widths in itertools.product(*options))
         return min((self.total_damage(plan) for plan in plans if self.cost.ms(plan) <= budget_ms), default=np.inf)
 
@@ -132,15 +136,8 @@ class AllocatorConformance(ABC):
                 assert found.certificate.budget_ms == budget_ms
                 assert np.isclose(found.certificate.damage, problem.total_damage(found.widths))
                 assert set(found.widths) == set(problem.dense)
-                assert all(1 <= width <= problem.dense[name] for name, width in found.widths.items())
-
-    def test_a_bound_is_a_bound(self) -> None:
-        for seed in self.seeds:
-            problem = instance(seed, groups=3, largest=16)
-            budget_ms = problem.floor_ms + 0.5 * (problem.cost.ms({}) - problem.floor_ms)
-            certificate = self.allocator().allocate(problem.groups, problem.damage, problem.cost, budget_ms).certificate
-            if certificate.bound is not None:
-                assert certificate.bound <= problem.best_damage(budget_ms) + 1e-9
+                for name, width in found.widths.items():
+                    assert smallest_width(problem.dense[name]) <= width <= problem.dense[name]
 
     def test_dense_widths_come_back_when_they_fit_the_budget(self) -> None:
         problem = instance(0)
@@ -164,6 +161,24 @@ class AllocatorConformance(ABC):
             assert found[first.name] == first.size
             assert found[second.name] % 3 == 0 or found[second.name] == second.size
             assert found[third.name] >= smallest
+
+    def test_only_an_explicit_rule_allows_less_than_was_profiled(self) -> None:
+        size = 64
+        group = ChannelGroup(name="layer", size=size, unit="channel", members=(), nodes=())
+        damage = {"layer": np.arange(size, -1, -1.0)}
+        cost = StairCost({"layer": size}, (0.1,), vector=2, fixed_ms=0.0)
+        floor_ms = cost.ms({"layer": smallest_width(size)})
+        found = self.allocator().allocate((group,), damage, cost, floor_ms).widths
+        assert found == {"layer": smallest_width(size)}
+        for rules in (None, {"layer": WidthRule(multiple_of=2)}):
+            reached = None
+            try:
+                self.allocator().allocate((group,), damage, cost, 0.5 * floor_ms, rules)
+            except BudgetInfeasibleError as error:
+                reached = error.widths
+            assert reached == {"layer": smallest_width(size)}
+        narrow = self.allocator().allocate((group,), damage, cost, 0.5 * floor_ms, {"layer": WidthRule(min_width=1)})
+        assert narrow.widths["layer"] < smallest_width(size)
 
     def test_tied_groups_get_one_width(self) -> None:
         problem = instance(3)
