@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -34,7 +34,7 @@ def check(
 ) -> float:
     """Compare the masked original with the cut model.
 
-    Both run in eval form and with batch norms in train form (statistics of kept channels are compared too; dropout is
+    Both run in eval form and with batch and instance norms in train form (statistics of kept channels are compared too; dropout is
     off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random inputs with
     a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`).
 
@@ -57,7 +57,7 @@ def check(
     twin = copy.deepcopy(model).to(dtype)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(example_inputs))
     captured = capture(twin, kwargs or args)
-    training_forms = (False, True) if _has_batch_norm(captured.program) else (False,)
+    training_forms = (False, True) if _has_statistics(captured.program) else (False,)
     worst = 0.0
     for randomized in (False, True):
         if randomized:
@@ -92,7 +92,12 @@ def difference(
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    masked = MaskedProgram(program, plan, tensors, training)
+    cumulative = [
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm) and module.momentum is None and module.track_running_stats
+    ]
+    masked = MaskedProgram(program, plan, tensors, training, cumulative)
     leaves = pytree.tree_leaves(inputs)
     expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
     found, statistics = _run(pruned, inputs, training)
@@ -112,13 +117,13 @@ def difference(
 def _run(
     pruned: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], training: bool
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Flat outputs and the buffers after one forward of a copy, batch norms in train form if asked."""
+    """Flat outputs and the buffers after one forward of a copy, norms in train form if asked."""
     copied = copy.deepcopy(pruned).eval()
     if training and isinstance(copied, ProgramModule):
         copied.train()
     elif training:
         for module in copied.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _NormBase):
                 module.train()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
     try:
@@ -157,8 +162,8 @@ def _kept_axis(plan: PruningPlan, model: nn.Module, name: str, size: int) -> lis
     return list(range(size))
 
 
-def _has_batch_norm(program: ExportedProgram) -> bool:
-    return any(str(node.target).startswith("aten.batch_norm") for node in program.graph.nodes)
+def _has_statistics(program: ExportedProgram) -> bool:
+    return any(str(node.target).startswith(("aten.batch_norm", "aten.instance_norm")) for node in program.graph.nodes)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ replaced by zero; a NaN that is still there, or that reaches an output, is a con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ _CONVS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
 _MEANS = ("aten.mean", "aten.sum", "aten.amax", "aten.amin")
 _SOFTMAXES = ("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax")
+_NORMS = ("aten.batch_norm", "aten.instance_norm")
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
 
 
@@ -33,14 +34,22 @@ class MaskedProgram(Interpreter):
         program: Of the original model, in eval form.
         plan: What stays.
         tensors: Original parameters, buffers and constants by name.
-        training: Whether batch norms use the statistics of the batch, and update `statistics`.
+        training: Whether batch and instance norms use the statistics of their input, and update `statistics`.
+        cumulative: Paths of batch norms without a momentum, which average over all batches so far; a program in eval
+            form does not show them.
     """
 
     def __init__(
-        self, program: ExportedProgram, plan: PruningPlan, tensors: Mapping[str, torch.Tensor], training: bool
+        self,
+        program: ExportedProgram,
+        plan: PruningPlan,
+        tensors: Mapping[str, torch.Tensor],
+        training: bool,
+        cumulative: Collection[str] = (),
     ) -> None:
         super().__init__(program.graph_module)
         self._training = training
+        self._batches = {path: int(tensors[f"{path}.num_batches_tracked"]) for path in cumulative}
         self._target_of: dict[str, str] = {}
         self._placeholders: list[tuple[str, torch.Tensor | None]] = []
         self.statistics: dict[str, torch.Tensor] = {}
@@ -82,9 +91,9 @@ class MaskedProgram(Interpreter):
         args, kwargs = list(positional), dict(keywords)
         if op.rstrip("_") in _DROPOUTS:
             return args[0]
-        if op == "aten.batch_norm":
+        if op in _NORMS:
             if self._training and args[3] is not None:
-                args[5] = True
+                args[5], args[6] = True, self._momentum(n, args[6])
             return n.target(*args, **kwargs)  # type: ignore[operator]
         if op in (*_CONVS, *_TRANSPOSED, "aten.linear"):
             return self._contract(n, op, args, kwargs)
@@ -97,6 +106,14 @@ class MaskedProgram(Interpreter):
             return _softmax(n, args, kwargs)
         return n.target(*args, **kwargs)  # type: ignore[operator]
 
+    def _momentum(self, norm: Node, written: float) -> float:
+        """Share of this batch in the running statistics."""
+        path = self._target_of.get(getattr(norm.args[3], "name", ""), "").rpartition(".")[0]
+        if path not in self._batches:
+            return written
+        self._batches[path] += 1
+        return 1 / self._batches[path]
+
     def _contract(self, node: Node, op: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         x, weight = args[0], args[1]
         weight_node = node.args[1]
@@ -106,13 +123,16 @@ class MaskedProgram(Interpreter):
         transposed = op in _TRANSPOSED
         removed_in, removed_out = _removed(tuple(weight.shape), kept, groups, transposed)
         channel = x.ndim - 1 if op == "aten.linear" else x.ndim - weight.ndim + 1
-        poisoned = x.isnan().movedim(channel, 0).flatten(1).any(dim=1)
+        gone = x.isnan()
+        # Where all that is contracted is NaN, the position was removed along another axis: the result is NaN too.
+        elsewhere = gone.all(dim=channel, keepdim=True)
+        poisoned = (gone & ~elsewhere).movedim(channel, 0).flatten(1).any(dim=1)
         forgotten = poisoned & ~removed_in.to(poisoned.device)
         if forgotten.any():
             index = int(forgotten.nonzero()[0])
             name = self._target_of.get(weight_node.name, weight_node.name)
             raise SurgeryError(f"{name} must not read units that the plan removes, found input channel {index}.")
-        args[0] = x.masked_fill(_along(removed_in, channel, x.ndim), 0.0)
+        args[0] = x.masked_fill(_along(removed_in, channel, x.ndim).to(x.device) & ~elsewhere, 0.0)
         out = node.target(*args, **kwargs)  # type: ignore[operator]
         channel = out.ndim - 1 if op == "aten.linear" else out.ndim - weight.ndim + 1
         return out.masked_fill(_along(removed_out, channel, out.ndim), float("nan"))

@@ -18,6 +18,7 @@ FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeErr
 
 _TRAINING_ARGUMENT = {
     "aten.batch_norm.default": "training",
+    "aten.instance_norm.default": "use_input_stats",
     "aten.dropout.default": "train",
     "aten.dropout_.default": "train",
     "aten.alpha_dropout.default": "train",
@@ -62,7 +63,7 @@ class ProgramModule(nn.Module):
     """A cut model whose forward is the rewritten program instead of the user's code.
 
     Parameters and buffers have the names of the original model. Unlike ``ExportedProgram.module()`` it has both forms:
-    ``train()`` turns dropout on and lets batch norms use and update batch statistics; the batch is free where the
+    ``train()`` turns dropout on and lets norms with running statistics use and update those of the batch; the batch is free where the
     model was captured with a dynamic batch.
 
     Attributes:

@@ -71,6 +71,10 @@ ROWS: dict[str, tuple[Any, ...]] = {
     "batch norm": row(lambda layer, a, b: layer(a), layer=lambda: nn.BatchNorm2d(C)),
     "batch norm without affine": row(lambda layer, a, b: layer(a), layer=lambda: nn.BatchNorm2d(C, affine=False)),
     "instance norm": row(lambda layer, a, b: layer(a), layer=lambda: nn.InstanceNorm2d(C, affine=True)),
+    "instance norm with running statistics": row(
+        lambda layer, a, b: layer(a), layer=lambda: nn.InstanceNorm2d(C, track_running_stats=True)
+    ),
+    "linear along another axis": row(lambda layer, a, b: layer(a), layer=lambda: nn.Linear(H, 5)),
     # pooling and resizing
     "max pool": row(lambda a, b: F.max_pool2d(a, 2)),
     "average pool": row(lambda a, b: F.avg_pool2d(a, 3, 1)),

@@ -22,6 +22,7 @@ from edgeprune.surgery.checking import check, difference
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.masking import randomize
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
+from edgeprune.surgery.program_module import ProgramModule
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -180,6 +181,58 @@ def test_the_statistics_of_train_form_are_compared(nets: ModuleType) -> None:
 
     assert check(model, plan, X) < 1e-9
     assert check(model, plan, X, cut=cut) > 1e-3
+
+
+class AlongSpace(nn.Module):
+    """A linear layer that contracts the positions, not the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(256, 6), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(self.stem(x).flatten(2)).relu().mean(2))
+
+
+def test_channels_pass_through_a_layer_that_contracts_another_axis() -> None:
+    model = AlongSpace()
+    plan = make_plan(trace(model, X), {"stem": [0, 2, 3, 7]})
+    assert plan.kept["head.weight"] == {1: (0, 2, 3, 7)}
+    assert check(model, plan, X) < 1e-9
+    wrong = replace(plan, kept={name: axes for name, axes in plan.kept.items() if name != "head.weight"})
+    with pytest.raises(SurgeryError, match=r"head\.weight must not read units.* found input channel 1"):
+        check(model, wrong, X, cut=lambda original, _: apply(original, plan))
+
+
+def test_statistics_of_every_kind_of_norm_are_compared() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 2, 3)
+            self.cumulative = nn.BatchNorm2d(8, momentum=None)
+            self.instance = nn.InstanceNorm2d(6, affine=True, track_running_stats=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(self.instance(self.b(self.cumulative(self.a(x)).relu())).relu()).mean((2, 3))
+
+    model = Normed()
+    model(torch.randn(4, 3, 16, 16))
+    plan = uniform_plan(trace(model, X), 0.5)
+    assert check(model, plan, X) < 1e-9
+
+    def program(original: nn.Module, chosen: PruningPlan) -> nn.Module:
+        assert chosen.program is not None
+        return ProgramModule.of(apply(original, chosen), chosen.program)
+
+    assert check(model, plan, X, cut=program) < 1e-9
+    for name in ("cumulative", "instance"):
+
+        def cut(original: nn.Module, chosen: PruningPlan, name: str = name) -> nn.Module:
+            pruned = apply(original, chosen)
+            setattr(pruned.get_submodule(name), "momentum", 0.9)  # noqa: B010
+            return pruned
+
+        assert check(model, plan, X, cut=cut) > 1e-3
 
 
 def test_check_leaves_the_model_alone_and_takes_float32(nets: ModuleType) -> None:
