@@ -6,7 +6,7 @@ link opens at the first call, and opens again at the next call after it was lost
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgeprune.boards.ssh_config import SshSettings, SshTarget, resolve, with_overrides
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
-from edgeprune.errors import ConfigError, RemoteError
+from edgeprune.errors import ConfigError, ConnectError, RemoteError
 
 if TYPE_CHECKING:
     from edgeprune.boards.ssh_commands import CommandRunner, RunningCommand
     from edgeprune.boards.ssh_files import FileCopier
 
+logger = logging.getLogger("edgeprune.boards.ssh")
+
 _Result = TypeVar("_Result")
 
 _CLOSE_S = 5.0
 _LEASE_S = 60.0  # how long a lock outlives a link that died without the board noticing
-_RENEW_S = 20.0
+_RENEW_S = 15.0
+_ANSWER_S = 5.0
 
 
 class SshTransport(Transport):
@@ -219,6 +222,12 @@ class _SshProcess(Process):
         return CommandResult(returncode, command.rest(), bytes(command.stderr))
 
     def _renew(self) -> None:
-        with contextlib.suppress(RemoteError):
-            while not self._ended.wait(_RENEW_S):
-                self._runner.watch(self._command.pid, _LEASE_S, _RENEW_S)
+        while not self._ended.wait(_RENEW_S):
+            try:
+                self._runner.watch(self._command.pid, _LEASE_S, _ANSWER_S)
+            except ConnectError as error:
+                logger.debug("%s: its lease ends with the link: %s", self._command.name, error)
+                return
+            except RemoteError as error:
+                # A board under full load answers late: what was sent is still read, and there is a next time.
+                logger.debug("%s: its lease was not confirmed: %s", self._command.name, error)
