@@ -22,7 +22,14 @@ from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
-from edgeprune.errors import BoardFullError, IncompatibleTargetError, RemoteError, RemoteTimeoutError
+from edgeprune.errors import (
+    BoardFullError,
+    ConnectError,
+    IncompatibleTargetError,
+    RemoteError,
+    RemoteTimeoutError,
+    TransferError,
+)
 from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
@@ -33,6 +40,7 @@ ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 
 _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
+_TIMED_VERBS = frozenset({"bench"})
 
 # Also valid Python 2, whose answer is then refused for its version and not for a syntax error.
 _GREETING = """\
@@ -183,6 +191,7 @@ class Board:
         Raises:
             EdgepruneError: The exception that the verb names, or `CommandError` when it ends without a result.
             RemoteTimeoutError: Past the deadline.
+            ConnectError: The link was lost; or the board's lock, while the verb was timing something.
         """
         self._keep_hold()
         outcome: dict[str, Any] = {}
@@ -194,6 +203,8 @@ class Board:
             elif event["event"] in ("result", "error"):
                 outcome.update(event)
             elif on_event is not None:
+                if verb in _TIMED_VERBS:
+                    self._require_hold()
                 on_event(event)
 
         ended = self.transport.run(
@@ -202,6 +213,8 @@ class Board:
             timeout_s=timeout_s,
             on_line=on_line,
         )
+        if verb in _TIMED_VERBS:
+            self._require_hold()
         if ended.stderr:
             logger.debug("%s: %s: %s", self.name, verb, ended.stderr.decode("utf-8", "replace"))
         if outcome.get("event") == "result":
@@ -265,7 +278,13 @@ class Board:
                 f"found {state['free_bytes'] / 1e6:.1f} MB.",
                 hint="free some space there, or give the board another root folder",
             )
-        self.transport.put(content, f"{self.root}/incoming/{sha256}", progress=progress)
+        try:
+            self.transport.put(content, f"{self.root}/incoming/{sha256}", progress=progress)
+        except TransferError:
+            # Another host that pushed the same file may have been faster, and moved it on into the store.
+            if self.call("store", {"action": "missing", "blobs": {sha256: size}})["missing"]:
+                raise
+            return sha256
         # Hashing is at least 20 MB/s on the slowest board that counts.
         self.call("store", {"action": "adopt", "blobs": [sha256]}, timeout_s=60.0 + size / 20e6)
         return sha256
@@ -306,19 +325,31 @@ class Board:
 
     def _keep_hold(self) -> None:
         """See that the lock is still held; take it again where it went with a lost link."""
-        if self._holding is None:
+        if self._holding is None or self._alive(self._holding):
             return
-        try:
-            while self._holding.readline(0.001) is not None:
-                pass
-        except RemoteTimeoutError:
-            # Nothing new to read, and no end: it lives.
-            return
-        except RemoteError as error:
-            logger.debug("%s: the lock's process: %s", self.name, error)
         logger.warning("the lock of board %s was lost on the way; it is taken again.", self.name)
         self._let_go()
         self._holding = self._lock(self._purpose)
+
+    def _require_hold(self) -> None:
+        """Discard what was timed while somebody else may have had the board."""
+        if self._holding is not None and not self._alive(self._holding):
+            raise ConnectError(
+                f"board {self.name} must be held as long as it measures, its lock was lost on the way.",
+                hint="run it again",
+            )
+
+    def _alive(self, process: Process) -> bool:
+        """Whether the lock's process lives, as far as this end has heard."""
+        try:
+            while process.readline(0.001) is not None:
+                pass
+        except RemoteTimeoutError:
+            # Nothing new to read, and no end.
+            return True
+        except RemoteError as error:
+            logger.debug("%s: the lock's process: %s", self.name, error)
+        return False
 
     def _let_go(self) -> None:
         process, self._holding = self._holding, None

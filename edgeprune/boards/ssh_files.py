@@ -33,14 +33,21 @@ _STALL_S = 60.0
 _HASH_BYTES_PER_S = 5e6  # a slow board with a slow card
 
 _HASH = (
-    'if command -v sha256sum > /dev/null; then sha256sum < "$1"; elif command -v shasum > /dev/null; then shasum -a 256 < "$1"; '
-    'elif command -v openssl > /dev/null; then openssl dgst -sha256 -r < "$1"; '
-    'else python3 -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())" < "$1"; fi'
+    'test -f "$1" || { echo absent; exit 0; }; head -c "$2" < "$1" | '
+    "if command -v sha256sum > /dev/null; then sha256sum; elif command -v shasum > /dev/null; then shasum -a 256; "
+    "elif command -v openssl > /dev/null; then openssl dgst -sha256 -r; "
+    'else python3 -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"; fi'
 )
+
+_TRIES = 5  # of a copy whose partial file somebody else keeps taking away
 
 
 class _Refused(Exception):  # noqa: N818 (it never leaves this module)
     """The SFTP server said no, in so many words."""
+
+
+class _Gone(Exception):  # noqa: N818 (it never leaves this module)
+    """The partial file was renamed or removed, or has just been made, by another host that copies the same content."""
 
 
 class FileCopier:
@@ -63,13 +70,17 @@ class FileCopier:
         with self._sftp() as sftp:
             try:
                 self._make_folder(sftp, posixpath.dirname(remote))
-                done = self._resume_at(sftp, local, partial, size)
-                self._need_space(sftp, partial, posixpath.dirname(remote) or ".", size - done)
-                self._send(sftp, local, partial, done, size, progress)
-                found = self._remote_hash(partial, size)
-                if found != digest:
-                    raise _Refused(f"a copy with the hash {found}, not {digest}")
-                self._rename(sftp, partial, remote)
+                for _ in range(_TRIES):
+                    try:
+                        self._put_once(sftp, local, size, digest, partial, remote, progress)
+                        return
+                    except _Gone:
+                        # Hosts that copy the same content write the same bytes into one partial file; the first renames it.
+                        if self._remote_hash(remote, size + 1) == digest:
+                            if progress is not None:
+                                progress(size, size)
+                            return
+                raise _Refused(f"its partial file gone {_TRIES} times")
             except _Refused as error:
                 free = self._free_bytes(posixpath.dirname(remote) or ".")
                 self._remove(sftp, partial)
@@ -78,6 +89,29 @@ class FileCopier:
                 raise TransferError(
                     f"{local} must be copied to {remote} on {self._address}, found: {error}."
                 ) from error
+
+    def _put_once(
+        self, sftp: Any, local: Path, size: int, digest: str, partial: str, remote: str, progress: Progress | None
+    ) -> None:
+        left = self._resume_at(sftp, local, partial, size)
+        done = left or 0
+        self._need_space(sftp, partial, posixpath.dirname(remote) or ".", size - done)
+        try:
+            self._send(sftp, local, partial, left, size, progress)
+            # One byte more than there should be, so that a longer file is told apart.
+            found = self._remote_hash(partial, size + 1)
+            if found is None:
+                raise _Gone
+            if found != digest and self._remote_hash(remote, size + 1) == digest:
+                # What was written to has been renamed; this partial file is the next host's, who is not through yet.
+                raise _Gone
+            if found != digest:
+                raise _Refused(f"a copy with the hash {found}, not {digest}")
+            self._rename(sftp, partial, remote)
+        except _Refused as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise _Gone from error
+            raise
 
     def get(self, remote: str, local: Path) -> None:
         """`Transport.get`."""
@@ -154,16 +188,24 @@ class FileCopier:
                 if not _exists(sftp, name, self._asked):
                     raise
 
-    def _resume_at(self, sftp: Any, local: Path, partial: str, size: int) -> int:
-        """Bytes of an earlier try that can be kept: all that it left, if they are how the file begins."""
+    def _resume_at(self, sftp: Any, local: Path, partial: str, size: int) -> int | None:
+        """Bytes of an earlier try that can be kept: all that it left, if they are how the file begins; None without a file.
+
+        Another host may be writing to it right now: what it adds beyond these bytes does no harm.
+        """
         if not _exists(sftp, partial, self._asked):
-            return 0
-        with self._asked():
-            left: int = sftp.stat(partial).st_size
-        if 0 < left <= size and self._remote_hash(partial, left) == _prefix_hash(local, left):
+            return None
+        try:
+            with self._asked():
+                left: int = sftp.stat(partial).st_size
+        except _Refused as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        if left <= size and (left == 0 or self._remote_hash(partial, left) in (_prefix_hash(local, left), None)):
             return left
         self._remove(sftp, partial)
-        return 0
+        return None
 
     def _need_space(self, sftp: Any, partial: str, folder: str, needed: int) -> None:
         free = self._free_bytes(folder)
@@ -183,14 +225,26 @@ class FileCopier:
         found = re.findall(r"\s(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s", result.stdout.decode("utf-8", "replace"))
         return int(found[-1][1]) * 1024 if found else None
 
-    def _send(self, sftp: Any, local: Path, partial: str, start: int, size: int, progress: Progress | None) -> None:
+    def _open_partial(self, sftp: Any, partial: str, left: int | None) -> Any:
+        """Open for writing what is there, and keep it; or make it, but never empty what another host has just made."""
+        try:
+            with self._asked():
+                return sftp.open(partial, "wbx" if left is None else "r+b")
+        except _Refused as error:
+            # SFTP has no status of its own for a file that exists.
+            if left is None and _exists(sftp, partial, self._asked):
+                raise _Gone from error
+            raise
+
+    def _send(
+        self, sftp: Any, local: Path, partial: str, left: int | None, size: int, progress: Progress | None
+    ) -> None:
         """Write the rest of the file, so many blocks under way at a time.
 
         paramiko's own pipelined writes are not used: they drop the errors of the last blocks.
         """
-        with self._asked():
-            # "r+b" keeps what is there, and needs a file that exists.
-            file = sftp.open(partial, "r+b" if start else "wb")
+        start = left or 0
+        file = self._open_partial(sftp, partial, left)
         sent: deque[tuple[int, int]] = deque()
         done = start
         try:
@@ -267,8 +321,11 @@ class FileCopier:
             with suppress(RemoteError, _Refused), self._asked():
                 file.close()
 
-    def _remote_hash(self, path: str, size: int) -> str:
-        result = self._run(["sh", "-c", _HASH, "sh", path], 60.0 + size / _HASH_BYTES_PER_S)
+    def _remote_hash(self, path: str, size: int) -> str | None:
+        """Hash of the first `size` bytes of a file of the board; None where there is no file."""
+        result = self._run(["sh", "-c", _HASH, "sh", path, str(size)], 60.0 + size / _HASH_BYTES_PER_S)
+        if result.stdout.strip() == b"absent":
+            return None
         found = re.match(rb"\\?([0-9a-f]{64})\b", result.stdout)
         if found is None:
             text = " ".join(result.stderr.decode("utf-8", "replace").split()) or f"exit code {result.returncode}"

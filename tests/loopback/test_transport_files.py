@@ -81,6 +81,59 @@ def test_a_damaged_partial_file_is_not_built_upon(board, source, folder):
         assert [path.name for path in folder.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("lead", [0, 200_000, 1_500_000, 3_900_000, 4_000_000])
+def test_hosts_that_copy_the_same_content_to_the_same_place_at_once_both_succeed(sshd, source, folder, lead):
+    started = threading.Event()
+    failures: list[BaseException] = []
+
+    def copy(*, first: bool) -> None:
+        def progress(done: int, total: int) -> None:
+            if done >= lead:
+                started.set()
+
+        try:
+            with SshTransport("board", config=sshd.config) as board:
+                board.run(["true"])
+                if not first and lead:
+                    started.wait(30)
+                board.put(source, f"{folder}/new/file", progress=progress if first else None)
+        except (RemoteError, OSError) as error:
+            failures.append(error)
+
+    hosts = [threading.Thread(target=copy, kwargs={"first": first}) for first in (True, False, False)]
+    for host in hosts:
+        host.start()
+    for host in hosts:
+        host.join(60)
+    assert failures == []
+    assert (folder / "new" / "file").read_bytes() == source.read_bytes()
+    assert [path.name for path in (folder / "new").iterdir()] == ["file"]
+
+
+def test_a_copy_that_another_host_has_finished_meanwhile_is_done(board, source, folder):
+    def finish(done: int, total: int) -> None:
+        if done == total:
+            for partial in folder.glob("file.partial-*"):
+                partial.rename(folder / "file")
+
+    board.put(source, f"{folder}/file", progress=finish)
+    assert (folder / "file").read_bytes() == source.read_bytes()
+
+
+def test_a_copy_whose_partial_file_was_removed_is_made_again(board, source, folder):
+    removed: list[Path] = []
+
+    def remove(done: int, total: int) -> None:
+        for partial in folder.glob("file.partial-*"):
+            if done == total and not removed:
+                removed.append(partial)
+                partial.unlink()
+
+    board.put(source, f"{folder}/file", progress=remove)
+    assert len(removed) == 1
+    assert (folder / "file").read_bytes() == source.read_bytes()
+
+
 def test_a_partial_file_of_another_content_is_left_alone(board, source, folder):
     (folder / "file.partial-0123456789abcdef").write_bytes(b"of somebody else")
     board.put(source, f"{folder}/file")

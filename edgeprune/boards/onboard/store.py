@@ -76,6 +76,9 @@ def adopt(root, blobs):
         target = blob_path(root, sha256)
         source = os.path.join(root, "incoming", sha256)
         if not os.path.isfile(source):
+            # Another host that uploaded the same may have had it adopted an instant ago.
+            if os.path.isfile(target) and file_sha256(target) == sha256:
+                continue
             raise Failure("TransferError", "blob %s must have been uploaded, found nothing at %s." % (sha256, source))
         found = file_sha256(source)
         if found != sha256:

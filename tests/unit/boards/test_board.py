@@ -28,6 +28,7 @@ from edgeprune.errors import (
     BudgetInfeasibleError,
     CommandError,
     ConfigError,
+    ConnectError,
     IncompatibleTargetError,
     RemoteTimeoutError,
     TransferError,
@@ -349,6 +350,32 @@ def test_a_lock_that_was_lost_is_taken_again_by_the_next_call(
         with pytest.raises(BoardBusyError, match="long work"), another.hold("mine"):
             pytest.fail("the board was held twice")
     hold_soon(board)
+
+
+def test_what_was_timed_after_the_lock_was_lost_is_not_taken(board: Board, root: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    request = {"engines": {}, "rounds": [], "warmup_ms": 1.0}
+    told = []
+
+    def lose_the_lock(event: dict[str, Any]) -> None:
+        told.append(event["event"])
+        os.kill(json.loads((root / "lock").read_text())["board_pid"], signal.SIGKILL)
+        time.sleep(0.2)
+
+    with board.hold("timing"):
+        with pytest.raises(ConnectError, match="must be held as long as it measures, its lock was lost on the way"):
+            board.call("bench", request, on_event=lose_the_lock)
+        assert told == ["ready"]
+        assert board.call("bench", request)["overhead_ms"] > 0
+
+
+def test_an_upload_that_another_host_had_adopted_is_there(board: Board, root: Path) -> None:
+    sha256 = board.push(b"engine")
+    assert board.call("store", {"action": "adopt", "blobs": [sha256]}) == {}
+    (root / "store" / sha256).chmod(0o644)
+    (root / "store" / sha256).write_bytes(b"damage")
+    with pytest.raises(TransferError, match="must have been uploaded, found nothing"):
+        board.call("store", {"action": "adopt", "blobs": [sha256]})
 
 
 def test_a_lock_that_was_lost_to_somebody_else_stops_the_work(board: Board, root: Path) -> None:
