@@ -299,12 +299,11 @@ def test_link_that_stays_lost_after_the_switch_says_that_nobody_knows(artifacts,
         if state == "activate":
             losses["status"] = 9
 
-    with (
-        Board(transport := LossyTransport(), name="local", python=sys.executable, root=str(running)) as board,
-        pytest.raises(ConnectError, match=f"Whether board local has switched to {artifacts[1].release} is not known"),
-    ):
+    with Board(transport := LossyTransport(), name="local", python=sys.executable, root=str(running)) as board:
         transport.after = losses
-        deploy(artifacts[1], board, rounds=1, progress=progress)
+        unknown = f"Whether board local has switched to {artifacts[1].release} is not known"
+        with pytest.raises(ConnectError, match=unknown):
+            deploy(artifacts[1], board, rounds=1, progress=progress)
     quick(artifacts[1])
     assert status("local").confirmed
 
