@@ -69,6 +69,8 @@ def profile(
     )
     for sentence in header["fingerprint"].get("disturbances", ()):
         output.say(f"could have disturbed the measurement: {sentence}")
+    if drifted := header["drift"]["drifted_rows"]:
+        output.say(f"{drifted} of {len(table)} rows were measured while the board was disturbed, repeats included")
     output.wrote(out, "latency table")
     output.finish(
         {

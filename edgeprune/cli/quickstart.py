@@ -38,7 +38,6 @@ def quickstart(
     outcome = flow.run(flow.Settings(board, budget, out, seed, minutes), output.step)
     summary = outcome.summary
     output.say(f"predictor: {outcome.fit}")
-    output.say(f"repeated measurements: {outcome.noise}")
     for sentence in outcome.disturbances:
         output.say(f"note on the board: {sentence}")
     output.table(

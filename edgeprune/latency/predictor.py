@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -175,7 +175,7 @@ class Predictor:
         return self._report
 
     def held_out(self) -> tuple[list[HeldOut], list[HeldOut]]:
-        """Every measured kernel and every measured network as predicted by a fit that had not seen it.
+        """Every fitted kernel and every network of `calibrated_on` as predicted by a fit that had not seen it.
 
         Networks are predicted by the calibration that was fitted to all others.
         """
@@ -188,7 +188,7 @@ class Predictor:
         ]
         networks = [
             HeldOut(network.name, network.measurement.median_ms, network.measurement.median_ms * math.exp(residual))
-            for network, residual in zip(self.table.networks, self._network_residuals, strict=True)
+            for network, residual in zip(self.calibrated_on, self._network_residuals, strict=True)
         ]
         return kernels, networks
 
@@ -307,10 +307,3 @@ class Predictor:
                 errors.append(count * estimate.ms * estimate.half_width)
         alone = math.fsum(error * error for error in errors)
         return math.sqrt((1 - SHARED_ERROR) * alone + SHARED_ERROR * math.fsum(errors) ** 2) / total if total else 0.0
-
-    def details(self) -> dict[str, Any]:
-        """What was chosen, for reports: per family the regressor and the candidates' cross-validated errors."""
-        return {
-            f"{family}/{precision}": {"chosen": model.chosen, "scores": model.scores}
-            for (family, precision), model in self._models.items()
-        }

@@ -87,7 +87,6 @@ class Outcome:
         summary: Contents of ``summary.json``.
         candidates: Dense, uniform and pruned, with accuracy on the test split and interleaved latency.
         fit: One line on the predictor's errors.
-        noise: What repeated measurements agree to.
         disturbances: What could have disturbed the measurements.
         notes: What a person should read.
     """
@@ -95,7 +94,6 @@ class Outcome:
     summary: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
     fit: str
-    noise: str
     disturbances: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -387,7 +385,6 @@ class _Job:
             summary=summary,
             candidates=candidates,
             fit=report.summary(),
-            noise=_noise(self.table.header["repeatability"]),
             disturbances=self.fingerprint.disturbances,
             notes=tuple(note for note in result.notes if "unverified" not in note),
         )
@@ -432,7 +429,3 @@ def deployment_record(deployment: Deployment) -> dict[str, Any]:
         "ratio": deployment.ratio,
         "parity": deployment.parity.as_json(),
     }
-
-
-def _noise(repeatability: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in repeatability.items())
