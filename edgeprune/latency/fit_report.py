@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Floats
-from edgeprune.latency.intervals import cross_coverage, network_half_width, round_deviations
+from edgeprune.latency.intervals import cross_coverage, network_half_width, repeatability
 from edgeprune.spec import Kernel, Measurement
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class FitReport:
 
         ``family``, ``precision``, ``n``, ``model``, ``mean_error_percent``, ``median_error_percent``,
         ``within_5_percent``, ``within_10_percent``, ``coverage_percent``, ``width_percent`` (median full width of the
-        interval), ``noise_median_percent``, ``noise_within_5_percent``, ``noise_within_10_percent`` (one round against
-        the others); end to end also ``sum_median_error_percent`` and ``sum_mean_error_percent`` (no calibration).
+        interval), ``noise_median_percent``, ``noise_within_5_percent``, ``noise_within_10_percent`` (what a perfect
+        prediction would show, since measurements do not repeat exactly); end to end also ``sum_median_error_percent`` and
+        ``sum_mean_error_percent`` (no calibration).
         """
         return [dict(row) for row in (*self.families, *((self.end_to_end,) if self.end_to_end else ()))]
 
@@ -87,7 +88,7 @@ def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float)
         "precision": model.precision,
         "n": len(model.held),
         "model": model.chosen,
-        **_errors(model.residuals),
+        **_errors(_relative(model.residuals)),
         "coverage_percent": _percent(coverage),
         "width_percent": _percent(2 * math.sinh(model.half_width)),
         **_noise([timed[kernel.key] for kernel in model.held]),
@@ -114,7 +115,7 @@ def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: flo
         "precision": predictor.table.header["precision"],
         "n": len(networks),
         "model": "a * sum + b * kernels + c",
-        **_errors(np.array(residuals)),
+        **_errors(_relative(np.array(residuals))),
         "coverage_percent": _percent(float(np.mean(inside))),
         "width_percent": _percent(float(np.median([2 * math.sinh(width) for width in widths]))),
         **_noise([network.measurement for network in networks]),
@@ -123,8 +124,11 @@ def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: flo
     }
 
 
-def _errors(residuals: Floats) -> dict[str, float | None]:
-    errors = np.abs(np.expm1(residuals))
+def _relative(residuals: Floats) -> Floats:
+    return np.abs(np.expm1(residuals))
+
+
+def _errors(errors: Floats) -> dict[str, float | None]:
     known = len(errors) > 0
     return {
         "mean_error_percent": _percent(float(np.mean(errors)) if known else math.nan),
@@ -135,8 +139,7 @@ def _errors(residuals: Floats) -> dict[str, float | None]:
 
 
 def _noise(measurements: Iterable[Measurement]) -> dict[str, float | None]:
-    deviations = [value for measurement in measurements for value in round_deviations(measurement.rounds_ms)]
-    errors = _errors(np.array(deviations))
+    errors = _errors(repeatability(measurement.rounds_ms for measurement in measurements))
     return {
         "noise_median_percent": errors["median_error_percent"],
         "noise_within_5_percent": errors["within_5_percent"],

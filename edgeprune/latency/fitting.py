@@ -54,9 +54,7 @@ def _fitted(table: LatencyTable, settings: FitSettings) -> Predictor:
     if not table.kernels:
         raise TableFormatError("a latency table must hold at least one kernel to fit a predictor, found none.")
     machine = Machine.from_header(table.header)
-    families: dict[tuple[str, str], list[Kernel]] = {}
-    for kernel in table.kernels:
-        families.setdefault((kernel.family, kernel.precision), []).append(kernel)
+    families = _families(table)
     timed = table.measurements
     models = {
         name: fit_family(
@@ -67,6 +65,22 @@ def _fitted(table: LatencyTable, settings: FitSettings) -> Predictor:
     predictor = Predictor(table, settings, models, _substitutes(families, timed, machine, settings))
     _calibrate(predictor, table.networks)
     return predictor
+
+
+def _families(table: LatencyTable) -> dict[tuple[str, str], list[Kernel]]:
+    """Kernels to learn from, by family and precision; those that the call hides only where a family has no other."""
+    hidden = set(table.header.get("flags", {}).get("below-overhead", ()))
+    families: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in table.kernels:
+        families.setdefault((kernel.family, kernel.precision), []).append(kernel)
+    for name, kernels in families.items():
+        clear = [kernel for kernel in kernels if kernel.key not in hidden]
+        if clear and len(clear) < len(kernels):
+            logger.info(
+                "%s: %d of %d kernels are too short to learn from", name, len(kernels) - len(clear), len(kernels)
+            )
+            families[name] = clear
+    return families
 
 
 def _substitutes(

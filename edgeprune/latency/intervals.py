@@ -14,7 +14,7 @@ widen the intervals of all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,33 @@ def round_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:
     return 1.4826 * float(np.median(np.abs(deviations))) if deviations else UNKNOWN_ROUND_NOISE
 
 
+def repeatability(all_rounds_ms: Iterable[Sequence[float]]) -> Floats:
+    """Relative errors that a perfect prediction would show, beside which those of a real one stand.
+
+    Predictions are held against the median of a row's rounds; it is noisy, though less than a single round is. Each round's
+    deviation from the others is scaled to that.
+
+    Args:
+        all_rounds_ms: Per row the median of each round, milliseconds.
+
+    Returns:
+        Absolute errors, one per round of each row that has several; empty when none has.
+    """
+    logs = [
+        value * math.sqrt((len(rounds) - 1) / len(rounds)) * _of_median(len(rounds))
+        for rounds in all_rounds_ms
+        for value in round_deviations(rounds)
+    ]
+    return np.abs(np.expm1(np.array(logs, dtype=np.float64)))
+
+
+def _of_median(rounds: int) -> float:
+    """Standard deviation of the median of so many rounds, in that of one (of two it is the mean)."""
+    return math.sqrt((math.pi / 2 if rounds > 2 else 1.0) / rounds)
+
+
 def median_noise(rounds_ms: Sequence[float], pooled: float) -> float:
     """Relative standard deviation of the median of a row's rounds, never below what its family's noise implies."""
     logs = np.log(rounds_ms)
     own = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
-    return max(own, pooled) * math.sqrt(math.pi / 2 / len(rounds_ms)) if len(rounds_ms) > 1 else pooled
+    return max(own, pooled) * _of_median(len(rounds_ms)) if len(rounds_ms) > 1 else pooled

@@ -18,14 +18,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeprune.boards.board import Board
 from edgeprune.errors import BackendUnavailableError, ConfigError, UnsupportedKernelError
+from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import kernel_row, network_row
 from edgeprune.profiling import space
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
-from edgeprune.profiling.statistics import repeatability
 from edgeprune.spec import Fingerprint, Kernel
 
 if TYPE_CHECKING:
@@ -217,6 +219,7 @@ def _header(
         for flag in flags:
             flagged.setdefault(flag, []).append(kernels[name].key if name in kernels else name)
     minutes, threads, seed = request["settings"]
+    repeats = repeatability(found for name, found in run.rounds.items() if name in kernels)
     return {
         "identity": request["identity"],
         "fingerprint": asdict(fingerprint),
@@ -229,7 +232,7 @@ def _header(
         "label": "measured",
         "model": {"signature": request["model"], "inputs": request["inputs"]},
         "reference": {"network": DENSE, "median_ms": dense.median_ms, "rounds_ms": list(dense.rounds_ms)},
-        "repeatability": repeatability(found for name, found in run.rounds.items() if name in kernels),
+        "repeatability": {"median_error": float(np.median(repeats)) if len(repeats) else None, "rounds": len(repeats)},
         "protocol": {
             "minutes": minutes,
             "seed": seed,
@@ -239,7 +242,11 @@ def _header(
             "warmup_ms": WARMUP_MS,
             "overhead_ms": run.overhead_ms,
         },
-        "drift": {"largest": run.drift, "repeated_stretches": run.repeated_rounds},
+        "drift": {
+            "largest": run.drift,
+            "repeated_stretches": run.repeated_rounds,
+            "drifted_rows": len(flagged.get("drifted", ())),
+        },
         "conditions": dict(run.conditions),
         "flags": flagged,
     }

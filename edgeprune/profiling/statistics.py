@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
@@ -176,26 +175,3 @@ def _weighted_medians(values: NDArray[np.float64], weights: NDArray[np.int64]) -
     lower = ranked[(2 * heights >= total).argmax(axis=1)]
     upper = ranked[(2 * heights > total).argmax(axis=1)]
     return np.asarray((lower + upper) / 2)
-
-
-def repeatability(rounds_ms: Iterable[Sequence[float]]) -> dict[str, float]:
-    """How well a second measurement agrees with the first: the ceiling of any prediction of single measurements.
-
-    Args:
-        rounds_ms: Per item the median of each round, milliseconds; each two consecutive rounds make a pair.
-
-    Returns:
-        ``pairs``, their ``median`` and ``p90`` relative difference, and the shares ``within_5_percent`` and
-        ``within_10_percent``; only ``pairs`` (0) when no item has two rounds.
-    """
-    pairs = np.array([pair for rounds in rounds_ms for pair in pairwise(rounds)], dtype=np.float64).reshape(-1, 2)
-    if not len(pairs):
-        return {"pairs": 0}
-    differences = np.abs(pairs[:, 1] / pairs[:, 0] - 1)
-    return {
-        "pairs": len(pairs),
-        "median": float(np.median(differences)),
-        "p90": float(np.quantile(differences, 0.9)),
-        "within_5_percent": float((differences <= 0.05).mean()),
-        "within_10_percent": float((differences <= 0.10).mean()),
-    }

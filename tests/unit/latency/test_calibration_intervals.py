@@ -13,6 +13,7 @@ from edgeprune.latency.intervals import (
     cross_coverage,
     median_noise,
     network_half_width,
+    repeatability,
     round_noise,
 )
 
@@ -114,3 +115,12 @@ def test_noise_of_rounds_is_estimated_without_bias() -> None:
     medians = np.log(np.median(rounds, axis=1))
     assert median_noise(rounds[0].tolist(), 0.05) >= 0.9 * medians.std()
     assert round_noise([[1.0], [2.0]]) > 0
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+def test_noise_ceiling_is_the_error_of_a_perfect_prediction(rounds: int) -> None:
+    source = np.random.default_rng(rounds)
+    timed = np.exp(source.normal(0, 0.03, (3000, rounds)))
+    perfect = np.abs(1 / np.median(timed, axis=1) - 1)
+    assert np.median(repeatability(timed.tolist())) == pytest.approx(np.median(perfect), rel=0.15)
+    assert len(repeatability([[1.0], [2.0]])) == 0

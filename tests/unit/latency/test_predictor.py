@@ -22,7 +22,7 @@ from edgeprune.latency import fitting
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.predictor import Predictor
 from edgeprune.latency.table import LatencyTable
-from edgeprune.latency.table_rows import kernel_row
+from edgeprune.latency.table_rows import kernel_row, network_row
 from edgeprune.spec import Kernel, Measurement
 
 
@@ -177,7 +177,29 @@ def test_networks_that_cannot_be_predicted_are_left_out_and_named(
     assert predictor.calibrated_on == ()
     assert set(predictor.report().left_out) == {network.name for network in measured.networks}
     assert predictor.report().end_to_end is None
+    assert predictor.held_out()[1] == []
     assert "left out of the calibration: a latency table must hold fp32 kernels of family" in caplog.text
+
+
+def test_networks_of_the_calibration_are_held_out_one_by_one(measured: LatencyTable) -> None:
+    strange = network_row(
+        "strange", [Kernel("Gemm", "gemm", ((1, 8),), (1, 4), precision="int8")], measured.networks[0][2]
+    )
+    predictor = fit(LatencyTable.from_rows(measured.header, [*measured.rows, strange]))
+    kernels, networks = predictor.held_out()
+    assert [network.name for network in networks] == [network.name for network in measured.networks]
+    assert len(kernels) == len(measured.kernels)
+
+
+def test_kernels_that_the_call_hides_are_not_learned_from(measured: LatencyTable) -> None:
+    convs = [kernel for kernel in measured.kernels if kernel.family == "conv"]
+    hidden, alone = convs[:3], [kernel for kernel in measured.kernels if kernel.family == "gemm"]
+    header = {**measured.header, "flags": {"below-overhead": [kernel.key for kernel in (*hidden, *alone)]}}
+    predictor = fit(LatencyTable.from_rows(header, measured.rows))
+    assert set(predictor.predict(hidden)["source"]) == {"predicted"}
+    assert set(predictor.predict(convs[3:6])["source"]) == {"measured"}
+    # A family that has no others is still learned.
+    assert set(predictor.predict(alone)["source"]) == {"measured"}
 
 
 def test_predictions_far_outside_of_the_table_follow_the_work_and_say_less(predictor: Predictor) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.profiling.statistics import Samples, median_ratio, own_times, repeatability, summarize, undisturbed
+from edgeprune.profiling.statistics import Samples, median_ratio, own_times, summarize, undisturbed
 
 times = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=9)
 
@@ -105,12 +105,3 @@ def test_interval_of_the_ratio_covers_the_truth_where_processes_differ(processes
 def test_interval_is_never_narrower_than_the_known_spread_of_processes() -> None:
     found = median_ratio([0.5] * 8, [1.0] * 8, processes=[0, 0, 1, 1, 2, 2, 3, 3], process_spread=0.0027)
     assert (found.low, found.high) == pytest.approx((0.5 * (1 - 1.96 * 0.00135), 0.5 * (1 + 1.96 * 0.00135)), rel=1e-5)
-
-
-def test_repeatability_compares_consecutive_rounds() -> None:
-    found = repeatability([(1.0, 1.04, 1.04), (2.0, 2.3), (5.0,)])
-    assert found["pairs"] == 3
-    assert found["median"] == pytest.approx(0.04)
-    assert found["within_5_percent"] == pytest.approx(2 / 3)
-    assert found["within_10_percent"] == pytest.approx(2 / 3)
-    assert repeatability([(1.0,)]) == {"pairs": 0}
