@@ -25,12 +25,14 @@ quickstart: $(VENV)/package.stamp
 
 $(VENV)/torch.stamp: constraints.txt
 	@.ci/check-python $(PYTHON)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Without pip it is what an interrupted attempt left; only what is an environment is ever cleared.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		$(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
 	@echo "edgeprune: installing into $(VENV) what is not there yet:"
 	@echo "  $(TORCH): about 200 MB as a CPU build, several GB where the index offers only a CUDA build"
 	@echo "    (CPU only: see \"A CPU-only torch\" in the README)"
 	@echo "  ONNX Runtime, scikit-learn, pandas, plotly and others, pinned in constraints.txt: about 250 MB"
-	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(PIP) install --quiet "$(TORCH)"
+	$(if $(TORCH_INDEX),PIP_INDEX_URL=$(TORCH_INDEX)) $(PIP) install "$(TORCH)"
 	@touch $@
 
 $(VENV)/package.stamp: $(VENV)/torch.stamp pyproject.toml
