@@ -126,6 +126,16 @@ def test_pins_cover_every_dependency_and_torch_comes_first() -> None:
         assert name in pinned, f"{name} has no pin in constraints.txt"
 
 
+def test_a_source_distribution_holds_what_its_two_commands_need() -> None:
+    tomllib = pytest.importorskip("tomllib") if sys.version_info >= (3, 11) else importlib.import_module("tomli")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = set(project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"])
+    assert {"Makefile", ".ci", "constraints.txt", "README.md", "CONTRIBUTING.md", "edgeprune", "tests"} <= included
+    for name in included - {"benchmarks"}:
+        assert (ROOT / name).exists(), f"{name} is to be packed and is not there"
+    assert project["project"]["dynamic"] == ["version"], "the version stands in edgeprune/__init__.py alone"
+
+
 def test_the_verbs_of_the_command_line_are_in_the_documentation() -> None:
     from edgeprune.cli.commands import VERBS
 
