@@ -106,7 +106,7 @@ def test_a_configured_board_is_opened_by_its_name_with_its_type_and_pinned_key(
         assert board.name == "lab"
         assert board.device is not None
         assert board.device.name == "x86-64-host"
-        assert board.call("store", {"action": "verify", "blobs": []}) == {"bad": []}
+        assert board.call("store", {"action": "missing", "blobs": {}})["missing"] == []
     BoardConfig().add("lab", entry.model_copy(update={"host_key": "SHA256:" + "A" * 43}), replace=True)
     with pytest.raises(HostKeyError):
         Board.open("lab")
@@ -131,11 +131,11 @@ def test_an_identity_that_is_missing_is_told_before_anything_is_tried(root: Path
 
 
 def test_the_runner_is_uploaded_once(board: Board, root: Path, url: str) -> None:
-    board.call("store", {"action": "verify", "blobs": []})
+    board.call("store", {"action": "missing", "blobs": {}})
     path = root / "runner" / runner_package().name
     before = path.stat()
     with Board.open(url) as again:
-        again.call("store", {"action": "verify", "blobs": []})
+        again.call("store", {"action": "missing", "blobs": {}})
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
@@ -197,6 +197,6 @@ def test_the_lock_goes_with_the_link(sshd: OpenSshServer, root: Path) -> None:
             link.cut()
             hold_soon(local)
             # The next call comes over a new link and brings the lock with it.
-            assert board.call("store", {"action": "verify", "blobs": []}) == {"bad": []}
+            assert board.call("store", {"action": "missing", "blobs": {}})["missing"] == []
             with pytest.raises(BoardBusyError, match="will be cut off"), local.hold("mine"):
                 pytest.fail("the board was held twice")

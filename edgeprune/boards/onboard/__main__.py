@@ -25,9 +25,6 @@ VERBS = {
     "confirm": "releases",
     "gc": "releases",
     "status": "releases",
-    "verify": "releases",
-    "confirm": "releases",
-    "gc": "releases",
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import re
+import sys
 import time
 
 import journal
@@ -39,20 +40,22 @@ STATES = (
     "board:recorded",
 )
 
+OLD_S = 24 * 3600.0
+"""Files that nothing needs stay so long, for a run that has just begun or is to be resumed."""
+
 _ID = re.compile(r"[0-9a-f]{16}")
 _FOLDER = re.compile(r"[0-9a-f]{16}(-[0-9]+)?")
 
 
 def main(request, emit):
-    """Run one verb: stage, activate, rollback, confirm, gc (these take the board's lock), verify or status.
+    """Run one verb: stage, activate, rollback, confirm, gc (these take the board's lock) or status.
 
     Request: ``root``, ``owner`` (``{"host", "pid"}`` of the run that may hold the lock already), and each verb's own fields.
     """
     root, verb = request["root"], request["verb"]
-    reading = {"verify": verify, "status": status}
     writing = {"stage": stage, "activate": activate, "rollback": rollback, "confirm": confirm, "gc": gc}
-    if verb in reading:
-        return reading[verb](root, request)
+    if verb == "status":
+        return status(root, request)
     with exclusive(root, request.get("owner")):
         return writing[verb](root, request)
 
@@ -176,20 +179,11 @@ def confirm(root, request):
     return {"confirmed": folder}
 
 
-def verify(root, request):
-    """Rehash a release. Request: ``folder`` (default: the current one). Result: ``folder``, ``damaged`` (names)."""
-    folder = request.get("folder") or _target(root, "current")
-    if folder is None:
-        raise Failure("DeployError", "the board must run a release to verify, found none.")
-    return {"folder": folder, "damaged": release_files.damaged(os.path.join(root, "releases", _folder_name(folder)))}
-
-
 def status(root, request):
-    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases``, ``confirmed``, ``time_s``."""
+    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases``, ``confirmed``."""
     current = _target(root, "current")
-    lines = journal.read(root)
     confirmed = set()
-    for line in lines:
+    for line in journal.read(root):
         if line.get("event") == "confirmed":
             confirmed.add(line.get("release"))
         elif line.get("event") == "activate":
@@ -203,7 +197,6 @@ def status(root, request):
                 "folder": folder,
                 "name": contents.get("name", ""),
                 "created": contents.get("created", ""),
-                "staged_s": os.stat(path).st_mtime,
                 "size_bytes": sum(entry["size_bytes"] for entry in contents.get("files", {}).values()),
             }
         )
@@ -212,13 +205,14 @@ def status(root, request):
         "previous": _target(root, "previous"),
         "confirmed": current in confirmed,
         "releases": releases,
-        "journal": lines[-10:],
-        "time_s": time.time(),
     }
 
 
 def gc(root, request):
     """Keep the last ``keep`` releases, and always the current and the previous one; remove the others with their blobs.
+
+    What no kept release is made of, and nobody has asked for within `OLD_S`, goes too: engines that were timed only, uploads
+    that were not finished, runners of other versions.
 
     Result: ``removed`` (folders), ``freed_bytes``, ``status`` (of `status`, afterwards).
     """
@@ -232,13 +226,19 @@ def gc(root, request):
     needed = set()
     for folder in kept:
         needed.update(release_files.hashes(os.path.join(root, "releases", folder)))
-    freed = 0
+    incoming = os.path.join(root, "incoming")
+    os.makedirs(incoming, exist_ok=True)
+    freed = _clear(incoming)
     for folder in removed:
         path = os.path.join(root, "releases", folder)
         for digest in release_files.hashes(path) - needed:
             freed += release_files.remove(os.path.join(root, "store", digest))
-        freed += release_files.remove(path)
-    freed += _clear(os.path.join(root, "incoming"))
+        # Whatever is in releases/ is whole: half removed, it must not be there under its name.
+        os.rename(path, os.path.join(incoming, "release-%s" % folder))
+    freed += _clear(incoming)
+    freed += _sweep(os.path.join(root, "store"), needed)
+    freed += _sweep(incoming, ())
+    freed += _sweep(os.path.join(root, "runner"), (os.path.basename(sys.argv[0]),))
     return {"removed": removed, "freed_bytes": freed, "status": status(root, request)}
 
 
@@ -352,6 +352,20 @@ def _clear(incoming):
         return 0
     left = [name for name in os.listdir(incoming) if name.startswith("release-")]
     return sum(release_files.remove(os.path.join(incoming, name)) for name in left)
+
+
+def _sweep(folder, needed):
+    """Remove the old files of a folder, but those of the names `needed`; returns their bytes."""
+    freed = 0
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        try:
+            if name not in needed and os.path.isfile(path) and time.time() - os.stat(path).st_mtime > OLD_S:
+                freed += release_files.remove(path)
+        except FileNotFoundError:
+            # An upload that was renamed an instant ago.
+            continue
+    return freed
 
 
 def _folders(root):

@@ -4,9 +4,9 @@ A blob is in the store whole, under the hash of its content, or not at all. Acti
 
 ``missing``  {"blobs": {sha256: size}} -> {"missing": [...], "free_bytes": n, "incoming_bytes": n}
 ``adopt``    {"blobs": [sha256]}       -> {}; moves a file from ``incoming/`` after hashing it
-``verify``   {"blobs": [sha256]}       -> {"bad": [...]}; hashes each, and removes those that are not what they claim
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -40,12 +40,16 @@ def sync_folder(path):
 
 
 def missing(root, blobs):
-    """Which blobs must be sent; presence is told by size, which is cheap, `verify` tells it by content."""
+    """Which blobs must be sent; presence is told by size, which is cheap."""
     absent = []
     for sha256, size in sorted(blobs.items()):
         path = blob_path(root, sha256)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
             absent.append(sha256)
+        else:
+            # Somebody wants it: the removal of old files goes by this time.
+            with contextlib.suppress(OSError):
+                os.utime(path, None)
     return {
         "missing": absent,
         "free_bytes": free_bytes(root),
@@ -95,20 +99,7 @@ def adopt(root, blobs):
     return {}
 
 
-def verify(root, blobs):
-    """Hash stored blobs; the bad ones are removed, so that the next push sends them anew."""
-    bad = []
-    for sha256 in blobs:
-        path = blob_path(root, sha256)
-        if not os.path.isfile(path):
-            bad.append(sha256)
-        elif file_sha256(path) != sha256:
-            os.remove(path)
-            bad.append(sha256)
-    return {"bad": bad}
-
-
-ACTIONS = {"missing": missing, "adopt": adopt, "verify": verify}
+ACTIONS = {"missing": missing, "adopt": adopt}
 
 
 def main(request, emit):

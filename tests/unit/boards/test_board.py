@@ -181,7 +181,7 @@ def test_a_runner_that_is_not_whole_is_uploaded_anew(root: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(runner_package().content[:100])
     with Board.open("local") as board:
-        assert board.call("store", {"action": "verify", "blobs": []}) == {"bad": []}
+        assert board.call("store", {"action": "missing", "blobs": {}})["missing"] == []
 
 
 def test_events_come_before_the_result(board: Board) -> None:
@@ -339,11 +339,11 @@ def test_a_lock_that_was_lost_is_taken_again_by_the_next_call(
     board: Board, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Board.open("local") as another, board.hold("long work"):
-        board.call("store", {"action": "verify", "blobs": []})
+        board.call("store", {"action": "missing", "blobs": {}})
         assert caplog.records == []
         os.kill(json.loads((root / "lock").read_text())["board_pid"], signal.SIGKILL)
         hold_soon(another)
-        board.call("store", {"action": "verify", "blobs": []})
+        board.call("store", {"action": "missing", "blobs": {}})
         assert [record.message for record in caplog.records] == [
             "the lock of board local was lost on the way; it is taken again."
         ]
@@ -385,7 +385,7 @@ def test_a_lock_that_was_lost_to_somebody_else_stops_the_work(board: Board, root
         holder = start_holder()
         try:
             with pytest.raises(BoardBusyError, match="a test of locks"):
-                board.call("store", {"action": "verify", "blobs": []})
+                board.call("store", {"action": "missing", "blobs": {}})
         finally:
             holder.communicate(timeout=20)
     hold_soon(board)
@@ -443,17 +443,6 @@ def test_a_blob_that_was_cut_short_is_sent_anew(board: Board, root: Path) -> Non
     stored.write_bytes(b"cont")
     assert board.push(b"content") == sha256
     assert stored.read_bytes() == b"content"
-
-
-def test_verify_finds_and_removes_what_is_not_what_it_claims(board: Board, root: Path) -> None:
-    good, bad = board.push(b"good"), board.push(b"bad one")
-    stored = root / "store" / bad
-    stored.chmod(0o644)
-    stored.write_bytes(b"BAD one")
-    absent = "0" * 64
-    assert board.call("store", {"action": "verify", "blobs": [good, bad, absent]}) == {"bad": [bad, absent]}
-    assert not stored.exists()
-    assert (root / "store" / good).exists()
 
 
 def test_an_upload_with_other_content_is_not_adopted(board: Board, root: Path) -> None:

@@ -79,13 +79,19 @@ def test_every_verb_names_a_module_of_the_package_that_has_a_main() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "VERBS"
     )
     verbs = ast.literal_eval(table)
-    assert {"probe", "store", "lock", "bench", "parity", "stage", "activate", "rollback", "status", "verify"} <= set(
-        verbs
-    )
+    assert {"probe", "store", "lock", "bench", "parity", "stage", "activate", "rollback", "status"} <= set(verbs)
     for module in set(verbs.values()):
         body = ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8")).body
         main = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main")
         assert [argument.arg for argument in main.args.args] == ["request", "emit"], module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_table_names_a_key_twice(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Dict):
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            assert len(keys) == len(set(keys)), f"{path.name}:{node.lineno}"
 
 
 def test_the_package_is_the_same_bytes_each_time_and_named_by_their_hash() -> None:

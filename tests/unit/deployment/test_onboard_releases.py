@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,20 @@ class Runner:
         current = self.target()
         assert current in allowed
         if current is not None:
-            assert self.call("verify")["damaged"] == []
+            assert damaged(self.root / "current") == []
 
 
 def digest(data):
     return hashlib.sha256(data).hexdigest()
+
+
+def damaged(folder):
+    """Names of files of a release that are not as its manifest says."""
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    there = {str(path.relative_to(folder)): digest(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    assert there.pop("manifest.json").startswith(folder.resolve().name[:16])
+    listed = {name: entry["sha256"] for name, entry in files.items()}
+    return sorted(name for name in {*there, *listed} if there.get(name) != listed.get(name))
 
 
 @pytest.fixture
@@ -210,7 +220,7 @@ def test_damaged_current_release_is_replaced_by_a_whole_copy(board):
     one, two = board.release("one"), board.release("two")
     extra = board.root / "releases" / two / "left-behind"
     extra.write_text("not in the manifest")
-    assert board.call("verify")["damaged"] == ["left-behind"]
+    assert damaged(board.root / "current") == ["left-behind"]
     repaired = board.release("two")
     assert repaired == f"{two}-2"
     board.assert_valid(repaired)
@@ -229,6 +239,45 @@ def test_gc_keeps_the_last_releases_and_never_current_or_previous(board):
     assert digest(b"shared") in blobs
     assert digest(b"one" * 1000) not in blobs
     assert digest(b"two" * 1000) in blobs
+
+
+def test_gc_removes_old_files_that_nothing_needs_and_keeps_young_ones(board):
+    one = board.release("one")
+    names = ["store/" + digest(b"timed only"), "incoming/unfinished.partial-12", "runner/runner-old.pyz"]
+    for name in [*names, *(old[:-1] + "0" for old in names)]:
+        (board.root / name).parent.mkdir(exist_ok=True)
+        (board.root / name).write_bytes(b"x" * 10)
+    two_days_ago = time.time() - 2 * 86400
+    for name in names:
+        os.utime(board.root / name, (two_days_ago, two_days_ago))
+    for path in (board.root / "store").iterdir():
+        if path.stat().st_size != 10:
+            os.utime(path, (two_days_ago, two_days_ago))
+    result = board.call("gc", keep=3)
+    assert (result["removed"], result["freed_bytes"]) == ([], 30)
+    for name in names:
+        assert not (board.root / name).exists()
+        assert (board.root / (name[:-1] + "0")).exists()
+    assert board.call("stage", **board.blobs("one")) == {"folder": one, "reused": True}
+    assert (board.root / "store" / digest(b"one" * 1000)).exists()
+
+
+def test_blob_that_somebody_asked_for_lately_is_not_old(board):
+    board.release("one")
+    blob = board.root / "store" / digest(b"timed only")
+    blob.write_bytes(b"timed only")
+    os.utime(blob, (1, 1))
+    assert board.call("store", action="missing", blobs={blob.name: 10})["missing"] == []
+    assert board.call("gc")["freed_bytes"] == 0
+    assert blob.exists()
+
+
+def test_removal_that_was_killed_is_finished_by_the_next(board):
+    one = board.release("one")
+    (board.root / "incoming" / "release-0123456789abcdef").mkdir()
+    (board.root / "incoming" / "release-0123456789abcdef" / "engine.onnx").write_bytes(b"12345")
+    assert board.call("gc")["freed_bytes"] == 5
+    board.assert_valid(one)
 
 
 @pytest.mark.parametrize("state", STATES)
