@@ -34,9 +34,9 @@ def check(
 ) -> float:
     """Compare the masked original with the cut model.
 
-    Both run in eval form and with batch and instance norms in train form (statistics of kept channels are compared too; dropout is
-    off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random inputs with
-    a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`).
+    Both run in eval form and with batch and instance norms in train form (statistics of kept channels are compared too;
+    dropout is off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random
+    inputs with a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`).
 
     Args:
         model: The original model; it is not touched.

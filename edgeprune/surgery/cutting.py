@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
         The user's class with smaller parameters, or a `ProgramModule`; mode and devices are the model's.
 
     Raises:
-        PlanError: If the plan belongs to another model.
+        PlanError: If the plan belongs to another model, or names a module or an operation that it may not.
         SurgeryError: If ``forward`` cannot run at the new sizes and the program cannot be written down either; the
             operation and its source line are named.
     """
@@ -50,9 +51,7 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
         raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
     _cut_tensors(cut, plan)
     for path, values in plan.attributes.items():
-        module = cut.get_submodule(path)
-        for name, value in values.items():
-            setattr(module, name, value)
+        _set_attributes(cut, path, values)
     if not plan.rewrites:
         return cut
     if plan.program is None:
@@ -64,6 +63,15 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
         return cut
     log.info("forward spells out sizes that the plan changes (%s): returning the cut program", _places(plan))
     return program
+
+
+def _set_attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    missing = "no such module" if module is None else ", ".join(name for name in values if not hasattr(module, name))
+    if module is None or missing:
+        raise PlanError(f"a plan must change attributes that {path!r} has ({', '.join(values)}), found {missing}.")
+    for name, value in values.items():
+        setattr(module, name, value)
 
 
 def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
@@ -115,7 +123,9 @@ def _agree(cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> bool:
 
 
 def _random(shape: list[int], dtype: str) -> torch.Tensor:
-    kind = getattr(torch, dtype)
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise PlanError(f"inputs of a plan must have a dtype of torch, found {dtype!r}.")
     if kind.is_floating_point:
         return torch.randn(shape, dtype=kind) + 0.5
     return torch.zeros(shape, dtype=kind)

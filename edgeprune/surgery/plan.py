@@ -92,7 +92,7 @@ class PruningPlan:
 
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PlanError(f"a plan must be a readable JSON file, found {path}: {error}") from error
         return from_json(values)
 
@@ -143,6 +143,8 @@ def make_plan(
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
             attributes[path] = attributes_after(graph.modules[path], old, new)
     program, rewrites, note = edited_program(graph, kept)
+    if program is not None and (refusal := _refusal(program)):
+        program, note = None, refusal
     return PruningPlan(
         signature=graph.signature,
         groups={
@@ -213,6 +215,21 @@ def uniform_plan(
         best = np.argsort(-values, kind="stable")[: widths[group.name]]
         kept[group.name] = sorted(best.tolist())
     return make_plan(graph, kept)
+
+
+def _refusal(program: Mapping[str, Any]) -> str:
+    """Why a written program could not be read again, or ``""``."""
+    from edgeprune.surgery.nesting import read_nesting
+    from edgeprune.surgery.operations import operation
+
+    try:
+        for spec in ("in_spec", "out_spec"):
+            read_nesting(program[spec])
+        for op in {node["op"] for node in program["nodes"]}:
+            operation(op)
+    except PlanError as error:
+        return error.message.removesuffix(".")
+    return ""
 
 
 def _group(graph: ChannelGraph, name: str) -> ChannelGroup:

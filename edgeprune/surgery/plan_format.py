@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from edgeprune.surgery.plan import SCHEMA, PruningPlan, check_units
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
     "hash": str,
+    "content_sha256": str,
     "signature": str,
     "groups": dict,
     "kept": dict,
@@ -24,11 +27,21 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "note": str,
     "predicted": dict,
 }
+_ATTRIBUTES = ("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups")
+"""Attributes of torch's layers that follow their parameters."""
+
+
+def content_sha256(values: Mapping[str, Any]) -> str:
+    """SHA-256 of everything that a plan file says, except this hash itself."""
+    content = {name: value for name, value in values.items() if name != "content_sha256"}
+    # Keys become text first: numbers among them would be sorted in another order than when they are read again.
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def to_json(plan: PruningPlan) -> dict[str, Any]:
     """The plan as JSON values."""
-    return {
+    values = {
         "schema": SCHEMA,
         "hash": plan.hash,
         "signature": plan.signature,
@@ -44,6 +57,7 @@ def to_json(plan: PruningPlan) -> dict[str, Any]:
         "note": plan.note,
         "predicted": dict(plan.predicted),
     }
+    return {**values, "content_sha256": content_sha256(values)}
 
 
 def from_json(values: Any) -> PruningPlan:
@@ -77,6 +91,23 @@ def from_json(values: Any) -> PruningPlan:
     for path, attributes in values["attributes"].items():
         if not isinstance(attributes, dict) or not all(_is_index(value) for value in attributes.values()):
             raise PlanError(f"attributes of module {path!r} must be whole numbers, found {attributes!r}.")
+        unknown = sorted(attributes.keys() - set(_ATTRIBUTES))
+        if unknown:
+            raise PlanError(
+                f"attributes of module {path!r} must be among {', '.join(_ATTRIBUTES)}, found {unknown[0]!r}."
+            )
+    for item in values["inputs"]:
+        if (
+            not isinstance(item, dict)
+            or item.keys() != {"name", "shape", "dtype"}
+            or not isinstance(item["dtype"], str)
+        ):
+            raise PlanError(f"inputs of a plan must have 'name', 'shape' and 'dtype', found {item!r}.")
+        if not isinstance(item["shape"], list) or not all(_is_index(size) for size in item["shape"]):
+            raise PlanError(f"inputs of a plan must have whole numbers as shape, found {item['shape']!r}.")
+    for item in values["rewrites"]:
+        if not isinstance(item, dict) or not {"op", "module", "source"} <= item.keys():
+            raise PlanError(f"rewrites of a plan must have 'op', 'module' and 'source', found {item!r}.")
     plan = PruningPlan(
         signature=values["signature"],
         groups=values["groups"],
@@ -95,6 +126,11 @@ def from_json(values: Any) -> PruningPlan:
         raise PlanError(
             f"a plan's hash must match its contents, found {values['hash'][:12]} for {plan.hash[:12]} (rule: hash).",
             hint="make the plan again; its indices were edited",
+        )
+    if content_sha256(values) != values["content_sha256"]:
+        raise PlanError(
+            "a plan must be as it was saved, found one that was edited (rule: content_sha256).",
+            hint="make the plan again",
         )
     return plan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.surgery.nesting import read_nesting
+from edgeprune.surgery.operations import operation
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What a forward with wrong sizes may raise."""
@@ -63,8 +64,8 @@ class ProgramModule(nn.Module):
     """A cut model whose forward is the rewritten program instead of the user's code.
 
     Parameters and buffers have the names of the original model. Unlike ``ExportedProgram.module()`` it has both forms:
-    ``train()`` turns dropout on and lets norms with running statistics use and update those of the batch; the batch is free where the
-    model was captured with a dynamic batch.
+    ``train()`` turns dropout on and lets norms with running statistics use and update those of the batch; the batch is
+    free where the model was captured with a dynamic batch.
 
     Attributes:
         program: The program as JSON values.
@@ -74,10 +75,22 @@ class ProgramModule(nn.Module):
         """Build from a program and the tensors that it names.
 
         Raises:
-            PlanError: If the program names an operation that this version of torch does not have, or a tensor is missing.
+            PlanError: If the program is damaged, names an operation that this version of torch does not have or that a
+                program may not name, or a tensor is missing.
         """
         super().__init__()
         self.program = program
+        try:
+            self._build(program, tensors)
+        except PlanError:
+            raise
+        except FORWARD_ERRORS as error:
+            raise PlanError(
+                f"a program must be complete, found one that cannot be read ({type(error).__name__}: {error}).",
+                hint="make the plan again",
+            ) from error
+
+    def _build(self, program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._inputs: list[str] = []
         self._tensors: dict[str, str] = {}
         placed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -97,7 +110,7 @@ class ProgramModule(nn.Module):
             if id(value) not in placed:
                 placed[id(value)] = (value, _parameter(value) if kind == "parameter" else value)
             self._place(target, placed[id(value)][1], kind)
-        self._frame = _Frame(pytree.treespec_loads(program["in_spec"]), pytree.treespec_loads(program["out_spec"]))
+        self._frame = _Frame(read_nesting(program["in_spec"]), read_nesting(program["out_spec"]))
         self._outputs = [_decode(item) for item in program["outputs"]]
         self._steps = _steps(program)
 
@@ -183,24 +196,11 @@ def _steps(program: Mapping[str, Any]) -> list[_Step]:
     stays = set(_names(program["outputs"])) | {item["name"] for item in program["inputs"]}
     steps = []
     for index, node in enumerate(program["nodes"]):
-        function = _function(node["op"])
+        function = operation(node["op"])
         args, kwargs, training = _bound(node["op"], function, node["args"])
         done = tuple(name for name, at in last.items() if at == index and name not in stays)
         steps.append(_Step(node["name"], function, args, kwargs, training, node.get("counter"), done))
     return steps
-
-
-def _function(op: str) -> Callable[..., Any]:
-    """The operation of that name; only ATen and arithmetic on sizes can be named."""
-    family, _, rest = op.partition(".")
-    if family == "operator" and rest in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv"):
-        return cast(Callable[..., Any], getattr(operator, rest))
-    name, _, overload = rest.partition(".")
-    packet = getattr(torch.ops.aten, name, None) if family == "aten" else None
-    found = getattr(packet, overload, None) if packet is not None else None
-    if not isinstance(found, torch._ops.OpOverload):
-        raise PlanError(f"a program may only name operations of ATen that torch {torch.__version__} has, found {op!r}.")
-    return found
 
 
 def _bound(

@@ -6,18 +6,24 @@ import copy
 import json
 import subprocess
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.graph.rules.table import FAMILIES
 from edgeprune.graph.tracing import trace
 from edgeprune.surgery.checking import check
 from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.operations import operation
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
+from edgeprune.surgery.plan_format import content_sha256
 from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.surgery.storage import load, save
 
@@ -190,6 +196,14 @@ def test_saved_models_that_do_not_fit(nets: ModuleType, tmp_path: Path) -> None:
         load(tmp_path / "b", nets.VGG())
 
 
+def _craft(path: Path, change: Callable[[dict[str, Any]], object]) -> PruningPlan:
+    """A plan file whose program someone changed, hash and all."""
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps({**values, "content_sha256": content_sha256(values)}))
+    return PruningPlan.load(path)
+
+
 @pytest.mark.parametrize(
     "op", ["os.system", "operator.methodcaller", "aten.__class__.mro", "prims.add.default", "aten.no_such.default"]
 )
@@ -197,11 +211,104 @@ def test_a_program_can_only_name_aten_operations(nets: ModuleType, tmp_path: Pat
     model = nets.VGG()
     plan = uniform_plan(trace(model, X), 0.5)
     save(apply(model, plan), tmp_path, plan)
-    values = json.loads((tmp_path / "plan.json").read_text())
-    values["program"]["nodes"][1]["op"] = op
-    (tmp_path / "plan.json").write_text(json.dumps(values))
+    _craft(tmp_path / "plan.json", lambda values: values["program"]["nodes"][1].update(op=op))
     with pytest.raises(PlanError, match="a program may only name operations of ATen"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        "aten.from_file.default",
+        "aten._print.default",
+        "aten.set_.source_Tensor",
+        "aten._cufft_clear_plan_cache.default",
+    ],
+)
+def test_a_program_can_only_name_operations_that_compute(op: str) -> None:
+    with pytest.raises(PlanError, match=f"a program may only name operations that compute on tensors, found '{op}'"):
+        operation(op)
+
+
+def test_a_program_may_name_every_operation_that_has_a_rule() -> None:
+    for family in FAMILIES:
+        for name in family.TABLE:
+            assert callable(operation(name))
+
+
+def test_a_crafted_plan_cannot_write_files(nets: ModuleType, tmp_path: Path) -> None:
+    model = nets.OptionA()
+    target = tmp_path / "made by a plan"
+    uniform_plan(trace(model, X), 0.5).save(tmp_path / "plan.json")
+    node = {
+        "name": "x",
+        "op": "aten.from_file.default",
+        "args": {"filename": str(target), "shared": True, "size": 16, "dtype": {"dtype": "float32"}},
+    }
+    plan = _craft(tmp_path / "plan.json", lambda values: values["program"]["nodes"].insert(0, node))
+    with pytest.raises(PlanError, match=r"operations that compute on tensors, found 'aten\.from_file\.default'"):
+        apply(model, plan)
+    assert not target.exists()
+
+
+def test_a_crafted_plan_cannot_import_modules(
+    nets: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nets.OptionA()
+    (tmp_path / "imported_by_a_plan.py").write_text("class Nest:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    uniform_plan(trace(model, X), 0.5).save(tmp_path / "plan.json")
+    spec = json.dumps([1, {"type": "imported_by_a_plan.Nest", "context": "null", "children_spec": []}])
+    plan = _craft(tmp_path / "plan.json", lambda values: values["program"].update(out_spec=spec))
+    with pytest.raises(PlanError, match=r"must be tuples, lists and dicts of tensors, found imported_by_a_plan\.Nest"):
+        apply(model, plan)
+    assert "imported_by_a_plan" not in sys.modules
+
+
+@pytest.mark.parametrize("field", ["inputs", "nodes", "outputs", "in_spec", "out_spec"])
+def test_a_damaged_program_is_a_plan_error(nets: ModuleType, tmp_path: Path, field: str) -> None:
+    model = nets.OptionA()
+    uniform_plan(trace(model, X), 0.5).save(tmp_path / "plan.json")
+    plan = _craft(tmp_path / "plan.json", lambda values: values["program"].pop(field))
+    with pytest.raises(PlanError, match="a program must be complete, found one that cannot be read"):
+        apply(model, plan)
+
+
+def test_attributes_of_modules_that_are_not_there_are_refused(nets: ModuleType, tmp_path: Path) -> None:
+    model = nets.ResNet()
+    uniform_plan(trace(model, X), 0.5).save(tmp_path / "plan.json")
+    plan = _craft(tmp_path / "plan.json", lambda values: values["attributes"].update({"layer9": {"groups": 1}}))
+    with pytest.raises(PlanError, match=r"must change attributes that 'layer9' has \(groups\), found no such module"):
+        apply(model, plan)
+    plan = _craft(tmp_path / "plan.json", lambda values: values.update(attributes={"fc": {"groups": 1}}))
+    with pytest.raises(PlanError, match=r"must change attributes that 'fc' has \(groups\), found groups"):
+        apply(model, plan)
+
+
+class Nested(nn.Module):
+    """Takes a dict and gives an ordered one, a list and a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, images: dict[str, torch.Tensor], scale: torch.Tensor) -> Any:
+        x = self.b(self.a(images["left"] + images["right"]).reshape(-1, 8, 16, 16))
+        return OrderedDict(out=x, other=[x * scale, (x.mean(),)])
+
+
+def test_nested_inputs_and_outputs_survive_a_written_program() -> None:
+    model = Nested()
+    inputs = {"images": {"left": X, "right": X + 1}, "scale": torch.ones(1)}
+    plan = uniform_plan(trace(model, inputs), 0.5)
+    pruned = apply(model, plan).eval()
+    assert isinstance(pruned, ProgramModule)
+    found = pruned(**inputs)
+    assert type(found) is OrderedDict
+    assert list(found) == ["out", "other"]
+    assert isinstance(found["other"], list)
+    assert isinstance(found["other"][1], tuple)
+    assert check(model, plan, inputs) < 1e-9
 
 
 def test_a_plan_applies_where_nothing_can_be_traced(nets: ModuleType, tmp_path: Path) -> None:

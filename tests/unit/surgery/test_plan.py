@@ -119,6 +119,26 @@ def _bad_attribute(values: dict[str, Any]) -> None:
     values["attributes"]["reduce.0"]["out_channels"] = "8"
 
 
+def _other_attribute(values: dict[str, Any]) -> None:
+    values["attributes"]["reduce.0"]["training"] = 1
+
+
+def _edited_attribute(values: dict[str, Any]) -> None:
+    values["attributes"]["reduce.0"]["groups"] = 8
+
+
+def _edited_program(values: dict[str, Any]) -> None:
+    values["program"]["nodes"][0]["args"]["stride"] = [2, 2]
+
+
+def _edited_input(values: dict[str, Any]) -> None:
+    values["inputs"][0]["shape"] = "1"
+
+
+def _edited_rewrite(values: dict[str, Any]) -> None:
+    values["rewrites"].append({})
+
+
 BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_duplicate, "indices of axis 0 of 'reduce.0.weight' (group 'reduce.0') must be ascending and named once"),
     (_out_of_range, "indices of axis 0 of 'reduce.0.weight' (group 'reduce.0') must lie in [0, 16), found 99"),
@@ -128,6 +148,11 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_newer, "a plan must have schema 1 or older, found 2. Try: pip install --upgrade edgeprune"),
     (_unknown_field, "a plan must have exactly the fields of schema 1, found missing=[] unknown=['extra']"),
     (_bad_attribute, "attributes of module 'reduce.0' must be whole numbers"),
+    (_other_attribute, "attributes of module 'reduce.0' must be among in_features"),
+    (_edited_attribute, "a plan must be as it was saved, found one that was edited (rule: content_sha256)."),
+    (_edited_program, "a plan must be as it was saved, found one that was edited (rule: content_sha256)."),
+    (_edited_input, "inputs of a plan must have whole numbers as shape, found '1'"),
+    (_edited_rewrite, "rewrites of a plan must have 'op', 'module' and 'source', found {}"),
 ]
 
 
