@@ -51,8 +51,9 @@ class Kernel:
         op: The runtime's own operation, domain first where it has one, e.g. ``"nchwc.Conv"``, ``"FusedConv"``, ``"Gemm"``.
         family: What the predictor regresses together: ``conv``, ``gemm``, ``pool``, ``reduce``, ``elementwise``,
             ``layout``, ``concat``, ``other``.
-        inputs: Logical shapes (unpadded) of the data inputs; weights are told by `attributes`.
-        output: Logical shape of the output.
+        inputs: Shapes of the data inputs as the runtime holds them: channels of blocked operations are padded to whole
+            blocks. Weights are told by `attributes`.
+        output: Shape of the output, padded likewise.
         attributes: Sorted (name, value) pairs: for ``conv`` at least ``kernel``, ``stride``, ``pads``, ``dilation``,
             ``groups``, ``activation``, ``residual``, ``bias``; for ``gemm`` ``bias``, ``trans_b``.
         precision: Arithmetic precision.

@@ -30,13 +30,13 @@ SAME_SET_BYTES = 4096
 
 UNITS: Mapping[str, str] = {
     "log_macs": "log multiply-accumulates",
-    "log_work": "log multiply-accumulates, channels padded as the layout pads them",
+    "log_work": "log multiply-accumulates, output channels padded to whole vectors",
     "log_work_16": "log multiply-accumulates, channels padded to 16",
     "log_work_64": "log multiply-accumulates, output channels padded to 64",
     "log_bytes_in": "log bytes",
     "log_bytes_out": "log bytes",
     "log_bytes_weights": "log bytes",
-    "log_bytes": "log bytes, all tensors padded as the layout pads them",
+    "log_bytes": "log bytes of all tensors",
     "log_intensity": "log multiply-accumulates per byte",
     "log_footprint_l1": "log bytes per byte of first-level cache",
     "log_footprint_l2": "log bytes per byte of second-level cache",
@@ -101,8 +101,8 @@ class FeatureMatrix:
 
     Attributes:
         values: Shape (kernels, len(`UNITS`) + len(`ops`)); units as in `UNITS`.
-        work: Shape (kernels,): padded multiply-accumulates, or elements touched where nothing is multiplied.
-        traffic: Shape (kernels,): padded bytes of inputs, outputs and weights.
+        work: Shape (kernels,): multiply-accumulates of whole vectors, or elements touched where nothing is multiplied.
+        traffic: Shape (kernels,): bytes of inputs, outputs and weights.
         slow_traffic: Shape (kernels,): bytes that cost more than others: the unfolded input that a convolution without
             blocked layout writes, and a layout change between planes that fall into the same cache sets.
         ops: Operations with a 0-or-1 column.
@@ -141,14 +141,10 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
     (stride, dilation, groups, depthwise, residual, activation, bias, operands, size, blocked, family) = raw[10:]
     lanes = machine.vector_bits / 32
     is_conv, is_gemm = family == 1, family == 2
-    wide = blocked * (cin >= lanes)  # A blocked convolution reads fewer input channels than a block as they are.
-    ratio_in = np.where(wide, _padded(cin, lanes) / cin, 1.0)
-    ratio_out = np.where(blocked > 0, _padded(cout, lanes) / cout, 1.0)
-    work_ratio_out = np.where((blocked > 0) | is_conv | is_gemm, _padded(cout, lanes) / cout, 1.0)
-    work = macs * np.where(depthwise > 0, 1.0, ratio_in) * work_ratio_out
-    weights = elements_weights * size * np.where(depthwise > 0, 1.0, ratio_in) * ratio_out
-    bytes_in, bytes_out = elements_in * size * ratio_in, elements_out * size * ratio_out
-    traffic = bytes_in + bytes_out + weights
+    # Whole vectors of output channels are computed, whatever the layout; blocked kernels come with padded shapes.
+    work = macs * np.where(is_conv | is_gemm, _padded(cout, lanes) / cout, 1.0)
+    weights = elements_weights * size
+    traffic = (elements_in + elements_out) * size + weights
     columns: dict[str, Floats] = {
         "log_macs": np.log(macs),
         "log_work": np.log(work),

@@ -163,7 +163,8 @@ class LatencyTable:
     def merge(self, other: LatencyTable) -> LatencyTable:
         """Rows of both tables.
 
-        What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name.
+        What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name. The
+        header is this table's, but ``flags`` and ``unsupported`` are those of both.
 
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
@@ -189,6 +190,9 @@ class LatencyTable:
                 row = {**known, **{name: getattr(both, name) for name in both.__dataclass_fields__}}
             rows[row["kind"], row["key"]] = row
         header = {**other.header, **self.header}
+        for name in ("flags", "unsupported"):
+            if name in header:
+                header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
         header["merged"] = [*self.header.get("merged", [self.hash]), *other.header.get("merged", [other.hash])]
         return LatencyTable(header, rows.values())
 
@@ -240,6 +244,13 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} in the header of a latency table must be {expected}, found {clean.get(name)!r}."
             )
     return clean
+
+
+def _united(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of both; lists are joined, of other values mine stand."""
+    both = {**theirs, **mine}
+    lists = [name for name in both if isinstance(mine.get(name), list) and isinstance(theirs.get(name), list)]
+    return {**both, **{name: sorted({*mine[name], *theirs[name]}) for name in lists}}
 
 
 def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,6 +154,17 @@ def test_merging_keeps_the_rounds_of_both_runs() -> None:
     assert first.merge(first) is first
 
 
+def test_merging_keeps_what_either_run_doubted() -> None:
+    doubts = {"flags": {"drifted": ["a", "b"], "preempted": ["c"]}, "unsupported": {"x": "no"}}
+    more = {"flags": {"drifted": ["b", "d"], "unstable": ["e"]}, "unsupported": {"y": "neither"}}
+    first = LatencyTable.from_rows({**HEADER, **doubts}, rows()[:2])
+    both = first.merge(LatencyTable.from_rows({**HEADER, **more}, rows()[2:]))
+    assert both.header["flags"] == {"drifted": ["a", "b", "d"], "preempted": ["c"], "unstable": ["e"]}
+    assert both.header["unsupported"] == {"x": "no", "y": "neither"}
+    plain = LatencyTable.from_rows(HEADER, rows()[2:])
+    assert first.merge(plain).header["flags"] == plain.merge(first).header["flags"] == doubts["flags"]
+
+
 def test_merging_networks_of_one_name_but_other_kernels_keeps_both() -> None:
     first = LatencyTable.from_rows(HEADER, rows())
     other = LatencyTable.from_rows(HEADER, [network_row("net", [relu(8)], timing(0.1))])
