@@ -17,8 +17,10 @@ from edgeprune.cli.options import (
     SeedOption,
     VerboseOption,
     WeightsOption,
+    given,
 )
 from edgeprune.errors import ConfigError
+from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +119,12 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
             progress=progress.told,
             **extras,
         )
-    flags: list[object] = ["--latency", record.budget]
-    if dense is not None:
-        flags += ["--reference", dense]
-    following = command_line("edgeprune", "deploy", out, "--board", record.board or "local", *flags)
+    # A share of the dense latency can only be checked against the dense model.
+    checkable = dense is not None or Budget.parse(record.budget).latency_ratio is None
+    following = command_line(
+        *("edgeprune", "deploy", out, "--board", record.board),
+        *given(threads=record.threads, latency=record.budget if checkable else None, reference=dense),
+    )
     _finish(output, artifact, following, more)
 
 

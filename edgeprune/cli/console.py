@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 _state: dict[str, str | None] = {"step": None}
 
 
+_reserved: dict[str, int] = {}
+
+
 def reserve_stdout() -> None:
-    """Keep standard output for the one JSON object: whatever else is printed goes to standard error."""
+    """Keep standard output for the one JSON object: whatever else is printed goes to standard error.
+
+    That holds for native libraries and child processes too, which know descriptor 1 and not `sys.stdout`.
+    """
     sys.stdout = sys.stderr
-
-
-def _real_stdout() -> TextIO:
-    return sys.__stdout__ if sys.__stdout__ is not None else sys.stdout
+    with suppress(OSError):  # closed by whoever started us
+        _reserved["descriptor"] = os.dup(1)
+        os.dup2(2, 1)
 
 
 def current_step() -> str | None:
@@ -42,10 +48,15 @@ def report_error(
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """Write one JSON object to the real standard output."""
-    stream = _real_stdout()
-    stream.write(json.dumps(data, indent=2, default=_plain) + "\n")
-    stream.flush()
+    """Write one JSON object to the real standard output; what JSON has no number for (NaN, infinity) becomes null."""
+    finite = json.loads(json.dumps(data, default=_plain), parse_constant=lambda _: None)
+    text = json.dumps(finite, indent=2, allow_nan=False) + "\n"
+    if "descriptor" in _reserved:
+        with open(_reserved["descriptor"], "w", encoding="utf-8", closefd=False) as stream:
+            stream.write(text)
+    else:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _plain(value: Any) -> Any:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption
+from edgeprune.cli.record import DEPLOYMENT_SUFFIX
+from edgeprune.files import write_text
 from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     from edgeprune.deployment.deploying import Deployment
+
+_log = logging.getLogger("edgeprune.cli.deploy")
 
 
 def deploy(
@@ -46,8 +50,9 @@ def deploy(
     output = Output(json_output)
     budget = None if latency is None else Budget.parse(latency)
     with output.step(f"deploy to {board}") as progress:
+        loaded = edgeprune.Artifact.load(artifact)
         done = edgeprune.deploy(
-            artifact,
+            loaded,
             board,
             budget_ms=None if budget is None else budget.latency_ms,
             budget_ratio=None if budget is None else budget.latency_ratio,
@@ -60,10 +65,17 @@ def deploy(
             progress=progress.staged,
         )
     output.table("", ["checked on the board", "result"], _rows(done))
-    record = artifact.absolute().parent / f"{artifact.absolute().name}.deployment.json"
-    data = {**asdict(done), "budget": None if budget is None else str(budget)}
-    _write(record, data)
-    output.wrote(record, "what was checked and measured")
+    record = artifact.absolute().parent / f"{artifact.absolute().name}{DEPLOYMENT_SUFFIX}"
+    data = {
+        **asdict(done),
+        "budget": None if budget is None else str(budget),
+        "plan_hash": loaded.manifest.plan_hash,
+    }
+    try:
+        write_text(record, json.dumps(data, indent=2, default=str) + "\n")
+        output.wrote(record, "what was checked and measured")
+    except OSError as error:  # the board runs the release all the same
+        _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
     output.finish(data, next_command=command_line("edgeprune", "status", "--board", board))
 
 
@@ -79,12 +91,3 @@ def _rows(done: Deployment) -> list[list[str]]:
     rows.append(["sent", f"{done.bytes_sent / 1e6:.2f} MB"])
     rows.append(["former release", done.previous or "none"])
     return rows
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption
+from edgeprune.errors import ConfigError
 
 _COLUMNS = (
     ("family", "family"),
@@ -36,6 +37,9 @@ def fit(
     import edgeprune
 
     output = Output(json_output)
+    target = out if out is not None else table.with_suffix(".json")
+    if target.suffix != ".json":  # the table is copied beside the settings, and must not be written over
+        raise ConfigError(f"--out must be a .json file, found {target}.", hint=f"--out {target.with_suffix('.json')}")
     with output.step("fit"):
         predictor = edgeprune.fit(edgeprune.LatencyTable.load(table), seed=seed, level=level)
         report = predictor.report()
@@ -46,7 +50,6 @@ def fit(
         [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
     )
     output.say(report.summary())
-    target = out if out is not None else table.with_suffix(".json")
     target.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(predictor.save(target), "predictor settings; the table lies beside them")
     output.finish(

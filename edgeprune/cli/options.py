@@ -39,3 +39,8 @@ def input_flags(specs: list[str] | None, file: Path | None) -> list[str]:
     """The options that give the same example inputs again, for the command that is printed as the next one."""
     flags = [word for text in specs or () for word in ("--input", text)]
     return flags if file is None else [*flags, "--inputs", str(file)]
+
+
+def given(**options: object) -> list[object]:
+    """``--name value`` of the options that are not None, for the command that is printed as the next one."""
+    return [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]

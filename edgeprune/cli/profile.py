@@ -19,6 +19,7 @@ from edgeprune.cli.options import (
     ThreadsOption,
     VerboseOption,
     WeightsOption,
+    given,
     input_flags,
 )
 
@@ -85,11 +86,8 @@ def profile(
             "unsupported": header["unsupported"],
         },
         next_command=command_line(
-            "edgeprune", "prune", model, *input_flags(input_, inputs), "--table", out, "--latency", "50%"
-        )
-        if weights is None
-        else command_line(
-            *("edgeprune", "prune", model, *input_flags(input_, inputs), "--weights", weights),
-            *("--table", out, "--latency", "50%"),
+            *("edgeprune", "prune", model, *input_flags(input_, inputs)),
+            *given(weights=weights, seed=seed or None, backend=backend if backend != "onnxruntime" else None),
+            *("--table", out, "--latency", "50%", "--board", board),
         ),
     )

@@ -19,6 +19,7 @@ from edgeprune.cli.options import (
     SeedOption,
     VerboseOption,
     WeightsOption,
+    given,
 )
 from edgeprune.errors import ConfigError
 from edgeprune.spec import Budget, Constraints
@@ -140,7 +141,7 @@ def prune(
                 parameters_before=_parameters(module),
             )
             stored.save(data, folder / stored.FILE_NAME)
-            record = _record(result, predictor, model, weights, seed, kernel_graph.backend.name, latency)
+            record = _record(result, predictor, model, weights, seed, kernel_graph.backend.name, latency, board)
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _tell(output, result, module)
     output.wrote(out / records.PLAN_NAME, "plan")
@@ -159,7 +160,10 @@ def prune(
             "unchanged": result.unchanged,
             "notes": list(result.notes),
         },
-        next_command=command_line("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
+        next_command=command_line(
+            *("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
+            *given(seed=seed or None),
+        ),
     )
 
 
@@ -189,7 +193,14 @@ def _parameters(module: torch.nn.Module) -> int:
 
 
 def _record(
-    result: Result, predictor: Predictor, model: str, weights: Path | None, seed: int, backend: str, latency: str
+    result: Result,
+    predictor: Predictor,
+    model: str,
+    weights: Path | None,
+    seed: int,
+    backend: str,
+    latency: str,
+    board: str,
 ) -> PruningRecord:
     from edgeprune.cli.record import PruningRecord, absolute_reference
     from edgeprune.report.pruning import threads
@@ -209,7 +220,8 @@ def _record(
         predicted_ms=result.predicted_ms,
         dense_ms=None if checked is None else checked.dense_ms,
         measured_ms=result.measured_ms,
-        board=None if checked is None else checked.board,
+        board=header["board"] if board == "none" else board,
+        threads=header["threads"],
         conditions=""
         if checked is None
         else f"measured on {checked.board} ({cpu}, {header['runtime']}, {threads(header['threads'])})",

@@ -20,6 +20,8 @@ FILE_NAME = "prune.json"
 INPUTS_NAME = "inputs.npz"
 MODEL_FOLDER = "model"
 PLAN_NAME = "plan.json"
+REPORT_NAME = "report.html"
+DEPLOYMENT_SUFFIX = ".deployment.json"
 
 
 class PruningRecord(BaseModel):
@@ -38,7 +40,8 @@ class PruningRecord(BaseModel):
         predicted_ms: Predicted latency of the pruned model, milliseconds.
         dense_ms: Measured latency of the dense model, milliseconds.
         measured_ms: Measured latency of the pruned model, milliseconds.
-        board: Board of those measurements, None without one.
+        board: Board of those measurements; without them the one that the latency table was measured on.
+        threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
         plan_hash: Hash of the plan.
     """
@@ -56,7 +59,8 @@ class PruningRecord(BaseModel):
     predicted_ms: float
     dense_ms: float | None
     measured_ms: float | None
-    board: str | None
+    board: str
+    threads: int
     conditions: str
     plan_hash: str
 
@@ -124,6 +128,8 @@ def check_out(out: Path) -> None:
 def staged(out: Path) -> Iterator[Path]:
     """A folder whose contents appear in `out` when the block ends well, the record last; nothing appears otherwise.
 
+    Reports and deployments of the run that was in `out` before go: they are about another plan.
+
     Raises:
         ConfigError: `out` is a file, or a folder of something else.
     """
@@ -135,6 +141,8 @@ def staged(out: Path) -> Iterator[Path]:
         out.mkdir(exist_ok=True)
         # Without its record a folder is no finished run: it goes first and comes last.
         (out / FILE_NAME).unlink(missing_ok=True)
+        for stale in (out / REPORT_NAME, *out.glob(f"*{DEPLOYMENT_SUFFIX}")):
+            stale.unlink(missing_ok=True)
         for entry in sorted(partial.iterdir(), key=lambda path: path.name == FILE_NAME):
             target = out / entry.name
             if target.is_dir():

@@ -10,6 +10,7 @@ import typer
 
 from edgeprune.cli.console import Output
 from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.cli.record import DEPLOYMENT_SUFFIX, REPORT_NAME
 from edgeprune.errors import ConfigError
 
 
@@ -25,16 +26,20 @@ def report(
 
     output = Output(json_output)
     data = stored.load(folder / stored.FILE_NAME)
-    found = sorted(folder.glob("*.deployment.json"), key=lambda path: path.stat().st_mtime)
-    for path in found[-1:]:
+    deployed = None
+    for path in sorted(folder.glob(f"*{DEPLOYMENT_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            data = pruning.with_deployment(data, json.loads(path.read_text(encoding="utf-8")))
+            deployment = json.loads(path.read_text(encoding="utf-8"))
+            # Of the dense model, or of another run, it says nothing about this plan.
+            if deployment["plan_hash"] == data.hashes["plan"]:
+                data, deployed = pruning.with_deployment(data, deployment), path
+                break
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} must be written by edgeprune deploy, it is not valid.") from error
-    target = out if out is not None else folder / "report.html"
+    target = out if out is not None else folder / REPORT_NAME
     with output.step("write the report"):
         page.write(data, target)
     output.wrote(target, "report")
     if open_:
         typer.launch(target.resolve().as_uri())
-    output.finish({"report": str(target), "deployment": str(found[-1]) if found else None})
+    output.finish({"report": str(target), "deployment": None if deployed is None else str(deployed)})

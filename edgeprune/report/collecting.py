@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.report.data import FrozenGroup, GroupChoice, Layer, Prediction, Staircase
 
 if TYPE_CHECKING:
-    from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
     from edgeprune.latency.fit_report import FitReport
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -23,7 +23,6 @@ LAYER_SOURCE = (
     "the latency of the whole network, which is calibrated."
 )
 MOST_STAIRCASES = 6
-_FEWEST_POINTS = 2
 _ERROR_COLUMNS = (
     ("n", "measured"),
     ("median_error_percent", "median error, %"),
@@ -73,7 +72,7 @@ def staircases(
     """Latency of the kernel that makes a group's channels, over that group's width; all other groups dense.
 
     The kernels are swept as the runtime would run them, layout changes included; a point is *measured* where the table holds
-    that very kernel. Groups whose kernels cost most come first, among those with measured points.
+    that very kernel. Groups whose dense kernels cost most come first; only those that are shown are swept.
 
     Args:
         kernel_graph: The lowered model.
@@ -87,34 +86,39 @@ def staircases(
     names = LayerNames(graph)
     dense = graph.widths()
     measured = {key: measurement.median_ms for key, measurement in predictor.table.measurements.items()}
-    found: list[tuple[bool, float, Staircase]] = []
-    for group in graph.groups:
-        swept: dict[int, Kernel] = {}
-        for width in range(1, group.size + 1):
-            kernels = kernel_graph.at({**dense, group.name: width})
-            made = [
-                at for at, node in enumerate(names.contractions(kernels)) if node is not None and node in group.nodes
-            ]
-            if made:
-                swept[width] = kernels[made[0]]
-        if group.size not in swept:
-            continue
+
+    def maker(group: ChannelGroup, kernels: Sequence[Kernel]) -> Kernel | None:
+        made = zip(kernels, names.contractions(kernels), strict=True)
+        return next((kernel for kernel, node in made if node is not None and node in group.nodes), None)
+
+    kernels = kernel_graph.at(dense)
+    makers = [(group, kernel) for group in graph.groups if (kernel := maker(group, kernels)) is not None]
+    costs = predictor.kernel_ms([kernel for _, kernel in makers]).tolist() if makers else []
+    ranked = sorted(zip(costs, makers, strict=True), key=lambda entry: entry[0], reverse=True)
+    found = []
+    for _, (group, widest_kernel) in ranked[:most]:
+        swept = {group.size: widest_kernel}
+        for width in range(1, group.size):
+            kernel = maker(group, kernel_graph.at({**dense, group.name: width}))
+            if kernel is not None:
+                swept[width] = kernel
+        swept = dict(sorted(swept.items()))
         times = predictor.kernel_ms(list(swept.values())).tolist()
         # Widths on one step of the stairs may run one and the same kernel, padded: it is shown once, at the widest.
         widest = {kernel.key: width for width, kernel in swept.items()}
         points = {width: measured[key] for key, width in widest.items() if key in measured}
-        staircase = Staircase(
-            title=f"{group.name} · {describe_kernel(swept[group.size])}",
-            x_title=f"units kept of {group.name}",
-            widths=tuple(sorted(points)),
-            measured_ms=tuple(points[width] for width in sorted(points)),
-            predicted=tuple(zip(swept, times, strict=True)),
-            dense=group.size,
-            chosen=chosen.get(group.name, group.size),
+        found.append(
+            Staircase(
+                title=f"{group.name} · {describe_kernel(swept[group.size])}",
+                x_title=f"units kept of {group.name}",
+                widths=tuple(sorted(points)),
+                measured_ms=tuple(points[width] for width in sorted(points)),
+                predicted=tuple(zip(swept, times, strict=True)),
+                dense=group.size,
+                chosen=chosen.get(group.name, group.size),
+            )
         )
-        found.append((len(points) >= _FEWEST_POINTS, max(times), staircase))
-    found.sort(key=lambda entry: entry[:2], reverse=True)
-    return tuple(staircase for _, _, staircase in found[:most])
+    return tuple(found)
 
 
 def layers(kernel_graph: KernelGraph, predictor: Predictor, before: Widths, after: Widths) -> tuple[Layer, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from edgeprune.files import write_text
 from edgeprune.report import charts
 from edgeprune.report.data import ReportData
 
@@ -36,12 +36,7 @@ def render(data: ReportData) -> str:
 def write(data: ReportData, path: Path) -> Path:
     """Write the page whole or not at all; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(render(data), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, render(data))
     return path
 
 

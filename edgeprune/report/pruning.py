@@ -47,7 +47,9 @@ def from_result(
     report = predictor.report()
     return ReportData(
         title=title,
-        provenance=f"measured on {device}",
+        provenance=f"measured on {device}"
+        if result.measured_ms is not None
+        else f"predicted from a table measured on {device}",
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         cards=(
             _latency_card(result, budget),
@@ -139,11 +141,8 @@ def _candidates(result: Result, parameters_before: int, parameters_after: int) -
     lead = next(iter(result.metrics_before), None)
     before = None if lead is None else result.metrics_before[lead]
     after = None if lead is None else result.metrics_after[lead]
-    if checked is None:
-        return (
-            Candidate("dense", None, None, before, parameters_before),
-            Candidate("pruned", None, None, after, parameters_after),
-        )
+    if checked is None:  # nothing was timed side by side; the cards hold metrics and parameters
+        return ()
     return (
         Candidate("dense", checked.dense_ms, 1.0, before, parameters_before),
         Candidate("pruned", checked.pruned_ms, checked.ratio, after, parameters_after),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from edgeprune.errors import ConfigError
+from edgeprune.files import write_text
 from edgeprune.report.data import ReportData
 
 SCHEMA = 1
@@ -18,12 +18,7 @@ def save(data: ReportData, path: Path) -> Path:
     from pydantic import TypeAdapter
 
     document = {"schema": SCHEMA, "report": TypeAdapter(ReportData).dump_python(data, mode="json")}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
 
 

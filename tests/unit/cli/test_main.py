@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.cli.commands import VERBS
+from edgeprune.cli.console import print_json
 
 COMMAND = [sys.executable, "-m", "edgeprune"]
 
@@ -54,6 +55,7 @@ def model_file(tmp_path: Path) -> Path:
         "def chatty():\n"
         "    import logging, warnings\n"
         "    print('hello from the factory')\n"
+        "    os.system('echo hello from a child process')\n"
         "    warnings.warn('a warning of a library')\n"
         "    logging.getLogger('some.library').warning('a log line of a library')\n"
         "    return build()\n"
@@ -130,10 +132,15 @@ def test_errors_are_an_object_on_stdout_with_json(tmp_path: Path) -> None:
     assert usage["error"] == "UsageError"
 
 
+def test_json_holds_null_where_a_figure_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("nan"), "b": [float("-inf"), 1.5]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": None, "b": [None, 1.5]}
+
+
 def test_what_libraries_and_the_user_code_say_stays_out_of_the_way(model_file: Path, tmp_path: Path) -> None:
     silent = run("explain", f"{model_file}:chatty", "--input", "x=1x4", "--json", cwd=tmp_path)
     assert json.loads(silent.stdout)["groups"]
-    assert silent.stderr.splitlines() == ["hello from the factory"]
+    assert silent.stderr.splitlines() == ["hello from the factory", "hello from a child process"]
     loud = run("explain", f"{model_file}:chatty", "--input", "x=1x4", "--verbose", cwd=tmp_path)
     assert "hello from the factory" in loud.stdout
     assert "a warning of a library" in loud.stderr
@@ -172,8 +179,9 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line_and_exit_130(
     assert err.startswith("interrupted")
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    process = subprocess.Popen([*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("arguments", [["--help"], ["device", "list", "--json"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()

@@ -102,6 +102,7 @@ def table(edgeprune: Run, folder: Path) -> Path:
     assert answer["kernels"] > 0
     assert answer["dense_ms"] > 0
     assert "prune net.py:build" in answer["next"]
+    assert answer["next"].endswith("--latency 50% --board local")
     assert [path.name for path in (folder / "tables").iterdir()] == ["table.parquet"], "no journal is left behind"
     return folder / "tables" / "table.parquet"
 
@@ -110,13 +111,16 @@ def table(edgeprune: Run, folder: Path) -> Path:
 def pruned(edgeprune: Run, folder: Path, table: Path) -> dict[str, Any]:
     return succeed(
         edgeprune(
-            *("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--task", "task.py:colors"),
+            *("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "75%", "--task", "task.py:colors"),
             *("--epochs", "1", "--keep", "first", "--out", "pruned", "--json"),
         )
     )
 
 
 def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Path, pruned: dict[str, Any]) -> None:
+    measured = table.read_bytes()
+    fail(edgeprune("fit", str(table), "--out", str(table)), 2, "--out must be a .json file", "table.json")
+    assert table.read_bytes() == measured
     fitted = succeed(edgeprune("fit", str(table), "--json"))
     assert (folder / "tables" / "table.json").is_file()
     assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
@@ -131,7 +135,10 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     compiled = succeed(edgeprune("compile", "pruned", "--out", "pruned/artifact", "--dense", "pruned/dense", "--json"))
     manifest = json.loads((folder / "pruned" / "artifact" / "manifest.json").read_text())
     assert manifest["plan_hash"] == pruned["plan_hash"]
-    assert "deploy pruned/artifact" in compiled["next"]
+    deploy = "edgeprune deploy pruned/artifact --board local --threads 1"
+    assert compiled["next"] == f"{deploy} --latency 75% --reference pruned/dense"
+    alone = succeed(edgeprune("compile", "pruned", "--out", "pruned/artifact", "--json"))
+    assert alone["next"] == deploy, "a share of the dense latency cannot be checked without the dense model"
 
     first = succeed(edgeprune("deploy", "pruned/dense", "--rounds", "3", "--json"))
     assert first["changed"] is True
@@ -140,18 +147,29 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     assert second["previous"] == first["release"]
     assert succeed(edgeprune("status", "--json"))["current"]["folder"] == second["release"]
 
+    (folder / "pruned" / "dense.deployment.json").touch()  # the newest, but not of this plan
     report = succeed(edgeprune("report", "pruned", "--out", "page.html", "--json"))
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert report["deployment"] == "pruned/artifact.deployment.json"
     assert second["release"] in page
     assert pruned["plan_hash"] in page
+    assert "predicted from a table measured on local" in page, "prune was not given a board"
+    assert "between engines that ran interleaved" not in page
 
     back = succeed(edgeprune("rollback", "--json"))
     assert back["current"]["folder"] == first["release"]
 
+    record = folder / "pruned" / "dense.deployment.json"
+    record.unlink()
+    record.mkdir()
+    unkept = edgeprune("deploy", "pruned/dense", "--rounds", "3")
+    record.rmdir()
+    assert unkept.returncode == 0, "the board runs it, whatever became of the record"
+    assert unkept.stderr.startswith("warning: what was checked and measured could not be kept in ")
+
 
 def test_without_a_task_it_says_that_accuracy_was_not_measured(edgeprune: Run, table: Path) -> None:
-    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--out", "free")
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "75%", "--out", "free")
     assert result.returncode == 0, result.stderr
     assert "Accuracy was not measured" in result.stdout
     assert "next: edgeprune compile free" in result.stdout
@@ -188,7 +206,7 @@ def test_an_output_folder_of_something_else_is_left_alone(edgeprune: Run, folder
     other = folder / "precious"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
-    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "60%", "--out", "precious")
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "75%", "--out", "precious")
     fail(result, 2, "must be empty or hold an earlier run")
     assert (other / "thesis.txt").read_text() == "years of work"
 

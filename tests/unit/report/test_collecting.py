@@ -105,7 +105,9 @@ def test_staircases_show_each_kernel_at_most_once_and_mark_the_widths(
         assert staircase.predicted[-1][1] == pytest.approx(max(steps), rel=0.5)
     chosen = {staircase.title.split(" · ")[0]: staircase.chosen for staircase in found}
     assert chosen["block.conv1"] == 16
-    assert len(collecting.staircases(kernel_graph, predictor, {}, most=1)) == 1
+    dense_ms = [staircase.predicted[-1][1] for staircase in found]
+    assert dense_ms == sorted(dense_ms, reverse=True)
+    assert [one.title for one in collecting.staircases(kernel_graph, predictor, {}, most=1)] == [found[0].title]
 
 
 def test_held_out_predictions_are_those_of_the_error_table(predictor: Predictor) -> None:
