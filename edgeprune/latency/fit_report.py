@@ -71,14 +71,20 @@ class FitReport:
         return "; ".join(parts)
 
 
-def make_report(predictor: Predictor, models: Iterable[FamilyModel], network_residuals: Sequence[float]) -> FitReport:
+def make_report(
+    predictor: Predictor,
+    models: Iterable[FamilyModel],
+    network_residuals: Sequence[float],
+    network_shares: Sequence[float],
+) -> FitReport:
     """Report of a fitted predictor."""
     level = predictor.settings.level
     timed = predictor.table.measurements
     families = sorted((_family_row(model, timed, level) for model in models), key=lambda row: -row["n"])
     used = {network.name for network in predictor.calibrated_on}
     left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
-    return FitReport(tuple(families), _end_to_end_row(predictor, network_residuals, level), level, left_out)
+    total = _end_to_end_row(predictor, network_residuals, network_shares, level)
+    return FitReport(tuple(families), total, level, left_out)
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:
@@ -95,7 +101,9 @@ def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float)
     }
 
 
-def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: float) -> dict[str, Any] | None:
+def _end_to_end_row(
+    predictor: Predictor, residuals: Sequence[float], shares: Sequence[float], level: float
+) -> dict[str, Any] | None:
     networks = predictor.calibrated_on
     if not networks:
         return None
@@ -103,12 +111,11 @@ def _end_to_end_row(predictor: Predictor, residuals: Sequence[float], level: flo
     sums = np.array([float(predictor.kernel_ms(kernels).sum()) for kernels in listed])
     measured = np.array([network.measurement.median_ms for network in networks])
     widths = [math.log(high / ms) for ms, _, high in map(predictor.network, listed)]
-    # Each network is judged by the interval that the others alone would give, and by its own kernels' errors.
-    everyone = network_half_width(residuals, level)
+    # Each network is judged by the interval that the others alone would give.
     inside = []
     for row, residual in enumerate(residuals):
-        others = network_half_width([*residuals[:row], *residuals[row + 1 :]], level)
-        inside.append(abs(residual) <= math.sqrt(max(widths[row] ** 2 - everyone**2, 0.0) + others**2))
+        others = [*residuals[:row], *residuals[row + 1 :]], [*shares[:row], *shares[row + 1 :]]
+        inside.append(abs(residual) <= network_half_width(*others, shares[row], level))
     alone = np.abs(sums / measured - 1)
     return {
         "family": END_TO_END,

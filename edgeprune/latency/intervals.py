@@ -6,7 +6,9 @@ Artificial Intelligence 74, 2015, and Barber, Candès, Ramdas and Tibshirani, "P
 Annals of Statistics 49(1), 2021.
 
 Networks: there are few of them, so a quantile of their residuals would be infinite or a lottery. Their leave-one-out
-residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network. A residual
+residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network. They come from
+sums that hold predicted kernels already, so the error of kernels is not added again: it only says how the scale of one
+network compares with that of the others. A residual
 beyond three robust standard deviations counts as three: one network that was measured while the board was busy must not
 widen the intervals of all.
 """
@@ -29,6 +31,9 @@ UNKNOWN_ROUND_NOISE = 0.03
 
 PRIOR_NETWORKS, PRIOR_NETWORK_SPREAD = 1.0, 0.05
 """What is known of end-to-end errors before any network was measured: one network, 5 % off."""
+
+LEAST_NETWORK_SPREAD = 0.01
+"""Least relative standard deviation of end-to-end errors that do not come from predicted kernels."""
 
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""
@@ -62,18 +67,24 @@ def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> 
     return float(np.mean(np.concatenate(inside)))
 
 
-def network_half_width(residuals: Sequence[float], level: float) -> float:
+def network_half_width(residuals: Sequence[float], shares: Sequence[float], share: float, level: float) -> float:
     """Half-width of a network's calibrated latency.
 
     Args:
         residuals: Leave-one-out log errors of the measured networks; may be empty.
+        shares: Relative standard deviation of each of their sums that comes from predicted kernels.
+        share: The same of the network in question.
         level: In (0, 1).
     """
     count = len(residuals)
     degrees = PRIOR_NETWORKS + count
     most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
-    squares = PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(min(abs(value), most) ** 2 for value in residuals)
-    return student_quantile(level, degrees) * math.sqrt(squares / degrees) * math.sqrt(1 + 1 / degrees)
+    squares = [min(abs(value), most) ** 2 for value in residuals]
+    variances = [value * value for value in shares]
+    own = (PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(squares) - sum(variances)) / degrees
+    own = max(own, LEAST_NETWORK_SPREAD**2)
+    ratios = PRIOR_NETWORKS + sum(square / (own + variance) for square, variance in zip(squares, variances, strict=True))
+    return student_quantile(level, degrees) * math.sqrt(ratios / degrees * (own + share * share))
 
 
 def student_quantile(level: float, degrees: float) -> float:

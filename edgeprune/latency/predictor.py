@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,9 +36,6 @@ MEMORY_FAMILIES = frozenset({"pool", "reduce", "elementwise", "layout", "concat"
 FALLBACK_HALF_WIDTH = math.log(2)
 """Least half-width, in log space, of a kernel whose family the table lacks."""
 
-SHARED_ERROR = 0.3
-"""Correlation of the errors of predicted kernels in one network."""
-
 REMEMBERED_KERNELS = 200_000
 
 
@@ -53,7 +51,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 1
+    method: int = 2
 
 
 class Estimate(NamedTuple):
@@ -98,6 +96,7 @@ class Predictor:
         self._models = dict(models)
         self._substitutes = dict(substitutes)
         self._network_residuals: tuple[float, ...] = ()
+        self._network_shares: tuple[float, ...] = ()
         self._report: FitReport | None = None
         self._machine = Machine.from_header(table.header)
         self._known: dict[Kernel, Estimate] = {}
@@ -149,8 +148,8 @@ class Predictor:
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
         """Latency of a network with its interval.
 
-        The interval joins what calibrated networks miss (leave-one-out, Student's distribution) with the errors of those
-        kernels that the table does not hold.
+        The interval is what calibrated networks miss (leave-one-out, Student's distribution), scaled by how much of this
+        network's time is predicted rather than measured, compared with theirs; see `network_half_width`.
 
         Args:
             kernels: What it executes, repeats included.
@@ -163,7 +162,9 @@ class Predictor:
         """
         listed = list(kernels)
         ms = self.network_ms(listed)
-        width = math.hypot(network_half_width(self._network_residuals, self.settings.level), self._kernel_share(listed))
+        width = network_half_width(
+            self._network_residuals, self._network_shares, self.kernel_share(listed), self.settings.level
+        )
         return ms, ms * math.exp(-width), ms * math.exp(width)
 
     def report(self) -> FitReport:
@@ -171,7 +172,9 @@ class Predictor:
         from edgeprune.latency.fit_report import make_report
 
         if self._report is None:
-            self._report = make_report(self, self._models.values(), self._network_residuals)
+            self._report = make_report(
+                self, self._models.values(), self._network_residuals, self._network_shares
+            )
         return self._report
 
     def held_out(self) -> tuple[list[HeldOut], list[HeldOut]]:
@@ -257,6 +260,9 @@ class Predictor:
         """Set the map to networks, those that it was fitted to, and their leave-one-out log errors; `fit` does this once."""
         self.calibration, self.calibrated_on = calibration, tuple(networks)
         self._network_residuals = tuple(residuals)
+        self._network_shares = tuple(
+            self.kernel_share([Kernel.from_key(key) for key in network.kernels.elements()]) for network in networks
+        )
 
     def _learn(self, kernels: Iterable[Kernel]) -> None:
         new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]
@@ -297,13 +303,17 @@ class Predictor:
             for kernel, (log_ms, half_width) in model.held.items():
                 self._known[kernel] = Estimate(math.exp(log_ms), half_width, "measured")
 
-    def _kernel_share(self, kernels: Sequence[Kernel]) -> float:
-        """Half-width of the sum's relative error that comes from kernels that were not measured."""
+    def kernel_share(self, kernels: Sequence[Kernel]) -> float:
+        """Relative standard deviation of the sum of these kernels that comes from those that were not measured.
+
+        Their errors are taken as independent; what they have in common is in what calibrated networks miss.
+        """
+        self._learn(kernels)
+        quantile = NormalDist().inv_cdf((1 + self.settings.level) / 2)
         errors, total = [], 0.0
         for kernel, count in Counter(kernels).items():
             estimate = self._known[kernel]
             total += count * estimate.ms
             if estimate.source != "measured":
-                errors.append(count * estimate.ms * estimate.half_width)
-        alone = math.fsum(error * error for error in errors)
-        return math.sqrt((1 - SHARED_ERROR) * alone + SHARED_ERROR * math.fsum(errors) ** 2) / total if total else 0.0
+                errors.append(count * estimate.ms * estimate.half_width / quantile)
+        return math.hypot(*errors) / total if total else 0.0
