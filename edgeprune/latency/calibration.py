@@ -1,7 +1,8 @@
 """From the sum of kernel times to the latency of a network: they do not add up.
 
-Each kernel was timed alone, so its time holds the cost of a call, and its caches were warm; a network pays the call once
-and finds its caches cold. So ``network_ms = a * sum + b * kernels + c``, fitted to networks that were measured as a whole.
+Each kernel was timed alone, with warm caches and without the cost of the call; a network pays the call once, something for
+each kernel that it starts, and finds its caches cold. So ``network_ms = a * sum + b * kernels + c``, fitted to networks that
+were measured as a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Calibration:
 
     Attributes:
         scale: a, factor of the sum; 1 without networks.
-        per_kernel_ms: b, added for each kernel; negative where timing a kernel alone costs an extra call.
+        per_kernel_ms: b, added for each kernel; negative where a kernel costs less among others than alone.
         fixed_ms: c, added once; never negative.
         networks: How many measured networks it was fitted to.
     """

@@ -83,7 +83,9 @@ def network_half_width(residuals: Sequence[float], shares: Sequence[float], shar
     variances = [value * value for value in shares]
     own = (PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(squares) - sum(variances)) / degrees
     own = max(own, LEAST_NETWORK_SPREAD**2)
-    ratios = PRIOR_NETWORKS + sum(square / (own + variance) for square, variance in zip(squares, variances, strict=True))
+    ratios = PRIOR_NETWORKS + sum(
+        square / (own + variance) for square, variance in zip(squares, variances, strict=True)
+    )
     return student_quantile(level, degrees) * math.sqrt(ratios / degrees * (own + share * share))
 
 

@@ -270,6 +270,9 @@ def test_the_report_stands_beside_the_noise_ceiling(predictor: Predictor, measur
     assert 85 <= conv["coverage_percent"] <= 95
     assert total["n"] == len(measured.networks)
     assert total["median_error_percent"] < 5
+    # 30 networks of 90 % nominal, by intervals that are no wider than errors of this size call for.
+    assert 80 <= total["coverage_percent"] <= 97
+    assert total["width_percent"] < 6 * total["mean_error_percent"]
     assert total["sum_median_error_percent"] > total["median_error_percent"]
     assert all(
         value is None or isinstance(value, str) or math.isfinite(value)
