@@ -101,7 +101,7 @@ class Manifest(_Record):
         files: Every other file of the folder: name to hash and size.
         requires: What a board must have; `edgeprune.backends` and `edgeprune.deployment.preflight` read it.
         tolerance: What the parity check on a board demands.
-        host_parity: What the check on the compiling host found, as `edgeprune.deployment.gates.Parity` states it.
+        host_parity: What the check on the compiling host found, as `edgeprune.deployment.agreement.Parity` states it.
         versions: Of edgeprune and of everything that made the engine.
         plan_hash: Hash of the pruning plan, None for a dense model.
         predicted: Predicted cost, where there was a predictor.

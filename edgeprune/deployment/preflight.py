@@ -77,15 +77,18 @@ def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requireme
             )
         )
     memory = int(needs.get("memory_bytes", 0))
-    found.append(
-        Requirement(
-            "memory",
-            f"{memory / 1e6:.1f} MB",
-            f"{fingerprint.memory_bytes / 1e6:.1f} MB",
-            memory <= fingerprint.memory_bytes,
-            "a smaller budget",
+    # What other programs have taken is not there for the engine; a board that tells neither may have enough.
+    free = fingerprint.facts.get("memory_available_bytes") or fingerprint.memory_bytes
+    if free:
+        found.append(
+            Requirement(
+                "memory",
+                f"{memory / 1e6:.1f} MB",
+                f"{free / 1e6:.1f} MB",
+                memory <= free,
+                "end other programs on the board, or a smaller budget",
+            )
         )
-    )
     return found
 
 
