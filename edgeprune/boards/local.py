@@ -237,6 +237,7 @@ class _Pipes:
 
 def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes] | CommandResult:
     """Start a command in a session of its own; what a shell would say when there is nothing to start."""
+    home = Path.home()
     try:
         return subprocess.Popen(
             list(argv),
@@ -244,10 +245,15 @@ def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes] | CommandResult:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            cwd=Path.home(),
+            cwd=home,
             bufsize=0,
         )
     except (FileNotFoundError, NotADirectoryError) as error:
+        if str(error.filename) == str(home):
+            raise CommandError(
+                f"the home folder {home} must exist for commands to start there, found: {error.strerror}.",
+                hint="set HOME to a folder that exists",
+            ) from error
         return CommandResult(127, b"", f"{argv[0]}: {error.strerror}\n".encode())
     except (PermissionError, OSError) as error:
         return CommandResult(126, b"", f"{argv[0]}: {error.strerror}\n".encode())

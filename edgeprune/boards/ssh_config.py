@@ -177,12 +177,16 @@ def _ask_parser(target: SshTarget, config: Path | None) -> dict[str, list[str]]:
             raise ConfigError(f"the ssh configuration {path} must be readable, found: {error.strerror}.") from error
         includes = re.findall(r"(?im)^\s*(include\b.*)$", text)
         ignored += [f"{line.strip()!r} of {path}" for line in includes]
+        _own_name()  # paramiko asks for it too, and leaves the failure to its caller
         try:
             found = paramiko.SSHConfig.from_text(text).lookup(target.host)
         except (paramiko.SSHException, ImportError) as error:
             # Match exec needs a package that paramiko imports only then.
             reason = " ".join(str(error).split())
             raise ConfigError(f"the ssh configuration {path} must be valid, found: {reason}.") from error
+        if found.get("hostname") == target.host:
+            # paramiko names the target itself where the file has no HostName, which would hide the next file's.
+            del found["hostname"]
         for name, value in found.items():
             values.setdefault(name, value if isinstance(value, list) else [str(value)])
         ignored += [f"{name} of {path}" for name in found if name not in _HONORED]
@@ -202,15 +206,16 @@ def _settings(target: SshTarget, values: Mapping[str, list[str]]) -> SshSettings
 
     host = last_word("hostname") or target.host
     port = int(last_word("port") or DEFAULT_PORT)
-    user = last_word("user") or getpass.getuser()
+    own = _own_name()
+    user = last_word("user") or own
     tokens = {
         "%%": "%",
-        "%d": str(Path.home()),
+        "%d": str(Path("~").expanduser()),
         "%h": host,
         "%n": target.host,
         "%p": str(port),
         "%r": user,
-        "%u": getpass.getuser(),
+        "%u": own,
     }
 
     def path(text: str) -> Path:
@@ -238,6 +243,21 @@ def _settings(target: SshTarget, values: Mapping[str, list[str]]) -> SshSettings
         jumps=tuple(hop.strip() for hop in jump.split(",")) if jump else (),
         command=re.sub(r"%.", lambda found: tokens.get(found[0], found[0]), command) if command else None,
     )
+
+
+def _own_name() -> str:
+    """Login name of whoever runs this.
+
+    Raises:
+        ConfigError: The system knows no name of this user, as in many containers.
+    """
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:
+        raise ConfigError(
+            f"the user who connects must have a login name, found none of user id {os.getuid()}.",
+            hint="set the environment variable LOGNAME",
+        ) from error
 
 
 def _paths(lines: Sequence[str]) -> list[str]:

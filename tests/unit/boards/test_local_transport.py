@@ -283,3 +283,9 @@ def test_a_target_that_cannot_be_made_is_a_transfer_error(transport: LocalTransp
     (tmp_path / "source").write_bytes(b"content")
     with pytest.raises(TransferError, match=r"must be copied to .*found: (File exists|Not a directory)"):
         transport.put(tmp_path / "source", str(tmp_path / "source" / "below" / "file"))
+
+
+def test_a_home_folder_that_is_missing_is_named_and_not_the_program(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "gone"))
+    with pytest.raises(CommandError, match=r"the home folder .*gone must exist for commands to start there"):
+        LocalTransport().run(["true"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.boards import ssh_config
 from edgeprune.boards.ssh_config import SshTarget, resolve, with_overrides
 from edgeprune.errors import ConfigError
 
@@ -232,3 +233,26 @@ def test_overrides_replace_keys_and_known_hosts(config, tmp_path):
     assert changed.only_identities
     assert changed.known_hosts == (tmp_path / "known",)
     assert with_overrides(settings) == settings
+
+
+def test_a_process_whose_user_has_no_name_can_name_one(config, no_client, monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(ConfigError, match=r"the user who connects must have a login name, found none of user id \d+"):
+        resolve("board", config=config(""))
+    monkeypatch.setenv("LOGNAME", "me")
+    assert resolve("board", config=config("")).user == "me"
+
+
+def test_without_a_client_a_file_that_names_no_host_name_does_not_hide_one(no_client, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "config").write_text("Host board\n  User me\n")
+    found = ssh_config._ask_parser(SshTarget.parse("board"), None)
+    assert found["user"] == ["me"]
+    assert "hostname" not in found
