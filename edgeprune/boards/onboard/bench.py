@@ -6,7 +6,6 @@ that does nothing) is timed in the same process, and the state of the machine is
 """
 
 import gc
-import glob
 import math
 import os
 import resource
@@ -15,6 +14,8 @@ import time
 
 import engines
 import failures
+import sensors
+import tree
 
 _WINDOWS = 8
 """Warm-up is looked at in windows of an eighth of its time."""
@@ -235,35 +236,14 @@ def median(values):
 
 
 def conditions():
-    """What the machine tells about itself now; what it does not tell is left out."""
-    found = {"load": _load_average(), "cores": _cores(), "context": _context()}
-    for name, pattern, scale in (
-        ("frequencies_hz", "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq", 1000),
-        ("temperatures_celsius", "/sys/class/thermal/thermal_zone[0-9]*/temp", 0.001),
-        ("throttle_events", "/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count", 1),
-    ):
-        values = [value * scale for value in map(_number, sorted(glob.glob(pattern))) if value is not None]
-        if values:
-            found[name] = values
-    governor_files = glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
-    governors = sorted(set(filter(None, map(_text, governor_files))))
-    if governors:
-        found["governors"] = governors
-    # Raspberry Pi firmware: a bit mask in hexadecimal; bits 0-3 now (undervoltage, capped, throttled, soft limit).
-    raspberry = _text("/sys/devices/platform/soc/soc:firmware/get_throttled")
-    if raspberry is not None:
-        found["firmware_throttled"] = raspberry
-    steal = _steal_ticks()
+    """What the machine tells about itself now, and what this process has used of it; what it does not tell is left out."""
+    facts = tree.Tree()
+    found = sensors.conditions(facts)
+    found.update({"cores": _cores(), "context": _context()})
+    steal = _steal_ticks(facts)
     if steal is not None:
         found["steal_ticks"] = steal
     return found
-
-
-def _load_average():
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
 
 
 def _cores():
@@ -284,26 +264,7 @@ def _context():
     }
 
 
-def _steal_ticks():
-    text = _text("/proc/stat")
-    if text is None:
-        return None
-    fields = text.split("\n", 1)[0].split()
+def _steal_ticks(facts):
+    """Time that a hypervisor gave to others, over all cores since the start, in ticks; None where the kernel does not tell."""
+    fields = (facts.read("/proc/stat") or "").split("\n", 1)[0].split()
     return int(fields[8]) if len(fields) > 8 and fields[0] == "cpu" else None
-
-
-def _number(path):
-    text = _text(path)
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def _text(path):
-    # Sensor files come and go, and some answer EINVAL or EAGAIN while the sensor sleeps.
-    try:
-        with open(path) as file:
-            return file.read().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
