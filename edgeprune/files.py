@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     """A file to write, next to `path`, that takes its place when the block ends well and vanishes when it does not.
 
     The file and its folder are synced, so that after a power loss `path` is the old file or the new one. A symbolic link
@@ -18,11 +18,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: File to create or to replace; its folder must exist.
+        mode: Permissions, less the process's umask.
     """
     path = path.resolve()
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     # Created here, not by the block: whatever ends the block, there is a file of this name, and it is ours.
-    partial.touch(exist_ok=False)
+    partial.touch(mode, exist_ok=False)
     try:
         yield partial
         _sync(partial)
@@ -34,9 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write a UTF-8 text file whole or not at all."""
-    with replacing(path) as partial:
+    with replacing(path, mode=mode) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

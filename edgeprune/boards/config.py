@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -18,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from edgeprune.boards.ssh_config import SshTarget
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import ConfigError, UnknownBoardError
+from edgeprune.files import write_text
 
 _HEADER = "# Boards of edgeprune. You may edit this file; `edgeprune device add|remove` rewrites it without comments.\n"
 _URL_OPTIONS = ("python", "root", "identity", "host_key")
@@ -154,8 +152,7 @@ class BoardConfig:
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(self.path) as partial:
-                partial.write_text(_HEADER + tomli_w.dumps(content), encoding="utf-8")
+            write_text(self.path, _HEADER + tomli_w.dumps(content), mode=0o600)
         except OSError as error:
             raise ConfigError(
                 f"{self.path} must be writable, found: {error.strerror}.", hint="set EDGEPRUNE_CONFIG to another file"
@@ -190,23 +187,6 @@ def entry_of_url(url: str) -> tuple[str, BoardEntry]:
         raise ConfigError(
             f"{first['loc'][0]} of a board's address breaks a rule ({first['msg']}), found {first['input']!r}."
         ) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file next to `path` that takes its place when the block ends well, and goes when it does not."""
-    # A symbolic link to a file kept elsewhere stays one.
-    path = path.resolve()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    partial = Path(name)
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _unknown(name: str, known: list[str]) -> UnknownBoardError:

@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+
+from edgeprune.files import write_text
 
 VARIABLE = "EDGEPRUNE_STATE"
 """Environment variable with another folder for this state."""
@@ -33,13 +34,7 @@ def remember(board: str, status: Mapping[str, Any]) -> None:
     record = {"board": board, "time_s": time.time(), "status": dict(status)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(record, stream)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        write_text(path, json.dumps(record), mode=0o600)
     except OSError as error:
         _log.warning("what board %s runs could not be remembered in %s: %s", board, path, error)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import TableFormatError, TableMissingError
+from edgeprune.files import replacing
 from edgeprune.latency.table_rows import COLUMNS, Row
 
 if TYPE_CHECKING:
@@ -27,15 +26,8 @@ def write(path: Path, header: Mapping[str, Any], rows: Sequence[Row], digest: st
     schema = _schema().with_metadata(metadata)
     table = pa.Table.from_pydict({name: [row[name] for row in rows] for name in COLUMNS}, schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        with draft.open("xb") as stream:
-            pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, draft.open("wb") as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Row], str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from edgeprune.files import replacing
 from edgeprune.quickstart import digits
 from edgeprune.quickstart.digits import Augmented, Digits
 from edgeprune.quickstart.network import DigitNet
@@ -67,9 +68,8 @@ def train(data: Digits, *, seed: int, checkpoint: Path, progress: Progress | Non
     fine_tune(model, task(data, digits.SIZE // 2), half, progress=tell(0))
     fine_tune(model, task(data), full, progress=tell(steps_per_epoch * _EPOCHS_HALF_SIZE))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_name(checkpoint.name + ".partial")
-    save_file(model.state_dict(), partial)
-    partial.replace(checkpoint)
+    with replacing(checkpoint) as partial:
+        save_file(model.state_dict(), partial)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.errors import ConfigError, EmptyPlanError, PlanError
+from edgeprune.files import write_text
 from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ class PruningPlan:
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(json.dumps(to_json(self), indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_text(path, json.dumps(to_json(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:

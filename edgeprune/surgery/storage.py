@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeprune.errors import PlanError
+from edgeprune.files import replacing, write_text
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import ProgramModule
@@ -50,8 +50,9 @@ def save(module: nn.Module, folder: str | Path, plan: PruningPlan | None = None)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if name not in aliases}
     program = dict(module.program) if isinstance(module, ProgramModule) and plan is None else None
     description = {"schema": SCHEMA, "aliases": aliases, "program": program}
-    _replace(folder / WEIGHTS, lambda draft: save_file(stored, draft))
-    _replace(folder / MODEL, lambda draft: draft.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8"))
+    with replacing(folder / WEIGHTS) as draft:
+        save_file(stored, draft)
+    write_text(folder / MODEL, json.dumps(description, indent=1) + "\n")
     if plan is not None:
         plan.save(folder / PLAN)
     else:
@@ -118,10 +119,3 @@ def _fill(module: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
                     f"saved weights must fit the model: {name!r} must have {tuple(tensor.shape)}, found {found}."
                 )
             tensor.copy_(tensors[name])
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside the file, then put it in place in one step."""
-    draft = path.with_name(path.name + ".part")
-    write(draft)
-    draft.replace(path)

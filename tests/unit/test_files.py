@@ -56,3 +56,5 @@ def test_it_has_the_permissions_of_any_new_file_and_follows_a_link(tmp_path: Pat
     written = tmp_path / "elsewhere" / "file"
     assert written.read_text(encoding="utf-8") == "größer"
     assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    write_text(written, "private", mode=0o600)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600

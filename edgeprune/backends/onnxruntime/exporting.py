@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ExportError
+from edgeprune.files import replacing
 from edgeprune.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ def export(
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the exported ONNX model must pass the ONNX checker, {_first_line(error)}.") from error
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.SerializeToString())
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(model.SerializeToString())
     return _specs(model.graph.input), _specs(model.graph.output)
 
 
