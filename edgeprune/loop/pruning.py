@@ -197,6 +197,7 @@ def prune(
         unchanged=unchanged,
         notes=(
             *_latency_notes(chosen, budget_ms, dense, proposal, checked, lost, met, unchanged),
+            *realized.notes,
             *_accuracy_notes(planner, metrics_after),
             *_search_notes(proposal, unchanged),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,12 @@ if TYPE_CHECKING:
     from edgeprune.loop.planning import Planner, Progress, Proposal
     from edgeprune.recovery.evaluation import RecoveryRecord
 
+_log = logging.getLogger("edgeprune.loop")
+
 CHECK_TOLERANCE = 1e-6
 """Largest difference between cut and masked model, both computed in float64."""
+CHECK_TOLERANCE_FLOAT32 = 1e-3
+"""The same in float32, as a share of the largest value, for a model whose forward casts to float32."""
 CALIBRATION_BATCHES = 64
 """Most training batches for batch-norm re-estimation."""
 
@@ -27,11 +32,13 @@ class Realized:
         module: The model; it shares nothing with the dense one.
         check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
         recovery: What each recovery step did; empty without a task.
+        notes: Sentences that a person should read.
     """
 
     module: nn.Module
     check_max_abs: float
     recovery: tuple[RecoveryRecord, ...]
+    notes: tuple[str, ...] = ()
 
 
 def realize(
@@ -59,8 +66,10 @@ def realize(
         SurgeryError: The cut model does not equal the masked one.
         TaskError: The task cannot be used.
     """
+    import torch
+
     from edgeprune.recovery.batch_norm import reestimate_batch_norm
-    from edgeprune.surgery.checking import check
+    from edgeprune.surgery.checking import PrecisionError, check
     from edgeprune.surgery.cutting import apply
 
     def tell(step: str, done: int) -> None:
@@ -72,11 +81,27 @@ def realize(
     module = apply(model, proposal.plan)
     tell("cutting", 1)
     tell("checking", 0)
-    difference = check(model, proposal.plan, example_inputs, tolerance=CHECK_TOLERANCE)
+    notes: tuple[str, ...] = ()
+    try:
+        difference = check(model, proposal.plan, example_inputs, tolerance=CHECK_TOLERANCE)
+    except PrecisionError as error:
+        _log.info("the check is repeated in float32: %s", error.message)
+        difference = check(
+            model,
+            proposal.plan,
+            example_inputs,
+            tolerance=CHECK_TOLERANCE_FLOAT32,
+            dtype=torch.float32,
+            relative=True,
+        )
+        notes = (
+            "The model does not run in float64, so the cut model was compared with the masked one in float32: they differ "
+            f"by {difference:.1e} of the largest value.",
+        )
     tell("checking", 1)
     if task is None:
-        return Realized(module, difference, ())
+        return Realized(module, difference, (), notes)
     train = task.objectives[0].train
     statistics = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
     tuning = fine_tune(module, task, fine_tuning, teacher=model if distill else None, progress=progress)
-    return Realized(module, difference, (statistics, tuning))
+    return Realized(module, difference, (statistics, tuning), notes)

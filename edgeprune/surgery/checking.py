@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from edgeprune.errors import SurgeryError
+from edgeprune.errors import SurgeryError, TraceError
 from edgeprune.graph.capture import call_arguments, capture
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.masking import MaskedProgram, randomize
@@ -21,6 +21,10 @@ from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 
 _BATCH = 3
+
+
+class PrecisionError(SurgeryError):
+    """The original model does not run in the precision of the comparison, for instance because forward casts."""
 
 
 def check(
@@ -31,6 +35,7 @@ def check(
     tolerance: float | None = None,
     cut: Callable[[nn.Module, PruningPlan], nn.Module] = apply,
     dtype: torch.dtype = torch.float64,
+    relative: bool = False,
 ) -> float:
     """Compare the masked original with the cut model.
 
@@ -45,18 +50,23 @@ def check(
         tolerance: Largest difference to accept.
         cut: What cuts the model, `edgeprune.apply` by default.
         dtype: Precision of the comparison; ``torch.float32`` for models that insist on it.
+        relative: Differences are shares of the largest absolute value in their tensor, where that is above 1.
 
     Returns:
         Largest absolute difference of any output or statistic.
 
     Raises:
         PlanError: If the plan belongs to another model.
+        PrecisionError: If the model does not run in `dtype`.
         SurgeryError: If the cut model does not run, if a removed unit is still read, or if the difference exceeds the
             tolerance.
     """
     twin = copy.deepcopy(model).to(dtype)
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(example_inputs))
-    captured = capture(twin, kwargs or args)
+    try:
+        captured = capture(twin, kwargs or args)
+    except TraceError as error:
+        raise _unfit(dtype, error.message) from error
     training_forms = (False, True) if _has_statistics(captured.program) else (False,)
     worst = 0.0
     for randomized in (False, True):
@@ -65,7 +75,8 @@ def check(
         pruned = cut(twin, plan)
         for training in training_forms:
             inputs = _random_inputs((args, kwargs), captured.dynamic_batch, seed=2 * randomized + training)
-            worst = max(worst, difference(captured.program, twin, pruned, plan, inputs, training=training))
+            found = difference(captured.program, twin, pruned, plan, inputs, training=training, relative=relative)
+            worst = max(worst, found)
     if tolerance is not None and not worst <= tolerance:
         raise SurgeryError(
             f"the cut model must equal the masked one within {tolerance:g}, found a difference of {worst:g}.",
@@ -82,10 +93,12 @@ def difference(
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     *,
     training: bool,
+    relative: bool = False,
 ) -> float:
     """Largest absolute difference between the masked program and a cut model in one form.
 
     Raises:
+        PrecisionError: If the original program does not run on these tensors.
         SurgeryError: If the cut model does not run or has other outputs, or a removed unit is still read.
     """
     tensors = {
@@ -99,19 +112,33 @@ def difference(
     ]
     masked = MaskedProgram(program, plan, tensors, training, cumulative)
     leaves = pytree.tree_leaves(inputs)
-    expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
+    try:
+        expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
+    except SurgeryError:
+        raise
+    except FORWARD_ERRORS as error:
+        dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float64)
+        raise _unfit(dtype, f"{type(error).__name__}: {error}") from error
     found, statistics = _run(pruned, inputs, training)
     if len(expected) != len(found):
         raise SurgeryError(f"the cut model must have {len(expected)} outputs, found {len(found)}.")
     worst = 0.0
     for one, other in zip(expected, found, strict=True):
         if isinstance(one, torch.Tensor):
-            worst = max(worst, _distance(one, other, "an output"))
+            worst = max(worst, _distance(one, other, "an output", relative))
     if training:
         for name, value in masked.statistics.items():
             kept = _kept_axis(plan, model, name, len(value))
-            worst = max(worst, _distance(value[kept], statistics.get(name), f"statistic {name!r}"))
+            worst = max(worst, _distance(value[kept], statistics.get(name), f"statistic {name!r}", relative))
     return worst
+
+
+def _unfit(dtype: torch.dtype, found: str) -> PrecisionError:
+    name = str(dtype).removeprefix("torch.")
+    return PrecisionError(
+        f"the original model must run in {name} to be compared in it, found: {found}",
+        hint="check(..., dtype=torch.float32, relative=True)" if dtype == torch.float64 else None,
+    )
 
 
 def _run(
@@ -144,13 +171,15 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _distance(expected: torch.Tensor, found: Any, what: str) -> float:
+def _distance(expected: torch.Tensor, found: Any, what: str, relative: bool) -> float:
     if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise SurgeryError(f"{what} of the cut model must have shape {tuple(expected.shape)}, found {shape}.")
     if not expected.numel():
         return 0.0
     distance = (expected.double() - found.double()).abs().max().item()
+    if relative:
+        distance /= max(1.0, expected.double().abs().max().item())
     return distance if distance == distance else float("inf")
 
 

@@ -18,12 +18,14 @@ from edgeprune.errors import (
     TableMissingError,
     TaskError,
 )
+from edgeprune.graph.tracing import trace
 from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
 from edgeprune.loop.verification import require_same_device
+from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget, Constraints
@@ -292,9 +294,6 @@ def test_a_table_of_another_device_is_refused(case):
 
 
 def test_a_model_without_channel_groups_is_refused(case, tmp_path):
-    from edgeprune.graph.tracing import trace
-    from edgeprune.lowering.kernel_graph import lower
-
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     example = torch.zeros(1, 1, 2, 2)
     kernel_graph = lower(trace(model, example), model=model, workdir=tmp_path)
@@ -366,3 +365,23 @@ def test_realize_makes_of_a_proposal_what_prune_returns(case):
     assert realized.recovery == ()
     state = result.module.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in realized.module.state_dict().items())
+
+
+class Casting(nn.Module):
+    """Computes in float32 whatever its weights are."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images.float() / 2)
+
+
+def test_a_model_that_casts_inside_forward_is_checked_in_float32_and_says_so(case, tmp_path):
+    model = Casting(copy.deepcopy(case.model))
+    kernel_graph = lower(trace(model, case.example), model=model, workdir=tmp_path)
+    result = prune(model, case.example, "60%", predictor=case.predictor, kernel_graph=kernel_graph)
+    assert result.module.net.stem.weight.shape[0] < 32
+    assert 0 < result.check_max_abs < 1e-3
+    assert [note for note in result.notes if "was compared with the masked one in float32" in note]

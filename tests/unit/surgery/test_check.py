@@ -18,7 +18,7 @@ from torch import nn
 from edgeprune.errors import SurgeryError
 from edgeprune.graph.capture import capture
 from edgeprune.graph.tracing import trace
-from edgeprune.surgery.checking import check, difference
+from edgeprune.surgery.checking import PrecisionError, check, difference
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.masking import randomize
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
@@ -242,6 +242,29 @@ def test_check_leaves_the_model_alone_and_takes_float32(nets: ModuleType) -> Non
     assert check(model, plan, X, dtype=torch.float32) < 1e-4
     assert model.training
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+class Casting(nn.Module):
+    """Takes bytes, and computes in float32 whatever its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 100 * self.head(self.norm(self.stem(x.float() / 255)).relu()).mean((2, 3))
+
+
+def test_a_model_that_casts_is_compared_in_float32() -> None:
+    model, x = Casting(), torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    plan = uniform_plan(trace(model, x), 0.5)
+    with pytest.raises(PrecisionError, match=r"must run in float64 to be compared in it, found.* Try: check\("):
+        check(model, plan, x)
+    assert check(model, plan, x, dtype=torch.float32, relative=True, tolerance=1e-3) < 1e-3
+    graph = trace(model, x)
+    other = make_plan(graph, {name: sorted({*range(8)} - {*plan.groups[name]["kept"]}) for name in graph.widths()})
+    with pytest.raises(SurgeryError, match=r"the cut model must equal the masked one within 0\.001"):
+        check(model, plan, x, dtype=torch.float32, relative=True, tolerance=1e-3, cut=lambda m, _: apply(m, other))
 
 
 # Random networks
