@@ -160,29 +160,6 @@ class SshTransport(Transport):
             return work(self._link()[0])
 
 
-def fetch_host_key(
-    target: str, *, known_hosts: Path | None = None, config: Path | None = None, timeout_s: float = 10.0
-) -> tuple[str, str]:
-    """Type and ``SHA256:...`` fingerprint of the key that a host shows now; it is not trusted by that.
-
-    Args:
-        target: As for `SshTransport`.
-        known_hosts: As for `SshTransport`; types of key that are known of the host are asked for first.
-        config: As for `SshTransport`.
-        timeout_s: Limit for reaching each hop, seconds.
-
-    Raises:
-        ConfigError: The target or the ssh configuration is not valid.
-        ConnectError: The host cannot be reached.
-        HostKeyError: The key of a jump host is not trusted.
-    """
-    from edgeprune.boards.ssh_connection import show_host_key
-
-    settings = with_overrides(resolve(target, config=config), known_hosts=known_hosts)
-    shown = show_host_key(settings, config=config, timeout_s=timeout_s)
-    return shown.key_type, shown.fingerprint
-
-
 class _SshProcess(Process):
     """A command with an open input, and a lease on the board that this end renews."""
 

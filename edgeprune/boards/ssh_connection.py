@@ -28,6 +28,7 @@ from edgeprune.boards.ssh_route import (
     Route,
     ShownKey,
     check_host_key,
+    end_process,
     hops_to,
     one_line,
     preferred,
@@ -96,8 +97,7 @@ class Connection:
         for transport in self._transports:
             transport.close()
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+            end_process(self._process)
 
     @contextmanager
     def closed_after(self, seconds: float, reason: str) -> Iterator[None]:
@@ -180,24 +180,34 @@ def connect(
             transport, shown = route.last_hop(preferred(known, settings))
             check_host_key(known, shown, settings)
         else:
-            transport = _pinned_hop(route, pinned, known)
+            transport, _ = _pinned_hop(route, pinned, known)
         log_in(transport, settings, timeout_s)
         return Connection(settings, *route.hand_over(transport))
 
 
-def show_host_key(settings: SshSettings, *, config: Path | None = None, timeout_s: float = 10.0) -> ShownKey:
+def show_host_key(
+    settings: SshSettings, *, pinned: str | None = None, config: Path | None = None, timeout_s: float = 10.0
+) -> ShownKey:
     """The key that a host shows, without logging in; the keys of jump hosts are checked.
+
+    Args:
+        settings: The host.
+        pinned: Fingerprint ``SHA256:...`` that one of its keys must have, of whichever type; that key is the answer.
+        config: ssh_config file for the jump hosts.
+        timeout_s: Limit for reaching each hop, seconds.
 
     Raises:
         ConnectError: The host cannot be reached or does not speak SSH.
-        HostKeyError: The key of a jump host is not trusted.
+        HostKeyError: The key of a jump host is not trusted, or no key of the host is the pinned one.
     """
     with Route(hops_to(settings, config), timeout_s) as route:
-        _, shown = route.last_hop(preferred(read_known_hosts(settings.known_hosts), settings))
-        return shown
+        known = read_known_hosts(settings.known_hosts)
+        if pinned is not None:
+            return _pinned_hop(route, pinned.rstrip("="), known)[1]
+        return route.last_hop(preferred(known, settings))[1]
 
 
-def _pinned_hop(route: Route, pinned: str, known: KnownHosts) -> Any:
+def _pinned_hop(route: Route, pinned: str, known: KnownHosts) -> tuple[Any, ShownKey]:
     """The last hop with the host key that has the pinned fingerprint, whichever type of key that is."""
     settings = route.settings
     found: list[str] = []
@@ -209,7 +219,7 @@ def _pinned_hop(route: Route, pinned: str, known: KnownHosts) -> Any:
         if shown.fingerprint == pinned:
             names = host_names(settings.host, settings.port, settings.host_key_alias)
             known.check_revoked(names, shown.key, settings.address)
-            return transport
+            return transport, shown
         transport.close()
         found.append(f"{shown.key_type} {shown.fingerprint}")
     if not found:

@@ -28,6 +28,7 @@ from edgeprune.errors import ConfigError, ConnectError
 logger = logging.getLogger("edgeprune.boards.ssh")
 
 _MAX_HOPS = 8
+_PROXY_END_S = 2.0
 
 # Algorithms per key type as it stands in known_hosts; the order is that of OpenSSH.
 ALGORITHMS = {
@@ -204,8 +205,17 @@ class Route:
 
     def _end_process(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+            end_process(self._process)
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a proxy command, whether it wants to or not."""
+    process.terminate()
+    try:
+        process.wait(_PROXY_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _unreachable(

@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 
-from edgeprune.boards.ssh import SshTransport, fetch_host_key
+from edgeprune.boards.ssh import SshTransport
+from edgeprune.boards.ssh_config import resolve, with_overrides
+from edgeprune.boards.ssh_connection import show_host_key
 from edgeprune.errors import AuthError, ConfigError, ConnectError, HostKeyError
 from edgeprune.testing.sshd import OpenSshServer
 
@@ -93,7 +95,8 @@ def test_a_host_that_is_known_by_any_one_of_its_keys_is_known(many_keys, tmp_pat
     known.write_text(f"[{server.host}]:{server.port} {line}")
     with SshTransport(server.target, identity=server.identity, known_hosts=known) as transport:
         assert transport.run(["echo", "in"]).stdout == b"in\n"
-    assert fetch_host_key(server.target, known_hosts=known)[1] == fingerprint_of(server, kind)
+    settings = with_overrides(resolve(server.target), known_hosts=known)
+    assert show_host_key(settings).fingerprint == fingerprint_of(server, kind)
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
@@ -104,6 +107,9 @@ def test_a_pinned_key_of_any_type_is_accepted(many_keys, tmp_path, kind):
         server.target, identity=server.identity, known_hosts=tmp_path / "none", host_key=pin
     ) as transport:
         assert transport.run(["echo", "in"]).stdout == b"in\n"
+    shown = show_host_key(with_overrides(resolve(server.target), known_hosts=tmp_path / "none"), pinned=pin)
+    assert shown.fingerprint == pin
+    assert kind in shown.key_type
 
 
 def test_another_key_than_the_pinned_one_is_refused_though_known_hosts_trusts_it(sshd, new_server):
@@ -118,8 +124,9 @@ def test_another_key_than_the_pinned_one_is_refused_though_known_hosts_trusts_it
 
 def test_fetched_key_is_the_one_that_ssh_keygen_shows_and_fits_as_pin(sshd, tmp_path):
     none = tmp_path / "none"
-    kind, shown = fetch_host_key(sshd.target, known_hosts=none)
-    assert (kind, shown) == ("ssh-ed25519", fingerprint_of(sshd))
+    key = show_host_key(with_overrides(resolve(sshd.target), known_hosts=none))
+    shown = key.fingerprint
+    assert (key.key_type, shown) == ("ssh-ed25519", fingerprint_of(sshd))
     with SshTransport(sshd.target, identity=sshd.identity, known_hosts=none, host_key=shown) as transport:
         assert transport.run(["true"]).returncode == 0
 
@@ -264,9 +271,10 @@ def test_jump_host(two_servers, tmp_path):
     assert "Accepted publickey" in inner.log
 
 
-def test_fetch_host_key_behind_a_jump_host(two_servers, tmp_path):
+def test_shown_host_key_behind_a_jump_host(two_servers, tmp_path):
     gate, inner = two_servers
-    assert fetch_host_key("inner", config=jump_config(tmp_path, gate, inner))[1] == fingerprint_of(inner)
+    config = jump_config(tmp_path, gate, inner)
+    assert show_host_key(resolve("inner", config=config), config=config).fingerprint == fingerprint_of(inner)
 
 
 def test_unknown_jump_host_is_refused_even_if_the_board_is_known(two_servers, tmp_path):

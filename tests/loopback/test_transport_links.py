@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.boards.ssh import SshTransport
+from edgeprune.boards.ssh_route import end_process
 from edgeprune.errors import CommandError, ConfigError, ConnectError, RemoteError, RemoteTimeoutError
 from edgeprune.testing.transport import assert_gone
 
@@ -346,3 +347,14 @@ def test_errors_stay_off_standard_error(sshd, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr == ""
+
+
+def test_a_proxy_command_that_ignores_being_told_to_end_is_ended():
+    stubborn = ["sh", "-c", 'trap "" TERM; echo ready; while :; do sleep 0.1; done']
+    with subprocess.Popen(stubborn, stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout is not None
+        assert proxy.stdout.readline() == b"ready\n"
+        started = time.monotonic()
+        end_process(proxy)
+        assert time.monotonic() - started < 5
+        assert proxy.returncode == -signal.SIGKILL
