@@ -42,15 +42,16 @@ _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
 _TIMED_VERBS = frozenset({"bench"})
 
-# Also valid Python 2, whose answer is then refused for its version and not for a syntax error.
-_GREETING = """\
-import json, os, sys
-root = os.path.join(os.path.expanduser("~"), os.path.expanduser(sys.argv[1]))
-runner = os.path.join(root, "runner", sys.argv[2])
-size = os.path.getsize(runner) if os.path.isfile(runner) else -1
-print("")
-print(json.dumps({"greeting": 1, "version": list(sys.version_info[:3]), "root": root, "runner_bytes": size}))
-"""
+# Also valid Python 2, whose answer is then refused for its version and not for a syntax error; one line, since not every
+# login shell passes on line ends within quotes.
+_GREETING = (
+    "import json, os, sys; "
+    'root = os.path.join(os.path.expanduser("~"), os.path.expanduser(sys.argv[1])); '
+    'runner = os.path.join(root, "runner", sys.argv[2]); '
+    "size = os.path.getsize(runner) if os.path.isfile(runner) else -1; "
+    'print(""); '
+    'print(json.dumps({"greeting": 1, "version": list(sys.version_info[:3]), "root": root, "runner_bytes": size}))'
+)
 
 
 class Board:

@@ -23,8 +23,8 @@ from edgeprune.boards.ssh_connection import Connection
 from edgeprune.boards.transport import CommandResult
 from edgeprune.errors import CommandError, ConfigError, ConnectError, RemoteError, RemoteTimeoutError
 
-# The shells of accounts differ (bash, ash, fish, csh): only single quotes around one line without quotes, exclamation marks
-# or newlines mean the same in all of them.
+# Login shells differ. What is quoted here holds in those of the POSIX sh family (sh, dash, bash, ash, ksh, zsh), and in fish
+# but for backslashes within single quotes; csh is not supported.
 
 # Become the leader of a process group, where the server did not see to that; what follows is the arguments of sh -c.
 _LEAD = (

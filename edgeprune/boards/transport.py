@@ -1,7 +1,8 @@
 """How edgeprune reaches a board: run a command, put a file, get a file. One subclass per kind of connection.
 
 A transport knows nothing of pruning or latency. What it promises, and what `edgeprune.testing.transport` proves of
-every subclass: arguments reach the command unchanged whatever characters they hold; every call has a deadline; a file
+every subclass: arguments reach the command unchanged whatever characters they hold (over SSH with a login shell of the
+POSIX sh family, and with fish unless they hold backslashes); every call has a deadline; a file
 that was `put` is on the board either whole (its hash was checked there) or not at all, and a second `put` after a lost
 link goes on where the first one stopped.
 """
