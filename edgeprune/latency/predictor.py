@@ -172,9 +172,7 @@ class Predictor:
         from edgeprune.latency.fit_report import make_report
 
         if self._report is None:
-            self._report = make_report(
-                self, self._models.values(), self._network_residuals, self._network_shares
-            )
+            self._report = make_report(self, self._models.values(), self._network_residuals, self._network_shares)
         return self._report
 
     def held_out(self) -> tuple[list[HeldOut], list[HeldOut]]:
