@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edgeprune.errors import TableFormatError, TableMismatchError, TableMissingError, UnsupportedKernelError
+from edgeprune.errors import (
+    ConfigError,
+    TableFormatError,
+    TableMismatchError,
+    TableMissingError,
+    UnsupportedKernelError,
+)
+from edgeprune.files import write_text
 from edgeprune.latency.calibration import Calibration
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Floats, Machine
@@ -194,10 +201,18 @@ class Predictor:
         return kernels, networks
 
     def save(self, path: str | Path) -> Path:
-        """Write the settings as JSON and the table beside it (same stem, ``.parquet``); returns the path."""
+        """Write the settings as JSON and the table beside it (same stem, ``.parquet``); returns the path.
+
+        Raises:
+            ConfigError: `path` does not end in ``.json``: the table beside it could be the same file.
+        """
         import sklearn
 
         path = Path(path)
+        if path.suffix != ".json":
+            raise ConfigError(
+                f"predictor settings must be a .json file, found {path}.", hint=f"{path.with_suffix('.json')}"
+            )
         table = self.table.save(path.with_suffix(".parquet"))
         document = {
             "schema": 1,
@@ -206,9 +221,7 @@ class Predictor:
             "settings": asdict(self.settings),
             "scikit_learn": sklearn.__version__,
         }
-        draft = path.with_name(f".{path.name}.part")
-        draft.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_text(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
         return path
 
     @classmethod
