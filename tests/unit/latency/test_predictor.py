@@ -283,3 +283,15 @@ def test_the_report_stands_beside_the_noise_ceiling(predictor: Predictor, measur
     assert "\n" not in summary
     assert f"on {conv['n']} held-out kernels" in summary
     assert "measurements repeat to" in summary
+
+
+def test_settings_are_never_written_over_a_table(tmp_path: Path) -> None:
+    kernel = Kernel("Relu", "elementwise", ((1, 16, 32, 32),), (1, 16, 32, 32))
+    header = {"identity": {"architecture": "x"}, "runtime": "onnxruntime", "threads": 1, "precision": "fp32"}
+    row = kernel_row(kernel, Measurement(0.01, 0.011, 0.0099, 0.0, (0.01,), 5))
+    table = LatencyTable.from_rows(header, [row])
+    table.save(tmp_path / "table.parquet")
+    with pytest.raises(ConfigError, match=r"must be a \.json file, found .*table\.parquet"):
+        fit(table).save(tmp_path / "table.parquet")
+    assert LatencyTable.load(tmp_path / "table.parquet").hash == table.hash
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
