@@ -345,12 +345,23 @@ KINDS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5)), min_size=1, max_size=6),
-    st.integers(0, 1 << 16),
-)
-def test_random_networks_cut_equals_masked(steps: list[tuple[str, int]], seed: int) -> None:
+def test_random_networks_cut_equals_masked() -> None:
+    removing: list[bool] = []
+
+    @settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 5)), min_size=1, max_size=6),
+        st.integers(0, 1 << 16),
+    )
+    def compare(steps: list[tuple[str, int]], seed: int) -> None:
+        removing.append(_cut_equals_masked(steps, seed))
+
+    compare()
+    assert sum(removing) > 0.8 * len(removing)
+
+
+def _cut_equals_masked(steps: list[tuple[str, int]], seed: int) -> bool:
+    """Compare one random net cut at random; whether the cut removed anything."""
     torch.manual_seed(seed)
     dice = random.Random(seed)
     model = RandomNet(steps)
@@ -362,3 +373,4 @@ def test_random_networks_cut_equals_masked(steps: list[tuple[str, int]], seed: i
     shapes = graph.shapes(plan.widths())
     pruned = apply(model, plan)
     assert all(shapes[name] == tuple(tensor.shape) for name, tensor in pruned.named_parameters())
+    return bool(plan.kept)
