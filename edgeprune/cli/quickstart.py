@@ -19,6 +19,9 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("edgeprune-quickstart"),
     seed: SeedOption = 0,
     minutes: Annotated[float, typer.Option("--minutes", help="Time for profiling.")] = 1.0,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Share by which the latency gate may exceed the budget.")
+    ] = 0.05,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -35,7 +38,7 @@ def quickstart(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with output.step("start"):
         from edgeprune.quickstart import flow
-    outcome = flow.run(flow.Settings(board, budget, out, seed, minutes), output.step)
+    outcome = flow.run(flow.Settings(board, budget, out, seed, minutes, tolerance), output.step)
     summary = outcome.summary
     output.say(f"predictor: {outcome.fit}")
     for sentence in outcome.disturbances:

@@ -24,6 +24,7 @@ from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.deploying import Deployment
 from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.files import write_text
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.latency.predictor import Predictor
 from edgeprune.latency.table import LatencyTable
@@ -43,6 +44,8 @@ from edgeprune.spec import Budget, Fingerprint
 FINE_TUNING_EPOCHS = 3
 MINUTES = 1.0
 """Time for profiling."""
+TOLERANCE = 0.05
+"""Of the latency gate."""
 _UNIFORM_CANDIDATES = 5
 
 
@@ -70,6 +73,7 @@ class Settings:
         out: Folder for everything that is written.
         seed: Of weights, training, and the order of measuring.
         minutes: Time for profiling.
+        tolerance: Share by which the deployment's latency gate may exceed the budget.
     """
 
     board: str = "local"
@@ -77,6 +81,7 @@ class Settings:
     out: Path = Path("edgeprune-quickstart")
     seed: int = 0
     minutes: float = MINUTES
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -311,6 +316,7 @@ class _Job:
             budget_ms=self.budget_ms,
             reference=reference,
             dense_ms=self.dense_ms,
+            tolerance=self.settings.tolerance,
             progress=reporter.staged,
         )
 
@@ -378,9 +384,7 @@ class _Job:
         report = self.predictor.report()
         stored.save(self._report_data(result, deployment, candidates), self.out / stored.FILE_NAME)
         page.write(stored.load(self.out / stored.FILE_NAME), report_path)
-        partial = self.out / "summary.json.partial"
-        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.out / "summary.json")
+        write_text(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         return Outcome(
             summary=summary,
             candidates=candidates,
@@ -405,7 +409,7 @@ class _Job:
             "latency",
             f"{self.dense_ms:.3f} → {pruned.latency_ms:.3f} ms",
             f"{pruned.ratio:.1%} of dense, interleaved; budget {self.budget_ms:.3f} ms",
-            "good" if pruned.latency_ms <= 1.05 * self.budget_ms else "bad",
+            "good" if pruned.latency_ms <= (1 + self.settings.tolerance) * self.budget_ms else "bad",
         )
         accuracies = " → ".join(f"{candidate.accuracy:.2%}" for candidate in (candidates[0], pruned))
         accuracy = Card("accuracy", accuracies, f"held-out test images; uniform pruning {candidates[1].accuracy:.2%}")
