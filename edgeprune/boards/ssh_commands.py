@@ -306,8 +306,7 @@ class RunningCommand:
     def close(self) -> None:
         """Give the channel back; a command that still runs sees the end of its input."""
         self._selector.close()
-        with self._connection.closed_after(_KILL_WAIT_S, "the board does not answer"):
-            self._channel.close()
+        self._connection.close_channel(self._channel, _KILL_WAIT_S)
 
 
 def command_line(argv: Sequence[str], tag: str | None) -> bytes:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,11 @@ class Connection:
             yield
         finally:
             timer.cancel()
+
+    def close_channel(self, channel: Any, seconds: float) -> None:
+        """Close a channel within a time limit; over a link that is gone there is nothing left to close."""
+        with self.closed_after(seconds, "the board does not answer"), suppress(*LINK_ERRORS):
+            channel.close()
 
     @contextmanager
     def translated(self, failed: Callable[[str], RemoteError] | None = None) -> Iterator[None]:

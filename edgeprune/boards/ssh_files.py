@@ -146,8 +146,7 @@ class FileCopier:
                 channel.settimeout(_STALL_S)
             yield sftp
         finally:
-            with self._connection.closed_after(2.0, "the board does not answer"):
-                channel.close()
+            self._connection.close_channel(channel, 2.0)
 
     def _no_sftp(self, reason: str) -> RemoteError:
         if not self._connection.alive:

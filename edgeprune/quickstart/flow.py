@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,11 +34,11 @@ from edgeprune.loop.realizing import realize
 from edgeprune.loop.result import Result
 from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.profiling.comparing import Comparison, compare
-from edgeprune.quickstart import digits, training
+from edgeprune.quickstart import digits, summarizing, training
 from edgeprune.quickstart.network import DigitNet
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.report import page, pruning, stored
-from edgeprune.report.data import Candidate, Card, ReportData
+from edgeprune.report import page, stored
+from edgeprune.report.data import Candidate
 from edgeprune.spec import Budget, Fingerprint
 
 FINE_TUNING_EPOCHS = 3
@@ -340,6 +340,7 @@ class _Job:
         seconds: float,
     ) -> Outcome:
         """Write ``summary.json``, ``report.json`` and ``report.html``."""
+        modules = {"dense": self.dense, "uniform": uniform.module, "pruned": result.module}
         candidates = tuple(
             Candidate(
                 name,
@@ -348,88 +349,33 @@ class _Job:
                 training.test_accuracy(module, self.data),
                 sum(parameter.numel() for parameter in module.parameters()),
             )
-            for name, module in (("dense", self.dense), ("uniform", uniform.module), ("pruned", result.module))
+            for name, module in modules.items()
         )
-        dense, rival, pruned = candidates
         report_path = self.out / "report.html"
-        summary = {
-            "board": self.board.name,
-            "dense_ms": self.dense_ms,
-            "pruned_predicted_ms": result.predicted_ms,
-            "pruned_measured_ms": pruned.latency_ms,
-            "budget_ms": self.budget_ms,
-            "dense_accuracy": dense.accuracy,
-            "pruned_accuracy": pruned.accuracy,
-            "uniform_accuracy": rival.accuracy,
-            "params_before": dense.parameters,
-            "params_after": pruned.parameters,
-            "parity_max_abs": deployment.parity.max_abs,
+        summary = summarizing.summary(result, candidates, deployment, compared) | {
             "table": str(self.out / "latency_table.parquet"),
             "plan": str(self.out / "plan.json"),
             "artifact": str(artifact.folder),
             "report": str(report_path),
             "seconds": seconds,
-            "uniform_measured_ms": rival.latency_ms,
-            "pruned_ratio": pruned.ratio,
-            "uniform_ratio": rival.ratio,
-            "pruned_ratio_interval": [compared.ratios["pruned"].low, compared.ratios["pruned"].high],
-            "gate_ratio": deployment.ratio,
-            "milliseconds_as_timed": {
-                name: measurement.median_ms for name, measurement in compared.measurements.items()
-            },
-            "check_max_abs": result.check_max_abs,
-            "release": deployment.release,
             "seed": self.settings.seed,
         }
-        report = self.predictor.report()
-        stored.save(self._report_data(result, deployment, candidates), self.out / stored.FILE_NAME)
-        page.write(stored.load(self.out / stored.FILE_NAME), report_path)
+        verified = summarizing.verified(result, compared, board=self.board.name, tolerance=self.settings.tolerance)
+        data = summarizing.report_data(
+            verified,
+            candidates,
+            deployment,
+            kernel_graph=self.kernel_graph,
+            predictor=self.predictor,
+            budget=self.settings.budget,
+        )
+        stored.save(data, self.out / stored.FILE_NAME)
+        page.write(data, report_path)
         write_text(self.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         return Outcome(
             summary=summary,
             candidates=candidates,
-            fit=report.summary(),
+            fit=self.predictor.report().summary(),
             disturbances=self.fingerprint.disturbances,
-            notes=tuple(note for note in result.notes if "unverified" not in note),
+            notes=verified.notes,
         )
-
-    def _report_data(self, result: Result, deployment: Deployment, candidates: tuple[Candidate, ...]) -> ReportData:
-        pruned = candidates[-1]
-        assert pruned.latency_ms is not None
-        data = pruning.from_result(
-            replace(result, measured_ms=pruned.latency_ms, notes=()),
-            self.kernel_graph,
-            self.predictor,
-            title=f"Handwritten digits, pruned to {self.settings.budget}",
-            budget=str(self.settings.budget),
-            parameters_before=candidates[0].parameters or 0,
-        )
-        error = result.predicted_ms / pruned.latency_ms - 1
-        latency = Card(
-            "latency",
-            f"{self.dense_ms:.3f} → {pruned.latency_ms:.3f} ms",
-            f"{pruned.ratio:.1%} of dense, interleaved; budget {self.budget_ms:.3f} ms",
-            "good" if pruned.latency_ms <= (1 + self.settings.tolerance) * self.budget_ms else "bad",
-        )
-        accuracies = " → ".join(f"{candidate.accuracy:.2%}" for candidate in (candidates[0], pruned))
-        accuracy = Card("accuracy", accuracies, f"held-out test images; uniform pruning {candidates[1].accuracy:.2%}")
-        prediction = Card(
-            "predicted before compiling", f"{result.predicted_ms:.3f} ms", f"{error:+.1%} of what was measured"
-        )
-        others = tuple(card for card in data.cards if card.title in {"parameters", "cut equals masked"})
-        cards = (latency, accuracy, prediction, *others)
-        with_cards = replace(data, cards=cards, candidates=candidates, metric="accuracy on the test split")
-        return pruning.with_deployment(with_cards, deployment_record(deployment))
-
-
-def deployment_record(deployment: Deployment) -> dict[str, Any]:
-    """A deployment as the JSON that reports read."""
-    return {
-        "board": deployment.board,
-        "artifact": deployment.artifact,
-        "release": deployment.release,
-        "measured_ms": deployment.measured_ms,
-        "dense_ms": deployment.dense_ms,
-        "ratio": deployment.ratio,
-        "parity": deployment.parity.as_json(),
-    }

@@ -110,7 +110,10 @@ def test_board_runs_the_artifact(run):
 def test_report_is_one_file_that_loads_nothing(run):
     _, answer, _, _ = run
     text = Path(answer["report"]).read_text()
-    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
+    # The plotting library's own source is full of addresses that nobody loads; markup outside of scripts counts.
+    markup = re.sub(r"<script\b[^>]*>.*?</script>", "<script></script>", text, flags=re.DOTALL)
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//|url\(|@import", markup)
+    assert "<script src" not in text
     for wanted in ("Staircases", "before and after", "Predicted and measured", "uniform"):
         assert wanted in text
 

@@ -89,7 +89,9 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in case.model.parameters())
     assert result.metrics_before == evaluate(case.model, case.task)
     assert result.metrics_after == evaluate(result.module, case.task)
-    assert result.metrics_after["main"] > result.metrics_before["main"] - 0.1
+    # How deep 60 % of the latency cuts is the machine's to say; tuning must bring back most of what the cut took.
+    cut = result.recovery[0].before["main"]
+    assert result.metrics_after["main"] > max(0.5, (cut + result.metrics_before["main"]) / 2)
     assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
     assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
     # The board has the last word.

@@ -214,8 +214,8 @@ def test_disturbance_is_seen_by_the_sentinel_and_its_stretch_repeated(
             for burner in burners:
                 burner.kill()
 
-    # Samples so long that none escapes the scheduler.
-    settings: dict[str, Any] = {"samples": 1, "sample_ms": 30.0, "warmup_ms": 5.0, "every": 2}
+    # Samples so long that none escapes the scheduler, and a round so long that the programs are up before it ends.
+    settings: dict[str, Any] = {"samples": 1, "sample_ms": 100.0, "warmup_ms": 5.0, "every": 2}
     try:
         run: MeasuredRun = measure(board, engines, rounds=3, journal=journal, progress=disturb, **settings)
     finally:
