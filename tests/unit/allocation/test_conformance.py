@@ -16,4 +16,4 @@ class TestUniform(AllocatorConformance):
 
 
 def test_every_allocator_of_the_table_has_a_conformance_test():
-    assert {cls.name for cls in (Greedy, Uniform)} == set(registry.ALLOCATORS)
+    assert {cls.name for cls in (Greedy, Uniform)} == set(registry.names())
