@@ -40,6 +40,8 @@ def quickstart(
         from edgeprune.quickstart import flow
     outcome = flow.run(flow.Settings(board, budget, out, seed, minutes, tolerance), output.step)
     summary = outcome.summary
+    found = (outcome.board[name] for name in ("cpu", "memory", "os", "runtimes"))
+    output.say(f"board {summary['board']}: {'; '.join(found)}")
     output.say(f"predictor: {outcome.fit}")
     for sentence in outcome.disturbances:
         output.say(f"note on the board: {sentence}")

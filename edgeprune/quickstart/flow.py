@@ -91,6 +91,7 @@ class Outcome:
     Attributes:
         summary: Contents of ``summary.json``.
         candidates: Dense, uniform and pruned, with accuracy on the test split and interleaved latency.
+        board: What was found on the board: property to text.
         fit: One line on the predictor's errors.
         disturbances: What could have disturbed the measurements.
         notes: What a person should read.
@@ -98,6 +99,7 @@ class Outcome:
 
     summary: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
+    board: Mapping[str, str]
     fit: str
     disturbances: tuple[str, ...]
     notes: tuple[str, ...]
@@ -375,6 +377,7 @@ class _Job:
         return Outcome(
             summary=summary,
             candidates=candidates,
+            board=data.board,
             fit=self.predictor.report().summary(),
             disturbances=self.fingerprint.disturbances,
             notes=verified.notes,
