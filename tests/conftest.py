@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,12 @@ import pytest
 pytest.register_assert_rewrite("edgeprune.testing")
 
 from edgeprune.testing.sshd import MissingSshdError, OpenSshServer  # noqa: E402 (after the registration)
+
+
+def pytest_configure() -> None:
+    """Programs under test must feel Ctrl-C, also where the tests were started as a background job, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
