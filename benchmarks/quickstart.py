@@ -1,7 +1,7 @@
 """Does the quickstart keep its promises? Twelve runs from nothing: three budgets, seeds 0-2 locally, seed 0 over SSH.
 
 Every run is a fresh `edgeprune quickstart` in a fresh folder: it trains, profiles, prunes, compiles and deploys. A cell that
-is done is not run again, so the script can be stopped at any time; what is missing is printed.
+is done is not run again, so the script can be stopped at any time; what is missing is printed. edgeprune must be installed.
 
     python benchmarks/quickstart.py                  # all twelve, into benchmarks/results/quickstart/
     python benchmarks/quickstart.py --only 50%       # one budget

@@ -13,6 +13,7 @@ from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 if TYPE_CHECKING:
     import torch
 
+# The release that brought ONNX 1.14, and with it IR version 9; older ones have not been tried, nor has this one.
 _OLDEST = (1, 15)
 
 

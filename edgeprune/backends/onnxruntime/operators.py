@@ -200,7 +200,7 @@ def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
 
     Source: blocked filters are padded to whole blocks in the output channels, and in the input channels too unless the
     input stays in NCHW (fewer channels than a block): `TransformConv` in
-    onnxruntime/core/optimizer/nchwc_transformer.cc, 1.31.
+    onnxruntime/core/optimizer/nchwc_transformer.cc; the shapes load in ONNX Runtime 1.31.1.
     """
     attributes = dict(kernel.attributes)
     if base(kernel.op) in {"Conv", "FusedConv"}:
