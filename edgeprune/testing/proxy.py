@@ -63,8 +63,9 @@ class FaultyLink:
         self._silent_at = self.sent_bytes + after
 
     def mend(self) -> None:
-        """Pass on again what comes from now on."""
+        """Pass on again what comes from now on; a cut that has not come yet is called off."""
         self._silent_at = None
+        self._cut_at = None
 
     def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
