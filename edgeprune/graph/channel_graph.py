@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import ConstraintError, PlanError
 from edgeprune.graph.atoms import Ids
-from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
 
 Role = Literal["output", "input", "vector"]
@@ -46,7 +46,8 @@ class ChannelGroup:
     Attributes:
         name: Module path of the layer that makes the channels; ``"conv1 (+4 layers)"`` where several do.
         size: Number of units.
-        unit: What one unit is: ``"channel"``, or ``"conv-group channel"`` (one channel of each conv group).
+        unit: What one unit is: ``"channel"``, ``"conv-group channel"`` (one channel of each conv group), ``"head"`` of an
+            attention, or ``"head dimension"`` (one of each head).
         members: The axes.
         nodes: Program nodes that make the channels.
     """
@@ -93,8 +94,9 @@ class ChannelGraph:
         batch: Deployment batch.
         dynamic_batch: Whether the captured program works for every batch.
         note: Why the batch is fixed, or ``""``.
-        unit_of: Per program node and per parameter, for each axis the (group, unit) code of every position: a group's
-            units are numbered from its entry in `offset_of`, -1 stays.
+        unit_of: Per program node and per parameter, for each axis the (group, unit) codes of every position, shape
+            [factors, size]: a position stays as long as all of its units stay. A group's units are numbered from its
+            entry in `offset_of`; -1 is none.
         offset_of: First code of each group.
         table: Every shape as a function of the widths.
     """
@@ -143,9 +145,9 @@ class ChannelGraph:
         """
         return self.table.shapes(widths)
 
-    def linear_forms(self) -> dict[str, tuple[LinearForm, ...]]:
-        """Every axis that `shapes` returns, as ``constant + sum of coefficient * width``."""
-        return self.table.linear_forms()
+    def size_forms(self) -> dict[str, tuple[SizeForm, ...]]:
+        """Every axis that `shapes` returns, as ``constant + sum of coefficient * product of widths``."""
+        return self.table.size_forms()
 
     def explain(self) -> str:
         """What can be cut, what was left alone and why, as plain text."""

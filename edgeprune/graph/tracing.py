@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from edgeprune.graph.atoms import KEPT, Ids
 from edgeprune.graph.capture import capture, module_path
 from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
-from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import module_facts
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units, find_units
@@ -48,9 +49,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     groups = []
     for index, classes in enumerate(solid):
         made = [p for p in walk.producers if _touches(units, code_of, p.ids, offsets[index], offsets[index + 1])]
-        balanced = any(member.parameter in walk.balanced for member in members[index] if member.role != "vector")
         nodes = tuple(dict.fromkeys(producer.node for producer in made))
-        unit = "conv-group channel" if balanced else "channel"
+        unit = _unit(walk, units, classes, members[index])
         groups.append(ChannelGroup(names[index], len(classes), unit, tuple(members[index]), nodes))
     return ChannelGraph(
         model=model,
@@ -70,6 +70,14 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     )
 
 
+def _unit(walk: Propagation, units: Units, classes: Ids, members: list[Member]) -> str:
+    for ids, kind in walk.kinds:
+        if np.isin(units.of(ids), classes).any():
+            return kind
+    balanced = any(member.parameter in walk.balanced for member in members if member.role != "vector")
+    return "conv-group channel" if balanced else "channel"
+
+
 def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
     """Class per position to code per position; equal arrays are shared."""
     shared: dict[bytes, Ids] = {}
@@ -86,7 +94,7 @@ def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
 
 
 def _touches(units: Units, code_of: Ids, ids: Ids, start: int, stop: int) -> bool:
-    codes = code_of[units.classes.of(ids)]
+    codes = code_of[units.of(ids)]
     return bool(((codes >= start) & (codes < stop)).any())
 
 
@@ -94,10 +102,10 @@ def _names(walk: Propagation, units: Units, code_of: Ids, offsets: Ids) -> list[
     """Module path of the layers that make the channels; a range is added where one layer feeds several groups."""
     made: list[dict[str, tuple[int, int]]] = [{} for _ in offsets[:-1]]
     for producer in walk.producers:
-        codes = code_of[units.classes.of(producer.ids)]
+        codes = code_of[units.of(producer.ids)]
         owners = np.searchsorted(offsets, codes, side="right") - 1
         for index in np.unique(owners[codes >= 0]).tolist():
-            where = np.flatnonzero((owners == index) & (codes >= 0))
+            where = np.flatnonzero(((owners == index) & (codes >= 0)).any(axis=0))
             made[index].setdefault(producer.name, (int(where[0]), int(where[-1]) + 1))
     names: list[str] = []
     plain = [next(iter(layers), "") for layers in made]
@@ -129,16 +137,18 @@ def _parameter_name(walk: Propagation, units: Units, code_of: Ids, offsets: Ids,
 def _members(walk: Propagation, unit_of: dict[str, tuple[Ids, ...]], offsets: Ids) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in offsets[:-1]]
     for name in walk.parameter_shapes:
-        for axis, codes in enumerate(unit_of[name]):
-            positions = np.flatnonzero(codes >= 0)
-            if not len(positions):
+        for axis, factors in enumerate(unit_of[name]):
+            codes, positions = factors.ravel(), np.tile(np.arange(factors.shape[1]), len(factors))
+            free = np.flatnonzero(codes >= 0)
+            if not len(free):
                 continue
-            positions = positions[np.argsort(codes[positions], kind="stable")]
-            owners = np.searchsorted(offsets, codes[positions], side="right") - 1
+            free = free[np.argsort(codes[free], kind="stable")]
+            codes, positions = codes[free], positions[free]
+            owners = np.searchsorted(offsets, codes, side="right") - 1
             for index in np.unique(owners).tolist():
                 own = positions[owners == index]
                 size = int(offsets[index + 1] - offsets[index])
-                indices = tuple(tuple(unit) for unit in own.reshape(size, -1).tolist())
+                indices = tuple(tuple(sorted(unit)) for unit in own.reshape(size, -1).tolist())
                 role = cast(Role, walk.roles.get((name, axis), "vector"))
                 members[index].append(Member(name, axis, indices, role))
     return members
@@ -154,16 +164,21 @@ def _table(
     unit_of: dict[str, tuple[Ids, ...]], sizes: dict[str, int], offsets: Ids, aliases: dict[str, str]
 ) -> ShapeTable:
     names = list(sizes)
-    number: dict[LinearForm, int] = {}
+    number: dict[SizeForm, int] = {}
     known: dict[int, int] = {}
 
     def form_of(codes: Ids) -> int:
         if id(codes) not in known:
-            owners = np.searchsorted(offsets, codes[codes >= 0], side="right") - 1
-            counts = np.bincount(owners, minlength=len(names))
-            terms = tuple(sorted((names[i], int(counts[i] // sizes[names[i]])) for i in np.flatnonzero(counts)))
-            form = LinearForm(int((codes < 0).sum()), terms)
-            known[id(codes)] = number.setdefault(form, len(number))
+            owners = np.sort(np.where(codes >= 0, np.searchsorted(offsets, codes, side="right") - 1, -1), axis=0)
+            terms = []
+            constant = 0
+            for owner, count in _counted(owners):
+                groups = tuple(sorted(names[index] for index in owner if index >= 0))
+                if not groups:
+                    constant = count
+                else:
+                    terms.append((groups, count // math.prod(sizes[group] for group in groups)))
+            known[id(codes)] = number.setdefault(SizeForm(constant, tuple(sorted(terms))), len(number))
         return known[id(codes)]
 
     axes = {name: tuple(form_of(codes) for codes in arrays) for name, arrays in unit_of.items()}
@@ -171,6 +186,12 @@ def _table(
         if name not in axes and target in axes:
             axes[name] = axes[target]
     return ShapeTable(sizes, tuple(number), axes)
+
+
+def _counted(columns: Ids) -> list[tuple[list[int], int]]:
+    """The distinct columns and how often each occurs."""
+    distinct, counts = np.unique(columns, axis=1, return_counts=True)
+    return list(zip(distinct.T.tolist(), counts.tolist(), strict=True))
 
 
 def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
@@ -204,16 +225,16 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
 
 def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
     """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together)."""
-    atoms = ids[ids >= 0]
     by_event: dict[int, Ids] = {}
     if (ids < 0).any():
         by_event[-1] = ids[ids < 0]
+    atoms = ids[ids >= 0]
     if not len(atoms):
         return by_event
-    classes = units.classes.of_atom[atoms]
+    staying = (code_of[units.of(atoms)] < 0).all(axis=0)
+    classes = units.classes.of_atom[atoms[staying]]
     events = units.classes.event_of_class[classes]
     for event in np.unique(events).tolist():
-        own = classes[(events == event) & (code_of[classes] < 0)]
-        if len(own):
-            by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
+        own = classes[events == event]
+        by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
     return by_event

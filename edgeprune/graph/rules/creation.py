@@ -16,8 +16,7 @@ def _fixed(walk: Propagation, call: Call) -> Label:
 
 
 def _like(walk: Propagation, call: Call) -> Label:
-    label = walk.of(call, "self")
-    return Label(label.ids, call.shape(), label.event)
+    return walk.of(call, "self").of_shape(call.shape())
 
 
 _FIXED, _LIKE = Rule(_fixed), Rule(_like)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgeprune.graph.atoms import Ids
-from edgeprune.graph.labels import Label, kept
+from edgeprune.graph.labels import Label
 from edgeprune.graph.rules._base import Call, Rule
 
 if TYPE_CHECKING:
@@ -18,75 +16,35 @@ _COMBINED = "it is combined with values that keep their size"
 
 
 def _unary(walk: Propagation, call: Call) -> Label:
-    label = walk.label(next(call.tensor_nodes()))
-    return Label(label.ids, call.shape(), label.event)
+    return walk.label(next(call.tensor_nodes())).of_shape(call.shape())
 
 
 def _merge(walk: Propagation, call: Call) -> Label:
+    """Axis by axis under broadcasting: a tensor of length 1 along an axis says nothing about the others' channels."""
     shape = call.shape()
-    labels = [_aligned(walk.label(node), shape) for node in call.tensor_nodes()]
-    merged = labels[0]
-    for label in labels[1:]:
-        merged = _combine(walk, call, merged, label, shape)
-    return Label(merged.ids, shape, merged.event)
+    labels = [walk.label(node) for node in call.tensor_nodes()]
+    event = walk.event(call, _COMBINED, *labels)
+    axes: list[Ids | None] = []
+    lost = False
+    for axis, size in enumerate(shape):
+        places = [(label, axis - len(shape) + len(label.shape)) for label in labels]
+        meeting = [label.axes[own] for label, own in places if own >= 0 and (label.shape[own] > 1 or size == 1)]
+        ids = meeting[0] if meeting else None
+        for other in meeting[1:]:
+            ids = walk.meet(ids, other, event)
+        axes.append(ids)
+        lost = lost or (ids is None and any(other is not None for other in meeting))
+    return Label(tuple(axes), shape, event if lost else max(label.event for label in labels))
 
 
-def _aligned(label: Label, shape: tuple[int, ...]) -> Label:
-    missing = len(shape) - len(label.shape)
-    return Label(label.ids[(None,) * missing], (1,) * missing + label.shape, label.event)
-
-
-def _combine(walk: Propagation, call: Call, a: Label, b: Label, shape: tuple[int, ...]) -> Label:
-    """Unify two labels under broadcasting.
-
-    Where one tensor has length 1 it says nothing about the other's channels along that axis. If it carries channels
-    itself, along another axis, the result would need two atoms per position: its own channels stay then.
-    """
-    stretched_a = {axis for axis, size in enumerate(shape) if size > 1 and a.shape[axis] == 1}
-    stretched_b = {axis for axis, size in enumerate(shape) if size > 1 and b.shape[axis] == 1}
-    if stretched_a & set(b.varied) and a.has_atoms:
-        a = _pinned(walk, call, a)
-    if stretched_b & set(a.varied) and b.has_atoms:
-        b = _pinned(walk, call, b)
-    event = walk.event(call, _COMBINED, a, b)
-    sizes = tuple(max(pair) for pair in zip(a.shape, b.shape, strict=True))
-    for one, other, stretched in ((a, b, stretched_a), (b, a, stretched_b)):
-        if stretched & set(other.varied):
-            fixed = tuple(axis for axis, size in enumerate(one.shape) if size > 1)
-            whole = walk.keep_whole(other, fixed, event)
-            return Label(whole.ids, sizes, whole.event)
-    walk.atoms.unify(a.ids, b.ids, event)
-    ids = np.minimum(_narrowed(a.ids, b.ids), _narrowed(b.ids, a.ids))
-    return Label(ids, sizes, event if (ids < 0).any() else -1)
-
-
-def _narrowed(ids: Ids, other: Ids) -> Ids:
-    """Ids at length 1 along every axis where the other has length 1: all of them go together by now."""
-    axes = tuple(axis for axis in range(ids.ndim) if other.shape[axis] == 1)
-    narrowed: Ids = ids.min(axis=axes, keepdims=True)
-    return narrowed
-
-
-def _pinned(walk: Propagation, call: Call, label: Label) -> Label:
-    event = walk.event(call, "it is broadcast over the channels of another tensor")
-    walk.atoms.pin(label.ids, event)
-    return kept(label.shape, event)
-
-
-def _prelu(walk: Propagation, call: Call) -> Label | list[Label]:
+def _prelu(walk: Propagation, call: Call) -> Label:
     """One slope per channel, along axis 1."""
     x = walk.of(call, "self")
     if math.prod(walk.of(call, "weight").shape) == 1:
-        return Label(x.ids, call.shape(), x.event)
-    weight = walk.parameter(call, "weight")
-    if weight is None:
-        return walk.freeze(call, "its slopes are computed in forward")
+        return x.of_shape(call.shape())
     event = walk.event(call, _COMBINED, x)
-    ids = walk.collapse(x, 1, event)
-    walk.bind(weight, 0, ids, "vector", event)
-    view = [1] * len(x.shape)
-    view[1] = len(ids)
-    return Label(ids.reshape(view), call.shape(), x.event)
+    walk.bind(call, "weight", 0, x.axes[1], "vector", event)
+    return x.of_shape(call.shape())
 
 
 _UNARY, _MERGE = Rule(_unary), Rule(_merge)

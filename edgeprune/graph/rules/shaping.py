@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 from torch.fx import Node
 
-from edgeprune.graph.labels import Label, compact, reshape
+from edgeprune.graph.atoms import Ids
+from edgeprune.graph.labels import Label, reshape
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _view(walk: Propagation, call: Call) -> Label:
-    return reshape(walk.of(call, "self"), call.shape())
+    return reshape(walk.of(call, "self"), call.shape(), walk.atoms)
 
 
 def _edit_sizes(argument: str, first_axis: str | None = None) -> Any:
@@ -26,7 +27,12 @@ def _edit_sizes(argument: str, first_axis: str | None = None) -> Any:
         offset = 0 if first_axis is None else call.axis(first_axis, len(call.node_of("self").meta["val"].shape))  # type: ignore[union-attr]
         new = list(sizes)
         for position, size in enumerate(sizes):
-            if not isinstance(size, Node) and size != -1:
+            cut = not kept.mask(call.node, offset + position).all()
+            if isinstance(size, Node) and cut:
+                # Heads beside the batch: only the size as a whole is written, so it is left for torch to find out.
+                new = [kept.size(call.node, offset + at) if other == -1 else other for at, other in enumerate(new)]
+                new[position] = -1
+            elif not isinstance(size, Node) and size != -1:
                 new[position] = kept.size(call.node, offset + position)
         return None if new == list(sizes) else Edited({argument: new})
 
@@ -44,30 +50,36 @@ def _edit_expand(call: Call, kept: Kept) -> Edited | None:
 
 def _permute(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
-    order = [int(dim) % len(label.shape) for dim in call["dims"]]
-    return Label(label.ids.transpose(order), call.shape(), label.event)
+    return label.permuted([int(dim) % len(label.shape) for dim in call["dims"]])
 
 
 def _transpose(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
     rank = len(label.shape)
-    ids = np.swapaxes(label.ids, call.axis("dim0", rank), call.axis("dim1", rank))
-    return Label(ids, call.shape(), label.event)
+    order = list(range(rank))
+    one, other = call.axis("dim0", rank), call.axis("dim1", rank)
+    order[one], order[other] = other, one
+    return label.permuted(order)
 
 
 def _matrix_transpose(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
-    return Label(label.ids.T, call.shape(), label.event)
+    return label.permuted(list(reversed(range(len(label.shape)))))
 
 
 def _movedim(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
-    return Label(np.moveaxis(label.ids, _axes(call["source"]), _axes(call["destination"])), call.shape(), label.event)
+    rank = len(label.shape)
+    source, destination = ([axis % rank for axis in _axes(call[name])] for name in ("source", "destination"))
+    order = [axis for axis in range(rank) if axis not in source]
+    for target, axis in sorted(zip(destination, source, strict=True)):
+        order.insert(target, axis)
+    return label.permuted(order)
 
 
 def _squeeze(walk: Propagation, call: Call) -> Label:
     """Only axes of length 1 go, so nothing is removed but ones."""
-    return reshape(walk.of(call, "self"), call.shape())
+    return reshape(walk.of(call, "self"), call.shape(), walk.atoms)
 
 
 def _edit_squeeze(call: Call, kept: Kept) -> Edited | None:
@@ -82,14 +94,20 @@ def _edit_squeeze(call: Call, kept: Kept) -> Edited | None:
 
 
 def _unsqueeze(walk: Propagation, call: Call) -> Label:
-    label, shape = walk.of(call, "self"), call.shape()
-    return Label(np.expand_dims(label.ids, call.axis("dim", len(shape))), shape, label.event)
+    return walk.of(call, "self").inserted(call.axis("dim", len(call.shape())))
 
 
 def _expand(walk: Propagation, call: Call) -> Label:
+    """Copies along an axis of length 1; of channels there can be fewer copies too, as heads that share keys are made."""
     label, shape = walk.of(call, "self"), call.shape()
     missing = len(shape) - len(label.shape)
-    return Label(label.ids[(None,) * missing], shape, label.event)
+    sizes = call.node.meta["val"].shape
+    axes: list[Ids | None] = [*[None] * missing, *label.axes]
+    for axis in range(missing, len(shape)):
+        copied = label.shape[axis - missing] == 1 and shape[axis] > 1
+        if copied and label.varied and not isinstance(sizes[axis], torch.SymInt):
+            axes[axis] = walk.atoms.fresh(shape[axis])
+    return Label(tuple(axes), shape, label.event)
 
 
 def _pixel_shuffle(walk: Propagation, call: Call) -> Label:
@@ -98,10 +116,9 @@ def _pixel_shuffle(walk: Propagation, call: Call) -> Label:
     factor = int(call["upscale_factor"])
     *lead, channels, height, width = label.shape
     rank = len(lead)
-    opened = reshape(label, (*lead, channels // factor**2, factor, factor, height, width))
+    opened = reshape(label, (*lead, channels // factor**2, factor, factor, height, width), walk.atoms)
     order = [*range(rank), rank, rank + 3, rank + 1, rank + 4, rank + 2]
-    moved = Label(opened.ids.transpose(order), tuple(opened.shape[axis] for axis in order), label.event)
-    return reshape(moved, shape)
+    return reshape(opened.permuted(order), shape, walk.atoms)
 
 
 def _pixel_unshuffle(walk: Propagation, call: Call) -> Label:
@@ -110,19 +127,16 @@ def _pixel_unshuffle(walk: Propagation, call: Call) -> Label:
     factor = int(call["downscale_factor"])
     *lead, channels, height, width = label.shape
     rank = len(lead)
-    opened = reshape(label, (*lead, channels, height // factor, factor, width // factor, factor))
+    opened = reshape(label, (*lead, channels, height // factor, factor, width // factor, factor), walk.atoms)
     order = [*range(rank), rank, rank + 2, rank + 4, rank + 1, rank + 3]
-    moved = Label(opened.ids.transpose(order), tuple(opened.shape[axis] for axis in order), label.event)
-    return reshape(moved, shape)
+    return reshape(opened.permuted(order), shape, walk.atoms)
 
 
 def _channel_shuffle(walk: Propagation, call: Call) -> Label:
     label, shape = walk.of(call, "self"), call.shape()
     groups = int(call["groups"])
-    opened = reshape(label, (shape[0], groups, shape[1] // groups, *shape[2:]))
-    ids = np.swapaxes(opened.ids, 1, 2)
-    swapped = compact(ids, (shape[0], shape[1] // groups, groups, *shape[2:]), label.event)
-    return reshape(swapped, shape)
+    opened = reshape(label, (shape[0], groups, shape[1] // groups, *shape[2:]), walk.atoms)
+    return reshape(opened.permuted([0, 2, 1, *range(3, len(shape) + 1)]), shape, walk.atoms)
 
 
 def _axes(value: Any) -> list[int]:

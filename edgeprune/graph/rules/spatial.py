@@ -16,10 +16,10 @@ def _over_last(axes: int) -> Rule:
         label = walk.label(next(call.tensor_nodes()))
         rank = len(label.shape)
         event = walk.event(call, f"{call.op} mixes the positions that it could be removed from", label)
-        whole = walk.keep_whole(label, tuple(range(rank - axes, rank)), event)
+        whole = walk.keep_whole(label, range(rank - axes, rank), event)
         if isinstance(call.node.meta["val"], list | tuple):
-            return [Label(whole.ids, shape, whole.event) for shape in call.shapes()]
-        return Label(whole.ids, call.shape(), whole.event)
+            return [whole.of_shape(shape) for shape in call.shapes()]
+        return whole.of_shape(call.shape())
 
     return Rule(propagate)
 
