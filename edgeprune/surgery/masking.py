@@ -238,7 +238,7 @@ _DEFINED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Give biases, scales and batch-norm statistics random values: zero biases would hide a unit that leaks a constant.
+    """Give biases, scales, batch-norm statistics and constant weights random values: zeros would hide what is wrong.
 
     Biases move up and running means down, because a channel that an activation silences on all inputs would hide
     whatever was done to it.
@@ -251,8 +251,13 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
-            if parameter.ndim == 1 and parameter.is_floating_point():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.ndim == 1:
                 parameter.add_(uniform(parameter, 0.1, 0.8))
+            elif bool((parameter == parameter.flatten()[0]).all()):
+                # A head that starts at zero would hide all that is before it.
+                parameter.add_(uniform(parameter, -0.1, 0.1))
         for name, buffer in sorted(model.named_buffers()):
             if name.endswith("running_mean"):
                 buffer.add_(uniform(buffer, -0.6, 0.0))
