@@ -51,6 +51,7 @@ class Propagation:
     parameter_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    indices: set[str] = field(default_factory=set)
     producers: list[Producer] = field(default_factory=list)
     balanced: set[str] = field(default_factory=set)
     kinds: list[tuple[Ids, Kind]] = field(default_factory=list)
@@ -158,13 +159,17 @@ class Propagation:
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""
         event = self.atoms.event(reason, call.op, call.source)
-        widest = 1
+        widest = 0
         for node in call.tensor_nodes():
-            label = None if node.name in self.parameters else self.labels.get(node.name)
-            if isinstance(label, Label):
-                widest = max([widest, *(label.shape[axis] for axis in label.varied)])
+            name = self.parameters.get(node.name)
+            found = self.labels.get(node.name) if name is None else self._parameter_label(name)
+            for label in found if isinstance(found, list) else [found]:
+                if label is not None:
+                    widest = max([widest, *(label.shape[axis] for axis in label.varied)])
             self._pin_node(node, event)
-        self.frozen_calls.append((call, event, widest))
+        # What carries no channels (a mask, positions) loses nothing.
+        if widest:
+            self.frozen_calls.append((call, event, widest))
         if isinstance(call.node.meta["val"], list | tuple):
             return [kept(shape, event) for shape in call.shapes()]
         return kept(call.shape(), event)
@@ -218,7 +223,7 @@ class Propagation:
     def _pin_node(self, node: Node, event: int) -> None:
         name = self.parameters.get(node.name)
         if name is not None:
-            for axis in range(len(self.parameter_shapes[name])):
+            for axis in range(len(self.parameter_shapes[name]) if name not in self.indices else 0):
                 self.atoms.pin(self.axis(name, axis, "vector"), event)
             return
         found = self.labels.get(node.name)
@@ -247,6 +252,8 @@ class Propagation:
                 name = self.canonical.setdefault(id(held), spec.target)
                 self.parameters[spec.arg.name] = name
                 self.parameter_shapes[name] = shape
+                if not (value.is_floating_point() or value.is_complex()):
+                    self.indices.add(name)
             elif spec.kind == InputKind.USER_INPUT:
                 event = self.atoms.event("it is combined with an input of the model, which keeps its size", "input")
                 self.labels[spec.arg.name] = kept(shape, event)
@@ -255,6 +262,8 @@ class Propagation:
                 self.labels[spec.arg.name] = kept(shape, event)
 
     def _parameter_label(self, name: str) -> Label:
-        """A parameter as data: each of its axes can be cut."""
+        """A parameter as data: each of its axes can be cut, unless it holds indices."""
         shape = self.parameter_shapes[name]
+        if name in self.indices:
+            return kept(shape)
         return Label(tuple(free(self.axis(name, axis, "vector")) for axis in range(len(shape))), shape)

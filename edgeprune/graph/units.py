@@ -46,11 +46,15 @@ def find_units(walk: Propagation) -> Units:
         factors = factor_table(classes)
         axes = _axis_units(walk, classes, factors)
         groups = _groups(axes.values(), len(classes.event_of_class))
-        uneven = _uneven(axes.values(), groups)
-        if not len(uneven):
+        for found, reason in (
+            (_uneven(axes.values(), groups), "what would be left of it depends on which units go, not only on how many"),
+            (_unread(walk, classes, factors, groups), "no layer makes or reads it"),
+        ):
+            if len(found):
+                walk.atoms.pin(_atoms_of(classes, found), walk.atoms.event(reason, "view"))
+                break
+        else:
             return Units(classes, groups, axes)
-        event = walk.atoms.event("what would be left of it depends on which units go, not only on how many", "view")
-        walk.atoms.pin(_atoms_of(classes, uneven), event)
 
 
 def factor_table(classes: Classes) -> dict[int, tuple[int, ...]]:
@@ -205,6 +209,18 @@ def _groups(tensors: Iterable[tuple[Ids, ...]], count: int) -> tuple[Ids, ...]:
     for index in present.tolist():
         groups.setdefault((int(marks[0, index]), int(marks[1, index])), []).append(index)
     return tuple(np.array(members, dtype=np.int64) for members in groups.values())
+
+
+def _unread(
+    walk: Propagation, classes: Classes, factors: dict[int, tuple[int, ...]], groups: tuple[Ids, ...]
+) -> Ids:
+    """Units that are no channels: positions of a table, say, that this input does not reach."""
+    known = [ids for key, ids in walk.axes.items() if walk.roles[key] != "vector"]
+    known += [producer.ids for producer in walk.producers]
+    if not known or not groups:
+        return np.zeros(0, dtype=np.int64)
+    used = np.unique(_expanded(classes, factors, np.unique(np.concatenate(known))))
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(group for group in groups if not np.isin(group, used).any())])
 
 
 def _uneven(tensors: Iterable[tuple[Ids, ...]], groups: tuple[Ids, ...]) -> Ids:

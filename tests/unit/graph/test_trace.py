@@ -14,6 +14,8 @@ from torch import nn
 
 from edgeprune.errors import InputError, PlanError, TraceError
 from edgeprune.graph.tracing import trace
+from edgeprune.surgery.checking import check
+from edgeprune.surgery.plan import uniform_plan
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -164,10 +166,12 @@ class Computed(nn.Module):
         return self.c(F.conv2d(self.a(x), weight))
 
 
-def test_a_weight_that_forward_computes_is_not_cut() -> None:
+def test_a_weight_that_forward_computes_is_cut_where_it_comes_from() -> None:
     graph = trace(Computed(), X)
-    assert graph.groups == ()
-    assert {axis.reason for axis in graph.frozen if axis.name == "a"} == {"its weight is computed in forward"}
+    assert graph.widths() == {"a": 8, "conv2d_1": 8}
+    assert {(m.parameter, m.axis) for m in graph.group("a").members} == {("a.weight", 0), ("a.bias", 0), ("b.weight", 1)}
+    assert {(m.parameter, m.axis) for m in graph.group("conv2d_1").members} == {("b.weight", 0), ("c.weight", 1)}
+    assert check(graph.model, uniform_plan(graph, 0.5), X) < 1e-9
 
 
 class Several(nn.Module):
