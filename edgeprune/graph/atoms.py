@@ -164,11 +164,20 @@ class Atoms:
             axes[axis] = np.moveaxis(table, axis, 0).reshape(sizes[axis], -1)[:, 0].copy()
         else:
             for axis in varied:
-                axes[axis] = self.fresh(sizes[axis])
+                axes[axis] = self._fresh_along(table, axis)
             compact = table[tuple(slice(None) if axis in varied else 0 for axis in range(len(sizes)))]
             self.products.append(Product(compact.copy(), tuple(part for part in axes if part is not None)))
         self._remember(ids, tuple(axes), tuple(sizes))
         return tuple(axes)
+
+    def _fresh_along(self, table: Ids, axis: int) -> Ids:
+        """New atoms along one axis, the same one where slices are equal: heads that lie beside the batch, say."""
+        slices = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
+        _, first, same = np.unique(slices, axis=0, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        found: Ids = self.fresh(len(first))[rank[same.ravel()]]
+        return found
 
     def solve(self) -> Classes:
         """Classes of all atoms as collected so far."""

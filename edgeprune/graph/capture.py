@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
 import traceback
@@ -138,15 +139,10 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
-def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Dynamic shapes as ``torch.export`` wants them: a tuple, or a dict where there are keyword arguments."""
+def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    """Dynamic shapes as ``torch.export`` wants them: by the names of forward's parameters, ``*args`` as one tuple."""
     positional, named = shapes
-    if not named:
-        return positional
-    if positional:
-        names = [n for n in model.forward.__code__.co_varnames if n != "self"]
-        return dict(zip(names, positional, strict=False)) | named
-    return named
+    return dict(inspect.signature(model.forward).bind(*positional, **named).arguments)
 
 
 def _captured(program: ExportedProgram, tensors: list[torch.Tensor], batch: int, dynamic: bool, note: str) -> Capture:
