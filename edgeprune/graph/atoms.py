@@ -8,7 +8,8 @@ or that the atoms of one axis are the product of those of others (`split`, `merg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -19,6 +20,7 @@ from edgeprune.graph.products import KEPT, Definitions, Ids, Product
 __all__ = ["KEPT", "Atoms", "Classes", "Event", "Ids", "Product"]
 
 _NONE = np.iinfo(np.int64).max
+_MOST_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class Classes:
     Attributes:
         of_atom: Class of each atom, numbered from 0 in order of the first atom.
         event_of_class: Per class the index of the first event that pinned it, or -1 where the class is free.
-        parts_of: Class to the classes that it is a product of; such a class goes when one of them goes.
+        parts: Per class the classes that it is a product of, itself where it is none, shape [classes, factors], padded
+            with `KEPT`; a class goes when one of its parts goes.
     """
 
     of_atom: Ids
     event_of_class: Ids
-    parts_of: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    parts: Ids
 
     def of(self, ids: Ids) -> Ids:
         """Classes of label ids: `KEPT` where the label is `KEPT` or its class is pinned."""
@@ -57,20 +60,25 @@ class Classes:
         classes = self.of_atom[np.maximum(ids, 0)]
         return np.where((ids < 0) | (self.event_of_class[classes] >= 0), KEPT, classes)
 
-    def factors(self, index: int) -> tuple[int, ...]:
-        """The classes that one class is a product of in the end, itself where it is none."""
-        found: set[int] = set()
-        open_, seen = [index], set[int]()
-        while open_:
-            current = open_.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            if current in self.parts_of:
-                open_ += self.parts_of[current]
-            else:
-                found.add(current)
-        return tuple(sorted(found))
+    @cached_property
+    def factors(self) -> Ids:
+        """Like `parts`, all the way down, without parts that are pinned: shape [classes + 1, factors], `KEPT` alone last."""
+        count = len(self.event_of_class)
+        pinned = np.append(self.event_of_class >= 0, False)
+        parts = np.vstack([self.parts, np.full((1, self.parts.shape[1]), KEPT, dtype=np.int64)])
+        is_product = np.append(self.parts[:, 0] != np.arange(count), False)
+        table = _distinct(np.where(pinned[parts], KEPT, parts))
+        # Each round opens one level of products of products.
+        for _ in range(_MOST_LEVELS):
+            if not is_product[table].any():
+                break
+            table = _distinct(np.where(pinned[opened := parts[table].reshape(count + 1, -1)], KEPT, opened))
+        return table
+
+    def units_of(self, ids: Ids) -> Ids:
+        """Free classes that the positions of label ids consist of, shape [factors, size]."""
+        found = self.factors[self.of(ids)]
+        return np.ascontiguousarray(found[:, : max(1, int((found >= 0).any(axis=0).sum()))].T)
 
 
 class Atoms:
@@ -208,7 +216,7 @@ class Atoms:
 
     def _components(self) -> Classes:
         if self._count == 0:
-            return Classes(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+            return Classes(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 1), dtype=np.int64))
         self._pairs = [np.concatenate(self._pairs, axis=1)] if self._pairs else []
         pairs = self._pairs[0] if self._pairs else np.zeros((2, 0), dtype=np.int64)
         links = coo_matrix(
@@ -223,11 +231,19 @@ class Atoms:
         for ids, event in self._pins:
             np.minimum.at(event_of_class, of_atom[ids], event)
         event_of_class[event_of_class == _NONE] = -1
-        return Classes(of_atom, event_of_class)
+        return Classes(of_atom, event_of_class, np.arange(len(first))[:, None])
 
 
 def _contents(axes: Sequence[Ids | None]) -> tuple[bytes | None, ...]:
     return tuple(None if ids is None else ids.tobytes() for ids in axes)
+
+
+def _distinct(rows: Ids) -> Ids:
+    """Each row without repetitions, in descending order, without columns that nothing uses."""
+    rows = -np.sort(-rows, axis=1)
+    rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = KEPT
+    rows = -np.sort(-rows, axis=1)
+    return rows[:, : max(1, int((rows >= 0).any(axis=0).sum()))]
 
 
 def _first_atoms(classes: Classes) -> Ids:

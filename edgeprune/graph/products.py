@@ -107,13 +107,16 @@ class Definitions:
         for column in set(wide) - set(best):
             self._pin(table[:, column])
 
-    def parts(self) -> dict[int, tuple[int, ...]]:
-        """Class to the classes that it is a product of, for the classes that are products."""
-        return {
-            int(index): tuple(sorted({part for part in self._tables[owner][self._row[index]].tolist() if part >= 0}))
-            for index, owner in enumerate(self._owner.tolist())
-            if owner >= 0
-        }
+    def parts(self) -> Ids:
+        """Per class the classes that it is a product of, itself where it is none; shape [classes, factors], `KEPT` is none."""
+        width = max([1, *(table.shape[1] for table in self._tables)])
+        found = np.full((len(self._owner), width), KEPT, dtype=np.int64)
+        found[:, 0] = np.arange(len(self._owner))
+        for owner, table in enumerate(self._tables):
+            own = np.flatnonzero(self._owner == owner)
+            found[own] = KEPT
+            found[own, : table.shape[1]] = table[self._row[own]]
+        return found
 
 
 def _pieces(left: Ids, right: Ids) -> int:

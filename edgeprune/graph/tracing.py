@@ -13,6 +13,7 @@ from edgeprune.graph.capture import capture, module_path
 from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import module_facts
+from edgeprune.graph.naming import Made, group_names, makers
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units, find_units
 
@@ -44,14 +45,13 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     for classes, offset in zip(solid, offsets, strict=False):
         code_of[classes] = np.arange(offset, offset + len(classes))
     unit_of = _codes(units, code_of)
-    names = _names(walk, units, code_of, offsets)
+    made = makers(walk, units, solid)
+    names = group_names(walk, units, solid, made)
     members = _members(walk, unit_of, offsets)
-    groups = []
-    for index, classes in enumerate(solid):
-        made = [p for p in walk.producers if _touches(units, code_of, p.ids, offsets[index], offsets[index + 1])]
-        nodes = tuple(dict.fromkeys(producer.node for producer in made))
-        unit = _unit(walk, units, classes, members[index])
-        groups.append(ChannelGroup(names[index], len(classes), unit, tuple(members[index]), nodes))
+    groups = [
+        ChannelGroup(name, len(classes), _unit(walk, makes, own), tuple(own), tuple(dict.fromkeys(makes.nodes)))
+        for name, classes, makes, own in zip(names, solid, made, members, strict=True)
+    ]
     return ChannelGraph(
         model=model,
         groups=tuple(groups),
@@ -70,12 +70,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     )
 
 
-def _unit(walk: Propagation, units: Units, classes: Ids, members: list[Member]) -> str:
-    for ids, kind in walk.kinds:
-        if np.isin(units.of(ids), classes).any():
-            return kind
+def _unit(walk: Propagation, made: Made, members: list[Member]) -> str:
     balanced = any(member.parameter in walk.balanced for member in members if member.role != "vector")
-    return "conv-group channel" if balanced else "channel"
+    return made.kind or ("conv-group channel" if balanced else "channel")
 
 
 def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
@@ -91,47 +88,6 @@ def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
             arrays.append(shared[key])
         coded[name] = tuple(arrays)
     return coded
-
-
-def _touches(units: Units, code_of: Ids, ids: Ids, start: int, stop: int) -> bool:
-    codes = code_of[units.of(ids)]
-    return bool(((codes >= start) & (codes < stop)).any())
-
-
-def _names(walk: Propagation, units: Units, code_of: Ids, offsets: Ids) -> list[str]:
-    """Module path of the layers that make the channels; a range is added where one layer feeds several groups."""
-    made: list[dict[str, tuple[int, int]]] = [{} for _ in offsets[:-1]]
-    for producer in walk.producers:
-        codes = code_of[units.of(producer.ids)]
-        owners = np.searchsorted(offsets, codes, side="right") - 1
-        for index in np.unique(owners[codes >= 0]).tolist():
-            where = np.flatnonzero(((owners == index) & (codes >= 0)).any(axis=0))
-            made[index].setdefault(producer.name, (int(where[0]), int(where[-1]) + 1))
-    names: list[str] = []
-    plain = [next(iter(layers), "") for layers in made]
-    for index, layers in enumerate(made):
-        name = plain[index] or _parameter_name(walk, units, code_of, offsets, index)
-        if plain.count(plain[index]) > 1 and layers:
-            start, stop = next(iter(layers.values()))
-            name += f"[{start}:{stop}]"
-        if len(layers) > 1:
-            name += f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})"
-        base, copy = name, 2
-        while name in names:
-            name, copy = f"{base} #{copy}", copy + 1
-        names.append(name)
-    return names
-
-
-def _parameter_name(walk: Propagation, units: Units, code_of: Ids, offsets: Ids, index: int) -> str:
-    """Name of a group that no layer makes: the first parameter that it cuts, or the program node that it lies in."""
-    for names in (walk.parameter_shapes, units.axes):
-        for name in names:
-            for classes in units.axes[name]:
-                codes = code_of[classes]
-                if ((codes >= offsets[index]) & (codes < offsets[index + 1])).any():
-                    return name
-    return f"channels {index}"
 
 
 def _members(walk: Propagation, unit_of: dict[str, tuple[Ids, ...]], offsets: Ids) -> list[list[Member]]:
@@ -231,7 +187,7 @@ def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
     atoms = ids[ids >= 0]
     if not len(atoms):
         return by_event
-    staying = (code_of[units.of(atoms)] < 0).all(axis=0)
+    staying = (code_of[units.classes.units_of(atoms)] < 0).all(axis=0)
     classes = units.classes.of_atom[atoms[staying]]
     events = units.classes.event_of_class[classes]
     for event in np.unique(events).tolist():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeprune.graph.atoms import KEPT, Classes, Ids
 from edgeprune.graph.labels import Label
@@ -29,40 +29,26 @@ class Units:
     groups: tuple[Ids, ...]
     axes: dict[str, tuple[Ids, ...]]
 
-    def of(self, ids: Ids) -> Ids:
-        """Units of label ids, shape [factors, size]."""
-        return _expanded(self.classes, self._factors, ids)
-
-    @cached_property
-    def _factors(self) -> dict[int, tuple[int, ...]]:
-        return factor_table(self.classes)
-
 
 def find_units(walk: Propagation) -> Units:
     """Solve, keep what cannot go alone, and put classes that occur in the same axes into one group."""
     _settle(walk)
     while True:
         classes = walk.atoms.solve()
-        factors = factor_table(classes)
-        axes = _axis_units(walk, classes, factors)
+        axes = _axis_units(walk, classes)
         groups = _groups(axes.values(), len(classes.event_of_class))
         for found, reason in (
-            (_uneven(axes.values(), groups), "what would be left of it depends on which units go, not only on how many"),
-            (_unread(walk, classes, factors, groups), "no layer makes or reads it"),
+            (
+                _uneven(axes.values(), groups),
+                "what would be left of it depends on which units go, not only on how many",
+            ),
+            (_unread(walk, classes, groups), "no layer makes or reads it"),
         ):
             if len(found):
                 walk.atoms.pin(_atoms_of(classes, found), walk.atoms.event(reason, "view"))
                 break
         else:
             return Units(classes, groups, axes)
-
-
-def factor_table(classes: Classes) -> dict[int, tuple[int, ...]]:
-    """The classes that every product consists of in the end, those that stay left out."""
-    return {
-        index: tuple(part for part in classes.factors(index) if classes.event_of_class[part] < 0)
-        for index in classes.parts_of
-    }
 
 
 def _settle(walk: Propagation) -> None:
@@ -75,30 +61,29 @@ def _settle(walk: Propagation) -> None:
         return
 
 
-def _marked(walk: Propagation, classes: Classes) -> set[int]:
-    """Classes that are heads or head dimensions, and what they consist of."""
-    found: set[int] = set()
-    for ids, _ in walk.kinds:
-        for index in np.unique(classes.of(ids)).tolist():
-            if index >= 0:
-                found.update((index, *classes.factors(index)))
+def _marked(walk: Propagation, classes: Classes) -> npt.NDArray[np.bool_]:
+    """Per class whether it is a head or a head dimension, or what one consists of; False last, for `KEPT`."""
+    found = np.zeros(len(classes.event_of_class) + 1, dtype=bool)
+    if walk.kinds:
+        ids = np.unique(np.concatenate([ids for ids, _ in walk.kinds]))
+        found[classes.of(ids)] = True
+        found[classes.units_of(ids)] = True
+        found[KEPT] = False
     return found
 
 
-def _pin_beside_batch(walk: Propagation, classes: Classes, marked: set[int]) -> bool:
+def _pin_beside_batch(walk: Propagation, classes: Classes, marked: npt.NDArray[np.bool_]) -> bool:
     done = False
     for ids, event in walk.beside_batch:
-        found = classes.of(ids)
-        loose = np.array(
-            [index for index in np.unique(found[found >= 0]).tolist() if index not in marked], dtype=np.int64
-        )
+        found = np.unique(classes.of(ids))
+        loose = found[(found >= 0) & ~marked[found]]
         if len(loose):
             walk.atoms.pin(_atoms_of(classes, loose), event)
             done = True
     return done
 
 
-def _pin_coarse(walk: Propagation, classes: Classes, marked: set[int]) -> bool:
+def _pin_coarse(walk: Propagation, classes: Classes, marked: npt.NDArray[np.bool_]) -> bool:
     """Of a product that no attention asks for, only the finest factor can go: halves and conv groups go in step."""
     done = False
     event = -1
@@ -107,10 +92,7 @@ def _pin_coarse(walk: Propagation, classes: Classes, marked: set[int]) -> bool:
         found = [part[part >= 0] for part in found]
         if sum(len(part) > 0 for part in found) < 2:
             continue
-        own = np.unique(classes.of(product.ids)).tolist()
-        if all(index in marked for index in own) or all(
-            index in marked for part in found if len(part) for index in part.tolist()
-        ):
+        if marked[classes.of(product.ids)].all() or all(marked[part].all() for part in found):
             continue
         event = event if event >= 0 else walk.atoms.event("it goes in step with finer parts of the same axis", "view")
         finest = max(range(len(found)), key=lambda axis: len(found[axis]))
@@ -123,17 +105,17 @@ def _pin_coarse(walk: Propagation, classes: Classes, marked: set[int]) -> bool:
 
 def _pin_whole(walk: Propagation, classes: Classes) -> bool:
     """What all positions of an axis share cannot go: nothing would be left."""
-    factors = factor_table(classes)
     whole: set[int] = set()
     seen: set[bytes] = set()
     for _, label in _tensors(walk):
         for axis in label.varied:
-            found = classes.of(label.axis(axis))
-            if (found < 0).any() or (key := found.tobytes()) in seen:
+            ids = label.axis(axis)
+            if (key := ids.tobytes()) in seen:
                 continue
             seen.add(key)
-            each = [set(factors.get(index, (index,))) for index in np.unique(found).tolist()]
-            whole |= set.intersection(*each)
+            units = classes.units_of(ids)
+            # A unit of every position occurs at the first one.
+            whole.update(unit for unit in units[:, 0].tolist() if unit >= 0 and (units == unit).any(axis=0).all())
     if not whole:
         return False
     event = walk.atoms.event("all of its channels hang together, so none can be removed alone", "view")
@@ -153,7 +135,7 @@ def _tensors(walk: Propagation) -> Iterator[tuple[str, Label]]:
             yield from ((f"{name}[{index}]", label) for index, label in enumerate(found))
 
 
-def _axis_units(walk: Propagation, classes: Classes, factors: dict[int, tuple[int, ...]]) -> dict[str, tuple[Ids, ...]]:
+def _axis_units(walk: Propagation, classes: Classes) -> dict[str, tuple[Ids, ...]]:
     stays: dict[int, Ids] = {}
     known: dict[bytes, Ids] = {}
 
@@ -162,7 +144,7 @@ def _axis_units(walk: Propagation, classes: Classes, factors: dict[int, tuple[in
             return stays.setdefault(size, np.full((1, size), KEPT, dtype=np.int64))
         key = ids.tobytes()
         if key not in known:
-            known[key] = _expanded(classes, factors, ids)
+            known[key] = classes.units_of(ids)
         return known[key]
 
     axes: dict[str, tuple[Ids, ...]] = {}
@@ -174,20 +156,6 @@ def _axis_units(walk: Propagation, classes: Classes, factors: dict[int, tuple[in
     for node, name in walk.parameters.items():
         axes[node] = axes[name]
     return axes
-
-
-def _expanded(classes: Classes, factors: dict[int, tuple[int, ...]], ids: Ids) -> Ids:
-    found = classes.of(ids)
-    products = [index for index in np.unique(found).tolist() if index in factors]
-    rows = max([1, *(len(factors[index]) for index in products)])
-    if not products:
-        return found[None]
-    table = np.full((rows, len(classes.event_of_class) + 1), KEPT, dtype=np.int64)
-    table[0, :-1] = np.arange(table.shape[1] - 1)
-    for index in products:
-        table[:, index] = KEPT
-        table[: len(factors[index]), index] = factors[index]
-    return table[:, found]
 
 
 def _groups(tensors: Iterable[tuple[Ids, ...]], count: int) -> tuple[Ids, ...]:
@@ -211,15 +179,13 @@ def _groups(tensors: Iterable[tuple[Ids, ...]], count: int) -> tuple[Ids, ...]:
     return tuple(np.array(members, dtype=np.int64) for members in groups.values())
 
 
-def _unread(
-    walk: Propagation, classes: Classes, factors: dict[int, tuple[int, ...]], groups: tuple[Ids, ...]
-) -> Ids:
+def _unread(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids:
     """Units that are no channels: positions of a table, say, that this input does not reach."""
     known = [ids for key, ids in walk.axes.items() if walk.roles[key] != "vector"]
     known += [producer.ids for producer in walk.producers]
     if not known or not groups:
         return np.zeros(0, dtype=np.int64)
-    used = np.unique(_expanded(classes, factors, np.unique(np.concatenate(known))))
+    used = np.unique(classes.units_of(np.unique(np.concatenate(known))))
     return np.concatenate([np.zeros(0, dtype=np.int64), *(group for group in groups if not np.isin(group, used).any())])
 
 
