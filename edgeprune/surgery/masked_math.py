@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from edgeprune.errors import SurgeryError
 
@@ -98,6 +99,82 @@ def matmul(one: Tensor, other: Tensor) -> Tensor:
         index = int((gone_one != gone_other).nonzero()[0])
         raise SurgeryError(f"a product must not read units that the plan removes, found contracted position {index}.")
     return torch.matmul(_emptied(one, rows, gone_one), _emptied(other, columns, gone_other))
+
+
+def einsum(equation: str, operands: Sequence[Tensor]) -> Tensor:
+    """``torch.einsum``, its sums over the positions that are left, which must be the same for all operands."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    named = left.replace("...", "").replace(",", "")
+    summed = {letter for letter in named if (letter not in right if arrow else named.count(letter) > 1)}
+    found = list(operands)
+    for letter in sorted(summed):
+        places = [(index, _place(term, letter)) for index, term in enumerate(terms) if letter in term]
+        gone = [_inside(found[index], axis % found[index].ndim) for index, axis in places]
+        gone = [mask for mask, (index, axis) in zip(gone, places, strict=True) if found[index].shape[axis] > 1]
+        if any(not torch.equal(gone[0], mask) for mask in gone[1:]):
+            raise SurgeryError(
+                f"einsum {equation!r} must not read units that the plan removes, found some of {letter!r}."
+            )
+        for index, axis in places:
+            if gone and found[index].shape[axis] > 1:
+                found[index] = _emptied(found[index], axis % found[index].ndim, gone[0])
+    return torch.einsum(equation, *found)
+
+
+def _place(term: str, letter: str) -> int:
+    """Axis of a letter in one operand, from the end where an ellipsis comes before it."""
+    before, _, after = term.partition("...")
+    return before.index(letter) if letter in before else after.index(letter) - len(after)
+
+
+def bilinear(one: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``one weight other + bias`` with weight [out, in1, in2]."""
+    found = einsum("...i,oij,...j->...o", (one, weight, other))
+    return found if bias is None else found + bias
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """``v * g / norm of v``, the norm over what is left of all axes but one."""
+    dims = [axis for axis in range(v.ndim) if axis != dim % v.ndim]
+    some, left = left_of(v, dims)
+    return put_back(some * (g / some.square().sum(dims, keepdim=True).sqrt()), v, dims, left)
+
+
+def marked(found: Tensor, *operands: object) -> Tensor:
+    """A result with the marks of what it was made of, for operations that put other values in the place of some."""
+    for value in operands:
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and found.is_floating_point():
+            found = found.masked_fill(value.isnan(), float("nan"))
+    return found
+
+
+def pad(x: Tensor, amounts: Sequence[int], mode: str, value: float | None) -> Tensor:
+    """``F.pad``; what is removed along the axes that are not padded is removed at the new positions too."""
+    found = F.pad(x, list(amounts), mode, value)
+    for axis in range(x.ndim - len(amounts) // 2):
+        found = _marked_along(found, axis, gone_along(x, axis))
+    return found
+
+
+def windows(
+    x: Tensor, kernel: Sequence[int], dilation: Sequence[int], padding: Sequence[int], stride: Sequence[int]
+) -> Tensor:
+    """``F.unfold``; a removed channel is removed where its window lies on the padding too."""
+    found = F.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+    channels = x.shape[-3]
+    return _marked_along(found, -2, gone_along(x, -3).repeat_interleave(found.shape[-2] // channels))
+
+
+def sampled(x: Tensor, grid: Tensor, mode: int, padding: int, corners: bool) -> Tensor:
+    """``F.grid_sample`` with its modes as numbers; a removed channel is removed outside of the input too."""
+    return _marked_along(torch.grid_sampler(x, grid, mode, padding, corners), 1, gone_along(x, 1))
+
+
+def _marked_along(found: Tensor, axis: int, gone: Tensor) -> Tensor:
+    view = [1] * found.ndim
+    view[axis] = -1
+    return found.masked_fill(gone.reshape(view), float("nan")) if found.is_floating_point() else found
 
 
 def _inside(x: Tensor, dim: int) -> Tensor:

@@ -25,10 +25,12 @@ _CONVS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
 _MEANS = (
     "aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.var", "aten.std", "aten.linalg_vector_norm",
+    "aten.norm", "aten.logsumexp", "aten.prod", "aten.var_mean", "aten.std_mean",
 )  # fmt: skip
 _SOFTMAXES = ("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax")
 _MATMULS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.mv")
 _NORMS = ("aten.batch_norm", "aten.instance_norm")
+_REPLACING = ("aten.masked_fill", "aten.tril", "aten.triu", "aten.nan_to_num", "aten.where")
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
 
 
@@ -101,8 +103,7 @@ class MaskedProgram(Interpreter):
         if op in (*_CONVS, *_TRANSPOSED, "aten.linear"):
             return self._contract(n, op, args, kwargs)
         for position, argument in enumerate(n.args):
-            if isinstance(argument, Node) and self._kept.get(argument.name):
-                args[position] = _poisoned(args[position], self._kept[argument.name])
+            args[position] = self._with_marks(argument, args[position])
         if op in _MEANS:
             dims = named_dims(n, args)
             args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
@@ -112,7 +113,18 @@ class MaskedProgram(Interpreter):
             named = {argument.name: argument.default_value for argument in n.target._schema.arguments}  # type: ignore[union-attr]
             named.update(zip(named, args, strict=False))
             return _DEFINED[op](named | kwargs)
-        return n.target(*args, **kwargs)  # type: ignore[operator]
+        found = n.target(*args, **kwargs)  # type: ignore[operator]
+        return masked_math.marked(found, *args) if op in _REPLACING else found
+
+    def _with_marks(self, argument: Any, value: Any) -> Any:
+        """A parameter that is used as data: what the plan removes of it becomes NaN."""
+        if isinstance(argument, list | tuple):
+            return [self._with_marks(item, own) for item, own in zip(argument, value, strict=True)]
+        if not isinstance(argument, Node):
+            return value
+        for axis, indices in self._kept.get(argument.name, {}).items():
+            value = value.masked_fill(_along(_gone(value.shape[axis], indices), axis, value.ndim), float("nan"))
+        return value
 
     def _normalize(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if self._training and args[3] is not None:
@@ -202,13 +214,6 @@ def _along(mask: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
     return mask.reshape(view)
 
 
-def _poisoned(value: torch.Tensor, kept: Mapping[int, tuple[int, ...]]) -> torch.Tensor:
-    """A parameter that is used as data: what the plan removes of it becomes NaN."""
-    for axis, indices in kept.items():
-        value = value.masked_fill(_along(_gone(value.shape[axis], indices), axis, value.ndim), float("nan"))
-    return value
-
-
 def named_dims(node: Node, args: list[Any]) -> list[int]:
     """The axes that a reduction names; none means all."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -230,6 +235,15 @@ _DEFINED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
     "aten.group_norm": lambda a: masked_math.group_norm(a["input"], a["num_groups"], a["weight"], a["bias"], a["eps"]),
     "aten.addmm": lambda a: a["beta"] * a["self"] + a["alpha"] * masked_math.matmul(a["mat1"], a["mat2"]),
     "aten.baddbmm": lambda a: a["beta"] * a["self"] + a["alpha"] * masked_math.matmul(a["batch1"], a["batch2"]),
+    "aten._weight_norm": lambda a: masked_math.weight_norm(a["v"], a["g"], a["dim"]),
+    "aten.bilinear": lambda a: masked_math.bilinear(a["input1"], a["input2"], a["weight"], a["bias"]),
+    "aten.constant_pad_nd": lambda a: masked_math.pad(a["self"], a["pad"], "constant", a["value"]),
+    "aten.grid_sampler": lambda a: masked_math.sampled(
+        a["input"], a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]
+    ),
+    "aten.im2col": lambda a: masked_math.windows(a["self"], a["kernel_size"], a["dilation"], a["padding"], a["stride"]),
+    "aten.pad": lambda a: masked_math.pad(a["self"], a["pad"], a["mode"], a["value"]),
+    "aten.einsum": lambda a: masked_math.einsum(a["equation"], a["tensors"]),
     "aten.scaled_dot_product_attention": lambda a: masked_math.attention(
         a["query"], a["key"], a["value"], a["attn_mask"], causal=a["is_causal"], scale=a["scale"]
     ),

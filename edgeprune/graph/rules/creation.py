@@ -27,6 +27,7 @@ TABLE = {
     "aten.arange.start_step": _FIXED,
     "aten.empty.memory_format": _FIXED,
     "aten.eye.default": _FIXED,
+    "aten.eye.m": _FIXED,
     "aten.full.default": _FIXED,
     "aten.linspace.default": _FIXED,
     "aten.new_full.default": _FIXED,

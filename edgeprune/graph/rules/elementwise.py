@@ -47,106 +47,78 @@ def _prelu(walk: Propagation, call: Call) -> Label:
     return x.of_shape(call.shape())
 
 
-_UNARY, _MERGE = Rule(_unary), Rule(_merge)
+def _glu(walk: Propagation, call: Call) -> Label:
+    """The first half of an axis, times the sigmoid of the second."""
+    x = walk.of(call, "self")
+    dim = call.axis("dim", len(x.shape))
+    ids = x.axes[dim]
+    half = x.shape[dim] // 2
+    event = walk.event(call, _COMBINED, x)
+    met = None if ids is None else walk.meet(ids[:half], ids[half:], event)
+    return x.at(dim, met, half).of_shape(call.shape())
+
+
+def _triangle(walk: Propagation, call: Call) -> Label:
+    """The last two axes are told apart by position."""
+    x = walk.of(call, "self")
+    event = walk.event(call, f"{call.op} tells its positions apart", x)
+    return walk.keep_whole(x, range(len(x.shape) - 2, len(x.shape)), event)
+
+
+_UNARY, _MERGE, _TRIANGLE = Rule(_unary), Rule(_merge), Rule(_triangle)
+
+_ACTIVATIONS = (
+    "celu", "elu", "elu_", "gelu", "gelu_", "hardshrink", "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_", "hardtanh",
+    "hardtanh_", "leaky_relu", "leaky_relu_", "log_sigmoid", "mish", "mish_", "relu", "relu_", "relu6", "relu6_", "selu",
+    "sigmoid", "sigmoid_", "silu", "silu_", "softplus", "softshrink", "tanh", "tanh_", "threshold", "alpha_dropout", "dropout",
+    "dropout_", "feature_dropout",
+)  # fmt: skip
+_FUNCTIONS = (
+    "abs", "acos", "alias", "asin", "atan", "ceil", "clamp", "clamp_", "clamp_max", "clamp_min", "clamp_min_", "clone",
+    "contiguous", "cos", "detach", "detach_", "erf", "exp", "exp2", "exp_", "expm1", "floor", "frac", "isfinite", "isinf",
+    "isnan", "lift_fresh_copy", "log", "log10", "log1p", "log2", "logical_not", "nan_to_num", "neg", "reciprocal", "round",
+    "rsqrt", "sgn", "sign", "sin", "sqrt", "square", "tan", "trunc", "zero_", "bitwise_not",
+)  # fmt: skip
+_WITH_SCALARS = (
+    "add", "add_", "div", "div_", "mul", "mul_", "rsub", "sub", "sub_", "eq", "ge", "gt", "le", "lt", "ne", "fill_",
+    "floor_divide", "remainder", "pow",
+)  # fmt: skip
+_OF_TENSORS = (
+    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "rsub", "eq", "ge", "gt", "le", "lt", "ne", "remainder", "fill_",
+    "clamp", "clamp_max", "clamp_min", "bitwise_and", "bitwise_or", "__and__", "__or__", "masked_fill", "masked_fill_",
+)  # fmt: skip
+_OF_SEVERAL = (
+    "addcdiv", "addcmul", "atan2", "copy_", "floor_divide", "hypot", "logaddexp", "logical_and", "logical_or", "logical_xor",
+    "maximum", "minimum",
+)  # fmt: skip
 
 TABLE = {
-    # activations
-    "aten.celu.default": _UNARY,
-    "aten.elu.default": _UNARY,
-    "aten.gelu.default": _UNARY,
-    "aten.hardshrink.default": _UNARY,
-    "aten.hardsigmoid.default": _UNARY,
-    "aten.hardswish.default": _UNARY,
-    "aten.hardswish_.default": _UNARY,
-    "aten.hardtanh.default": _UNARY,
-    "aten.hardtanh_.default": _UNARY,
-    "aten.leaky_relu.default": _UNARY,
-    "aten.leaky_relu_.default": _UNARY,
-    "aten.log_sigmoid.default": _UNARY,
-    "aten.mish.default": _UNARY,
-    "aten.relu.default": _UNARY,
-    "aten.relu_.default": _UNARY,
-    "aten.relu6.default": _UNARY,
-    "aten.relu6_.default": _UNARY,
-    "aten.selu.default": _UNARY,
-    "aten.sigmoid.default": _UNARY,
-    "aten.silu.default": _UNARY,
-    "aten.silu_.default": _UNARY,
-    "aten.softplus.default": _UNARY,
-    "aten.softshrink.default": _UNARY,
-    "aten.tanh.default": _UNARY,
-    "aten.threshold.default": _UNARY,
+    **{f"aten.{name}.default": _UNARY for name in _ACTIVATIONS + _FUNCTIONS},
+    **{f"aten.{name}.Scalar": _UNARY for name in _WITH_SCALARS},
+    **{f"aten.{name}.Tensor": _MERGE for name in _OF_TENSORS},
+    **{f"aten.{name}.default": _MERGE for name in _OF_SEVERAL},
     "aten.prelu.default": Rule(_prelu),
-    # dropout
-    "aten.alpha_dropout.default": _UNARY,
-    "aten.dropout.default": _UNARY,
-    "aten.dropout_.default": _UNARY,
-    "aten.feature_dropout.default": _UNARY,
-    # one tensor
-    "aten.abs.default": _UNARY,
-    "aten.alias.default": _UNARY,
-    "aten.ceil.default": _UNARY,
-    "aten.clamp.default": _UNARY,
-    "aten.clamp_.default": _UNARY,
-    "aten.clamp_max.default": _UNARY,
-    "aten.clamp_min.default": _UNARY,
-    "aten.clone.default": _UNARY,
-    "aten.contiguous.default": _UNARY,
-    "aten.cos.default": _UNARY,
-    "aten.detach.default": _UNARY,
-    "aten.detach_.default": _UNARY,
-    "aten.erf.default": _UNARY,
-    "aten.exp.default": _UNARY,
-    "aten.expm1.default": _UNARY,
-    "aten.floor.default": _UNARY,
-    "aten.lift_fresh_copy.default": _UNARY,
-    "aten.log.default": _UNARY,
-    "aten.log1p.default": _UNARY,
-    "aten.neg.default": _UNARY,
+    "aten.glu.default": Rule(_glu),
+    "aten.tril.default": _TRIANGLE,
+    "aten.triu.default": _TRIANGLE,
+    "aten._to_copy.default": _UNARY,
+    "aten.div.Scalar_mode": _UNARY,
     "aten.pow.Tensor_Scalar": _UNARY,
-    "aten.reciprocal.default": _UNARY,
-    "aten.round.default": _UNARY,
-    "aten.rsqrt.default": _UNARY,
-    "aten.sign.default": _UNARY,
-    "aten.sin.default": _UNARY,
-    "aten.sqrt.default": _UNARY,
-    "aten.square.default": _UNARY,
+    "aten.to.device": _UNARY,
     "aten.to.dtype": _UNARY,
     "aten.to.dtype_layout": _UNARY,
-    "aten._to_copy.default": _UNARY,
+    "aten.to.other": _UNARY,
     "aten.type_as.default": _UNARY,
-    "aten.add.Scalar": _UNARY,
-    "aten.div.Scalar": _UNARY,
-    "aten.mul.Scalar": _UNARY,
-    "aten.rsub.Scalar": _UNARY,
-    "aten.sub.Scalar": _UNARY,
-    "aten.eq.Scalar": _UNARY,
-    "aten.ge.Scalar": _UNARY,
-    "aten.gt.Scalar": _UNARY,
-    "aten.le.Scalar": _UNARY,
-    "aten.lt.Scalar": _UNARY,
-    "aten.ne.Scalar": _UNARY,
-    # several tensors
-    "aten.add.Tensor": _MERGE,
-    "aten.add_.Tensor": _MERGE,
-    "aten.addcmul.default": _MERGE,
-    "aten.atan2.default": _MERGE,
-    "aten.div.Tensor": _MERGE,
-    "aten.div_.Tensor": _MERGE,
-    "aten.eq.Tensor": _MERGE,
-    "aten.ge.Tensor": _MERGE,
-    "aten.gt.Tensor": _MERGE,
-    "aten.le.Tensor": _MERGE,
+    "aten.div.Tensor_mode": _MERGE,
     "aten.lerp.Scalar": _MERGE,
     "aten.lerp.Tensor": _MERGE,
-    "aten.lt.Tensor": _MERGE,
-    "aten.maximum.default": _MERGE,
-    "aten.minimum.default": _MERGE,
-    "aten.mul.Tensor": _MERGE,
-    "aten.mul_.Tensor": _MERGE,
+    "aten.masked_fill.Scalar": _MERGE,
+    "aten.masked_fill_.Scalar": _MERGE,
+    "aten.max.other": _MERGE,
+    "aten.min.other": _MERGE,
     "aten.pow.Tensor_Tensor": _MERGE,
-    "aten.rsub.Tensor": _MERGE,
-    "aten.sub.Tensor": _MERGE,
-    "aten.sub_.Tensor": _MERGE,
+    "aten.where.Scalar": _MERGE,
+    "aten.where.ScalarOther": _MERGE,
+    "aten.where.ScalarSelf": _MERGE,
     "aten.where.self": _MERGE,
 }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeprune.graph.atoms import Ids
-from edgeprune.graph.labels import Label, free, vector
+from edgeprune.graph.labels import Label, free
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
 if TYPE_CHECKING:
@@ -54,11 +55,23 @@ def _slice_tensor(walk: Propagation, call: Call) -> Label:
     dim = call.axis("dim", len(label.shape))
     if label.axes[dim] is None:
         return label.of_shape(shape)
-    if int(call["step"]) != 1:
-        event = walk.event(call, "it is sliced with a step along its channels", label)
-        return walk.keep_whole(label, (dim,), event).of_shape(shape)
+    step = int(call["step"])
+    if step != 1:
+        return _strided(walk, call, label, dim, step)
     start, _ = _bounds(call, label.shape[dim])
     return _slice(label, dim, start, start + shape[dim], shape)
+
+
+def _strided(walk: Propagation, call: Call, label: Label, dim: int, step: int) -> Label:
+    """Every so many channels: those between two of them go together, so that the step stays what it is."""
+    shape, size = call.shape(), label.shape[dim]
+    start, _ = _bounds(call, size)
+    event = walk.event(call, "it is sliced with a step along its channels", label)
+    if size % step or start >= step or shape[dim] != size // step:
+        return walk.keep_whole(label, (dim,), event).of_shape(shape)
+    ids, place = walk.atoms.split(label.axes[dim], (size // step, step))
+    walk.atoms.pin(place, event)
+    return label.at(dim, ids, size // step).of_shape(shape)
 
 
 def _edit_slice(call: Call, kept: Kept) -> Edited | None:
@@ -66,8 +79,8 @@ def _edit_slice(call: Call, kept: Kept) -> Edited | None:
     assert source is not None
     dim = call.axis("dim", len(source.meta["val"].shape))
     mask = kept.mask(source, dim)
-    if mask.all():
-        return None
+    if mask.all() or int(call["step"]) != 1:
+        return _edit_end(call, mask)
     start, stop = _bounds(call, len(mask))
     new_start, new_stop = int(mask[:start].sum()), int(mask[:stop].sum())
     if (new_start, new_stop) == (start, stop):
@@ -76,6 +89,12 @@ def _edit_slice(call: Call, kept: Kept) -> Edited | None:
     if new_start == start and whole:
         return None
     return Edited({"start": new_start, "end": call.arguments["end"] if whole else new_stop})
+
+
+def _edit_end(call: Call, mask: npt.NDArray[np.bool_]) -> Edited | None:
+    """A slice with a step keeps its start, which lies in the first step; its end moves with the channels."""
+    whole = call["end"] is None or int(call["end"]) >= len(mask)
+    return None if mask.all() or whole else Edited({"end": int(mask[: int(call["end"])].sum())})
 
 
 def _narrow(walk: Propagation, call: Call) -> Label:
@@ -239,49 +258,6 @@ def _edit_repeat_interleave(call: Call, kept: Kept) -> Edited | None:
     return None if new == int(call["repeats"]) else Edited({"repeats": new})
 
 
-def _pick(walk: Propagation, call: Call) -> Label | list[Label]:
-    """``index_select`` and ``gather``-like reads by computed positions: all of the axis that is read stays."""
-    label, shape = walk.of(call, "self"), call.shape()
-    dim = call.axis("dim", len(label.shape))
-    event = walk.event(call, "it is read by computed positions", label)
-    return walk.keep_whole(label, (dim,), event).of_shape(shape)
-
-
-def _index(walk: Propagation, call: Call) -> Label | list[Label]:
-    """``x[i, :, j]`` with index tensors: axes that are read by an index stay, the others pass through."""
-    label, shape = walk.of(call, "self"), call.shape()
-    indices = call.arguments["indices"]
-    read = [axis for axis, index in enumerate(indices) if index is not None]
-    if any(label.shape and getattr(index, "meta", {}).get("val") is None for index in indices if index is not None):
-        return walk.freeze(call, "it is indexed by something that is not a tensor")
-    event = walk.event(call, "it is read by computed positions", label)
-    label = walk.keep_whole(label, read, event)
-    rank = max(len(indices[axis].meta["val"].shape) for axis in read)
-    if any(indices[axis].meta["val"].dtype.is_floating_point or _is_mask(indices[axis]) for axis in read):
-        return walk.freeze(call, "it is indexed by a mask")
-    # Index tensors side by side put their axes in the place of the first; else they come first.
-    together = read == list(range(read[0], read[-1] + 1))
-    left = label.without(*read)
-    at = read[0] if together else 0
-    for offset in range(rank):
-        left = left.inserted(at + offset)
-    return left.of_shape(shape)
-
-
-def _is_mask(node: Any) -> bool:
-    return str(node.meta["val"].dtype) in ("torch.bool", "torch.uint8")
-
-
-def _embedding(walk: Propagation, call: Call) -> Label:
-    """Rows of a table by computed positions."""
-    table, shape = walk.of(call, "weight"), call.shape()
-    event = walk.event(call, "it is read by computed positions", table)
-    walk.atoms.pin(table.axes[0], event)
-    ids = walk.made(call, "weight", 1)
-    walk.produce(call, ids)
-    return vector(ids, shape, len(shape) - 1)
-
-
 def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -315,7 +291,4 @@ TABLE = {
     "aten.roll.default": Rule(_roll),
     "aten.repeat.default": Rule(_repeat),
     "aten.repeat_interleave.self_int": Rule(_repeat_interleave, edit=_edit_repeat_interleave),
-    "aten.index_select.default": Rule(_pick),
-    "aten.index.Tensor": Rule(_index),
-    "aten.embedding.default": Rule(_embedding),
 }

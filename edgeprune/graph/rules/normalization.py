@@ -63,7 +63,16 @@ def _edit_num_groups(call: Call, kept: Kept) -> Edited | None:
     return None if left == groups else Edited({"num_groups": left})
 
 
+def _weight_norm(walk: Propagation, call: Call) -> Label:
+    """``v * g / norm of v``, the norm over all axes but one; `g` has length 1 along the others."""
+    v, rank = walk.of(call, "v"), len(call.shape())
+    dim = int(call["dim"]) % rank
+    walk.bind(call, "g", dim, v.axes[dim], "vector", walk.event(call, _TOGETHER, v))
+    return v.of_shape(call.shape())
+
+
 TABLE = {
+    "aten._weight_norm.default": Rule(_weight_norm),
     "aten.batch_norm.default": Rule(_per_channel),
     "aten.instance_norm.default": Rule(_per_channel),
     "aten.layer_norm.default": Rule(_over_last, edit=_edit_normalized_shape),

@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
 
 
-def _reduce(walk: Propagation, call: Call) -> Label:
-    label, shape = walk.label(next(call.tensor_nodes())), call.shape()
+def _reduce(walk: Propagation, call: Call) -> Label | list[Label]:
+    label = walk.label(next(call.tensor_nodes()))
     rank = len(label.shape)
     dims = call.arguments.get("dim")
     chosen = list(dims) if isinstance(dims, list | tuple) else [] if dims is None else [dims]
     reduced = {axis % rank for axis in chosen} or set(range(rank))
+    if isinstance(call.node.meta["val"], list | tuple):
+        return [_reduced(call, label, reduced, shape) for shape in call.shapes()]
+    return _reduced(call, label, reduced, call.shape())
+
+
+def _reduced(call: Call, label: Label, reduced: set[int], shape: tuple[int, ...]) -> Label:
     if not shape:
         return kept(shape)
     if not call.arguments.get("keepdim", False):
@@ -60,12 +66,22 @@ TABLE = {
     "aten.std.dim": _REDUCE,
     "aten.var.correction": _REDUCE,
     "aten.var.dim": _REDUCE,
+    "aten.std_mean.correction": _REDUCE,
+    "aten.var_mean.correction": _REDUCE,
+    "aten.logsumexp.default": _REDUCE,
+    "aten.norm.ScalarOpt_dim": _REDUCE,
+    "aten.prod.dim_int": _REDUCE,
+    "aten.any.dim": _REDUCE,
+    "aten.all.dim": _REDUCE,
     "aten.linalg_vector_norm.default": _REDUCE,
     "aten._log_softmax.default": _SOFTMAX,
     "aten._softmax.default": _SOFTMAX,
     "aten.log_softmax.int": _SOFTMAX,
     "aten.softmax.int": _SOFTMAX,
     "aten.cumsum.default": _BY_POSITION,
+    "aten.diff.default": _BY_POSITION,
+    "aten.cumprod.default": _BY_POSITION,
+    "aten.argsort.default": _BY_POSITION,
     "aten.argmax.default": _BY_POSITION,
     "aten.argmin.default": _BY_POSITION,
     "aten.max.dim": _BY_POSITION,

@@ -19,6 +19,14 @@ def _view(walk: Propagation, call: Call) -> Label:
     return reshape(walk.of(call, "self"), call.shape(), walk.atoms)
 
 
+def _view_as(walk: Propagation, call: Call) -> Label:
+    """The shape is read from another tensor when the model runs, so both must be cut alike."""
+    found, other = reshape(walk.of(call, "self"), call.shape(), walk.atoms), walk.of(call, "other")
+    event = walk.event(call, "it takes the shape of a tensor that keeps its size", found, other)
+    axes = [walk.meet(ids, like, event) for ids, like in zip(found.axes, other.axes, strict=True)]
+    return Label(tuple(axes), call.shape(), max(found.event, other.event))
+
+
 def _edit_sizes(argument: str, first_axis: str | None = None) -> Any:
     """New sizes in an argument that spells out the output's shape; -1 and symbolic sizes stay."""
 
@@ -53,13 +61,16 @@ def _permute(walk: Propagation, call: Call) -> Label:
     return label.permuted([int(dim) % len(label.shape) for dim in call["dims"]])
 
 
-def _transpose(walk: Propagation, call: Call) -> Label:
-    label = walk.of(call, "self")
-    rank = len(label.shape)
-    order = list(range(rank))
-    one, other = call.axis("dim0", rank), call.axis("dim1", rank)
-    order[one], order[other] = other, one
-    return label.permuted(order)
+def _transposition(one: str, other: str) -> Rule:
+    def propagate(walk: Propagation, call: Call) -> Label:
+        label = walk.of(call, "self")
+        rank = len(label.shape)
+        order = list(range(rank))
+        first, second = call.axis(one, rank), call.axis(other, rank)
+        order[first], order[second] = second, first
+        return label.permuted(order)
+
+    return Rule(propagate)
 
 
 def _matrix_transpose(walk: Propagation, call: Call) -> Label:
@@ -110,6 +121,18 @@ def _expand(walk: Propagation, call: Call) -> Label:
     return Label(tuple(axes), shape, label.event)
 
 
+def _expand_as(walk: Propagation, call: Call) -> Label:
+    """Copies along axes of length 1, as many as another tensor has positions when the model runs."""
+    label, other, shape = walk.of(call, "self"), walk.of(call, "other"), call.shape()
+    event = walk.event(call, "it takes the shape of a tensor that keeps its size", label, other)
+    axes = list(other.axes)
+    for axis, size in enumerate(label.shape):
+        at = axis + len(shape) - len(label.shape)
+        if size == shape[at]:
+            axes[at] = walk.meet(label.axes[axis], other.axes[at], event)
+    return Label(tuple(axes), shape, max(label.event, other.event))
+
+
 def _pixel_shuffle(walk: Propagation, call: Call) -> Label:
     """[..., c * r * r, h, w] becomes [..., c, h * r, w * r]."""
     label, shape = walk.of(call, "self"), call.shape()
@@ -149,17 +172,26 @@ TABLE = {
     "aten._unsafe_view.default": Rule(_view, edit=_edit_sizes("size")),
     "aten.unflatten.int": Rule(_view, edit=_edit_sizes("sizes", first_axis="dim")),
     "aten.flatten.using_ints": Rule(_view),
+    "aten.ravel.default": Rule(_view),
+    "aten.reshape_as.default": Rule(_view_as),
+    "aten.view_as.default": Rule(_view_as),
     "aten.permute.default": Rule(_permute),
-    "aten.transpose.int": Rule(_transpose),
+    "aten.transpose.int": _transposition("dim0", "dim1"),
+    "aten.swapaxes.default": _transposition("axis0", "axis1"),
+    "aten.swapdims.default": _transposition("dim0", "dim1"),
     "aten.t.default": Rule(_matrix_transpose),
     "aten.numpy_T.default": Rule(_matrix_transpose),
     "aten.movedim.int": Rule(_movedim),
     "aten.movedim.intlist": Rule(_movedim),
+    "aten.moveaxis.int": Rule(_movedim),
+    "aten.moveaxis.intlist": Rule(_movedim),
     "aten.squeeze.default": Rule(_squeeze, edit=_edit_squeeze),
     "aten.squeeze.dim": Rule(_squeeze),
     "aten.squeeze.dims": Rule(_squeeze),
     "aten.unsqueeze.default": Rule(_unsqueeze),
+    "aten.broadcast_to.default": Rule(_expand, edit=_edit_expand),
     "aten.expand.default": Rule(_expand, edit=_edit_expand),
+    "aten.expand_as.default": Rule(_expand_as),
     "aten.pixel_shuffle.default": Rule(_pixel_shuffle),
     "aten.pixel_unshuffle.default": Rule(_pixel_unshuffle),
     "aten.channel_shuffle.default": Rule(_channel_shuffle),

@@ -10,6 +10,8 @@ from edgeprune.graph.rules import (
     contraction,
     creation,
     elementwise,
+    equations,
+    lookup,
     movement,
     normalization,
     reduction,
@@ -18,7 +20,19 @@ from edgeprune.graph.rules import (
 )
 from edgeprune.graph.rules._base import Rule
 
-FAMILIES = (attention, contraction, creation, elementwise, movement, normalization, reduction, shaping, spatial)
+FAMILIES = (
+    attention,
+    contraction,
+    creation,
+    elementwise,
+    equations,
+    lookup,
+    movement,
+    normalization,
+    reduction,
+    shaping,
+    spatial,
+)
 
 
 def rule_for(op: str) -> Rule | None:
