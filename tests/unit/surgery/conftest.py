@@ -49,6 +49,8 @@ def part_nets() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def random_nets() -> ModuleType:
+    for part in ("random_images", "random_tokens"):
+        _module(part, Path(__file__).parent / f"{part}.py")
     return _module("random_nets", Path(__file__).parent / "random_nets.py")
 
 
