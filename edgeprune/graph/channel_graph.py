@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ from edgeprune.errors import ConstraintError, PlanError
 from edgeprune.graph.atoms import Ids
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
+
+if TYPE_CHECKING:
+    from edgeprune.graph.constants import Constant
+    from edgeprune.surgery.plan import PruningPlan
 
 Role = Literal["output", "input", "vector"]
 
@@ -148,6 +152,16 @@ class ChannelGraph:
     def size_forms(self) -> dict[str, tuple[SizeForm, ...]]:
         """Every axis that `shapes` returns, as ``constant + sum of coefficient * product of widths``."""
         return self.table.size_forms()
+
+    def constants(self, plan: PruningPlan) -> tuple[Constant, ...]:
+        """What removed units would still feed the layers that read them, see `edgeprune.graph.constants`.
+
+        Raises:
+            PlanError: If the plan belongs to another model.
+        """
+        from edgeprune.graph.constants import constants
+
+        return constants(self, plan)
 
     def explain(self) -> str:
         """What can be cut, what was left alone and why, as plain text."""
