@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -92,22 +93,31 @@ def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
 
 def _members(walk: Propagation, unit_of: dict[str, tuple[Ids, ...]], offsets: Ids) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in offsets[:-1]]
+    # Axes that are cut alike share their codes, and so their indices.
+    known: dict[int, list[tuple[int, tuple[tuple[int, ...], ...]]]] = {}
     for name in walk.parameter_shapes:
-        for axis, factors in enumerate(unit_of[name]):
-            codes, positions = factors.ravel(), np.tile(np.arange(factors.shape[1]), len(factors))
-            free = np.flatnonzero(codes >= 0)
-            if not len(free):
-                continue
-            free = free[np.argsort(codes[free], kind="stable")]
-            codes, positions = codes[free], positions[free]
-            owners = np.searchsorted(offsets, codes, side="right") - 1
-            for index in np.unique(owners).tolist():
-                own = positions[owners == index]
-                size = int(offsets[index + 1] - offsets[index])
-                indices = tuple(tuple(sorted(unit)) for unit in own.reshape(size, -1).tolist())
-                role = cast(Role, walk.roles.get((name, axis), "vector"))
+        for axis, codes in enumerate(unit_of[name]):
+            if id(codes) not in known:
+                known[id(codes)] = list(_indices(codes, offsets))
+            role = cast(Role, walk.roles.get((name, axis), "vector"))
+            for index, indices in known[id(codes)]:
                 members[index].append(Member(name, axis, indices, role))
     return members
+
+
+def _indices(codes: Ids, offsets: Ids) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+    """Every group on an axis, and per unit of it the positions that go with it."""
+    positions = np.broadcast_to(np.arange(codes.shape[1]), codes.shape)[codes >= 0]
+    codes = codes[codes >= 0]
+    if not len(codes):
+        return
+    order = np.lexsort((positions, codes))
+    codes, positions = codes[order], positions[order]
+    owners = np.searchsorted(offsets, codes, side="right") - 1
+    present, starts = np.unique(owners, return_index=True)
+    for index, own in zip(present.tolist(), np.split(positions, starts[1:]), strict=True):
+        size = int(offsets[index + 1] - offsets[index])
+        yield index, tuple(map(tuple, own.reshape(size, -1).tolist()))
 
 
 def _aliases(model: nn.Module, walk: Propagation) -> dict[str, str]:
