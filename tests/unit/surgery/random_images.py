@@ -130,7 +130,9 @@ def _selective(dice: Dice, w: int) -> tuple[Step, int]:
 
 
 def _split(dice: Dice, w: int) -> tuple[Step, int]:
-    at = dice.randrange(1, w)
+    at = dice.randrange(1, max(w, 2))
+    if at == w:
+        return _conv(dice, w)
 
     def pieces(s: Any, x: Tensor) -> Tensor:
         a, b = x.split([at, w - at], 1)
@@ -171,7 +173,7 @@ def _interleave(dice: Dice, w: int) -> tuple[Step, int]:
 
 
 def _rotate(dice: Dice, w: int) -> tuple[Step, int]:
-    at = dice.randrange(1, w)
+    at = dice.randrange(w)
     rolled = lambda s, x: torch.roll(x, at, 1)  # noqa: E731
     return Step(dice.choice([lambda s, x: torch.cat([x[:, at:], x[:, :at]], 1), rolled, lambda s, x: x.flip(1)])), w
 
