@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, TraceError
+from edgeprune.graph.inlining import put_in_line
 
 log = logging.getLogger("edgeprune.graph")
 
@@ -136,7 +137,9 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
     with torch.no_grad():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    put_in_line(program)
+    return program
 
 
 def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
