@@ -63,11 +63,23 @@ def _channels(walk: Propagation, call: Call, x: Label, weight_rank: int) -> tupl
     """The channel axis, and the input with its spatial axes whole."""
     channel = len(x.shape) - weight_rank + 1
     event = walk.event(call, _COMBINED, x)
-    x = walk.keep_whole(x, range(channel + 1, len(x.shape)), walk.event(call, _MIXED, x))
+    mixed = [channel + 1 + axis for axis in range(weight_rank - 2) if not _one_by_one(call, axis)]
+    x = walk.keep_whole(x, mixed, walk.event(call, _MIXED, x))
     weight = call.node_of("weight")
     if weight is not None and walk.parameter(call, "weight") is None:
         walk.keep_whole(walk.label(weight), range(2, weight_rank), event)
     return channel, x, event
+
+
+def _one_by_one(call: Call, axis: int) -> bool:
+    """Whether a convolution reads each position along one spatial axis on its own, and all of them."""
+
+    def along(name: str) -> int:
+        value = call[name]
+        sizes = value if isinstance(value, list) else [value]
+        return 0 if isinstance(value, str) else int(sizes[axis % len(sizes)])
+
+    return _weight_shape(call)[2 + axis] == 1 and along("stride") == 1 and along("padding") == 0
 
 
 def _in_step(walk: Propagation, ids: Ids | None, groups: int, event: int) -> Ids | None:

@@ -432,6 +432,18 @@ ROWS |= {
         layer=lambda: nn.RNN(H * H, 5, nonlinearity="relu", batch_first=True),
     ),
     "weight in standard form": row(lambda layer, a, b: F.conv2d(a, _weight(layer)), layer=lambda: nn.Conv2d(C, 5, 3)),
+    "conv1d along channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 1)
+    ),
+    "conv1d over channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 3, padding=1)
+    ),
+    "conv1d with a stride over channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 1, 2)
+    ),
+    "conv1d with padded channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 1, padding=1)
+    ),
     "conv1d": row(lambda layer, a, b: layer(_line(a)), layer=lambda: nn.Conv1d(C, 4, 3)),
     "conv1d same": row(lambda layer, a, b: layer(_line(a)), layer=lambda: nn.Conv1d(C, 4, 3, padding="same")),
     "conv2d": row(lambda layer, a, b: layer(a), layer=lambda: nn.Conv2d(C, 4, 3)),

@@ -96,6 +96,11 @@ NETS: dict[str, tuple[Middle, Callable[[], nn.Module], int]] = {
     "deviation": (lambda layer, a: torch.std_mean(layer(a), 1)[0], lambda: nn.Conv2d(C, C, 1), H),
     "product": (lambda layer, a: layer(a).prod(1), lambda: nn.Conv2d(C, C, 1), H),
     "norm": (lambda layer, a: torch.ops.aten.norm.ScalarOpt_dim(layer(a), 2, [1]), lambda: nn.Conv2d(C, C, 1), H),
+    "convolution along channels": (
+        lambda layer, a: layer(torch.stack([a.mean((2, 3)), a.amax((2, 3))], 1)),
+        lambda: nn.Conv1d(2, 1, 1),
+        C,
+    ),
     "written into a slice": (
         lambda layer, a: _written(layer(a)).movedim(1, -1), lambda: nn.Conv2d(C, C, 1), C,
     ),
