@@ -51,6 +51,7 @@ class Propagation:
     parameter_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    own: list[Ids] = field(default_factory=list)
     indices: set[str] = field(default_factory=set)
     producers: list[Producer] = field(default_factory=list)
     balanced: set[str] = field(default_factory=set)
@@ -96,6 +97,7 @@ class Propagation:
             size = self.parameter_shapes[parameter][axis]
             self.axes[key] = self.atoms.fresh(size) if size > 1 else np.full(size, KEPT, dtype=np.int64)
             self.roles[key] = role
+            self.own.append(self.axes[key])
         return self.axes[key]
 
     def bind(self, call: Call, argument: str, axis: int, ids: Ids | None, role: str, event: int) -> None:

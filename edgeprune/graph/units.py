@@ -43,6 +43,7 @@ def find_units(walk: Propagation) -> Units:
                 "what would be left of it depends on which units go, not only on how many",
             ),
             (_unread(walk, classes, groups), "no layer makes or reads it"),
+            (_unmade(walk, classes, groups), "forward fills it in, no layer makes it"),
         ):
             if len(found):
                 walk.atoms.pin(_atoms_of(classes, found), walk.atoms.event(reason, "view"))
@@ -187,6 +188,13 @@ def _unread(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids
         return np.zeros(0, dtype=np.int64)
     used = np.unique(classes.units_of(np.unique(np.concatenate(known))))
     return np.concatenate([np.zeros(0, dtype=np.int64), *(group for group in groups if not np.isin(group, used).any())])
+
+
+def _unmade(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids:
+    """Units that no parameter makes, such as channels of zeros: a norm or a mean would no longer run over them."""
+    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *groups]))
+    made = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *walk.own]))
+    return np.setdiff1d(found, classes.units_of(made))
 
 
 def _uneven(tensors: Iterable[tuple[Ids, ...]], groups: tuple[Ids, ...]) -> Ids:

@@ -65,6 +65,7 @@ def normalized_over(x: Tensor, dims: Sequence[int], epsilon: float, *, centered:
 
 def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
     """Over the last axes."""
+    x = _gone_with(x, weight)
     found = normalized_over(x, range(x.ndim - len(shape), x.ndim), epsilon, centered=True)
     found = found if weight is None else found * weight
     return found if bias is None else found + bias
@@ -72,13 +73,21 @@ def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Ten
 
 def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, epsilon: float | None) -> Tensor:
     """Over the last axes, without centering."""
+    x = _gone_with(x, weight)
     epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
     found = normalized_over(x, range(x.ndim - len(shape), x.ndim), epsilon, centered=False)
     return found if weight is None else found * weight
 
 
+def _gone_with(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Entries whose weight is removed are removed, also where no layer made them: zeros from a padding, say."""
+    return x if weight is None else x.masked_fill(weight.isnan(), math.nan)
+
+
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
     """Over the channels of each group and all positions."""
+    per_channel = (1, -1, *[1] * (x.ndim - 2))
+    x = x if weight is None else _gone_with(x, weight.reshape(per_channel))
     found = torch.cat(
         [
             normalized_over(part, range(1, x.ndim), epsilon, centered=True)
@@ -86,7 +95,6 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
         ],
         dim=1,
     )
-    per_channel = (1, -1, *[1] * (x.ndim - 2))
     found = found if weight is None else found * weight.reshape(per_channel)
     return found if bias is None else found + bias.reshape(per_channel)
 

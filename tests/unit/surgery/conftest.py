@@ -55,6 +55,11 @@ def random_nets() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def planted_bugs() -> ModuleType:
+    return _module("planted_bugs", Path(__file__).parent / "planted_bugs.py")
+
+
+@pytest.fixture(scope="session")
 def compare() -> Compare:
     """`check` on random weights, on the program that the trace of a model in float64 already holds.
 
