@@ -11,7 +11,7 @@ missing is printed. Use a machine that does nothing else meanwhile.
 
     python benchmarks/graph.py --zoo ZOO                             # everything, into benchmarks/results/graph/
     python benchmarks/graph.py --zoo ZOO --suite torchvision         # one suite
-    python benchmarks/graph.py --zoo ZOO --only resnet               # names that contain this
+    python benchmarks/graph.py --zoo ZOO --only resnet               # names that contain this; a:b is one model
     python benchmarks/graph.py --zoo ZOO --failed                    # again what is there and not covered
     python benchmarks/graph.py --zoo ZOO --table                     # only print what is there, as Markdown
 
@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,14 @@ def wanted(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """The models per suite."""
     suites = [arguments.suite] if arguments.suite else zoo.SUITES
     found = {suite: zoo.names(suite, RESULTS) for suite in suites}
-    return {
-        suite: [name for name in names if not arguments.only or arguments.only in name]
-        for suite, names in found.items()
-    }
+    return {suite: [name for name in names if matches(name, arguments.only)] for suite, names in found.items()}
+
+
+def matches(name: str, only: str | None) -> bool:
+    """Whether a model is meant: by its whole name, a pattern with ``*``, or a part of the name."""
+    if not only or name in (only, f"{name.partition(':')[0]}:{only}"):
+        return True
+    return fnmatch(name, only) if "*" in only or ":" in only else only in name
 
 
 def print_tables(suites: dict[str, list[str]]) -> None:
@@ -183,7 +188,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", help="folder with torchvision, timm, transformers and torch-pruning; searched last")
     parser.add_argument("--suite", choices=zoo.SUITES, help="one suite instead of all")
-    parser.add_argument("--only", help="models whose name contains this")
+    parser.add_argument("--only", help="a whole name (timm:levit_128), a pattern with *, or a part of names")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--failed", action="store_true", help="run again what is there and is not covered")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side; the smallest times count")
@@ -202,6 +207,8 @@ def main() -> None:
     if arguments.side:
         run_here(arguments)
         return
+    # Ended by a signal, this process ends the one that it waits for, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     zoo.prepare(arguments.zoo)
     suites = wanted(arguments)
     names = list(dict.fromkeys(name for names in suites.values() for name in names))

@@ -72,7 +72,10 @@ def prepare(folder: str | None) -> None:
 
 
 def _define_schemas() -> None:
-    """Declare the two operations that ``import torchvision`` asks for, where its compiled part does not load."""
+    """Stand in for the compiled part of torchvision where it does not load (there is none for CPU builds of torch).
+
+    Its import asks for the schemas of two operations; its detectors also run one of them, which is defined in Python here.
+    """
     spec = importlib.util.find_spec("torchvision")
     if _SCHEMAS or spec is None or spec.origin is None:
         return
@@ -82,7 +85,26 @@ def _define_schemas() -> None:
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", _nms, "CPU")
         _SCHEMAS.append(library)
+        import torchvision.extension
+
+        # Only after the import: what was decided by then (pooling in Python) stays.
+        torchvision.extension._has_ops = lambda: True
+        torch.compiler.set_stance("force_eager")
+
+
+def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Non-maximum suppression: boxes of shape [n, 4] in order of their scores, without those that overlap a better one."""
+    from torchvision.ops import box_iou
+
+    pending = scores.argsort(descending=True, stable=True)
+    kept = []
+    while len(pending):
+        best, pending = pending[0], pending[1:]
+        kept.append(best)
+        pending = pending[box_iou(dets[best][None], dets[pending])[0] <= iou_threshold]
+    return torch.stack(kept) if kept else pending
 
 
 def names(suite: str, cache: Path) -> list[str]:
