@@ -51,7 +51,12 @@ def _edit_expand(call: Call, kept: Kept) -> Edited | None:
     sizes = call.arguments["size"]
     new = list(sizes)
     for axis, size in enumerate(sizes):
-        if not isinstance(size, Node) and size not in (-1, 1) and not kept.mask(call.node, axis).all():
+        if kept.mask(call.node, axis).all():
+            continue
+        if isinstance(size, Node):
+            # Heads beside the batch: only the size as a whole is written, and no copies are made along it.
+            new[axis] = -1
+        elif size not in (-1, 1):
             new[axis] = kept.size(call.node, axis)
     return None if new == list(sizes) else Edited({"size": new})
 
@@ -76,6 +81,12 @@ def _transposition(one: str, other: str) -> Rule:
 def _matrix_transpose(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
     return label.permuted(list(reversed(range(len(label.shape)))))
+
+
+def _last_transpose(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    *lead, rows, columns = range(len(label.shape))
+    return label.permuted([*lead, columns, rows])
 
 
 def _movedim(walk: Propagation, call: Call) -> Label:
@@ -190,6 +201,7 @@ TABLE = {
     "aten.swapdims.default": _transposition("dim0", "dim1"),
     "aten.t.default": Rule(_matrix_transpose),
     "aten.numpy_T.default": Rule(_matrix_transpose),
+    "aten.mT.default": Rule(_last_transpose),
     "aten.movedim.int": Rule(_movedim),
     "aten.movedim.intlist": Rule(_movedim),
     "aten.moveaxis.int": Rule(_movedim),

@@ -374,6 +374,7 @@ ROWS |= {
     "squeeze of every one": row(lambda a, b: a.mean((2, 3), keepdim=True).squeeze()),
     "squeeze of two axes": row(lambda a, b: a.mean((2, 3), keepdim=True).squeeze((2, 3))),
     "matrix transpose": row(lambda a, b: a.mean((2, 3)).t()),
+    "matrices mT": row(lambda a, b: _line(a).mT),
     "matrix T": row(lambda a, b: a.mean((2, 3)).T),
     "ravel": row(lambda a, b: a.mean((0, 2, 3)).ravel()),
     "reshape as": row(lambda a, b: a.flatten(1).reshape_as(b)),

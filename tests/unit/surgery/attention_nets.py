@@ -173,7 +173,7 @@ class Cross(nn.Module):
         b, n, _ = x.shape
         q = self.q(x).reshape(b, n, HEADS, DIMENSION).transpose(1, 2)
         k, v = self.kv(context).reshape(b, -1, 2, HEADS, DIMENSION).permute(2, 0, 3, 1, 4)
-        return self.proj((torch.softmax(q @ k.transpose(-2, -1) * 0.4, -1) @ v).transpose(1, 2).reshape(b, n, WIDTH))
+        return self.proj((torch.softmax(q @ k.mT * 0.4, -1) @ v).transpose(1, 2).reshape(b, n, WIDTH))
 
 
 class Rotary(Separate):

@@ -125,6 +125,13 @@ def test_cut_attention_equals_masked_attention(made: Any, compare: Any, name: st
         assert shapes[key] == tuple(tensor.shape), key
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_whole_check_finds_no_difference(made: Any, name: str) -> None:
+    cut = made(name)
+    assert check(cut.model, cut.plan, cut.inputs) < 1e-9
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_cut_attention_runs_trains_and_copies(made: Any, name: str) -> None:
     cut = made(name)
