@@ -77,7 +77,8 @@ def _pin_beside_batch(walk: Propagation, classes: Classes, marked: npt.NDArray[n
     done = False
     for ids, event in walk.beside_batch:
         found = np.unique(classes.of(ids))
-        loose = found[(found >= 0) & ~marked[found]]
+        parts = classes.factors[found]
+        loose = found[(found >= 0) & ~marked[found] & ~(marked[parts] | (parts < 0)).all(axis=1)]
         if len(loose):
             walk.atoms.pin(_atoms_of(classes, loose), event)
             done = True

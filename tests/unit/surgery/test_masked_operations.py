@@ -60,6 +60,16 @@ def _einsum_attention(layer: Any, a: torch.Tensor) -> torch.Tensor:
     return torch.einsum("...hnm,...mhd->...nhd", weights, value).flatten(2)
 
 
+def _beside_the_batch(layer: Any, a: torch.Tensor) -> torch.Tensor:
+    """Heads, and then their dimensions too, lie beside the batch."""
+    rows = [part.reshape(len(a), -1, 2, 4).movedim(2, 1) for part in layer(a.flatten(2).movedim(1, 2)).chunk(3, -1)]
+    query, key, value = (part.reshape(len(a) * 2, H * H, 4) for part in rows)
+    scores = query @ key.transpose(1, 2)
+    scores = scores - scores.amax(-1, keepdim=True).expand(scores.shape[0], H * H, H * H)
+    found = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, H, H)
+    return found.reshape(len(a), C, H * H).transpose(1, 2)
+
+
 def _bounded_scores(layer: Any, a: torch.Tensor) -> torch.Tensor:
     query, key = (layer(a).flatten(2).unflatten(1, (2, C // 2)) for _ in range(2))
     return (query.transpose(2, 3) @ key).tril().mean(1)
@@ -82,6 +92,7 @@ NETS: dict[str, tuple[Middle, Callable[[], nn.Module], int]] = {
         lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(C, C, 3), dim=2), C,
     ),
     "einsum attention": (_einsum_attention, lambda: nn.Linear(C, 3 * C), C),
+    "heads and dimensions beside the batch": (_beside_the_batch, lambda: nn.Linear(C, 3 * C), C),
     "einsum with a weight": (
         lambda layer, a: torch.einsum("bchw,dc->bhwd", a, layer.weight), lambda: nn.Linear(C, C), C,
     ),
@@ -115,6 +126,12 @@ def _written(a: torch.Tensor) -> torch.Tensor:
     a = a.clone()
     a[:, : C // 2].copy_(a[:, C // 2 :])
     return a
+
+
+def test_dimensions_of_heads_beside_the_batch_are_units() -> None:
+    graph = trace(Around(_beside_the_batch, nn.Linear(C, 3 * C), C).eval(), torch.randn(1, 3, H, H))
+    units = sorted((group.unit, group.size) for group in graph.groups)
+    assert units == [("channel", C), ("head", 2), ("head dimension", 4), ("head dimension", 4)]
 
 
 @pytest.mark.parametrize("name", NETS)
