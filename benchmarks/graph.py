@@ -89,7 +89,8 @@ def run_side(side: str, name: str, arguments: argparse.Namespace, times_only: bo
             facts = recording.read(report)
             if code and not any(key.endswith("_error") for key in facts):
                 words.seek(0)
-                last = (words.read().strip().splitlines() or [""])[-1][:200] if code > 0 else ""
+                last = (words.read().strip().splitlines() or [""])[-1] if code > 0 else ""
+                last = recording.without_folders(last)[:200]
                 facts["ended"] = f"{facts.get('at') or 'start'}: {reason}" + (f": {last}" if last else "")
     return facts
 

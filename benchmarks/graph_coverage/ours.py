@@ -20,7 +20,7 @@ from edgeprune.graph.capture import call_arguments, capture
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.surgery.plan import PruningPlan
 from graph_coverage import zoo
-from graph_coverage.recording import Record
+from graph_coverage.recording import Record, without_folders
 
 RATIO = 0.5
 _SGD_STEPS = 3
@@ -105,7 +105,7 @@ def _graph_facts(model: nn.Module, graph: ChannelGraph) -> dict[str, Any]:
         "units": sum(group.size for group in graph.groups),
         "nodes": len(graph.program.graph.nodes),
         "dynamic_batch": graph.dynamic_batch,
-        "note": graph.note[:300],
+        "note": without_folders(graph.note)[:300],
         "frozen": frozen,
         "prunable": prunable_share(model, graph),
     }

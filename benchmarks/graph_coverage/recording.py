@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import time
 import traceback
 from pathlib import Path
@@ -85,7 +86,12 @@ def describe(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {(lines or ['no message'])[0][:300]}{place}"
+    return f"{type(error).__name__}: {without_folders((lines or ['no message'])[0])[:300]}{place}"
+
+
+def without_folders(text: str) -> str:
+    """Files by their names alone: where this machine keeps them is no result."""
+    return re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", text)
 
 
 def _megabytes(field: str) -> float:

@@ -144,7 +144,7 @@ def _cells(name: str, row: Row) -> list[str]:
         _percent(ours.get("removed")),
         f"{ours['difference']:.0e}" if "difference" in ours else "-",
         _seconds(export_s(row)),
-        _seconds(after_export_s(row)) + ("" if in_time(row) else " !"),
+        _seconds(after_export_s(row)) + (" !" if after_export_s(row) is not None and not in_time(row) else ""),
         f"{extra_mb(row):.0f}" if extra_mb(row) is not None else "-",
         _seconds(whole_s(row)),
         _seconds(peer_s(row)),
