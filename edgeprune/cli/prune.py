@@ -95,6 +95,11 @@ def prune(
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
     loaded_task = None if task is None else load_task(task)
+    if loaded_task is not None:
+        from edgeprune.tasks.batches import validate
+
+        with output.step("try the task on one batch"):
+            validate(loaded_task, module)
     with output.step("fit the predictor"):
         predictor = edgeprune.Predictor.load(table) if measured is None else edgeprune.fit(measured)
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:

@@ -56,7 +56,7 @@ def from_result(
             _prediction_card(result),
             *(
                 Card(
-                    "metric" if name == "main" else name,
+                    name,
                     f"{before:.4g} → {result.metrics_after[name]:.4g}",
                     "validation data of the task",
                 )
@@ -69,7 +69,7 @@ def from_result(
         conditions=collecting.flat_conditions(header.get("conditions", {})),
         disturbances=probed.disturbances,
         candidates=_candidates(result, parameters_before, parameters_after),
-        metric=next((name for name in result.metrics_before if name != "main"), "metric"),
+        metric=next(iter(result.metrics_before), "metric"),
         staircases=collecting.staircases(kernel_graph, predictor, widths),
         layers=collecting.layers(kernel_graph, predictor, kernel_graph.graph.widths(), widths),
         layer_source=collecting.LAYER_SOURCE,

@@ -128,7 +128,7 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     assert pruned["predicted_ms"] <= pruned["budget_ms"]
     assert pruned["parameters_after"] < pruned["parameters_before"]
     assert pruned["check_max_abs"] < 1e-4
-    assert set(pruned["metrics_after"]) == {"main"}
+    assert set(pruned["metrics_after"]) == {"metric"}
     plan = json.loads((folder / "pruned" / "plan.json").read_text())
     assert "first" not in {name for name, group in plan["groups"].items() if len(group["kept"]) < group["size"]}
 

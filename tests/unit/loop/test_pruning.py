@@ -90,8 +90,8 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert result.metrics_before == evaluate(case.model, case.task)
     assert result.metrics_after == evaluate(result.module, case.task)
     # How deep 60 % of the latency cuts is the machine's to say; tuning must bring back most of what the cut took.
-    cut = result.recovery[0].before["main"]
-    assert result.metrics_after["main"] > max(0.5, (cut + result.metrics_before["main"]) / 2)
+    cut = result.recovery[0].before["accuracy"]
+    assert result.metrics_after["accuracy"] > max(0.5, (cut + result.metrics_before["accuracy"]) / 2)
     assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
     assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
     # The board has the last word.
@@ -281,7 +281,7 @@ def test_a_margin_that_is_no_share_is_refused(case):
 def test_a_task_that_cannot_be_used_is_refused_before_anything_else(case):
     broken = dataclasses.replace(case.task.objectives[0], metric=lambda outputs, targets: float("nan"))
     told = []
-    with pytest.raises(TaskError, match="metric of objective 'main' must be finite, found nan"):
+    with pytest.raises(TaskError, match="metric of objective 'accuracy' must be finite, found nan"):
         pruned(case, "50%", task=Task((broken,)), progress=lambda *step: told.append(step))
     assert told == []
 
