@@ -38,8 +38,8 @@ class PruningRecord(BaseModel):
         budget_ms: Budget, milliseconds.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
-        dense_ms: Measured latency of the dense model, milliseconds.
-        measured_ms: Measured latency of the pruned model, milliseconds.
+        dense_ms: Latency of the dense model that the budget refers to, milliseconds; None where nothing was measured.
+        measured_ms: That times the measured ratio of the pruned model, milliseconds.
         board: Board of those measurements; without them the one that the latency table was measured on.
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.

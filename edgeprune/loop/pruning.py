@@ -177,7 +177,7 @@ def prune(
         dense_measured=dense.measured,
         dense_predicted_ms=dense.predicted_ms,
         predicted_ms=proposal.predicted_ms,
-        measured_ms=None if checked is None else checked.pruned_ms,
+        measured_ms=None if checked is None else checked.ratio * dense.ms,
         budget_met=met,
         rounds=(
             PruningRound(

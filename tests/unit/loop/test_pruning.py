@@ -97,7 +97,8 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     # The board has the last word.
     measured = result.rounds[0].measured
     assert measured.board == case.board.name
-    assert result.measured_ms == measured.pruned_ms > 0
+    assert measured.pruned_ms > 0
+    assert result.measured_ms == measured.ratio * result.dense_ms, "on the scale of the budget, not of the day"
     assert measured.ratio_low <= measured.ratio <= measured.ratio_high
     assert measured.ratio < 0.9
     assert result.budget_met == (measured.ratio <= 0.6)
