@@ -76,13 +76,13 @@ class Board:
     ) -> None:
         self.transport = transport
         self.name = name
-        self.python = python
         self.device = device
         self._users = 1
         self._holds = 0
         self._holding: Process | None = None
         self._purpose = ""
         self._runner_ready = False
+        self.python = self._at_home(python)
         self.root = self._greet(root)
 
     @classmethod
@@ -289,6 +289,13 @@ class Board:
         # Hashing is at least 20 MB/s on the slowest board that counts.
         self.call("store", {"action": "adopt", "blobs": [sha256]}, timeout_s=60.0 + size / 20e6)
         return sha256
+
+    def _at_home(self, path: str) -> str:
+        """A path with a leading ``~/`` made absolute on the board: every word of a command is quoted, and none expanded."""
+        if not path.startswith("~/"):
+            return path
+        home = self.transport.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=30.0).stdout
+        return home.decode("utf-8", "surrogateescape").strip().rstrip("/") + path[1:]
 
     def _greet(self, root: str) -> str:
         """Absolute root folder, from a Python that is new enough."""

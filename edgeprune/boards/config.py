@@ -28,7 +28,7 @@ class BoardEntry(BaseModel):
     Attributes:
         ssh: ``user@host:port``, or an alias of the user's ssh configuration.
         type: Device type, e.g. ``"jetson-orin-nano"``, or None.
-        python: Python of the board, >= 3.6.
+        python: Python of the board, >= 3.6; a leading ``~/`` is the board's user's home.
         root: Folder on the board; a leading ``~`` is the board's user's home.
         host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
         identity: Private key file on this machine, or None for the agent and the usual keys.
