@@ -34,6 +34,8 @@ from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
 
+LOCAL = "local"
+"""The board that this machine is."""
 DEFAULT_ROOT = "~/.edgeprune"
 ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 """Environment variable with the root folder of the board ``local``."""
@@ -103,7 +105,7 @@ class Board:
         if isinstance(spec, Board):
             spec._users += 1
             return spec
-        if spec == "local":
+        if spec == LOCAL:
             from edgeprune.boards.local import LocalTransport
 
             root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT

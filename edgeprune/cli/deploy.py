@@ -46,6 +46,7 @@ def deploy(
     back.
     """
     import edgeprune
+    from edgeprune.report.stored import FILE_NAME as REPORT_DATA
 
     output = Output(json_output)
     budget = None if latency is None else Budget.parse(latency)
@@ -76,7 +77,9 @@ def deploy(
         output.wrote(record, "what was checked and measured")
     except OSError as error:  # the board runs the release all the same
         _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
-    output.finish(data, next_command=command_line("edgeprune", "status", "--board", board))
+    run = record.parent
+    following = ("report", artifact.parent) if (run / REPORT_DATA).is_file() else ("status", "--board", board)
+    output.finish(data, next_command=command_line("edgeprune", *following))
 
 
 def _rows(done: Deployment) -> list[list[str]]:

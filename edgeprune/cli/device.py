@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -146,19 +147,30 @@ def list_(
 @device.command()
 def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show how a board is configured and what is known of its type; the board is not contacted."""
+    from edgeprune.boards.board import DEFAULT_ROOT, LOCAL, ROOT_VARIABLE
     from edgeprune.boards.config import BoardConfig
     from edgeprune.boards.device_types import device_type
 
     out = Output(json_output)
+    probing = command_line("edgeprune", "device", "probe", name)
+    if name == LOCAL:
+        root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+        out.say("local is this machine: it has no settings and need not be added")
+        settings: dict[str, str | None] = {"address": "this machine", "python": sys.executable, "root": root}
+        out.table("", ["setting", "value"], [[key, value] for key, value in settings.items()])
+        out.finish({"name": name, **settings, "device": None}, next_command=probing)
+        return
     entry = BoardConfig().get(name)
     spec = device_type(entry.type) if entry.type is not None else None
     out.table("", ["setting", "value"], [[key, value or ""] for key, value in _entry_json(entry).items()])
     if spec is not None:
         out.table(spec.title, ["fact", "value"], [[key, _fact(value)] for key, value in spec.facts.items()])
-        out.say("sources: " + ", ".join(spec.sources))
+        out.say("sources:")
+        for source in spec.sources:
+            out.say(f"  {source}")
     out.finish(
         {"name": name, **_entry_json(entry), "device": None if spec is None else _type_json(spec)},
-        next_command=command_line("edgeprune", "device", "probe", name),
+        next_command=probing,
     )
 
 

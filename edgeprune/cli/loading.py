@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgeprune.tasks.task import Task
 
-_FORM = "package.module:factory or file.py:factory"
+FORM = "package.module:factory or file.py:factory"
 _NAMED_KEYS = 3
 _STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model")
 
@@ -78,7 +78,7 @@ def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = l
     where, separator, name = reference.rpartition(":")
     if not separator or not where or not name:
         raise FactoryError(
-            f"a factory must be written {_FORM}, found {reference!r}.",
+            f"a factory must be written {FORM}, found {reference!r}.",
             hint=f"{reference.rstrip(':') or 'file.py'}:build",
         )
     with _importable(where):
@@ -124,7 +124,7 @@ def _import(where: str, reference: str) -> ModuleType:
         hint = f"python -c 'import {where}', and mend what it says"
         if isinstance(error, ModuleNotFoundError) and error.name and where.split(".")[0] == error.name:
             near = sorted(path.name for path in Path.cwd().glob("*.py"))[:_NAMED_KEYS]
-            hint = f"{near[0]}:factory for a file here" if near else f"{_FORM}, with the package installed"
+            hint = f"{near[0]}:factory for a file here" if near else f"{FORM}, with the package installed"
         raise FactoryError(f"{where} of {reference} must import, it raised {_line(error)}.", hint=hint) from error
 
 

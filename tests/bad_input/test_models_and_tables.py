@@ -31,7 +31,7 @@ def fails():
         ("broken.py:build", ["broken.py", "must import", "SyntaxError"]),
         ("factories.py:nothing", ["must return a torch.nn.Module", "None"]),
         ("factories.py:fails", ["must run without errors", "RuntimeError: no checkpoint here"]),
-        ("net.py", ["package.module:factory or file.py:factory"]),
+        ("net.py", ["there is no folder 'net.py'", "package.module:factory or file.py:factory"]),
     ],
 )
 def test_a_factory_that_gives_no_model(edgeprune: CommandLine, factory: str, parts: list[str]) -> None:

@@ -22,6 +22,7 @@ VERBS = {
     "stage": "releases",
     "activate": "releases",
     "rollback": "releases",
+    "refuse": "releases",
     "confirm": "releases",
     "gc": "releases",
     "status": "releases",

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edgeprune.deployment import state
+
 INPUT = ("--input", "image=1x3x16x16:float32")
 MODEL_FILE = """
 import torch
@@ -145,7 +147,12 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     second = succeed(edgeprune("deploy", "pruned/artifact", "--reference", "pruned/dense", "--rounds", "3", "--json"))
     assert second["ratio"] < 1.0
     assert second["previous"] == first["release"]
-    assert succeed(edgeprune("status", "--json"))["current"]["folder"] == second["release"]
+    assert second["next"] == "edgeprune report pruned"
+    running = succeed(edgeprune("status", "--json"))
+    assert running["current"]["folder"] == second["release"]
+    assert running["next"] is None, "whoever follows the printed commands must not undo the deployment"
+    assert running["rollback"] == "edgeprune rollback --board local"
+    assert "to go back to it: edgeprune rollback --board local" in edgeprune("status").stdout
 
     (folder / "pruned" / "dense.deployment.json").touch()  # the newest, but not of this plan
     report = succeed(edgeprune("report", "pruned", "--out", "page.html", "--json"))
@@ -219,6 +226,30 @@ def test_boards_that_are_unknown_or_away_say_so(edgeprune: Run) -> None:
     fail(edgeprune("device", "add", "bench", "--ssh", "a@b", "--type", "toaster"), 2, "device type", "toaster")
     listed = succeed(edgeprune("device", "list", "--json"))
     assert listed["boards"] == {}, "a board that was refused is not kept"
+
+
+def test_a_board_that_is_away_is_told_from_memory_with_the_exit_code_of_one(
+    edgeprune: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_STATE", str(folder / "state"))
+    board = "ssh://nobody@127.0.0.1:1?root=/remembered"
+    release = {"folder": "0" * 16, "state": "current", "name": "net", "created": "2026", "size_bytes": 1}
+    state.remember(board, {"current": "0" * 16, "previous": None, "confirmed": True, "releases": [release]})
+    away = edgeprune("status", "--board", board, "--json")
+    assert away.returncode == 3
+    assert away.stderr == ""
+    assert json.loads(away.stdout)["online"] is False
+    assert json.loads(away.stdout)["current"]["name"] == "net"
+
+
+def test_this_machine_is_shown_as_a_board(edgeprune: Run, folder: Path) -> None:
+    shown = succeed(edgeprune("device", "show", "local", "--json"))
+    assert (shown["name"], shown["python"], shown["root"]) == ("local", sys.executable, str(folder / "board"))
+    assert shown["next"] == "edgeprune device probe local"
+
+
+def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
+    fail(edgeprune("compile", "prunde"), 2, "there is no folder 'prunde'", "edgeprune prune", "package.module:factory")
 
 
 def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
