@@ -83,7 +83,7 @@ def _example(written: dict[str, Any]) -> Any:
 
 
 def _field_names(context: Any) -> list[str] | None:
-    """Names of the fields with a value: a list of them (model outputs), or two lists, of fields with and without (dataclasses)."""
+    """Names of the fields with a value: a list of them (model outputs), or one of those with and one of those without."""
     found = json.loads(context) if isinstance(context, str) else None
     if isinstance(found, list) and len(found) == 2 and all(isinstance(part, list) for part in found):
         found = found[0]
