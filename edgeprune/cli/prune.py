@@ -91,6 +91,8 @@ def prune(
         same_as=_pairs("--same-as", same_as),
     )
     records.check_out(out)
+    if weights is None:
+        output.say("no --weights: the model is taken with the weights that its factory gives it")
     measured = None if table.suffix == ".json" else edgeprune.LatencyTable.load(table)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
@@ -161,6 +163,8 @@ def prune(
             "parameters_after": _parameters(result.module),
             "metrics_before": dict(result.metrics_before),
             "metrics_after": dict(result.metrics_after),
+            "predicted_low_ms": result.rounds[-1].predicted_low_ms,
+            "predicted_high_ms": result.rounds[-1].predicted_high_ms,
             "check_max_abs": result.check_max_abs,
             "unchanged": result.unchanged,
             "notes": list(result.notes),
@@ -238,6 +242,9 @@ def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
     ]
+    if result.rounds:
+        last = result.rounds[-1]
+        rows.append(["interval of the prediction", "", f"{last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f}"])
     checked = result.rounds[-1].measured if result.rounds else None
     if checked is not None:
         rows.append([f"latency on {checked.board}, ms", f"{result.dense_ms:.3f}", f"{result.measured_ms:.3f}"])

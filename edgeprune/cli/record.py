@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,6 +83,12 @@ class PruningRecord(BaseModel):
             raise ConfigError(
                 f"{path} must be written by edgeprune prune, it is not valid.", hint="edgeprune prune"
             ) from error
+
+
+def deployment_record(artifact: Path, board: str) -> Path:
+    """Where `edgeprune deploy` keeps what it found: beside the artifact, one file per board."""
+    whole = artifact.absolute()
+    return whole.parent / f"{whole.name}.{re.sub(r'[^A-Za-z0-9.@_-]+', '_', board)}{DEPLOYMENT_SUFFIX}"
 
 
 def absolute_reference(reference: str) -> str:

@@ -109,12 +109,15 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
         if data.dense_ms is not None:  # the one scale of the page, whatever the speed of the board on that day
             value = f"{ratio * data.dense_ms:.3f} ms"
             detail = f"{ratio:.1%} of dense, interleaved; as timed there {dense_ms:.3f} → {timed_ms:.3f} ms"
+    if deployment.get("budget") and deployment.get("tolerance") is not None:
+        detail = f"{detail}; budget {deployment['budget']}, +{deployment['tolerance']:.0%} tolerated"
     parity = deployment["parity"]
+    board = deployment["board"]
     cards = (
-        Card(f"deployed to {deployment['board']}", value, detail, "good"),
-        Card("parity on the board", f"{parity['max_abs']:.1e}", "largest absolute difference", "good"),
+        Card(f"deployed to {board}", value, detail, "good"),
+        Card(f"parity on {board}", f"{parity['max_abs']:.1e}", "largest absolute difference", "good"),
     )
-    hashes = {"artifact": str(deployment["artifact"]), "release": str(deployment["release"])}
+    hashes = {f"artifact on {board}": str(deployment["artifact"]), f"release on {board}": str(deployment["release"])}
     return replace(data, cards=(*data.cards, *cards), hashes={**data.hashes, **hashes})
 
 

@@ -154,19 +154,28 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     assert running["rollback"] == "edgeprune rollback --board local"
     assert "to go back to it: edgeprune rollback --board local" in edgeprune("status").stdout
 
-    (folder / "pruned" / "dense.deployment.json").touch()  # the newest, but not of this plan
+    (folder / "pruned" / "dense.local.deployment.json").touch()  # the newest, but not of this plan
     report = succeed(edgeprune("report", "pruned", "--out", "page.html", "--json"))
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert report["deployment"] == "pruned/artifact.deployment.json"
+    assert report["deployments"] == {"local": "pruned/artifact.local.deployment.json"}
     assert second["release"] in page
     assert pruned["plan_hash"] in page
     assert "predicted from a table measured on local" in page, "prune was not given a board"
     assert "between engines that ran interleaved" not in page
 
+    gated = edgeprune(
+        *("deploy", "pruned/artifact", "--reference", "pruned/dense", "--rounds", "3", "--latency", "100%"),
+        *("--tolerance", "0.5"),
+    )
+    assert gated.returncode == 0, gated.stderr
+    assert "% for 100% of dense; up to 150.0% passes (--tolerance 0.5)" in gated.stdout
+    record = json.loads((folder / "pruned" / "artifact.local.deployment.json").read_text())
+    assert (record["budget"], record["tolerance"]) == ("100% of dense", 0.5)
+
     back = succeed(edgeprune("rollback", "--json"))
     assert back["current"]["folder"] == first["release"]
 
-    record = folder / "pruned" / "dense.deployment.json"
+    record = folder / "pruned" / "dense.local.deployment.json"
     record.unlink()
     record.mkdir()
     unkept = edgeprune("deploy", "pruned/dense", "--rounds", "3")
@@ -179,6 +188,8 @@ def test_without_a_task_it_says_that_accuracy_was_not_measured(edgeprune: Run, t
     result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "75%", "--out", "free")
     assert result.returncode == 0, result.stderr
     assert "Accuracy was not measured" in result.stdout
+    assert "no --weights: the model is taken with the weights that its factory gives it" in result.stdout
+    assert "interval of the prediction" in result.stdout
     assert "next: edgeprune compile free" in result.stdout
 
 

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -125,6 +126,18 @@ def test_the_dense_latency_is_predicted_where_the_table_holds_another_model_only
     result = prune(case.model, case.example, "60%", predictor=without_networks(case), kernel_graph=case.kernel_graph)
     assert not result.dense_measured
     assert result.budget_ms == pytest.approx(0.6 * result.dense_predicted_ms)
+
+
+def test_an_input_that_was_not_profiled_is_said_to_be_extrapolated(case):
+    larger = torch.zeros(1, 1, 12, 12)
+    result = prune(case.model, larger, "60%", predictor=case.predictor)
+    (note,) = [note for note in result.notes if "latency table" in note]
+    unknown, kernels, share = map(int, re.match(r"(\d+) of (\d+) kernels of the dense model \((\d+)% ", note).groups())
+    assert 0 < unknown <= kernels
+    assert 0 < share <= 100
+    assert "profile this model with this input" in note
+    profiled = prune(case.model, case.example, "60%", predictor=case.predictor, kernel_graph=case.kernel_graph)
+    assert not [note for note in profiled.notes if "latency table" in note]
 
 
 def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_the_two(case):

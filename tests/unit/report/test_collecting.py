@@ -170,14 +170,19 @@ def test_a_deployment_is_added_to_the_cards_and_hashes() -> None:
         "release": "dd",
     }
     more = with_deployment(data, deployment)
-    assert [card.title for card in more.cards] == ["latency", "deployed to bench", "parity on the board"]
+    assert [card.title for card in more.cards] == ["latency", "deployed to bench", "parity on bench"]
     assert (more.cards[1].value, more.cards[1].detail) == ("1.200 ms", "as timed; 50.0% of dense, interleaved")
     scaled = with_deployment(replace(data, dense_ms=2.0), deployment).cards[1]
     assert (scaled.value, scaled.detail) == (
         "1.000 ms",
         "50.0% of dense, interleaved; as timed there 2.400 → 1.200 ms",
     )
-    assert more.hashes == {"plan": "aa", "artifact": "cc", "release": "dd"}
+    assert more.hashes == {"plan": "aa", "artifact on bench": "cc", "release on bench": "dd"}
+    gated = with_deployment(data, {**deployment, "budget": "1.2 ms", "tolerance": 0.05}).cards[1]
+    assert gated.detail.endswith("; budget 1.2 ms, +5% tolerated")
+    both = with_deployment(more, {**deployment, "board": "other", "release": "ee"})
+    assert {"deployed to bench", "deployed to other"} < {card.title for card in both.cards}
+    assert (both.hashes["release on bench"], both.hashes["release on other"]) == ("dd", "ee")
 
 
 def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph, predictor: Predictor) -> None:
