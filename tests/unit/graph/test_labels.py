@@ -79,9 +79,7 @@ def test_what_is_left_of_a_view_is_the_view_of_what_is_left(
 
     def left(one: Label) -> list[np.ndarray]:
         return [
-            np.array(
-                [not gone & set(column) for column in classes.units_of(one.axis(axis)).T.tolist()]
-            )
+            np.array([not gone & set(column) for column in classes.units_of(one.axis(axis)).T.tolist()])
             for axis in range(len(one.shape))
         ]
 
