@@ -90,7 +90,9 @@ def _entry(fields: dict[str, str | None]) -> BoardEntry:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--{option} {first['input']!r} cannot be used: {reason}") from error
+        raise ConfigError(
+            f"--{option} {first['input']!r} cannot be used: {reason.rstrip('.')}.", hint="edgeprune device add --help"
+        ) from error
 
 
 def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
@@ -106,7 +108,8 @@ def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
     hint = f"--host-key {shown.fingerprint}, when that is the board's key"
     question = f"{settings.address} shows the {shown.key_type} host key {shown.fingerprint}"
     if out.json_mode or not sys.stdin.isatty():
-        raise HostKeyError(f"{question}, and it must be accepted before the board is added.", hint=hint)
+        asking = "--json asks nothing" if out.json_mode else "there is no terminal to ask on"
+        raise HostKeyError(f"{question}, and it must be accepted before the board is added; {asking}.", hint=hint)
     if not typer.confirm(f"{question}\nIs that the board's key?", err=True):
         raise HostKeyError(f"{question}, and you did not accept it.", hint=hint)
     return shown.fingerprint

@@ -153,7 +153,9 @@ def prune(
     _tell(output, result, module)
     output.wrote(out / records.PLAN_NAME, "plan")
     output.wrote(out / records.MODEL_FOLDER, "pruned model")
+    output.wrote(out / records.INPUTS_NAME, "example inputs")
     output.wrote(out / stored.FILE_NAME, "data of the report")
+    output.wrote(out / records.FILE_NAME, "settings and figures of the run, for compile")
     output.finish(
         {
             **record.model_dump(),

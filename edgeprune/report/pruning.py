@@ -57,7 +57,7 @@ def from_result(
             *(
                 Card(
                     name,
-                    f"{before:.4g} → {result.metrics_after[name]:.4g}",
+                    f"{before:.4f} → {result.metrics_after[name]:.4f}",
                     "validation data of the task",
                 )
                 for name, before in result.metrics_before.items()

@@ -127,6 +127,8 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     assert (folder / "tables" / "table.json").is_file()
     assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
 
+    written = {Path(file["path"]).name for file in pruned["files"]}
+    assert written == {path.name for path in (folder / "pruned").iterdir()}
     assert pruned["predicted_ms"] <= pruned["budget_ms"]
     assert pruned["parameters_after"] < pruned["parameters_before"]
     assert pruned["check_max_abs"] < 1e-4
@@ -261,6 +263,26 @@ def test_this_machine_is_shown_as_a_board(edgeprune: Run, folder: Path) -> None:
 
 def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
     fail(edgeprune("compile", "prunde"), 2, "there is no folder 'prunde'", "edgeprune prune", "package.module:factory")
+
+
+def test_what_is_written_wrong_comes_with_what_to_write(edgeprune: Run, folder: Path) -> None:
+    compiling = ("compile", "net.py:build", "--out", "wrong")
+    fail(edgeprune(*compiling, "--input", "1x3x16x16"), 2, "Try: --input x=1x3x16x16, with the input's name")
+    fail(edgeprune(*compiling, "--input", "image=1x3x16x16:flot32"), 2, "Try: --input image=1x3x16x16:float32")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "net.safetensors").touch()
+    fail(edgeprune(*compiling, *INPUT, "--weights", "nett.safetensors"), 2, "Try: weights/net.safetensors")
+    fail(edgeprune("compile", "models/net.py:build", *INPUT), 2, "there is no ", "Try: net.py")
+    fail(edgeprune("compile", "elsewhere.py:build", *INPUT), 2, f"Try: a path from {folder}")
+    wrong_key = ("device", "add", "bench", "--ssh", "a@b", "--host-key", "SHA256:abc")
+    fail(edgeprune(*wrong_key), 2, "43 characters after SHA256:", "ssh-keygen -lf")
+    assert "\\" not in edgeprune(*wrong_key).stderr
+    assert "[A-Za-z" not in edgeprune(*wrong_key).stderr
+
+
+def test_explain_counts_units_and_axes_in_words(edgeprune: Run) -> None:
+    told = edgeprune("explain", "net.py:build", *INPUT).stdout
+    assert "first: 32 channels, cut along 3 axes of weights" in told, told
 
 
 def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:

@@ -126,7 +126,11 @@ def test_held_out_predictions_are_those_of_the_error_table(predictor: Predictor)
 
 
 def test_conditions_become_flat_text_with_before_first() -> None:
-    told = {"after": {"load": 1.23456, "cores": [0, 1]}, "before": {"governor": None}, "clock": "steady"}
+    told = {
+        "after": {"load": 1.23456, "cores": [0, 1]},
+        "before": {"governor": None, "context": {"wall_s": 15712.3}},
+        "clock": "steady",
+    }
     assert list(collecting.flat_conditions(told).items()) == [
         ("before: governor", "not told"),
         ("after: load", "1.235"),
@@ -199,6 +203,7 @@ def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph
     )
     data = from_result(result, kernel_graph, predictor, title="t", budget="70%", parameters_before=1)
     latency, predicted = data.cards[:2]
+    assert data.cards[-2].title == "parameters"
     assert latency.value == f"{result.dense_ms:.3f} → {measured_ms:.3f} ms"
     assert f"as timed in the comparison {slow:.3f} → {0.6 * slow:.3f} ms" in latency.detail
     assert f"{result.predicted_ms / measured_ms - 1:+.1%} of measured" in predicted.detail
