@@ -167,7 +167,8 @@ class ChannelGraph:
         """What can be cut, what was left alone and why, as plain text."""
         lines = [f"channel groups: {len(self.groups)}, with {sum(group.size for group in self.groups)} units"]
         for group in self.groups:
-            lines.append(f"  {group.name}: {group.size} x {group.unit}, axes: {len(group.members)}")
+            axes = _counted(len(group.members), "axis")
+            lines.append(f"  {group.name}: {_counted(group.size, group.unit)}, cut along {axes} of weights")
         lines.append(f"left alone: {len(self.frozen)}")
         for axis in self.frozen:
             where = f" at {axis.source}" if axis.source else ""
@@ -176,6 +177,12 @@ class ChannelGraph:
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    """``"1 axis"``, ``"7 axes"``, ``"32 channels"``."""
+    plural = f"{what[:-2]}es" if what.endswith("is") else f"{what}s"
+    return f"{count} {what if count == 1 else plural}"
 
 
 def model_signature(model: nn.Module) -> str:
