@@ -34,6 +34,8 @@ from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
 
+LOCAL = "local"
+"""The board that this machine is."""
 DEFAULT_ROOT = "~/.edgeprune"
 ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 """Environment variable with the root folder of the board ``local``."""
@@ -76,13 +78,13 @@ class Board:
     ) -> None:
         self.transport = transport
         self.name = name
-        self.python = python
         self.device = device
         self._users = 1
         self._holds = 0
         self._holding: Process | None = None
         self._purpose = ""
         self._runner_ready = False
+        self.python = self._at_home(python)
         self.root = self._greet(root)
 
     @classmethod
@@ -103,7 +105,7 @@ class Board:
         if isinstance(spec, Board):
             spec._users += 1
             return spec
-        if spec == "local":
+        if spec == LOCAL:
             from edgeprune.boards.local import LocalTransport
 
             root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
@@ -289,6 +291,13 @@ class Board:
         # Hashing is at least 20 MB/s on the slowest board that counts.
         self.call("store", {"action": "adopt", "blobs": [sha256]}, timeout_s=60.0 + size / 20e6)
         return sha256
+
+    def _at_home(self, path: str) -> str:
+        """A path with a leading ``~/`` made absolute on the board: every word of a command is quoted, and none expanded."""
+        if not path.startswith("~/"):
+            return path
+        home = self.transport.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=30.0).stdout
+        return home.decode("utf-8", "surrogateescape").strip().rstrip("/") + path[1:]
 
     def _greet(self, root: str) -> str:
         """Absolute root folder, from a Python that is new enough."""

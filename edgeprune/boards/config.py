@@ -28,7 +28,7 @@ class BoardEntry(BaseModel):
     Attributes:
         ssh: ``user@host:port``, or an alias of the user's ssh configuration.
         type: Device type, e.g. ``"jetson-orin-nano"``, or None.
-        python: Python of the board, >= 3.6.
+        python: Python of the board, >= 3.6; a leading ``~/`` is the board's user's home.
         root: Folder on the board; a leading ``~`` is the board's user's home.
         host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
         identity: Private key file on this machine, or None for the agent and the usual keys.
@@ -39,8 +39,15 @@ class BoardEntry(BaseModel):
     type: _Text | None = None
     python: _Text = "python3"
     root: _Text = "~/.edgeprune"
-    host_key: Annotated[str, StringConstraints(pattern=r"^SHA256:[A-Za-z0-9+/]{43}=?$")] | None = None
+    host_key: str | None = None
     identity: _Text | None = None
+
+    @field_validator("host_key")
+    @classmethod
+    def _is_fingerprint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}=?", value):
+            raise ValueError("a fingerprint has 43 characters after SHA256:; ssh-keygen -lf KEY.pub prints it")
+        return value
 
     @field_validator("ssh")
     @classmethod

@@ -56,7 +56,7 @@ def compile(  # noqa: A001 - the verb's name
     """
     import edgeprune
     from edgeprune.cli.inputs import example_inputs
-    from edgeprune.cli.loading import load_model
+    from edgeprune.cli.loading import FORM, load_model
 
     output = Output(json_output)
     extras: dict[str, Any] = {
@@ -74,6 +74,12 @@ def compile(  # noqa: A001 - the verb's name
     if dense is not None:
         raise ConfigError(
             "--dense needs a folder of prune, found a model.", hint=f"edgeprune compile {model} --out DENSE"
+        )
+    if ":" not in model:
+        raise ConfigError(
+            f"compile needs a folder that edgeprune prune wrote, or a factory ({FORM}); there is no folder {model!r}, and it "
+            "is no factory either.",
+            hint="edgeprune prune, or --out of the run that wrote another folder",
         )
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)

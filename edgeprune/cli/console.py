@@ -6,13 +6,17 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+PLAIN_EVERY_S = 30.0
+"""Where there is no terminal, a long step says this often how far it is, seconds."""
 
 _state: dict[str, str | None] = {"step": None}
 
@@ -40,7 +44,9 @@ def report_error(
     kind: str, message: str, *, hint: str | None, exit_code: int, json_mode: bool, prefix: str = "error: "
 ) -> None:
     """Write an error: one line on standard error, and with ``--json`` one object on standard output too."""
-    line = message if hint is None else f"{message} Try: {hint}"
+    # Where a message ends in what another library said, its full stop may be missing.
+    whole = message if message.rstrip().endswith((".", "?", "!")) else f"{message.rstrip()}."
+    line = message if hint is None else f"{whole} Try: {hint}"
     sys.stderr.write(f"{prefix}{' '.join(line.split())}\n")
     sys.stderr.flush()
     if json_mode:
@@ -75,42 +81,62 @@ def command_line(*words: object) -> str:
 
 
 class Progress:
-    """What the library tells while a step runs: draws a bar with the time left on a terminal, says nothing elsewhere."""
+    """What the library tells while a step runs: a bar with the time left on a terminal, a plain line now and then elsewhere.
 
-    def __init__(self, text: str, bar: Any = None) -> None:
-        self._text, self._bar = text, bar
+    Args:
+        text: The step.
+        bar: Of rich, on a terminal.
+        say: Writes a line of its own; None is silent.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        bar: Any = None,
+        say: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._text, self._bar, self._say, self._clock = text, bar, say, clock
         self._task = None if bar is None else bar.add_task(text, total=None, left="")
+        self._said_s = clock()
+
+    def said(self, text: str) -> None:
+        """A sentence that stays."""
+        if self._say is not None:
+            self._say(text)
 
     def counted(self, done: int, total: int, left_s: float, message: str) -> None:
         """Items done, items in all, seconds left, what happens now."""
-        if self._bar is not None:
-            minutes, seconds = divmod(max(0, round(left_s)), 60)
-            left = f"about {minutes}:{seconds:02d} left" if total else ""
-            self._bar.update(
-                self._task, completed=done, total=total or None, description=self._label(message), left=left
-            )
+        minutes, seconds = divmod(max(0, round(left_s)), 60)
+        self._show(message, done, total, f"about {minutes}:{seconds:02d} left" if total else "")
 
     def share(self, done: int, total: int) -> None:
         """Units done (steps, bytes) and units in all."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total or None)
+        self._show(None, done, total)
 
     def staged(self, state: str, done: int, total: int, message: str) -> None:
         """State, units done and in all (0 and 0 where nothing is counted), what happens."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total or None, description=self._label(message or state))
+        self._show(message or state, done, total)
 
     def stepped(self, step: str, done: int, total: int) -> None:
         """What is being done, units done and in all."""
-        self.staged(step, done, total, "")
+        self._show(step, done, total)
 
     def told(self, step: str, message: str) -> None:
         """A step of unknown length and what happens in it."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=self._label(message or step))
+        self._show(message or step, None, None)
 
-    def _label(self, message: str) -> str:
-        return f"{self._text}: {message}" if message else self._text
+    def _show(self, message: str | None, done: int | None, total: int | None, left: str = "") -> None:
+        label = f"{self._text}: {message}" if message else self._text
+        if self._bar is not None:
+            changed: dict[str, Any] = {} if message is None else {"description": label}
+            counts = {} if total is None else {"completed": done, "total": total or None}
+            self._bar.update(self._task, left=left, **changed, **counts)
+        elif self._say is not None and self._clock() - self._said_s >= PLAIN_EVERY_S:
+            self._said_s = self._clock()
+            share = f"{done / total:.0%}" if done is not None and total else ""
+            self._say("  " + ", ".join(part for part in (label, share, left) if part))
 
 
 class Output:
@@ -160,11 +186,13 @@ class Output:
 
     @contextmanager
     def step(self, text: str) -> Iterator[Progress]:
-        """A step that takes time: a bar with the time left on a terminal, a plain line elsewhere."""
+        """A step that takes time: a bar with the time left on a terminal; elsewhere a line as it begins, and now and then."""
         _state["step"] = text
-        if self.json_mode or not sys.stderr.isatty():
-            self.say(text)
+        if self.json_mode:
             yield Progress(text)
+        elif not sys.stderr.isatty():
+            self.say(text)
+            yield Progress(text, say=self.say)
         else:
             from rich.console import Console
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -178,7 +206,7 @@ class Output:
                 TextColumn("{task.fields[left]}", markup=False),
             )
             with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-                yield Progress(text, bar)
+                yield Progress(text, bar, say=lambda line: bar.console.print(line, markup=False))
             self.say(text)
         _state["step"] = None
 

@@ -12,7 +12,7 @@ import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption
-from edgeprune.cli.record import DEPLOYMENT_SUFFIX
+from edgeprune.cli.record import deployment_record
 from edgeprune.files import write_text
 from edgeprune.spec import Budget
 
@@ -46,6 +46,7 @@ def deploy(
     back.
     """
     import edgeprune
+    from edgeprune.report.stored import FILE_NAME as REPORT_DATA
 
     output = Output(json_output)
     budget = None if latency is None else Budget.parse(latency)
@@ -64,11 +65,12 @@ def deploy(
             keep=keep,
             progress=progress.staged,
         )
-    output.table("", ["checked on the board", "result"], _rows(done))
-    record = artifact.absolute().parent / f"{artifact.absolute().name}{DEPLOYMENT_SUFFIX}"
+    output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
+    record = deployment_record(artifact, done.board)
     data = {
         **asdict(done),
         "budget": None if budget is None else str(budget),
+        "tolerance": None if budget is None else tolerance,
         "plan_hash": loaded.manifest.plan_hash,
     }
     try:
@@ -76,10 +78,12 @@ def deploy(
         output.wrote(record, "what was checked and measured")
     except OSError as error:  # the board runs the release all the same
         _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
-    output.finish(data, next_command=command_line("edgeprune", "status", "--board", board))
+    run = record.parent
+    following = ("report", artifact.parent) if (run / REPORT_DATA).is_file() else ("status", "--board", board)
+    output.finish(data, next_command=command_line("edgeprune", *following))
 
 
-def _rows(done: Deployment) -> list[list[str]]:
+def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:
     rows = [
         ["release", f"{done.release}" + ("" if done.changed else " (ran already)")],
         ["parity", f"largest difference {done.parity.max_abs:.2g}"],
@@ -88,6 +92,17 @@ def _rows(done: Deployment) -> list[list[str]]:
     if done.ratio is not None and done.dense_ms is not None:
         interval = f" ({done.ratio_low:.1%} to {done.ratio_high:.1%})" if done.ratio_low and done.ratio_high else ""
         rows.append(["of dense", f"{done.ratio:.1%}{interval} of {done.dense_ms:.3f} ms, interleaved"])
+    rows.append(["budget", _verdict(done, budget, tolerance)])
     rows.append(["sent", f"{done.bytes_sent / 1e6:.2f} MB"])
     rows.append(["former release", done.previous or "none"])
     return rows
+
+
+def _verdict(done: Deployment, budget: Budget | None, tolerance: float) -> str:
+    if budget is None:
+        return "none was given: the latency was measured, and held against nothing"
+    if budget.latency_ms is not None:
+        held, limit = f"{done.latency_ms:.3f} ms", f"{budget.latency_ms * (1 + tolerance):.3f} ms"
+    else:
+        held, limit = f"{done.ratio or 0.0:.1%}", f"{(budget.latency_ratio or 0.0) * (1 + tolerance):.1%}"
+    return f"{held} for {budget}; up to {limit} passes (--tolerance {tolerance:g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,7 +90,9 @@ def _entry(fields: dict[str, str | None]) -> BoardEntry:
         first = error.errors(include_url=False)[0]
         option = str(first["loc"][0]).replace("_", "-")
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--{option} {first['input']!r} cannot be used: {reason}") from error
+        raise ConfigError(
+            f"--{option} {first['input']!r} cannot be used: {reason.rstrip('.')}.", hint="edgeprune device add --help"
+        ) from error
 
 
 def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
@@ -105,7 +108,8 @@ def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
     hint = f"--host-key {shown.fingerprint}, when that is the board's key"
     question = f"{settings.address} shows the {shown.key_type} host key {shown.fingerprint}"
     if out.json_mode or not sys.stdin.isatty():
-        raise HostKeyError(f"{question}, and it must be accepted before the board is added.", hint=hint)
+        asking = "--json asks nothing" if out.json_mode else "there is no terminal to ask on"
+        raise HostKeyError(f"{question}, and it must be accepted before the board is added; {asking}.", hint=hint)
     if not typer.confirm(f"{question}\nIs that the board's key?", err=True):
         raise HostKeyError(f"{question}, and you did not accept it.", hint=hint)
     return shown.fingerprint
@@ -146,19 +150,30 @@ def list_(
 @device.command()
 def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show how a board is configured and what is known of its type; the board is not contacted."""
+    from edgeprune.boards.board import DEFAULT_ROOT, LOCAL, ROOT_VARIABLE
     from edgeprune.boards.config import BoardConfig
     from edgeprune.boards.device_types import device_type
 
     out = Output(json_output)
+    probing = command_line("edgeprune", "device", "probe", name)
+    if name == LOCAL:
+        root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+        out.say("local is this machine: it has no settings and need not be added")
+        settings: dict[str, str | None] = {"address": "this machine", "python": sys.executable, "root": root}
+        out.table("", ["setting", "value"], [[key, value] for key, value in settings.items()])
+        out.finish({"name": name, **settings, "device": None}, next_command=probing)
+        return
     entry = BoardConfig().get(name)
     spec = device_type(entry.type) if entry.type is not None else None
     out.table("", ["setting", "value"], [[key, value or ""] for key, value in _entry_json(entry).items()])
     if spec is not None:
         out.table(spec.title, ["fact", "value"], [[key, _fact(value)] for key, value in spec.facts.items()])
-        out.say("sources: " + ", ".join(spec.sources))
+        out.say("sources:")
+        for source in spec.sources:
+            out.say(f"  {source}")
     out.finish(
         {"name": name, **_entry_json(entry), "device": None if spec is None else _type_json(spec)},
-        next_command=command_line("edgeprune", "device", "probe", name),
+        next_command=probing,
     )
 
 

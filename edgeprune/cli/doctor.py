@@ -142,10 +142,16 @@ def _board(spec: str, backend: str) -> list[Check]:
         Check(spec, "connection", "ok", address),
         Check(spec, "python", "ok", fingerprint.python),
     ]
+    absences = list(fingerprint.absences)
     for requirement in registry.get(backend).requirements(fingerprint):
+        found = requirement.found
+        if not requirement.met:  # the probe's own sentence on it says why; one line is enough for one lack
+            for sentence in [one for one in absences if one.startswith(f"{requirement.field} ")]:
+                absences.remove(sentence)
+                found = sentence.rstrip(".")
         mend = "" if requirement.met else requirement.hint or ""
         state: Literal["ok", "missing"] = "ok" if requirement.met else "missing"
-        checks.append(Check(spec, requirement.field, state, f"{requirement.found} (needed {requirement.needed})", mend))
+        checks.append(Check(spec, requirement.field, state, f"{found} (needed {requirement.needed})", mend))
     free = fingerprint.free_disk_bytes
     enough = free >= _BOARD_FREE_BYTES
     checks.append(
@@ -157,6 +163,6 @@ def _board(spec: str, backend: str) -> list[Check]:
             "" if enough else "free some space, or edgeprune device add ... --root",
         )
     )
-    checks += [Check(spec, "lacks", "warn", sentence) for sentence in fingerprint.absences]
+    checks += [Check(spec, "lacks", "warn", sentence) for sentence in absences]
     checks += [Check(spec, "disturbance", "warn", sentence) for sentence in fingerprint.disturbances]
     return checks

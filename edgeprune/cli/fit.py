@@ -26,7 +26,7 @@ _COLUMNS = (
 def fit(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table of `edgeprune profile`.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Predictor settings to write (JSON); beside the table by default.")
+        Path | None, typer.Option("--out", help="File to write (JSON); beside the table by default.")
     ] = None,
     level: Annotated[float, typer.Option("--level", help="Of the prediction intervals.")] = 0.9,
     seed: SeedOption = 0,
@@ -51,7 +51,7 @@ def fit(
     )
     output.say(report.summary())
     target.parent.mkdir(parents=True, exist_ok=True)
-    output.wrote(predictor.save(target), "predictor settings; the table lies beside them")
+    output.wrote(predictor.save(target), "the fit, for prune --table; keep the table beside it")
     output.finish(
         {"predictor": str(target), "table_hash": predictor.table_hash, "level": level, "errors": rows},
         next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import zipfile
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeprune.cli.loading import near_files
 from edgeprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,15 +58,25 @@ def _from_specs(specs: Sequence[str], seed: int) -> dict[str, torch.Tensor]:
     for text in specs:
         match = _SPEC.fullmatch(text.strip())
         if match is None:
-            raise InputError(f"an input must be written {_FORM}, found {text!r}.")
+            named_after_all = re.fullmatch(r"\d+(?:[xX,]\d+)*(?::\w+)?", text.strip())
+            hint = f"--input x={text.strip()}, with the input's name" if named_after_all else f"--input {_FORM}"
+            raise InputError(f"an input must be written {_FORM}, found {text!r}.", hint=hint)
         name, dtype_name = match["name"], match["dtype"] or "float32"
         if dtype_name not in _DTYPES:
-            raise InputError(f"the dtype of input {name!r} must be one of {', '.join(_DTYPES)}, found {dtype_name!r}.")
+            near = difflib.get_close_matches(dtype_name, _DTYPES, n=1)
+            raise InputError(
+                f"the dtype of input {name!r} must be one of {', '.join(_DTYPES)}, found {dtype_name!r}.",
+                hint=f"--input {name}={match['shape']}:{near[0] if near else 'float32'}",
+            )
         if name in named:
-            raise InputError(f"each input must be given once, {name!r} was given twice.")
+            raise InputError(
+                f"each input must be given once, {name!r} was given twice.", hint="another name for one of them"
+            )
         shape = tuple(int(size) for size in re.split("[xX,]", match["shape"]))
         if 0 in shape:
-            raise InputError(f"the sizes of input {name!r} must be at least 1, found {match['shape']}.")
+            raise InputError(
+                f"the sizes of input {name!r} must be at least 1, found {match['shape']}.", hint=f"--input {_FORM}"
+            )
         dtype = getattr(torch, dtype_name)
         if dtype.is_floating_point:
             named[name] = torch.randn(shape, generator=generator).to(dtype)
@@ -78,7 +90,7 @@ def _from_file(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if not path.is_file():
-        raise InputError(f"--inputs must name an .npz file, there is no {path}.")
+        raise InputError(f"--inputs must name an .npz file, there is no {path}.", hint=near_files(path, ".npz"))
     try:
         with np.load(path, allow_pickle=False) as arrays:
             named = {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}

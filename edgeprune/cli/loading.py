@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgeprune.tasks.task import Task
 
-_FORM = "package.module:factory or file.py:factory"
+FORM = "package.module:factory or file.py:factory"
 _NAMED_KEYS = 3
 _STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model")
 
@@ -78,7 +78,7 @@ def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = l
     where, separator, name = reference.rpartition(":")
     if not separator or not where or not name:
         raise FactoryError(
-            f"a factory must be written {_FORM}, found {reference!r}.",
+            f"a factory must be written {FORM}, found {reference!r}.",
             hint=f"{reference.rstrip(':') or 'file.py'}:build",
         )
     with _importable(where):
@@ -124,15 +124,14 @@ def _import(where: str, reference: str) -> ModuleType:
         hint = f"python -c 'import {where}', and mend what it says"
         if isinstance(error, ModuleNotFoundError) and error.name and where.split(".")[0] == error.name:
             near = sorted(path.name for path in Path.cwd().glob("*.py"))[:_NAMED_KEYS]
-            hint = f"{near[0]}:factory for a file here" if near else f"{_FORM}, with the package installed"
+            hint = f"{near[0]}:factory for a file here" if near else f"{FORM}, with the package installed"
         raise FactoryError(f"{where} of {reference} must import, it raised {_line(error)}.", hint=hint) from error
 
 
 def _import_file(path: Path, reference: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=1)
-        raise FactoryError(f"{reference} must name a file, there is no {path}.", hint=near[0] if near else None)
+        raise FactoryError(f"{reference} must name a file, there is no {path}.", hint=near_files(path, ".py"))
     # A name that no import statement can reach: the user's `model.py` must not shadow anybody's module `model`.
     name = f"edgeprune_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
     if name in sys.modules:
@@ -154,6 +153,22 @@ def _import_file(path: Path, reference: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def near_files(path: Path, *suffixes: str) -> str:
+    """What to try instead of a file that is not there: one of a like name, there or here, or what there is."""
+    path = path.absolute()
+    folders = list(
+        dict.fromkeys([path.parent, Path.cwd(), *(other for other in Path.cwd().glob("*/") if other.is_dir())])
+    )
+    found = [
+        other for folder in folders if folder.is_dir() for other in sorted(folder.iterdir()) if other.suffix in suffixes
+    ]
+    names = difflib.get_close_matches(path.name, [other.name for other in found], n=1, cutoff=0.5)
+    near = next((other for other in found if names and other.name == names[0]), None)
+    if near is None:
+        return f"a path from {Path.cwd()}, or an absolute one"
+    return str(near.relative_to(Path.cwd()) if Path.cwd() in near.parents else near)
 
 
 def _attribute(module: ModuleType, name: str, reference: str) -> Any:
@@ -209,7 +224,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if not path.is_file():
-        raise ModelError(f"the weights must be a file, there is no {path}.")
+        raise ModelError(
+            f"the weights must be a file, there is no {path}.", hint=near_files(path, ".safetensors", ".pt", ".pth")
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

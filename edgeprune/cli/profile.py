@@ -31,7 +31,12 @@ def profile(
     weights: WeightsOption = None,
     board: BoardOption = "local",
     backend: BackendOption = "onnxruntime",
-    minutes: Annotated[float, typer.Option("--minutes", help="How long it may take; more time, more kernels.")] = 2.0,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            "--minutes", help="Time for measuring; more time, more kernels. Start-up and slow lowering are not counted."
+        ),
+    ] = 2.0,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
@@ -61,6 +66,7 @@ def profile(
             seed=seed,
             out=out,
             progress=progress.counted,
+            told=progress.said,
         )
     header = table.header
     dense_ms = header["reference"]["median_ms"]

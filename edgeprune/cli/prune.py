@@ -91,10 +91,17 @@ def prune(
         same_as=_pairs("--same-as", same_as),
     )
     records.check_out(out)
+    if weights is None:
+        output.say("no --weights: the model is taken with the weights that its factory gives it")
     measured = None if table.suffix == ".json" else edgeprune.LatencyTable.load(table)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
     loaded_task = None if task is None else load_task(task)
+    if loaded_task is not None:
+        from edgeprune.tasks.batches import validate
+
+        with output.step("try the task on one batch"):
+            validate(loaded_task, module)
     with output.step("fit the predictor"):
         predictor = edgeprune.Predictor.load(table) if measured is None else edgeprune.fit(measured)
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
@@ -146,7 +153,9 @@ def prune(
     _tell(output, result, module)
     output.wrote(out / records.PLAN_NAME, "plan")
     output.wrote(out / records.MODEL_FOLDER, "pruned model")
+    output.wrote(out / records.INPUTS_NAME, "example inputs")
     output.wrote(out / stored.FILE_NAME, "data of the report")
+    output.wrote(out / records.FILE_NAME, "settings and figures of the run, for compile")
     output.finish(
         {
             **record.model_dump(),
@@ -156,6 +165,8 @@ def prune(
             "parameters_after": _parameters(result.module),
             "metrics_before": dict(result.metrics_before),
             "metrics_after": dict(result.metrics_after),
+            "predicted_low_ms": result.rounds[-1].predicted_low_ms,
+            "predicted_high_ms": result.rounds[-1].predicted_high_ms,
             "check_max_abs": result.check_max_abs,
             "unchanged": result.unchanged,
             "notes": list(result.notes),
@@ -218,7 +229,7 @@ def _record(
         budget_ms=result.budget_ms,
         dense_predicted_ms=result.dense_predicted_ms,
         predicted_ms=result.predicted_ms,
-        dense_ms=None if checked is None else checked.dense_ms,
+        dense_ms=None if checked is None else result.dense_ms,
         measured_ms=result.measured_ms,
         board=header["board"] if board == "none" else board,
         threads=header["threads"],
@@ -233,10 +244,14 @@ def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
     ]
+    if result.rounds:
+        last = result.rounds[-1]
+        rows.append(["interval of the prediction", "", f"{last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f}"])
     checked = result.rounds[-1].measured if result.rounds else None
     if checked is not None:
-        rows.append([f"latency on {checked.board}, ms", f"{checked.dense_ms:.3f}", f"{checked.pruned_ms:.3f}"])
+        rows.append([f"latency on {checked.board}, ms", f"{result.dense_ms:.3f}", f"{result.measured_ms:.3f}"])
         rows.append(["of dense, interleaved", "100.0%", f"{checked.ratio:.1%}"])
+        rows.append(["as timed in that comparison, ms", f"{checked.dense_ms:.3f}", f"{checked.pruned_ms:.3f}"])
     rows += [
         [name, f"{before:.4f}", f"{result.metrics_after[name]:.4f}"] for name, before in result.metrics_before.items()
     ]

@@ -18,7 +18,9 @@ def quickstart(
     latency: Annotated[str, typer.Option("--latency", metavar="12ms|50%", help="Latency budget.")] = "50%",
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("edgeprune-quickstart"),
     seed: SeedOption = 0,
-    minutes: Annotated[float, typer.Option("--minutes", help="Time for profiling.")] = 1.0,
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="Time for profiling, without start-up and lowering.")
+    ] = 1.0,
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Share by which the latency gate may exceed the budget.")
     ] = 0.05,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,8 +39,8 @@ class PruningRecord(BaseModel):
         budget_ms: Budget, milliseconds.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
-        dense_ms: Measured latency of the dense model, milliseconds.
-        measured_ms: Measured latency of the pruned model, milliseconds.
+        dense_ms: Latency of the dense model that the budget refers to, milliseconds; None where nothing was measured.
+        measured_ms: That times the measured ratio of the pruned model, milliseconds.
         board: Board of those measurements; without them the one that the latency table was measured on.
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
@@ -82,6 +83,12 @@ class PruningRecord(BaseModel):
             raise ConfigError(
                 f"{path} must be written by edgeprune prune, it is not valid.", hint="edgeprune prune"
             ) from error
+
+
+def deployment_record(artifact: Path, board: str) -> Path:
+    """Where `edgeprune deploy` keeps what it found: beside the artifact, one file per board."""
+    whole = artifact.absolute()
+    return whole.parent / f"{whole.name}.{re.sub(r'[^A-Za-z0-9.@_-]+', '_', board)}{DEPLOYMENT_SUFFIX}"
 
 
 def absolute_reference(reference: str) -> str:

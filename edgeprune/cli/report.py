@@ -26,20 +26,22 @@ def report(
 
     output = Output(json_output)
     data = stored.load(folder / stored.FILE_NAME)
-    deployed = None
+    deployed: dict[str, Path] = {}
     for path in sorted(folder.glob(f"*{DEPLOYMENT_SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             deployment = json.loads(path.read_text(encoding="utf-8"))
-            # Of the dense model, or of another run, it says nothing about this plan.
-            if deployment["plan_hash"] == data.hashes["plan"]:
-                data, deployed = pruning.with_deployment(data, deployment), path
-                break
+            # Of the dense model, or of another run, it says nothing about this plan; of each board the newest one counts.
+            if deployment["plan_hash"] == data.hashes["plan"] and deployment["board"] not in deployed:
+                data = pruning.with_deployment(data, deployment)
+                deployed[deployment["board"]] = path
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} must be written by edgeprune deploy, it is not valid.") from error
+            raise ConfigError(
+                f"{path} must be written by edgeprune deploy, it is not valid.", hint=f"remove {path}, or deploy again"
+            ) from error
     target = out if out is not None else folder / REPORT_NAME
     with output.step("write the report"):
         page.write(data, target)
     output.wrote(target, "report")
     if open_:
         typer.launch(target.resolve().as_uri())
-    output.finish({"report": str(target), "deployment": None if deployed is None else str(deployed)})
+    output.finish({"report": str(target), "deployments": {board: str(path) for board, path in deployed.items()}})

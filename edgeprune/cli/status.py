@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import BoardOption, JsonOption, VerboseOption
+from edgeprune.errors import RemoteError
 
 if TYPE_CHECKING:
     from edgeprune.deployment.status import BoardStatus
 
 
 def status(board: BoardOption = "local", json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Say which release a board runs; while it is away, what it ran when it was last seen."""
+    """Say which release a board runs; while it is away, what it ran when it was last seen (and exit code 3)."""
     from edgeprune.deployment import status as deployment
 
     out = Output(json_output)
@@ -31,16 +34,22 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
         health = "" if found.confirmed else ", which has not passed its health check"
         out.say(f"{found.board} runs {found.current}{health}")
     if found.previous is not None:
-        out.say(f"rollback would put back {found.previous}")
+        out.say(f"kept before it: {found.previous}")
     if found.releases:
         out.table(
             "",
-            ["release", "model", "compiled", "size, MB"],
-            [[one.folder, one.name, one.created, f"{one.size_bytes / 1e6:.2f}"] for one in found.releases],
+            ["release", "state", "model", "compiled", "size, MB"],
+            [[one.folder, one.state, one.name, one.created, f"{one.size_bytes / 1e6:.2f}"] for one in found.releases],
         )
     data: dict[str, Any] = asdict(found)
-    following = ["edgeprune", "rollback"] if found.previous is not None else ["edgeprune", "deploy", "ARTIFACT"]
-    out.finish(data, next_command=command_line(*following, "--board", board))
+    # Going back is a choice, not the next step: whoever follows the printed commands must not undo what they deployed.
+    back = None if found.previous is None else command_line("edgeprune", "rollback", "--board", board)
+    if back is not None:
+        out.say(f"to go back to it: {back}")
+    deploying = command_line("edgeprune", "deploy", "ARTIFACT", "--board", board)
+    out.finish({**data, "rollback": back}, next_command=deploying if found.current is None else None)
+    if not found.online:
+        raise typer.Exit(RemoteError.exit_code)
 
 
 def _age(seconds: float) -> str:

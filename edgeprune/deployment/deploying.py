@@ -27,6 +27,8 @@ from edgeprune.errors import (
     EdgepruneError,
     HealthError,
     InconsistentBoardError,
+    LatencyGateError,
+    ParityError,
     RemoteError,
     TransferError,
 )
@@ -140,8 +142,9 @@ def deploy(
             run.before = read_status(opened, known_as=known_as)
             with _untouched(run.before):
                 folder = run.upload_and_stage()
-                parity = run.parity(folder)
-                latency = run.latency(budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms)
+                with run.refusing(folder):
+                    parity = run.parity(folder)
+                    latency = run.latency(budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms)
             switched = run.activate(folder)
             run.health(folder, changed=switched["changed"], latency=latency)
             run.finish(keep)
@@ -245,6 +248,18 @@ class _Run:
         deadline_s = 60.0 + self.artifact.size_bytes / _SLOWEST_COPY_BYTES_S
         folder: str = self.board.call("stage", request, timeout_s=deadline_s)["folder"]
         return folder
+
+    @contextmanager
+    def refusing(self, folder: str) -> Iterator[None]:
+        """Let the board know of a release that does not pass a check, so that `status` can tell it from the others."""
+        try:
+            yield
+        except (ParityError, LatencyGateError) as error:
+            try:
+                self.board.call("refuse", {"folder": folder, "reason": error.message}, timeout_s=_STORE_TIMEOUT_S)
+            except EdgepruneError as unkept:
+                _log.info("%s: the refusal was not recorded: %s", self.board.name, unkept.message)
+            raise
 
     def parity(self, folder: str) -> Parity:
         """Check A: numbers, on the staged release."""

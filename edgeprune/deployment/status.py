@@ -22,12 +22,16 @@ class Release:
         name: What a person calls the model.
         created: When its artifact was compiled, UTC.
         size_bytes: Size of its files.
+        state: ``"current"``, ``"previous"`` (what `rollback` would put back), ``"former"`` (it ran before), ``"rolled back"``,
+            ``"refused"`` (it did not pass a check), or ``"incomplete"`` (its deployment ended before it was switched to);
+            empty where this machine remembers what an older version asked for.
     """
 
     folder: str
     name: str
     created: str
     size_bytes: int
+    state: str = ""
 
     def __str__(self) -> str:
         return f"{self.folder} ({self.name})" if self.name else self.folder
@@ -63,7 +67,7 @@ class BoardStatus:
     ) -> BoardStatus:
         """Read the result of the runner's verb ``status``."""
         releases = tuple(
-            Release(entry["folder"], entry["name"], entry["created"], entry["size_bytes"])
+            Release(entry["folder"], entry["name"], entry["created"], entry["size_bytes"], entry.get("state", ""))
             for entry in result["releases"]
         )
         by_folder = {release.folder: release for release in releases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import re
 import traceback
@@ -17,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, TraceError
+from edgeprune.graph.inlining import put_in_line
 
 log = logging.getLogger("edgeprune.graph")
 
@@ -135,18 +137,15 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
     with torch.no_grad():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    put_in_line(program)
+    return program
 
 
-def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    """Dynamic shapes as ``torch.export`` wants them: a tuple, or a dict where there are keyword arguments."""
+def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    """Dynamic shapes as ``torch.export`` wants them: by the names of forward's parameters, ``*args`` as one tuple."""
     positional, named = shapes
-    if not named:
-        return positional
-    if positional:
-        names = [n for n in model.forward.__code__.co_varnames if n != "self"]
-        return dict(zip(names, positional, strict=False)) | named
-    return named
+    return dict(inspect.signature(model.forward).bind(*positional, **named).arguments)
 
 
 def _captured(program: ExportedProgram, tensors: list[torch.Tensor], batch: int, dynamic: bool, note: str) -> Capture:

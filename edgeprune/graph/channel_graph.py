@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -15,8 +15,12 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import ConstraintError, PlanError
 from edgeprune.graph.atoms import Ids
-from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
+
+if TYPE_CHECKING:
+    from edgeprune.graph.constants import Constant
+    from edgeprune.surgery.plan import PruningPlan
 
 Role = Literal["output", "input", "vector"]
 
@@ -46,7 +50,8 @@ class ChannelGroup:
     Attributes:
         name: Module path of the layer that makes the channels; ``"conv1 (+4 layers)"`` where several do.
         size: Number of units.
-        unit: What one unit is: ``"channel"``, or ``"conv-group channel"`` (one channel of each conv group).
+        unit: What one unit is: ``"channel"``, ``"conv-group channel"`` (one channel of each conv group), ``"head"`` of an
+            attention, or ``"head dimension"`` (one of each head).
         members: The axes.
         nodes: Program nodes that make the channels.
     """
@@ -93,8 +98,9 @@ class ChannelGraph:
         batch: Deployment batch.
         dynamic_batch: Whether the captured program works for every batch.
         note: Why the batch is fixed, or ``""``.
-        unit_of: Per program node and per parameter, for each axis the (group, unit) code of every position: a group's
-            units are numbered from its entry in `offset_of`, -1 stays.
+        unit_of: Per program node and per parameter, for each axis the (group, unit) codes of every position, shape
+            [factors, size]: a position stays as long as all of its units stay. A group's units are numbered from its
+            entry in `offset_of`; -1 is none.
         offset_of: First code of each group.
         table: Every shape as a function of the widths.
     """
@@ -143,15 +149,26 @@ class ChannelGraph:
         """
         return self.table.shapes(widths)
 
-    def linear_forms(self) -> dict[str, tuple[LinearForm, ...]]:
-        """Every axis that `shapes` returns, as ``constant + sum of coefficient * width``."""
-        return self.table.linear_forms()
+    def size_forms(self) -> dict[str, tuple[SizeForm, ...]]:
+        """Every axis that `shapes` returns, as ``constant + sum of coefficient * product of widths``."""
+        return self.table.size_forms()
+
+    def constants(self, plan: PruningPlan) -> tuple[Constant, ...]:
+        """What removed units would still feed the layers that read them, see `edgeprune.graph.constants`.
+
+        Raises:
+            PlanError: If the plan belongs to another model.
+        """
+        from edgeprune.graph.constants import constants
+
+        return constants(self, plan)
 
     def explain(self) -> str:
         """What can be cut, what was left alone and why, as plain text."""
         lines = [f"channel groups: {len(self.groups)}, with {sum(group.size for group in self.groups)} units"]
         for group in self.groups:
-            lines.append(f"  {group.name}: {group.size} x {group.unit}, axes: {len(group.members)}")
+            axes = _counted(len(group.members), "axis")
+            lines.append(f"  {group.name}: {_counted(group.size, group.unit)}, cut along {axes} of weights")
         lines.append(f"left alone: {len(self.frozen)}")
         for axis in self.frozen:
             where = f" at {axis.source}" if axis.source else ""
@@ -160,6 +177,12 @@ class ChannelGraph:
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    """``"1 axis"``, ``"7 axes"``, ``"32 channels"``."""
+    plural = f"{what[:-2]}es" if what.endswith("is") else f"{what}s"
+    return f"{count} {what if count == 1 else plural}"
 
 
 def model_signature(model: nn.Module) -> str:

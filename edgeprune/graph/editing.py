@@ -42,7 +42,7 @@ def masks_of(graph: ChannelGraph, kept_units: Mapping[str, npt.NDArray[np.bool_]
     for name, mask in kept_units.items():
         offset = graph.offset_of[name]
         kept[offset : offset + len(mask)] = mask
-    return Kept(lambda node, axis: kept[graph.unit_of[node][axis]])
+    return Kept(lambda node, axis: np.logical_and.reduce(kept[graph.unit_of[node][axis]], axis=0))
 
 
 def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str]:

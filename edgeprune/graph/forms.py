@@ -1,7 +1,8 @@
-"""Shapes as linear forms in group widths, evaluated for a whole model at once."""
+"""Shapes as forms in group widths, evaluated for a whole model at once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,20 +13,29 @@ from edgeprune.errors import PlanError
 
 
 @dataclass(frozen=True)
-class LinearForm:
-    """Size of one axis: ``constant + sum(coefficient * width[group])``.
+class SizeForm:
+    """Size of one axis: ``constant + sum(coefficient * product of widths)``.
+
+    A concat is a sum over groups; the channels of an attention are a product, heads times head dimensions.
 
     Attributes:
         constant: Positions that always stay.
-        terms: (group name, positions per unit of that group), sorted by name.
+        terms: (group names, positions per combination of their units), sorted.
     """
 
     constant: int
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[tuple[str, ...], int], ...] = ()
 
     def at(self, widths: Mapping[str, int]) -> int:
         """The size at the given widths (all groups of the form must be given)."""
-        return self.constant + sum(coefficient * widths[group] for group, coefficient in self.terms)
+        return self.constant + sum(
+            coefficient * math.prod(widths[group] for group in groups) for groups, coefficient in self.terms
+        )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """All groups of the form."""
+        return tuple(dict.fromkeys(group for groups, _ in self.terms for group in groups))
 
 
 @dataclass(frozen=True)
@@ -34,24 +44,31 @@ class ShapeTable:
 
     Attributes:
         sizes: Dense width per group, in the order of the columns.
-        forms: The distinct linear forms.
+        forms: The distinct forms.
         axes: Name to the forms (indices into `forms`) of its axes.
     """
 
     sizes: Mapping[str, int]
-    forms: tuple[LinearForm, ...]
+    forms: tuple[SizeForm, ...]
     axes: Mapping[str, tuple[int, ...]]
     _constants: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _coefficients: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    _products: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         column = {name: index for index, name in enumerate(self.sizes)}
-        coefficients = np.zeros((len(self.forms), len(column)), dtype=np.int64)
+        products: dict[tuple[str, ...], int] = {(name,): index for index, name in enumerate(self.sizes)}
+        for form in self.forms:
+            for groups, _ in form.terms:
+                products.setdefault(groups, len(products))
+        coefficients = np.zeros((len(self.forms), len(products)), dtype=np.int64)
         for row, form in enumerate(self.forms):
-            for group, coefficient in form.terms:
-                coefficients[row, column[group]] = coefficient
+            for groups, coefficient in form.terms:
+                coefficients[row, products[groups]] = coefficient
+        several = tuple(tuple(column[name] for name in groups) for groups in products if len(groups) > 1)
         object.__setattr__(self, "_constants", np.array([form.constant for form in self.forms], dtype=np.int64))
         object.__setattr__(self, "_coefficients", coefficients)
+        object.__setattr__(self, "_products", several)
 
     def vector(self, widths: Mapping[str, int]) -> npt.NDArray[np.int64]:
         """Widths of all groups in column order.
@@ -68,9 +85,11 @@ class ShapeTable:
 
     def shapes(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """All shapes at the given widths."""
-        sizes = (self._constants + self._coefficients @ self.vector(widths)).tolist()
+        single = self.vector(widths)
+        products = [int(np.prod(single[list(columns)])) for columns in self._products]
+        sizes = (self._constants + self._coefficients @ np.array([*single, *products], dtype=np.int64)).tolist()
         return {name: tuple([sizes[form] for form in forms]) for name, forms in self.axes.items()}
 
-    def linear_forms(self) -> dict[str, tuple[LinearForm, ...]]:
+    def size_forms(self) -> dict[str, tuple[SizeForm, ...]]:
         """All axes as forms."""
         return {name: tuple(self.forms[form] for form in forms) for name, forms in self.axes.items()}

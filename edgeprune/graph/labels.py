@@ -1,17 +1,17 @@
-"""Label tensors: which atom each position of a tensor belongs to.
+"""Labels: which atom each position along each axis of a tensor belongs to.
 
-A label has as many axes as its tensor. Along an axis its ids have the tensor's length, or length 1 where all positions
-belong together, so a feature map of 64 channels is described by 64 numbers whatever its height and width.
+An axis either carries atoms, one per position, or stays whole. A cut removes whole slices, so a tensor needs no more than
+a vector per axis: what is left of it is the outer product of what is left of its axes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgeprune.graph.atoms import KEPT, Ids
+from edgeprune.graph.atoms import KEPT, Atoms, Ids
 
 
 @dataclass(frozen=True)
@@ -19,70 +19,75 @@ class Label:
     """Atom ids of one tensor.
 
     Attributes:
-        ids: Shape is that of the tensor, or 1, per axis; `KEPT` where a position always stays.
+        axes: Per axis the ids of its positions, `KEPT` where one stays; None where all of them stay.
         shape: Shape of the tensor at the deployment batch.
-        event: Why the `KEPT` positions stay, or -1 when nothing special is known.
+        event: Why positions stay, or -1 when nothing special is known.
     """
 
-    ids: Ids
+    axes: tuple[Ids | None, ...]
     shape: tuple[int, ...]
     event: int = -1
 
     @property
     def varied(self) -> tuple[int, ...]:
-        """Axes along which the label differs from position to position."""
-        return tuple(axis for axis, length in enumerate(self.ids.shape) if length > 1)
-
-    @property
-    def has_atoms(self) -> bool:
-        """Whether any position could be removed."""
-        return bool((self.ids >= 0).any())
+        """Axes that carry atoms."""
+        return tuple(axis for axis, ids in enumerate(self.axes) if ids is not None)
 
     def axis(self, axis: int) -> Ids:
-        """Ids along one axis at full length, for a label that varies along no other axis."""
-        ids = np.moveaxis(self.ids, axis, 0)
-        return np.broadcast_to(ids.reshape(ids.shape[0], -1)[:, 0], (self.shape[axis],))
+        """Ids along one axis."""
+        ids = self.axes[axis]
+        return np.full(self.shape[axis], KEPT, dtype=np.int64) if ids is None else ids
 
-    def full_along(self, *axes: int) -> Ids:
-        """Ids with the given axes at the tensor's length, the others as they are."""
-        shape = [self.shape[a] if a in axes else length for a, length in enumerate(self.ids.shape)]
-        return np.broadcast_to(self.ids, shape)
+    def at(self, axis: int, ids: Ids | None, size: int | None = None) -> Label:
+        """The same label with other ids, and perhaps another size, along one axis."""
+        axes, shape = list(self.axes), list(self.shape)
+        axes[axis], shape[axis] = free(ids), shape[axis] if size is None else size
+        return Label(tuple(axes), tuple(shape), self.event)
+
+    def without(self, *axes: int) -> Label:
+        """The label without some of its axes."""
+        left = [axis for axis in range(len(self.shape)) if axis not in axes]
+        return self.permuted(left)
+
+    def permuted(self, order: list[int]) -> Label:
+        """The label with its axes in another order."""
+        return Label(tuple(self.axes[axis] for axis in order), tuple(self.shape[axis] for axis in order), self.event)
+
+    def inserted(self, axis: int, size: int = 1) -> Label:
+        """The label with one more axis, which stays whole."""
+        axes, shape = list(self.axes), list(self.shape)
+        axes.insert(axis, None)
+        shape.insert(axis, size)
+        return Label(tuple(axes), tuple(shape), self.event)
+
+    def of_shape(self, shape: tuple[int, ...]) -> Label:
+        """The label of another tensor whose channel axes are the same and whose other axes have other sizes."""
+        return replace(self, shape=shape)
 
 
 def kept(shape: tuple[int, ...], event: int = -1) -> Label:
     """The label of a tensor that stays as it is."""
-    return Label(np.full((1,) * len(shape), KEPT, dtype=np.int64), shape, event)
+    return Label((None,) * len(shape), shape, event)
 
 
-def vector(ids: Ids, shape: tuple[int, ...], axis: int, event: int = -1) -> Label:
-    """A label that varies along one axis only."""
-    view = [1] * len(shape)
-    view[axis] = len(ids)
-    return compact(ids.reshape(view), shape, event)
+def vector(ids: Ids | None, shape: tuple[int, ...], axis: int, event: int = -1) -> Label:
+    """A label with atoms along one axis only."""
+    return kept(shape, event).at(axis, ids)
 
 
-def compact(ids: Ids, shape: tuple[int, ...], event: int = -1) -> Label:
-    """A label with every axis along which it is constant at length 1."""
-    for axis, length in enumerate(ids.shape):
-        if length > 1:
-            first = np.take(ids, [0], axis=axis)
-            if (ids == first).all():
-                ids = first
-    return Label(np.ascontiguousarray(ids), shape, event)
+def free(ids: Ids | None) -> Ids | None:
+    """None where all positions stay."""
+    return None if ids is None or (ids < 0).all() else ids
 
 
-def reshape(label: Label, shape: tuple[int, ...]) -> Label:
-    """The label of ``tensor.reshape(shape)``: only axes that are really mixed are written out."""
-    pieces: list[int] = []
-    ids_shape: list[int] = []
+def reshape(label: Label, shape: tuple[int, ...], atoms: Atoms) -> Label:
+    """The label of ``tensor.reshape(shape)``: axes that are merged or split become products."""
+    axes: list[Ids | None] = [None] * len(shape)
     for before, after in _matching(label.shape, shape):
-        if all(label.ids.shape[axis] == 1 for axis in before):
-            pieces += [1] * len(before)
-            ids_shape += [1] * len(after)
-        else:
-            pieces += [label.shape[axis] for axis in before]
-            ids_shape += [shape[axis] for axis in after]
-    return compact(np.broadcast_to(label.ids, pieces).reshape(ids_shape), shape, label.event)
+        ids = atoms.merge([label.axes[axis] for axis in before], [label.shape[axis] for axis in before])
+        for axis, part in zip(after, atoms.split(ids, [shape[axis] for axis in after]), strict=True):
+            axes[axis] = free(part)
+    return Label(tuple(axes), shape, label.event)
 
 
 def _matching(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

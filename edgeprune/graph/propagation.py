@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,15 +13,15 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from edgeprune.graph.atoms import KEPT, Atoms, Ids
-from edgeprune.graph.capture import Capture, module_path, shape_of
-from edgeprune.graph.labels import Label, compact, kept, vector
-from edgeprune.graph.rules._base import Call, named_arguments
+from edgeprune.graph.capture import Capture, concrete, module_path, shape_of
+from edgeprune.graph.labels import Label, free, kept
+from edgeprune.graph.rules._base import Call
 from edgeprune.graph.rules.table import rule_for
 
-MAX_PLAIN_PARAMETER = 1 << 20
-"""Parameters with several channel axes that are used as data are labeled entry by entry up to this size."""
-
 Labels = Label | list[Label] | None
+
+Kind = Literal["head", "head dimension"]
+"""What the positions of an axis are in an attention."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,17 @@ class Propagation:
     parameter_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
-    plain: dict[str, Label | None] = field(default_factory=dict)
+    own: list[Ids] = field(default_factory=list)
+    indices: set[str] = field(default_factory=set)
     producers: list[Producer] = field(default_factory=list)
     balanced: set[str] = field(default_factory=set)
+    kinds: list[tuple[Ids, Kind]] = field(default_factory=list)
+    beside_batch: list[tuple[Ids, int]] = field(default_factory=list)
     frozen_calls: list[tuple[Call, int, int]] = field(default_factory=list)
 
     def run(self) -> None:
         """Label every node of the program."""
         self._read_signature()
-        self._find_plain_parameters()
         for node in self.captured.program.graph.nodes:
             if node.op == "call_function":
                 self.labels[node.name] = self._call(node)
@@ -83,10 +86,9 @@ class Propagation:
         return self.label(node)
 
     def parameter(self, call: Call, argument: str) -> str | None:
-        """Name of the parameter that an argument is, where it can be cut axis by axis; else None."""
+        """Name of the parameter that an argument is; None where it is computed."""
         node = call.node_of(argument)
-        name = None if node is None else self.parameters.get(node.name)
-        return None if name is None or name in self.plain else name
+        return None if node is None else self.parameters.get(node.name)
 
     def axis(self, parameter: str, axis: int, role: str) -> Ids:
         """Atoms along one axis of a parameter; an axis of length 1 always stays."""
@@ -95,60 +97,81 @@ class Propagation:
             size = self.parameter_shapes[parameter][axis]
             self.axes[key] = self.atoms.fresh(size) if size > 1 else np.full(size, KEPT, dtype=np.int64)
             self.roles[key] = role
+            self.own.append(self.axes[key])
         return self.axes[key]
 
-    def bind(self, parameter: str, axis: int, ids: Ids, role: str, event: int) -> None:
-        """The axis of a parameter goes with these atoms."""
-        key = (parameter, axis)
-        if key in self.axes:
-            self.atoms.unify(self.axes[key], ids, event)
+    def bind(self, call: Call, argument: str, axis: int, ids: Ids | None, role: str, event: int) -> None:
+        """An axis of a tensor argument, mostly a weight, goes with these atoms; None where all of it stays."""
+        node = call.node_of(argument)
+        if node is None:
+            return
+        name = self.parameters.get(node.name)
+        if name is None:
+            self.meet(self.label(node).axes[axis], ids, event)
+        elif (name, axis) in self.axes:
+            self.meet(self.axes[name, axis], ids, event)
         else:
-            self.axes[key] = ids
-            self.roles[key] = role
+            size = self.parameter_shapes[name][axis]
+            self.axes[name, axis] = np.full(size, KEPT, dtype=np.int64) if ids is None else ids
+            self.roles[name, axis] = role
+
+    def made(self, call: Call, argument: str, axis: int) -> Ids:
+        """Atoms along the axis of a weight that makes channels."""
+        node = call.node_of(argument)
+        assert node is not None, f"{call.op} has no tensor {argument}"
+        name = self.parameters.get(node.name)
+        return self.label(node).axis(axis) if name is None else self.axis(name, axis, "output")
+
+    def meet(self, one: Ids | None, other: Ids | None, event: int) -> Ids | None:
+        """Two axes of one size go together; returns what is left of both."""
+        if one is None or other is None:
+            self.atoms.pin(one, event)
+            self.atoms.pin(other, event)
+            return None
+        self.atoms.unify(one, other, event)
+        return free(np.where(other < 0, KEPT, one))
 
     def event(self, call: Call, reason: str, *labels: Label) -> int:
         """An event at this operation, or the earlier one that already explains why one of the labels stays."""
         known = [label.event for label in labels if label.event >= 0]
         return known[0] if known else self.atoms.event(reason, call.op, call.source)
 
-    def collapse(self, label: Label, axis: int, event: int) -> Ids:
-        """Ids along one axis at full length; what varies along other axes is made to go together."""
-        ids = label.ids
-        for other in label.varied:
-            if other != axis:
-                ids = self.atoms.unify_along(ids, other, event)
-        return Label(ids, label.shape).axis(axis)
-
-    def keep_whole(self, label: Label, axes: tuple[int, ...], event: int) -> Label:
+    def keep_whole(self, label: Label, axes: Iterable[int], event: int) -> Label:
         """Nothing may be removed along these axes."""
-        inside = [axis for axis in label.varied if axis in axes]
-        if not inside:
-            return label
-        if len(inside) == len(label.varied):
-            self.atoms.pin(label.ids, event)
-            return kept(label.shape, event)
-        ids = label.ids
-        for axis in inside:
-            ids = self.atoms.unify_along(ids, axis, event)
-        return Label(ids, label.shape, label.event)
+        for axis in axes:
+            if label.axes[axis] is not None:
+                self.atoms.pin(label.axes[axis], event)
+                label = replace(label.at(axis, None), event=event)
+        return label
 
-    def produce(self, call: Call, ids: Ids, parameter: str, conv_groups: int = 1) -> None:
+    def mark(self, ids: Ids | None, kind: Kind) -> None:
+        """Record what the positions of an axis are, for the names of groups; both factors of a head's axis can go."""
+        if ids is not None:
+            self.kinds.append((ids, kind))
+
+    def produce(self, call: Call, ids: Ids, argument: str = "weight", conv_groups: int = 1) -> None:
         """Record that a layer makes these channels, and whether its conv groups must stay balanced."""
-        if conv_groups > 1:
+        node = call.node_of(argument)
+        parameter = "" if node is None else self.parameters.get(node.name, "")
+        if conv_groups > 1 and parameter:
             self.balanced.add(parameter)
-        path = parameter.rpartition(".")[0] or module_path(call.node) or parameter
+        path = parameter.rpartition(".")[0] or module_path(call.node) or parameter or call.node.name
         self.producers.append(Producer(ids, path, call.node.name))
 
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""
         event = self.atoms.event(reason, call.op, call.source)
-        widest = 1
+        widest = 0
         for node in call.tensor_nodes():
-            label = None if node.name in self.parameters else self.labels.get(node.name)
-            if isinstance(label, Label):
-                widest = max([widest, *label.ids.shape])
+            name = self.parameters.get(node.name)
+            found = self.labels.get(node.name) if name is None else self._parameter_label(name)
+            for label in found if isinstance(found, list) else [found]:
+                if label is not None:
+                    widest = max([widest, *(label.shape[axis] for axis in label.varied)])
             self._pin_node(node, event)
-        self.frozen_calls.append((call, event, widest))
+        # What carries no channels (a mask, positions) loses nothing.
+        if widest:
+            self.frozen_calls.append((call, event, widest))
         if isinstance(call.node.meta["val"], list | tuple):
             return [kept(shape, event) for shape in call.shapes()]
         return kept(call.shape(), event)
@@ -177,13 +200,24 @@ class Propagation:
         return [self._free_of_batch(call, label, part) for label, part in zip(found, value, strict=True)]
 
     def _free_of_batch(self, call: Call, label: Label, value: torch.Tensor) -> Label:
-        """An axis whose size follows the batch keeps all positions: at another batch they are other channels."""
+        """An axis whose size follows the batch keeps all positions: at another batch they are other channels.
+
+        Heads beside the batch are an exception, as attention is often written: there are so many of them per sample.
+        """
         sizes: list[Any] = list(value.shape)
-        axes = tuple(axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt))
-        if not set(axes) & set(label.varied):
-            return label
-        event = self.event(call, "it lies along an axis whose size depends on the batch", label)
-        return self.keep_whole(label, axes, event)
+        batch = self.captured.batch
+        for axis in label.varied:
+            if not isinstance(sizes[axis], torch.SymInt):
+                continue
+            event = self.event(call, "it lies along an axis whose size depends on the batch", label)
+            ids = label.axis(axis)
+            per_sample = len(ids) // batch
+            multiple = concrete(sizes[axis], 2 * batch) == 2 * len(ids) and len(ids) % batch == 0
+            if multiple and np.array_equal(ids, np.tile(ids[:per_sample], batch)):
+                self.beside_batch.append((ids, event))
+            else:
+                label = self.keep_whole(label, (axis,), event)
+        return label
 
     def _has_label(self, node: Node) -> bool:
         return node.name in self.parameters or isinstance(self.labels.get(node.name), Label)
@@ -191,16 +225,13 @@ class Propagation:
     def _pin_node(self, node: Node, event: int) -> None:
         name = self.parameters.get(node.name)
         if name is not None:
-            for axis in range(len(self.parameter_shapes[name])):
+            for axis in range(len(self.parameter_shapes[name]) if name not in self.indices else 0):
                 self.atoms.pin(self.axis(name, axis, "vector"), event)
-            label = self.plain.get(name)
-            if label is not None:
-                self.atoms.pin(label.ids, event)
             return
         found = self.labels.get(node.name)
         for label in found if isinstance(found, list) else [found]:
-            if label is not None:
-                self.atoms.pin(label.ids, event)
+            for ids in label.axes if label is not None else ():
+                self.atoms.pin(ids, event)
 
     def _pin_outputs(self, node: Node) -> None:
         event = self.atoms.event("an output of the model keeps its size", "output")
@@ -223,6 +254,8 @@ class Propagation:
                 name = self.canonical.setdefault(id(held), spec.target)
                 self.parameters[spec.arg.name] = name
                 self.parameter_shapes[name] = shape
+                if not (value.is_floating_point() or value.is_complex()):
+                    self.indices.add(name)
             elif spec.kind == InputKind.USER_INPUT:
                 event = self.atoms.event("it is combined with an input of the model, which keeps its size", "input")
                 self.labels[spec.arg.name] = kept(shape, event)
@@ -230,31 +263,9 @@ class Propagation:
                 event = self.atoms.event("it is combined with a constant of forward", "constant")
                 self.labels[spec.arg.name] = kept(shape, event)
 
-    def _find_plain_parameters(self) -> None:
-        """Parameters with several axes that are used as data, not as the weight of a contraction."""
-        for node in self.captured.program.graph.nodes:
-            if node.op not in ("call_function", "output"):
-                continue
-            rule = rule_for(str(node.target)) if node.op == "call_function" else None
-            weights = {named_arguments(node).get(name) for name in rule.weights} if rule and rule.weights else set()
-            for used in node.all_input_nodes:
-                name = self.parameters.get(used.name)
-                if name is None or used in weights:
-                    continue
-                if sum(size > 1 for size in self.parameter_shapes[name]) > 1:
-                    self.plain[name] = None
-
     def _parameter_label(self, name: str) -> Label:
+        """A parameter as data: each of its axes can be cut, unless it holds indices."""
         shape = self.parameter_shapes[name]
-        if name not in self.plain:
-            wide = [axis for axis, size in enumerate(shape) if size > 1]
-            return vector(self.axis(name, wide[0], "vector"), shape, wide[0]) if wide else kept(shape)
-        label = self.plain[name]
-        if label is None:
-            if int(np.prod(shape)) > MAX_PLAIN_PARAMETER:
-                event = self.atoms.event(f"parameter {name} is too large to be used as data", "parameter")
-                label = kept(shape, event)
-            else:
-                label = compact(self.atoms.fresh(shape), shape)
-            self.plain[name] = label
-        return label
+        if name in self.indices:
+            return kept(shape)
+        return Label(tuple(free(self.axis(name, axis, "vector")) for axis in range(len(shape))), shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -10,8 +12,9 @@ from torch import nn
 from edgeprune.graph.atoms import KEPT, Ids
 from edgeprune.graph.capture import capture, module_path
 from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
-from edgeprune.graph.forms import LinearForm, ShapeTable
+from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import module_facts
+from edgeprune.graph.naming import Made, group_names, makers
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units, find_units
 
@@ -43,15 +46,13 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     for classes, offset in zip(solid, offsets, strict=False):
         code_of[classes] = np.arange(offset, offset + len(classes))
     unit_of = _codes(units, code_of)
-    names = _names(walk, units, code_of, offsets)
+    made = makers(walk, units, solid)
+    names = group_names(walk, units, solid, made)
     members = _members(walk, unit_of, offsets)
-    groups = []
-    for index, classes in enumerate(solid):
-        made = [p for p in walk.producers if _touches(units, code_of, p.ids, offsets[index], offsets[index + 1])]
-        balanced = any(member.parameter in walk.balanced for member in members[index] if member.role != "vector")
-        nodes = tuple(dict.fromkeys(producer.node for producer in made))
-        unit = "conv-group channel" if balanced else "channel"
-        groups.append(ChannelGroup(names[index], len(classes), unit, tuple(members[index]), nodes))
+    groups = [
+        ChannelGroup(name, len(classes), _unit(walk, makes, own), tuple(own), tuple(dict.fromkeys(makes.nodes)))
+        for name, classes, makes, own in zip(names, solid, made, members, strict=True)
+    ]
     return ChannelGraph(
         model=model,
         groups=tuple(groups),
@@ -70,6 +71,11 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     )
 
 
+def _unit(walk: Propagation, made: Made, members: list[Member]) -> str:
+    balanced = any(member.parameter in walk.balanced for member in members if member.role != "vector")
+    return made.kind or ("conv-group channel" if balanced else "channel")
+
+
 def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
     """Class per position to code per position; equal arrays are shared."""
     shared: dict[bytes, Ids] = {}
@@ -85,63 +91,33 @@ def _codes(units: Units, code_of: Ids) -> dict[str, tuple[Ids, ...]]:
     return coded
 
 
-def _touches(units: Units, code_of: Ids, ids: Ids, start: int, stop: int) -> bool:
-    codes = code_of[units.classes.of(ids)]
-    return bool(((codes >= start) & (codes < stop)).any())
-
-
-def _names(walk: Propagation, units: Units, code_of: Ids, offsets: Ids) -> list[str]:
-    """Module path of the layers that make the channels; a range is added where one layer feeds several groups."""
-    made: list[dict[str, tuple[int, int]]] = [{} for _ in offsets[:-1]]
-    for producer in walk.producers:
-        codes = code_of[units.classes.of(producer.ids)]
-        owners = np.searchsorted(offsets, codes, side="right") - 1
-        for index in np.unique(owners[codes >= 0]).tolist():
-            where = np.flatnonzero((owners == index) & (codes >= 0))
-            made[index].setdefault(producer.name, (int(where[0]), int(where[-1]) + 1))
-    names: list[str] = []
-    plain = [next(iter(layers), "") for layers in made]
-    for index, layers in enumerate(made):
-        name = plain[index] or _parameter_name(walk, units, code_of, offsets, index)
-        if plain.count(plain[index]) > 1 and layers:
-            start, stop = next(iter(layers.values()))
-            name += f"[{start}:{stop}]"
-        if len(layers) > 1:
-            name += f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})"
-        base, copy = name, 2
-        while name in names:
-            name, copy = f"{base} #{copy}", copy + 1
-        names.append(name)
-    return names
-
-
-def _parameter_name(walk: Propagation, units: Units, code_of: Ids, offsets: Ids, index: int) -> str:
-    """Name of a group that no layer makes: the first parameter that it cuts, or the program node that it lies in."""
-    for names in (walk.parameter_shapes, units.axes):
-        for name in names:
-            for classes in units.axes[name]:
-                codes = code_of[classes]
-                if ((codes >= offsets[index]) & (codes < offsets[index + 1])).any():
-                    return name
-    return f"channels {index}"
-
-
 def _members(walk: Propagation, unit_of: dict[str, tuple[Ids, ...]], offsets: Ids) -> list[list[Member]]:
     members: list[list[Member]] = [[] for _ in offsets[:-1]]
+    # Axes that are cut alike share their codes, and so their indices.
+    known: dict[int, list[tuple[int, tuple[tuple[int, ...], ...]]]] = {}
     for name in walk.parameter_shapes:
         for axis, codes in enumerate(unit_of[name]):
-            positions = np.flatnonzero(codes >= 0)
-            if not len(positions):
-                continue
-            positions = positions[np.argsort(codes[positions], kind="stable")]
-            owners = np.searchsorted(offsets, codes[positions], side="right") - 1
-            for index in np.unique(owners).tolist():
-                own = positions[owners == index]
-                size = int(offsets[index + 1] - offsets[index])
-                indices = tuple(tuple(unit) for unit in own.reshape(size, -1).tolist())
-                role = cast(Role, walk.roles.get((name, axis), "vector"))
+            if id(codes) not in known:
+                known[id(codes)] = list(_indices(codes, offsets))
+            role = cast(Role, walk.roles.get((name, axis), "vector"))
+            for index, indices in known[id(codes)]:
                 members[index].append(Member(name, axis, indices, role))
     return members
+
+
+def _indices(codes: Ids, offsets: Ids) -> Iterator[tuple[int, tuple[tuple[int, ...], ...]]]:
+    """Every group on an axis, and per unit of it the positions that go with it."""
+    positions = np.broadcast_to(np.arange(codes.shape[1]), codes.shape)[codes >= 0]
+    codes = codes[codes >= 0]
+    if not len(codes):
+        return
+    order = np.lexsort((positions, codes))
+    codes, positions = codes[order], positions[order]
+    owners = np.searchsorted(offsets, codes, side="right") - 1
+    present, starts = np.unique(owners, return_index=True)
+    for index, own in zip(present.tolist(), np.split(positions, starts[1:]), strict=True):
+        size = int(offsets[index + 1] - offsets[index])
+        yield index, tuple(map(tuple, own.reshape(size, -1).tolist()))
 
 
 def _aliases(model: nn.Module, walk: Propagation) -> dict[str, str]:
@@ -154,16 +130,21 @@ def _table(
     unit_of: dict[str, tuple[Ids, ...]], sizes: dict[str, int], offsets: Ids, aliases: dict[str, str]
 ) -> ShapeTable:
     names = list(sizes)
-    number: dict[LinearForm, int] = {}
+    number: dict[SizeForm, int] = {}
     known: dict[int, int] = {}
 
     def form_of(codes: Ids) -> int:
         if id(codes) not in known:
-            owners = np.searchsorted(offsets, codes[codes >= 0], side="right") - 1
-            counts = np.bincount(owners, minlength=len(names))
-            terms = tuple(sorted((names[i], int(counts[i] // sizes[names[i]])) for i in np.flatnonzero(counts)))
-            form = LinearForm(int((codes < 0).sum()), terms)
-            known[id(codes)] = number.setdefault(form, len(number))
+            owners = np.sort(np.where(codes >= 0, np.searchsorted(offsets, codes, side="right") - 1, -1), axis=0)
+            terms = []
+            constant = 0
+            for owner, count in _counted(owners):
+                groups = tuple(sorted(names[index] for index in owner if index >= 0))
+                if not groups:
+                    constant = count
+                else:
+                    terms.append((groups, count // math.prod(sizes[group] for group in groups)))
+            known[id(codes)] = number.setdefault(SizeForm(constant, tuple(sorted(terms))), len(number))
         return known[id(codes)]
 
     axes = {name: tuple(form_of(codes) for codes in arrays) for name, arrays in unit_of.items()}
@@ -171,6 +152,12 @@ def _table(
         if name not in axes and target in axes:
             axes[name] = axes[target]
     return ShapeTable(sizes, tuple(number), axes)
+
+
+def _counted(columns: Ids) -> list[tuple[list[int], int]]:
+    """The distinct columns and how often each occurs."""
+    distinct, counts = np.unique(columns, axis=1, return_counts=True)
+    return list(zip(distinct.T.tolist(), counts.tolist(), strict=True))
 
 
 def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
@@ -204,16 +191,16 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
 
 def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
     """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together)."""
-    atoms = ids[ids >= 0]
     by_event: dict[int, Ids] = {}
     if (ids < 0).any():
         by_event[-1] = ids[ids < 0]
+    atoms = ids[ids >= 0]
     if not len(atoms):
         return by_event
-    classes = units.classes.of_atom[atoms]
+    staying = (code_of[units.classes.units_of(atoms)] < 0).all(axis=0)
+    classes = units.classes.of_atom[atoms[staying]]
     events = units.classes.event_of_class[classes]
     for event in np.unique(events).tolist():
-        own = classes[(events == event) & (code_of[classes] < 0)]
-        if len(own):
-            by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
+        own = classes[events == event]
+        by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
     return by_event

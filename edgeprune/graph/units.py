@@ -1,16 +1,16 @@
-"""From labels to units: the smallest sets of atom classes whose removal leaves every tensor rectangular."""
+"""From atoms to units: the smallest sets of atoms that can be removed alone, sorted into groups."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import numpy.typing as npt
 
 from edgeprune.graph.atoms import KEPT, Classes, Ids
-from edgeprune.graph.labels import Label, compact
+from edgeprune.graph.labels import Label
 from edgeprune.graph.propagation import Propagation
 
 
@@ -21,7 +21,8 @@ class Units:
     Attributes:
         classes: Solved atoms.
         groups: Per group its classes, one per unit, in channel order.
-        axes: Per tensor (node or parameter), per axis the class of every position, `KEPT` where it stays.
+        axes: Per tensor (node or parameter), per axis the units of every position, shape [factors, size]: a position
+            stays as long as all of its units stay. `KEPT` where there are none (or fewer than elsewhere on the axis).
     """
 
     classes: Classes
@@ -30,89 +31,130 @@ class Units:
 
 
 def find_units(walk: Propagation) -> Units:
-    """Make every tensor rectangular, then put classes that occur in the same axes into one group."""
-    classes = _rectangular(walk)
-    axes = _axis_classes(walk, classes)
-    return Units(classes, _groups(axes.values(), len(classes.event_of_class)), axes)
+    """Solve, keep what cannot go alone, and put classes that occur in the same axes into one group."""
+    _settle(walk)
+    while True:
+        classes = walk.atoms.solve()
+        axes = _axis_units(walk, classes)
+        groups = _groups(axes.values(), len(classes.event_of_class))
+        for found, reason in (
+            (
+                _uneven(axes.values(), groups),
+                "what would be left of it depends on which units go, not only on how many",
+            ),
+            (_unread(walk, classes, groups), "no layer makes or reads it"),
+            (_unmade(walk, classes, groups), "forward fills it in, no layer makes it"),
+        ):
+            if len(found):
+                walk.atoms.pin(_atoms_of(classes, found), walk.atoms.event(reason, "view"))
+                break
+        else:
+            return Units(classes, groups, axes)
+
+
+def _settle(walk: Propagation) -> None:
+    """Pin what cannot go alone: heads beside the batch that are none, coarse factors, axes of a single class."""
+    while True:
+        classes = walk.atoms.solve()
+        marked = _marked(walk, classes)
+        if _pin_beside_batch(walk, classes, marked) or _pin_coarse(walk, classes, marked) or _pin_whole(walk, classes):
+            continue
+        return
+
+
+def _marked(walk: Propagation, classes: Classes) -> npt.NDArray[np.bool_]:
+    """Per class whether it is a head or a head dimension, or what one consists of; False last, for `KEPT`."""
+    found = np.zeros(len(classes.event_of_class) + 1, dtype=bool)
+    if walk.kinds:
+        ids = np.unique(np.concatenate([ids for ids, _ in walk.kinds]))
+        found[classes.of(ids)] = True
+        found[classes.units_of(ids)] = True
+        found[KEPT] = False
+    return found
+
+
+def _pin_beside_batch(walk: Propagation, classes: Classes, marked: npt.NDArray[np.bool_]) -> bool:
+    done = False
+    for ids, event in walk.beside_batch:
+        found = np.unique(classes.of(ids))
+        parts = classes.factors[found]
+        loose = found[(found >= 0) & ~marked[found] & ~(marked[parts] | (parts < 0)).all(axis=1)]
+        if len(loose):
+            walk.atoms.pin(_atoms_of(classes, loose), event)
+            done = True
+    return done
+
+
+def _pin_coarse(walk: Propagation, classes: Classes, marked: npt.NDArray[np.bool_]) -> bool:
+    """Of a product that no attention asks for, only the finest factor can go: halves and conv groups go in step."""
+    done = False
+    event = -1
+    for product in walk.atoms.products:
+        found = [np.unique(classes.of(part)) for part in product.parts]
+        found = [part[part >= 0] for part in found]
+        if sum(len(part) > 0 for part in found) < 2:
+            continue
+        if marked[classes.of(product.ids)].all() or all(marked[part].all() for part in found):
+            continue
+        event = event if event >= 0 else walk.atoms.event("it goes in step with finer parts of the same axis", "view")
+        finest = max(range(len(found)), key=lambda axis: len(found[axis]))
+        for axis, part in enumerate(found):
+            if axis != finest and len(part):
+                walk.atoms.pin(_atoms_of(classes, part), event)
+                done = True
+    return done
+
+
+def _pin_whole(walk: Propagation, classes: Classes) -> bool:
+    """What all positions of an axis share cannot go: nothing would be left."""
+    whole: set[int] = set()
+    seen: set[bytes] = set()
+    for _, label in _tensors(walk):
+        for axis in label.varied:
+            ids = label.axis(axis)
+            if (key := ids.tobytes()) in seen:
+                continue
+            seen.add(key)
+            units = classes.units_of(ids)
+            # A unit of every position occurs at the first one.
+            whole.update(unit for unit in units[:, 0].tolist() if unit >= 0 and (units == unit).any(axis=0).all())
+    if not whole:
+        return False
+    event = walk.atoms.event("all of its channels hang together, so none can be removed alone", "view")
+    walk.atoms.pin(_atoms_of(classes, np.array(sorted(whole), dtype=np.int64)), event)
+    return True
+
+
+def _atoms_of(classes: Classes, found: Ids) -> Ids:
+    return np.flatnonzero(np.isin(classes.of_atom, found))
 
 
 def _tensors(walk: Propagation) -> Iterator[tuple[str, Label]]:
     for name, found in walk.labels.items():
         if isinstance(found, Label):
             yield name, found
-    for name, label in walk.plain.items():
-        if label is not None:
-            yield name, label
+        elif isinstance(found, list):
+            yield from ((f"{name}[{index}]", label) for index, label in enumerate(found))
 
 
-def _lists(walk: Propagation) -> Iterator[Label]:
-    for found in walk.labels.values():
-        if isinstance(found, list):
-            yield from found
-
-
-def _rectangular(walk: Propagation) -> Classes:
-    """Only one axis of a tensor may lose positions at a time: of several, the one with the finest pieces."""
-    classes = walk.atoms.solve()
-    several = [label for _, label in _tensors(walk) if len(label.varied) > 1]
-    several += [label for label in _lists(walk) if len(label.varied) > 1]
-    for label in several:
-        found = compact(classes.of(label.ids), label.shape)
-        if len(found.varied) < 2 or not found.has_atoms:
-            continue
-        finest = max(found.varied, key=lambda axis: _pieces(found.ids, axis))
-        event = walk.atoms.event("it lies across two axes that would have to be cut together", "view")
-        ids = label.ids
-        for axis in label.varied:
-            if axis != finest:
-                ids = walk.atoms.unify_along(ids, axis, event)
-        classes = walk.atoms.solve()
-    whole = [label.ids for _, label in _tensors(walk) if _is_whole(label, classes)]
-    if whole:
-        event = walk.atoms.event("all of its channels hang together, so none can be removed alone", "view")
-        for ids in whole:
-            walk.atoms.pin(ids, event)
-        classes = walk.atoms.solve()
-    return classes
-
-
-def _is_whole(label: Label, classes: Classes) -> bool:
-    found = classes.of(label.ids)
-    return bool(found.size and (found == found.flat[0]).all() and found.flat[0] != KEPT)
-
-
-def _pieces(ids: Ids, axis: int) -> int:
-    """How many pieces could be removed one by one if only this axis may lose positions."""
-    rows = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
-    _, columns = np.unique(rows, return_inverse=True)
-    columns = columns.reshape(rows.shape) + len(rows)
-    size = len(rows) + rows.size + 1
-    row_numbers = np.repeat(np.arange(len(rows)), rows.shape[1])
-    links = coo_matrix((np.ones(rows.size, dtype=bool), (row_numbers, columns.ravel())), shape=(size, size))
-    component = connected_components(links, directed=False)[1][: len(rows)]
-    kept = np.unique(component[(rows == KEPT).any(axis=1)])
-    return len(np.setdiff1d(component, kept))
-
-
-def _axis_classes(walk: Propagation, classes: Classes) -> dict[str, tuple[Ids, ...]]:
+def _axis_units(walk: Propagation, classes: Classes) -> dict[str, tuple[Ids, ...]]:
     stays: dict[int, Ids] = {}
+    known: dict[bytes, Ids] = {}
 
-    def staying(size: int) -> Ids:
-        return stays.setdefault(size, np.full(size, KEPT, dtype=np.int64))
+    def units_of(ids: Ids | None, size: int) -> Ids:
+        if ids is None:
+            return stays.setdefault(size, np.full((1, size), KEPT, dtype=np.int64))
+        key = ids.tobytes()
+        if key not in known:
+            known[key] = classes.units_of(ids)
+        return known[key]
 
     axes: dict[str, tuple[Ids, ...]] = {}
-    for name, label in _tensors(walk):
-        found = compact(classes.of(label.ids), label.shape)
-        varied = found.varied
-        axes[name] = tuple(
-            found.axis(axis) if varied == (axis,) else staying(size) for axis, size in enumerate(label.shape)
-        )
+    for name, found in walk.labels.items():
+        if isinstance(found, Label):
+            axes[name] = tuple(units_of(ids, size) for ids, size in zip(found.axes, found.shape, strict=True))
     for name, shape in walk.parameter_shapes.items():
-        if name not in axes:
-            axes[name] = tuple(
-                classes.of(walk.axes[name, axis]) if (name, axis) in walk.axes else staying(size)
-                for axis, size in enumerate(shape)
-            )
+        axes[name] = tuple(units_of(walk.axes.get((name, axis)), size) for axis, size in enumerate(shape))
     for node, name in walk.parameters.items():
         axes[node] = axes[name]
     return axes
@@ -124,9 +166,9 @@ def _groups(tensors: Iterable[tuple[Ids, ...]], count: int) -> tuple[Ids, ...]:
     marks = np.zeros((2, count), dtype=np.uint64)
     seen: set[bytes] = set()
     for axes in tensors:
-        for classes in axes:
-            free = classes[classes >= 0]
-            content = classes.tobytes()
+        for units in axes:
+            free = units[units >= 0]
+            content = units.tobytes()
             if not len(free) or content in seen:
                 continue
             seen.add(content)
@@ -137,3 +179,50 @@ def _groups(tensors: Iterable[tuple[Ids, ...]], count: int) -> tuple[Ids, ...]:
     for index in present.tolist():
         groups.setdefault((int(marks[0, index]), int(marks[1, index])), []).append(index)
     return tuple(np.array(members, dtype=np.int64) for members in groups.values())
+
+
+def _unread(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids:
+    """Units that are no channels: positions of a table, say, that this input does not reach."""
+    known = [ids for key, ids in walk.axes.items() if walk.roles[key] != "vector"]
+    known += [producer.ids for producer in walk.producers]
+    if not known or not groups:
+        return np.zeros(0, dtype=np.int64)
+    used = np.unique(classes.units_of(np.unique(np.concatenate(known))))
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(group for group in groups if not np.isin(group, used).any())])
+
+
+def _unmade(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids:
+    """Units that no parameter makes, such as channels of zeros: a norm or a mean would no longer run over them."""
+    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *groups]))
+    made = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *walk.own]))
+    return np.setdiff1d(found, classes.units_of(made))
+
+
+def _uneven(tensors: Iterable[tuple[Ids, ...]], groups: tuple[Ids, ...]) -> Ids:
+    """Units of an axis of which not every combination of its factors occurs equally often."""
+    count = max((int(group.max()) for group in groups if len(group)), default=-1) + 2
+    group_of = np.full(count, -1, dtype=np.int64)
+    for index, group in enumerate(groups):
+        group_of[group] = index
+    bad: set[int] = set()
+    seen: set[bytes] = set()
+    for axes in tensors:
+        for units in axes:
+            if len(units) == 1 or (key := units.tobytes()) in seen:
+                continue
+            seen.add(key)
+            owners = np.sort(np.where(units >= 0, group_of[units], -1), axis=0)
+            for owner in np.unique(owners, axis=1).T.tolist():
+                inside = sorted({index for index in owner if index >= 0})
+                if sum(index >= 0 for index in owner) < 2:
+                    continue
+                columns = units[:, (owners == np.array(owner)[:, None]).all(axis=0)]
+                combinations = Counter(tuple(sorted(column.tolist())) for column in columns.T)
+                full = len(inside) == sum(index >= 0 for index in owner) and len(combinations) == int(
+                    np.prod([len(groups[index]) for index in inside])
+                )
+                if not full or len(set(combinations.values())) > 1:
+                    largest = max(inside, key=lambda index: len(groups[index]))
+                    spare = [index for index in inside if index != largest] or inside
+                    bad.update(unit for index in spare for unit in groups[index].tolist())
+    return np.array(sorted(bad), dtype=np.int64)

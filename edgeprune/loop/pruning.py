@@ -177,7 +177,7 @@ def prune(
         dense_measured=dense.measured,
         dense_predicted_ms=dense.predicted_ms,
         predicted_ms=proposal.predicted_ms,
-        measured_ms=None if checked is None else checked.pruned_ms,
+        measured_ms=None if checked is None else checked.ratio * dense.ms,
         budget_met=met,
         rounds=(
             PruningRound(
@@ -196,6 +196,7 @@ def prune(
         recovery=realized.recovery,
         unchanged=unchanged,
         notes=(
+            *_table_notes(predictor, kernel_graph, dense),
             *_latency_notes(chosen, budget_ms, dense, proposal, checked, lost, met, unchanged),
             *realized.notes,
             *_accuracy_notes(planner, metrics_after),
@@ -288,6 +289,22 @@ def _latency_notes(
             f"The budget of {budget} is not met as measured on {checked.board}: {checked.ratio:.1%} of the dense model's "
             f"{dense.ms:.4g} ms, where {proposal.predicted_ms:.4g} ms were predicted."
         )
+
+
+def _table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:
+    """What of the dense model the table does not hold: of another input or model it is extrapolated, and that must be said."""
+    if dense.measured:
+        return
+    predicted = predictor.predict(kernel_graph.at(kernel_graph.graph.widths()))
+    unknown = predicted[predicted["source"] != "measured"]
+    if len(unknown):
+        share = float(unknown["ms"].sum() / predicted["ms"].sum())
+        yield (
+            f"{len(unknown)} of {len(predicted)} kernels of the dense model ({share:.0%} of its time) are not in the latency "
+            "table, so its predictions are extrapolated: profile this model with this input."
+        )
+    else:
+        yield "The dense model as a whole is not in the latency table, so its latency is predicted: profile this model."
 
 
 def _accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iterator[str]:

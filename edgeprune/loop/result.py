@@ -20,8 +20,8 @@ class LatencyCheck:
 
     Attributes:
         board: Name of the board.
-        dense_ms: Median of the dense engine, milliseconds.
-        pruned_ms: Median of the pruned engine, milliseconds.
+        dense_ms: Median of the dense engine as timed, milliseconds.
+        pruned_ms: Median of the pruned engine as timed, milliseconds.
         ratio: Pruned over dense, median over the rounds.
         ratio_low: Lower end of its confidence interval.
         ratio_high: Upper end.
@@ -69,9 +69,10 @@ class Result:
             not hold the dense network of this model.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of `module`, milliseconds.
-        measured_ms: Latency as timed on the board in the end, milliseconds; None without a board.
-        budget_met: Whether `dense_ms` times the measured ratio to the dense engine, timed interleaved, is within the budget;
-            None without a board.
+        measured_ms: `dense_ms` times the ratio to the dense engine, timed interleaved on the board in the end, milliseconds:
+            on the scale of the budget and of `predicted_ms`, however fast the board happened to be. The milliseconds as
+            timed are in ``rounds[-1].measured``. None without a board.
+        budget_met: Whether `measured_ms` is within the budget; None without a board.
         rounds: What was tried, in order.
         certificate: How good the widths are.
         check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.

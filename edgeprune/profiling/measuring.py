@@ -106,6 +106,7 @@ def measure(
     seed: int = 0,
     journal: Path | None = None,
     progress: Progress | None = None,
+    told: Callable[[str], None] | None = None,
     kernels: Collection[str] = (),
     budget_s: float | None = None,
     drift_limit: float = 0.03,
@@ -129,6 +130,7 @@ def measure(
         seed: Seed of the orders.
         journal: File that holds what is measured; a run with the same arguments goes on from it.
         progress: Told how far it is.
+        told: Told, once, that it goes on from an earlier run.
         kernels: Ids of engines that are single kernels: the cost of the call itself is taken off them, and one that the
             board cannot run is left out and told in `MeasuredRun.unusable`.
         budget_s: No round is begun, and no stretch repeated, that would take longer than this in all, seconds.
@@ -160,6 +162,9 @@ def measure(
         "protocol": asdict(protocol),
     }
     with Journal(journal, request) as book:
+        kept = sum(record["kind"] == "sample" for record in book.records)
+        if kept and told is not None:
+            told(f"going on: {kept} measurements of the interrupted run are kept")
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
         return run.all_rounds(rounds, budget_s)
 

@@ -12,6 +12,7 @@ import logging
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -97,6 +98,7 @@ def profile(
     seed: int = 0,
     out: Path | str | None = None,
     progress: Progress | None = None,
+    told: Callable[[str], None] | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
 ) -> LatencyTable:
@@ -113,6 +115,7 @@ def profile(
         out: Where the table is saved. A journal lies beside it until then, and a run with the same arguments that finds
             one goes on from it.
         progress: Told (items done, items in all, seconds left, what happens).
+        told: Told, once, that it goes on from an interrupted run.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it; must have been lowered for this board.
 
@@ -147,7 +150,7 @@ def profile(
                 else:
                     selection = _select(target, lowered, threads, seed, begun, 60 * minutes, tell)
                     chosen.append(selection.record())
-                table = _measured(target, lowered, selection, fingerprint, request, path, tell)
+                table = _measured(target, lowered, selection, fingerprint, request, path, tell, told)
                 if path is not None:
                     table.save(path)
                     _beside(path, "journal").unlink(missing_ok=True)
@@ -163,6 +166,7 @@ def _measured(
     request: dict[str, Any],
     path: Path | None,
     tell: Progress,
+    told: Callable[[str], None] | None,
 ) -> LatencyTable:
     _, threads, seed = request["settings"]
     names = [DENSE if number == 0 else f"network-{number:02d}" for number in range(len(selection.networks))]
@@ -193,6 +197,7 @@ def _measured(
         seed=seed,
         journal=path and _beside(path, "journal"),
         progress=tell,
+        told=told,
         kernels=list(kernels),
         budget_s=selection.budget_s,
         identity=request["identity"],

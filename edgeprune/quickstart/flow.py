@@ -57,6 +57,7 @@ class Reporter(Protocol):
     def stepped(self, step: str, done: int, total: int) -> None: ...
     def staged(self, state: str, done: int, total: int, message: str) -> None: ...
     def told(self, step: str, message: str) -> None: ...
+    def said(self, text: str) -> None: ...
 
 
 Steps = Callable[[str], AbstractContextManager[Reporter]]
@@ -167,6 +168,7 @@ def _profiled(
             graph=graph,
             kernel_graph=kernel_graph,
             progress=reporter.counted,
+            told=reporter.said,
         )
     return table, kernel_graph
 

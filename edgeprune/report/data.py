@@ -82,7 +82,7 @@ class Candidate:
 
     Attributes:
         name: ``dense``, ``uniform``, ``pruned``.
-        latency_ms: Median latency, milliseconds.
+        latency_ms: The page's dense latency times `ratio`, milliseconds.
         ratio: Latency as the interleaved ratio to dense.
         accuracy: Value of the task's metric.
         parameters: Number of parameters.
@@ -116,6 +116,7 @@ class ReportData:
         board: Name and value of what was probed.
         conditions: Name and value of the conditions of the measurement.
         disturbances: Sentences on what could have disturbed it.
+        dense_ms: Dense latency that all milliseconds of latencies as a whole are scaled to, where it is known.
         candidates: Dense, uniform and pruned model.
         metric: What the accuracy column holds.
         staircases: Kernels over widths.
@@ -138,6 +139,7 @@ class ReportData:
     board: Mapping[str, str] = field(default_factory=dict)
     conditions: Mapping[str, str] = field(default_factory=dict)
     disturbances: tuple[str, ...] = ()
+    dense_ms: float | None = None
     candidates: tuple[Candidate, ...] = ()
     metric: str = "accuracy"
     staircases: tuple[Staircase, ...] = ()

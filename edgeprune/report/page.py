@@ -64,4 +64,6 @@ def _plotly_library() -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    if value is None:
+        return "–"
+    return f"{value:#.3g}" if value < 0.01 else f"{value:.3f}" if value < 100 else f"{value:.0f}"

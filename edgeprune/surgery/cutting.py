@@ -22,10 +22,10 @@ log = logging.getLogger("edgeprune.surgery")
 def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
 
-    Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. Where the plan
-    changes sizes that the model's ``forward`` spells out (a reshape, a split, a padding), the copy is run once beside
-    the cut program on small random inputs: if they agree the copy is returned, otherwise a `ProgramModule`, our module
-    around the cut program, with the same parameter names.
+    Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
+    once beside the cut program on random inputs: if they agree the copy is returned, otherwise (``forward`` spells out or
+    computes with sizes that the plan changes: a reshape, a split, the root of a head dimension) a `ProgramModule`, our
+    module around the cut program, with the same parameter names.
 
     Args:
         model: The model that the plan was made for.
@@ -52,7 +52,7 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     _cut_tensors(cut, plan)
     for path, values in plan.attributes.items():
         _set_attributes(cut, path, values)
-    if not plan.rewrites:
+    if plan.program is None and not plan.rewrites:
         return cut
     if plan.program is None:
         raise SurgeryError(
@@ -61,7 +61,9 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     program = ProgramModule.of(cut, plan.program).train(model.training)
     if _agree(cut, program, plan):
         return cut
-    log.info("forward spells out sizes that the plan changes (%s): returning the cut program", _places(plan))
+    log.info(
+        "forward works with sizes that the plan changes (%s): returning the cut program", _places(plan) or "computed"
+    )
     return program
 
 

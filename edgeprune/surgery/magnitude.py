@@ -17,9 +17,10 @@ def l2_norms(graph: ChannelGraph) -> dict[str, npt.NDArray[np.float64]]:
     tensors: dict[str, Any] = {**graph.program.constants, **graph.program.state_dict}
     norms = {}
     for group in graph.groups:
-        makers = [member for member in group.members if member.role == "output"]
+        floating = [member for member in group.members if tensors[member.parameter].is_floating_point()]
+        makers = [member for member in floating if member.role == "output"]
         squares = np.zeros(group.size)
-        for member in makers or group.members:
+        for member in makers or floating:
             squares += _squares(tensors[member.parameter].detach(), member)
         norms[group.name] = np.sqrt(squares)
     return norms

@@ -8,7 +8,8 @@ replaced by zero; a NaN that is still there, or that reaches an output, is a con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +18,19 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from edgeprune.errors import SurgeryError
+from edgeprune.surgery import masked_math
 from edgeprune.surgery.plan import PruningPlan
 
 _CONVS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 _TRANSPOSED = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
-_MEANS = ("aten.mean", "aten.sum", "aten.amax", "aten.amin")
+_MEANS = (
+    "aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.var", "aten.std", "aten.linalg_vector_norm",
+    "aten.norm", "aten.logsumexp", "aten.prod", "aten.var_mean", "aten.std_mean",
+)  # fmt: skip
 _SOFTMAXES = ("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax")
+_MATMULS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.mv")
 _NORMS = ("aten.batch_norm", "aten.instance_norm")
+_REPLACING = ("aten.masked_fill", "aten.tril", "aten.triu", "aten.nan_to_num", "aten.where")
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
 
 
@@ -92,19 +99,43 @@ class MaskedProgram(Interpreter):
         if op.rstrip("_") in _DROPOUTS:
             return args[0]
         if op in _NORMS:
-            if self._training and args[3] is not None:
-                args[5], args[6] = True, self._momentum(n, args[6])
-            return n.target(*args, **kwargs)  # type: ignore[operator]
+            return self._normalize(n, args, kwargs)
         if op in (*_CONVS, *_TRANSPOSED, "aten.linear"):
             return self._contract(n, op, args, kwargs)
         for position, argument in enumerate(n.args):
-            if isinstance(argument, Node) and self._kept.get(argument.name):
-                args[position] = _poisoned(args[position], self._kept[argument.name])
+            args[position] = self._with_marks(argument, args[position])
         if op in _MEANS:
-            args[0] = _without_nan(args[0], args[1] if len(args) > 1 and _is_dims(args[1]) else None)
-        if op in _SOFTMAXES:
-            return _softmax(n, args, kwargs)
-        return n.target(*args, **kwargs)  # type: ignore[operator]
+            dims = named_dims(n, args)
+            args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
+        if op in _MATMULS:
+            return masked_math.matmul(args[0], args[1])
+        if op in _DEFINED:
+            named = {argument.name: argument.default_value for argument in n.target._schema.arguments}  # type: ignore[union-attr]
+            named.update(zip(named, args, strict=False))
+            return _DEFINED[op](named | kwargs)
+        found = n.target(*args, **kwargs)  # type: ignore[operator]
+        return masked_math.marked(found, *args) if op in _REPLACING else found
+
+    def _with_marks(self, argument: Any, value: Any) -> Any:
+        """A parameter that is used as data: what the plan removes of it becomes NaN."""
+        if isinstance(argument, list | tuple):
+            return [self._with_marks(item, own) for item, own in zip(argument, value, strict=True)]
+        if not isinstance(argument, Node):
+            return value
+        for axis, indices in self._kept.get(argument.name, {}).items():
+            value = value.masked_fill(_along(_gone(value.shape[axis], indices), axis, value.ndim), float("nan"))
+        return value
+
+    def _normalize(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if self._training and args[3] is not None:
+            args[5], args[6] = True, self._momentum(node, args[6])
+        x = args[0]
+        if not args[5]:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        # Statistics of the input run over what is left along the other axes.
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        args[0], left = masked_math.left_of(x, dims)
+        return masked_math.put_back(node.target(*args, **kwargs), x, dims, left)  # type: ignore[operator]
 
     def _momentum(self, norm: Node, written: float) -> float:
         """Share of this batch in the running statistics."""
@@ -118,10 +149,14 @@ class MaskedProgram(Interpreter):
         x, weight = args[0], args[1]
         weight_node = node.args[1]
         assert isinstance(weight_node, Node)
-        kept = self._kept.get(weight_node.name, {})
         groups = _groups(node, op, args, kwargs)
         transposed = op in _TRANSPOSED
-        removed_in, removed_out = _removed(tuple(weight.shape), kept, groups, transposed)
+        if weight_node.name in self._target_of:
+            gone_of = [_gone(weight.shape[axis], self._kept.get(weight_node.name, {}).get(axis)) for axis in (0, 1)]
+        else:
+            gone_of = [masked_math.gone_along(weight, axis) for axis in (0, 1)]
+            args[1] = weight.nan_to_num(0.0)
+        removed_in, removed_out = _removed(gone_of, groups, transposed)
         channel = x.ndim - 1 if op == "aten.linear" else x.ndim - weight.ndim + 1
         gone = x.isnan()
         # Where all that is contracted is NaN, the position was removed along another axis: the result is NaN too.
@@ -146,22 +181,27 @@ def _groups(node: Node, op: str, args: list[Any], kwargs: dict[str, Any]) -> int
     return int(args[position] if position < len(args) else kwargs.get("groups", 1))
 
 
-def _removed(
-    shape: tuple[int, ...], kept: Mapping[int, tuple[int, ...]], groups: int, transposed: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Removed input and output channels of a contraction, from the kept indices of its weight.
+def _gone(size: int, kept: tuple[int, ...] | None) -> torch.Tensor:
+    """True where an index of an axis is removed."""
+    gone = torch.zeros(size, dtype=torch.bool)
+    if kept is not None:
+        gone[:] = True
+        gone[list(kept)] = False
+    return gone
+
+
+def _removed(gone: list[torch.Tensor], groups: int, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Removed input and output channels of a contraction, from the removed indices of the first two axes of its weight.
 
     A weight is [out, in / groups, ...], transposed [in, out / groups, ...]. Where each conv group reads one channel, a
     channel goes when the rows of its group go; else every conv group loses the same channels of its own.
     """
-    gone = [torch.ones(shape[axis], dtype=torch.bool) for axis in (0, 1)]
-    for axis in (0, 1):
-        gone[axis][list(kept.get(axis, range(shape[axis])))] = False
+    first, second = gone
     if transposed:
-        return gone[0], _spread(gone[0], shape[1]) if groups > 1 and shape[0] == groups else gone[1].repeat(groups)
-    if groups > 1 and shape[1] == 1:
-        return gone[0].reshape(groups, -1).all(dim=1), gone[0]
-    return gone[1].repeat(groups), gone[0]
+        return first, _spread(first, len(second)) if groups > 1 and len(first) == groups else second.repeat(groups)
+    if groups > 1 and len(second) == 1:
+        return first.reshape(groups, -1).all(dim=1), first
+    return second.repeat(groups), first
 
 
 def _spread(gone: torch.Tensor, each: int) -> torch.Tensor:
@@ -174,41 +214,45 @@ def _along(mask: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
     return mask.reshape(view)
 
 
-def _poisoned(value: torch.Tensor, kept: Mapping[int, tuple[int, ...]]) -> torch.Tensor:
-    """A parameter that is used as data: what the plan removes of it becomes NaN."""
-    for axis, indices in kept.items():
-        gone = torch.ones(value.shape[axis], dtype=torch.bool)
-        gone[list(indices)] = False
-        value = value.masked_fill(_along(gone, axis, value.ndim), float("nan"))
-    return value
+def named_dims(node: Node, args: list[Any]) -> list[int]:
+    """The axes that a reduction names; none means all."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    dims = args[names.index("dim")] if "dim" in names and names.index("dim") < len(args) else node.kwargs.get("dim")
+    return [dims] if isinstance(dims, int) else list(dims) if isinstance(dims, list | tuple) else []
 
 
-def _is_dims(value: Any) -> bool:
-    return isinstance(value, int | list | tuple) and not isinstance(value, bool)
+def _softmax(named: dict[str, Any], log: bool) -> torch.Tensor:
+    dtype = named.get("dtype")
+    return masked_math.softmax(named["self"], named["dim"], dtype, log=log)
 
 
-def _without_nan(x: torch.Tensor, dims: Any) -> torch.Tensor:
-    """Positions of the reduced axes that are not removed: a reduction runs over these only."""
-    chosen = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    for dim in chosen:
-        gone = x.isnan().movedim(dim, 0).flatten(1).all(dim=1)
-        if gone.any() and not gone.all():
-            x = x.index_select(dim, (~gone).nonzero().flatten())
-    return x
-
-
-def _softmax(node: Node, args: list[Any], kwargs: dict[str, Any]) -> torch.Tensor:
-    """Softmax over the entries that stay; removed entries stay marked."""
-    x, dim = args[0], int(args[1])
-    gone = x.isnan().movedim(dim, 0).flatten(1).all(dim=1)
-    kept = (~gone).nonzero().flatten()
-    args[0] = x.index_select(dim, kept)
-    found: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return torch.full_like(x, float("nan"), dtype=found.dtype).index_copy(dim, kept, found)
+_DEFINED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
+    **{op: partial(_softmax, log="log" in op) for op in _SOFTMAXES},
+    "aten.layer_norm": lambda a: masked_math.layer_norm(
+        a["input"], a["normalized_shape"], a["weight"], a["bias"], a["eps"]
+    ),
+    "aten.rms_norm": lambda a: masked_math.rms_norm(a["input"], a["normalized_shape"], a["weight"], a["eps"]),
+    "aten.group_norm": lambda a: masked_math.group_norm(a["input"], a["num_groups"], a["weight"], a["bias"], a["eps"]),
+    "aten.addmm": lambda a: a["beta"] * a["self"] + a["alpha"] * masked_math.matmul(a["mat1"], a["mat2"]),
+    "aten.baddbmm": lambda a: a["beta"] * a["self"] + a["alpha"] * masked_math.matmul(a["batch1"], a["batch2"]),
+    "aten._weight_norm": lambda a: masked_math.weight_norm(a["v"], a["g"], a["dim"]),
+    "aten.bilinear": lambda a: masked_math.bilinear(a["input1"], a["input2"], a["weight"], a["bias"]),
+    "aten.constant_pad_nd": lambda a: masked_math.pad(a["self"], a["pad"], "constant", a["value"]),
+    "aten.grid_sampler": lambda a: masked_math.sampled(
+        a["input"], a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]
+    ),
+    "aten.im2col": lambda a: masked_math.windows(a["self"], a["kernel_size"], a["dilation"], a["padding"], a["stride"]),
+    "aten.pad": lambda a: masked_math.pad(a["self"], a["pad"], a["mode"], a["value"]),
+    "aten.einsum": lambda a: masked_math.einsum(a["equation"], a["tensors"]),
+    "aten.scaled_dot_product_attention": lambda a: masked_math.attention(
+        a["query"], a["key"], a["value"], a["attn_mask"], causal=a["is_causal"], scale=a["scale"]
+    ),
+}
+"""Operations that run over an axis, by what they mean over the rest of it."""
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Give biases, scales and batch-norm statistics random values: zero biases would hide a unit that leaks a constant.
+    """Give biases, scales, batch-norm statistics and constant weights random values: zeros would hide what is wrong.
 
     Biases move up and running means down, because a channel that an activation silences on all inputs would hide
     whatever was done to it.
@@ -221,8 +265,13 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
-            if parameter.ndim == 1 and parameter.is_floating_point():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.ndim == 1:
                 parameter.add_(uniform(parameter, 0.1, 0.8))
+            elif bool((parameter == parameter.flatten()[0]).all()):
+                # A head that starts at zero would hide all that is before it.
+                parameter.add_(uniform(parameter, -0.1, 0.1))
         for name, buffer in sorted(model.named_buffers()):
             if name.endswith("running_mean"):
                 buffer.add_(uniform(buffer, -0.6, 0.0))

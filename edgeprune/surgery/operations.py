@@ -22,7 +22,8 @@ _FROM_SIZES = (
 )  # fmt: skip
 """Operations that read no tensor."""
 _INTERNAL = (
-    "_log_softmax", "_shape_as_tensor", "_softmax", "_to_copy", "_unsafe_view", "_weight_norm", "__and__", "__or__", "__xor__",
+    "_log_softmax", "_shape_as_tensor", "_softmax", "_to_copy", "_unsafe_view", "_upsample_bicubic2d_aa",
+    "_upsample_bilinear2d_aa", "_weight_norm", "__and__", "__or__", "__xor__",
 )  # fmt: skip
 """Names with an underscore that a capture produces; the other ones may skip checks of bounds."""
 _STORAGE = ("resize", "resize_", "resize_as", "resize_as_", "set", "set_")

@@ -20,7 +20,7 @@ from edgeprune.spec import Constraints
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the plan's JSON format."""
 
 
@@ -33,7 +33,7 @@ class PruningPlan:
         groups: Group name to ``{"size": units, "kept": [units]}``.
         kept: Parameter or buffer name to axis to the indices that stay; whole axes are left out.
         shapes: Dense shape of every tensor in `kept`.
-        forms: Like `kept`: ``{"constant": n, "terms": {group: positions per unit}}``, the length that is left.
+        forms: Like `kept`, the length that is left: ``{"constant": n, "terms": [[groups, positions per combination]]}``.
         attributes: Module path to attribute to new value.
         frozen: ``{"name", "reason"}`` of what the trace left alone.
         inputs: ``{"name", "shape", "dtype"}`` of the example inputs at the deployment batch.
@@ -126,15 +126,15 @@ def make_plan(
     table: dict[str, dict[int, tuple[int, ...]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     forms: dict[str, dict[int, dict[str, Any]]] = {}
-    linear = graph.linear_forms()
+    sizes = graph.size_forms()
     for name in dict.fromkeys(member.parameter for group in graph.groups for member in group.members):
-        for axis, form in enumerate(linear[name]):
+        for axis, form in enumerate(sizes[name]):
             mask = kept.masks(name, axis)
             if not mask.all():
                 table.setdefault(name, {})[axis] = tuple(np.flatnonzero(mask).tolist())
-                terms = {"constant": form.constant, "terms": dict(form.terms)}
-                forms.setdefault(name, {})[axis] = terms
-                shapes[name] = tuple(len(codes) for codes in graph.unit_of[name])
+                terms = [[list(groups), count] for groups, count in form.terms]
+                forms.setdefault(name, {})[axis] = {"constant": form.constant, "terms": terms}
+                shapes[name] = tuple(codes.shape[1] for codes in graph.unit_of[name])
     attributes: dict[str, dict[str, int]] = {}
     for name, old in shapes.items():
         path, _, leaf = name.rpartition(".")

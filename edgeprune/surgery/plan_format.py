@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,9 +151,10 @@ def _check_axis(name: str, axis: int, indices: Any, shape: Any, form: Any, width
     if not isinstance(indices, list) or not all(_is_index(index) for index in indices):
         raise PlanError(f"indices of {where} must be whole numbers, found {indices!r} (rule: out of range).")
     terms = form.get("terms") if isinstance(form, dict) else None
-    if not isinstance(terms, dict) or not isinstance(form.get("constant"), int) or not terms.keys() <= widths.keys():
+    constant = form.get("constant") if isinstance(form, dict) else None
+    if not _is_index(constant) or not isinstance(terms, list) or not all(_is_term(t, widths) for t in terms):
         raise PlanError(f"{where} must have a form over groups of the plan, found {form!r}.")
-    groups = ", ".join(repr(group) for group in terms)
+    groups = ", ".join(dict.fromkeys(repr(group) for names, _ in terms for group in names))
     if not indices:
         raise PlanError(f"{where} (group {groups}) must keep at least one index (rule: emptied group).")
     outside = [index for index in indices if index >= shape[axis]]
@@ -162,12 +164,19 @@ def _check_axis(name: str, axis: int, indices: Any, shape: Any, form: Any, width
         )
     if len(set(indices)) != len(indices) or sorted(indices) != indices:
         raise PlanError(f"indices of {where} (group {groups}) must be ascending and named once (rule: duplicate).")
-    expected = form["constant"] + sum(count * widths[group] for group, count in terms.items())
+    expected = form["constant"] + sum(count * math.prod(widths[group] for group in names) for names, count in terms)
     if len(indices) != expected:
         raise PlanError(
             f"{where} must keep {expected} indices, as its group {groups} says, found {len(indices)} "
             "(rule: unequal counts)."
         )
+
+
+def _is_term(term: Any, widths: Mapping[str, int]) -> bool:
+    """``[[group, ...], positions per combination of their units]``."""
+    if not isinstance(term, list) or len(term) != 2 or not isinstance(term[0], list) or not _is_index(term[1]):
+        return False
+    return bool(term[0]) and all(isinstance(group, str) and group in widths for group in term[0])
 
 
 def _by_axis(values: dict[str, Any]) -> dict[str, dict[int, Any]]:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import TaskError
 from edgeprune.tasks.task import Batches, Objective, Split, Task
+from edgeprune.tasks.user_code import blamed
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -28,12 +29,26 @@ def moved(tree: Any, device: torch.device) -> Any:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Run the model on a batch's inputs: a dict as keywords, a tuple or list as positions, anything else as the one input."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+    """Run the model on a batch's inputs: a dict as keywords, a tuple or list as positions, anything else as the one input.
+
+    Raises:
+        TaskError: If the model does not run on them.
+    """
+    with blamed(f"the model on a batch of the task, {_shapes(inputs)},"):
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple | list):
+            return model(*inputs)
+        return model(inputs)
+
+
+def _shapes(inputs: Any) -> str:
+    shapes = [
+        f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {str(leaf.dtype).removeprefix('torch.')}"
+        for leaf in pytree.tree_leaves(inputs)
+        if isinstance(leaf, torch.Tensor)
+    ]
+    return ", ".join(shapes) or type(inputs).__name__
 
 
 def sample_count(inputs: Any) -> int:
@@ -75,17 +90,32 @@ def batches(loader: Batches, source: str, device: torch.device, limit: int | Non
     """Yield the unpacked batches of a loader on `device`, at most `limit` of them.
 
     Raises:
-        TaskError: If a batch is not a pair, or the loader yields nothing.
+        TaskError: If the loader raises, a batch is not a pair, or there is none.
     """
     count = 0
-    for batch in loader:
-        if limit is not None and count >= limit:
-            return
+    read = _read(loader, source)
+    while limit is None or count < limit:
+        try:
+            batch = next(read)
+        except StopIteration:
+            break
         inputs, targets = unpack(batch, source)
         count += 1
         yield moved(inputs, device), moved(targets, device)
     if count == 0:
         raise TaskError(f"the {source} must yield at least one batch, found an empty loader.")
+
+
+def _read(loader: Batches, source: str) -> Iterator[Any]:
+    with blamed(f"the {source}"):
+        iterator = iter(loader)
+    while True:
+        with blamed(f"the {source}"):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
 
 
 def objective_batches(
@@ -103,9 +133,10 @@ def loss_of(objective: Objective, outputs: Any, targets: Any) -> torch.Tensor:
         A finite scalar tensor.
 
     Raises:
-        TaskError: If it is not a tensor with one element, or not finite.
+        TaskError: If it raises, is not a tensor with one element, or not finite.
     """
-    loss = objective.loss(outputs, targets)
+    with blamed(f"the loss of objective {objective.name!r}"):
+        loss = objective.loss(outputs, targets)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise TaskError(f"the loss of objective {objective.name!r} must be a scalar tensor, found {found}.")
@@ -122,9 +153,10 @@ def metric_of(objective: Objective, outputs: Any, targets: Any) -> float:
     """The objective's metric, checked.
 
     Raises:
-        TaskError: If it is not one finite number.
+        TaskError: If it raises, or is not one finite number.
     """
-    value = objective.metric(outputs, targets)
+    with blamed(f"the metric of objective {objective.name!r}"):
+        value = objective.metric(outputs, targets)
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:

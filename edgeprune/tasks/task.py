@@ -105,12 +105,23 @@ class Task:
         validation: Batches,
         loss: Loss,
         metric: Metric,
-        name: str = "main",
+        name: str | None = None,
         higher_is_better: bool = True,
         limit: float | None = None,
         pooled: bool = False,
     ) -> Task:
         """A task with one objective; see `Objective` for the arguments.
+
+        Args:
+            train: See `Objective`.
+            validation: See `Objective`.
+            loss: See `Objective`.
+            metric: See `Objective`.
+            name: What results and reports call the metric; by default the metric's own function name, or ``"metric"`` where
+                it has none (a lambda).
+            higher_is_better: See `Objective`.
+            limit: See `Objective`.
+            pooled: See `Objective`.
 
         Raises:
             TaskError: If a loader is not iterable more than once, or loss or metric is not callable.
@@ -118,7 +129,7 @@ class Task:
         return cls(
             (
                 Objective(
-                    name=name,
+                    name=_metric_name(metric) if name is None else name,
                     train=train,
                     validation=validation,
                     loss=loss,
@@ -141,6 +152,11 @@ class Task:
                 return objective
         known = ", ".join(objective.name for objective in self.objectives)
         raise TaskError(f"a task must have the objective that is asked for, found no {name!r} among {known}.")
+
+
+def _metric_name(metric: Metric) -> str:
+    name = getattr(metric, "__name__", "")
+    return name if name.isidentifier() else "metric"
 
 
 Split = Literal["train", "validation"]

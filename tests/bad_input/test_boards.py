@@ -123,3 +123,15 @@ def test_a_board_whose_python_lacks_the_runtime(over_ssh: CommandLine, bare_pyth
         code=4,
         parts=["onnxruntime", "pip install"],
     )
+
+
+@pytest.mark.loopback
+def test_doctor_names_a_missing_runtime_once_with_its_reason(over_ssh: CommandLine, bare_python: Path) -> None:
+    done = over_ssh.run("doctor", "--board", url("board", over_ssh.board, python=str(bare_python)))
+    assert done.returncode == 4
+    (line,) = [
+        line for line in done.stdout.splitlines() if "onnxruntime" in line and not line.startswith(("ok", "missing:"))
+    ]
+    assert line.startswith("missing ")
+    assert f"onnxruntime is not installed for {bare_python} (needed >= " in line
+    assert f"{bare_python} -m pip install 'onnxruntime>=" in line

@@ -30,7 +30,7 @@ def test_ctrl_c_at_every_state_of_a_deployment(edgeprune: CommandLine) -> None:
         assert "interrupted" in line, state
         assert "run the same command again" in line
         edgeprune.assert_tidy()
-        assert not (edgeprune.folder / f"{artifacts[0]}.deployment.json").exists() or state in ("health", "done")
+        assert not (edgeprune.folder / f"{artifacts[0]}.local.deployment.json").exists() or state in ("health", "done")
         if STATES.index(state) < STATES.index("activate"):
             assert edgeprune.current() == runs, f"interrupted after {state}, before the switch"
             continue

@@ -31,7 +31,7 @@ def fails():
         ("broken.py:build", ["broken.py", "must import", "SyntaxError"]),
         ("factories.py:nothing", ["must return a torch.nn.Module", "None"]),
         ("factories.py:fails", ["must run without errors", "RuntimeError: no checkpoint here"]),
-        ("net.py", ["package.module:factory or file.py:factory"]),
+        ("net.py", ["there is no folder 'net.py'", "package.module:factory or file.py:factory"]),
     ],
 )
 def test_a_factory_that_gives_no_model(edgeprune: CommandLine, factory: str, parts: list[str]) -> None:
@@ -123,3 +123,44 @@ def test_a_table_of_another_device(edgeprune: CommandLine, field: str, value: st
         code=4,
         parts=[field, value, str(identity[field])],
     )
+
+
+BROKEN_TASKS = """
+import edgeprune, torch
+
+DATA = [(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.long))]
+
+def accuracy(outputs, targets):
+    return accuarcy_of(outputs, targets)
+
+def loss(outputs, targets):
+    return torch.nn.functional.mse_loss(outputs, targets.float()[:, None].double() @ outputs)
+
+def typo():
+    return edgeprune.Task.single(train=DATA, validation=DATA, loss=torch.nn.functional.cross_entropy, metric=accuracy)
+
+def dtypes():
+    return edgeprune.Task.single(train=DATA, validation=DATA, loss=loss, metric=accuracy)
+
+def shapes():
+    wrong = [(torch.zeros(4, 1, 16, 16), torch.zeros(4, dtype=torch.long))]
+    return edgeprune.Task.single(train=wrong, validation=DATA, loss=loss, metric=accuracy)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "parts"),
+    [
+        ("typo", ["metric of objective 'accuracy'", "NameError", "accuarcy_of", "(broken_task.py:7)"]),
+        ("dtypes", ["loss of objective 'accuracy'", "RuntimeError", "(broken_task.py:10)"]),
+        ("shapes", ["the model on a batch of the task, 4x1x16x16 float32,", "RuntimeError"]),
+    ],
+)
+def test_a_bug_in_the_users_task_is_told_with_its_line_before_the_long_steps(
+    edgeprune: CommandLine, factory: str, parts: list[str]
+) -> None:
+    (edgeprune.folder / "broken_task.py").write_text(BROKEN_TASKS)
+    prune = ("prune", "net.py:build", *INPUT, "--table", "table.parquet", "--latency", "50%", "--out", "new")
+    task = ("--task", f"broken_task.py:{factory}")
+    edgeprune.refuse(*prune, *task, code=2, parts=parts)
+    assert "fit the predictor" not in edgeprune.run(*prune, *task).stdout

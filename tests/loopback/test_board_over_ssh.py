@@ -90,6 +90,13 @@ def test_the_board_is_what_the_same_machine_is_locally(board: Board, root: Path)
     assert over_ssh.facts["python_executable"] == sys.executable
 
 
+def test_a_python_may_be_given_below_the_board_s_home(root: Path) -> None:
+    below = os.path.relpath(sys.executable, Path.home())
+    with Board.open(f"ssh://board?python={quote(f'~/{below}')}&root={quote(str(root))}") as board:
+        assert board.python == f"{Path.home()}/{below}"
+        assert Path(board.probe().facts["python_executable"]).samefile(sys.executable)
+
+
 def test_a_configured_board_is_opened_by_its_name_with_its_type_and_pinned_key(
     sshd: OpenSshServer, root: Path, tmp_path: Path
 ) -> None:

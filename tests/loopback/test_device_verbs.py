@@ -51,6 +51,7 @@ def test_a_board_is_added_only_with_an_accepted_host_key(sshd: OpenSshServer, ed
     assert len(asked.stderr.splitlines()) == 1
     fingerprint = next(word for word in asked.stderr.split() if word.startswith("SHA256:"))
     assert f"Try: --host-key {fingerprint}".rstrip(",") in asked.stderr
+    assert "there is no terminal to ask on" in asked.stderr
     assert not (tmp_path / "boards.toml").exists()
 
     wrong = edgeprune(*add, "--host-key", WRONG_KEY)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.backends._base import Backend, OperatorGraph
+from edgeprune.boards.installing import install_command
 from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class OnnxRuntime(Backend):
         found = fingerprint.runtimes.get(self.name, {}).get("version")
         oldest = str((needs or {}).get("min_version") or ".".join(map(str, _OLDEST)))
         met = found is not None and _version(found) >= _version(oldest)
-        hint = f"python3 -m pip install 'onnxruntime>={oldest}'   (on the board)"
+        hint = install_command(f"onnxruntime>={oldest}", fingerprint)
         return [Requirement("onnxruntime", f">= {oldest}", found or "none", met, hint)]
 
     def export(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 
 from edgeprune.backends._base import OperatorGraph
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
 from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, filled, output_shapes, read, resized, write
+from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.errors import CompileError
 from edgeprune.spec import Kernel, TensorSpec
 

@@ -22,6 +22,7 @@ VERBS = {
     "stage": "releases",
     "activate": "releases",
     "rollback": "releases",
+    "refuse": "releases",
     "confirm": "releases",
     "gc": "releases",
     "status": "releases",
@@ -73,6 +74,8 @@ def main(argv):
     def emit(event):
         events.write(json.dumps(event).encode("ascii") + b"\n")
 
+    # ONNX Runtime's import starts a telemetry client that writes an identity of the device into the user's home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     # One line, not the whole input: its end is what `lock` waits for.
     line = os.fdopen(os.dup(0), "rb").readline().decode("utf-8")
     try:

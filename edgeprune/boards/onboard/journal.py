@@ -1,7 +1,7 @@
 """The journal of releases: one JSON object per line, each on the disk before the next step. Python >= 3.6, stdlib only.
 
 Events: ``activate`` and ``rollback`` (an intent: ``to``, ``from``, ``previous``), ``done`` or ``undone`` (how the intent
-before it ended), ``confirmed`` (``release`` passed its health check).
+before it ended), ``confirmed`` (``release`` passed its health check), ``refused`` (``release`` did not pass a check).
 """
 
 import errno

@@ -6,6 +6,7 @@ import platform
 import re
 import struct
 import sys
+import sysconfig
 
 import processor
 import runtimes
@@ -58,6 +59,7 @@ def main(request, emit):
                 "board_model": tree.read("/proc/device-tree/model") or tree.read("/sys/class/dmi/id/product_name"),
                 "machine": machine(tree),
                 "python_executable": sys.executable if tree.live else None,
+                "externally_managed": (externally_managed() or None) if tree.live else None,
                 "python_bits": struct.calcsize("P") * 8 if tree.live else None,
                 "memory_available_bytes": meminfo(tree, "MemAvailable"),
                 "power_mode_id": mode_id,
@@ -89,7 +91,9 @@ def disturbances(tree, result, governors):
         )
     slow = [name for name in governors if name != "performance"]
     if slow:
-        found.append("the CPU frequency governor is %s, not performance, so clocks change with the load." % "+".join(slow))
+        found.append(
+            "the CPU frequency governor is %s, not performance, so clocks change with the load." % "+".join(slow)
+        )
     battery = sensors.battery(tree)
     if battery:
         found.append(battery)
@@ -102,6 +106,13 @@ def disturbances(tree, result, governors):
     if result["architecture"] in ("aarch64", "x86_64") and facts.get("python_bits") == 32:
         found.append("its Python is a 32-bit program on a 64-bit processor.")
     return found
+
+
+def externally_managed():
+    """Whether pip refuses to install into this Python, which belongs to the system's package manager (PEP 668)."""
+    return sys.prefix == sys.base_prefix and os.path.exists(
+        os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    )
 
 
 def without_none(fields):

@@ -48,12 +48,19 @@ _FOLDER = re.compile(r"[0-9a-f]{16}(-[0-9]+)?")
 
 
 def main(request, emit):
-    """Run one verb: stage, activate, rollback, confirm, gc (these take the board's lock) or status.
+    """Run one verb: stage, refuse, activate, rollback, confirm, gc (these take the board's lock) or status.
 
     Request: ``root``, ``owner`` (``{"host", "pid"}`` of the run that may hold the lock already), and each verb's own fields.
     """
     root, verb = request["root"], request["verb"]
-    writing = {"stage": stage, "activate": activate, "rollback": rollback, "confirm": confirm, "gc": gc}
+    writing = {
+        "stage": stage,
+        "refuse": refuse,
+        "activate": activate,
+        "rollback": rollback,
+        "confirm": confirm,
+        "gc": gc,
+    }
     if verb == "status":
         return status(root, request)
     with exclusive(root, request.get("owner")):
@@ -115,6 +122,14 @@ def stage(root, request):
     return {"folder": folder, "reused": False}
 
 
+def refuse(root, request):
+    """Record that a staged release did not pass a check. Request: ``folder``, ``reason``. Result: ``refused``."""
+    _finish(root)
+    folder = _folder_name(request["folder"])
+    journal.append(root, {"event": "refused", "release": folder, "reason": request.get("reason", "")})
+    return {"refused": folder}
+
+
 def activate(root, request):
     """Point ``current`` at a staged release; nothing happens when it is there already.
 
@@ -153,6 +168,7 @@ def rollback(root, request):
         raise Failure(
             "DeployError",
             "the board must keep an earlier release to roll back to, found none; it still runs %s." % current[:16],
+            hint="only the release before the current one can be put back; to go forward: edgeprune deploy pruned/artifact",
         )
     if former is not None and request.get("verify", True):
         damaged = release_files.damaged(os.path.join(root, "releases", former))
@@ -180,7 +196,7 @@ def confirm(root, request):
 
 
 def status(root, request):
-    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases``, ``confirmed``."""
+    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases`` (each with its ``state``), ``confirmed``."""
     current = _target(root, "current")
     confirmed = set()
     for line in journal.read(root):
@@ -195,6 +211,7 @@ def status(root, request):
         releases.append(
             {
                 "folder": folder,
+                "state": _state(root, folder),
                 "name": contents.get("name", ""),
                 "created": contents.get("created", ""),
                 "size_bytes": sum(entry["size_bytes"] for entry in contents.get("files", {}).values()),
@@ -331,6 +348,23 @@ def _activated(root, folder):
         if record["to"] == folder:
             last = number
     return (last, os.stat(os.path.join(root, "releases", folder)).st_mtime)
+
+
+def _state(root, folder):
+    """``current``, ``previous``, ``former`` (it ran before), ``rolled back``, ``refused``, or ``incomplete``."""
+    for link in LINKS:
+        if _target(root, link) == folder:
+            return link
+    state = "incomplete"
+    for record in journal.read(root):
+        if record.get("event") == "refused" and record.get("release") == folder:
+            state = "refused"
+    for record in journal.switches(root):
+        if folder == record["to"]:
+            state = "former"
+        elif folder == record["from"]:
+            state = "rolled back" if record["event"] == "rollback" else "former"
+    return state
 
 
 def _free_folder(root, release):

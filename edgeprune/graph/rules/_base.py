@@ -24,12 +24,10 @@ class Rule:
     Attributes:
         propagate: Labels of the outputs; a list where the operation returns several tensors.
         edit: Arguments that must change after a cut; None where an operation has no sizes in its arguments.
-        weights: Names of arguments that are cut axis by axis (contractions).
     """
 
     propagate: Callable[[Propagation, Call], Label | list[Label]]
     edit: Callable[[Call, Kept], Edited | None] | None = None
-    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

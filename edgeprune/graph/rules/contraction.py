@@ -6,92 +6,122 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune.graph.atoms import KEPT, Ids
-from edgeprune.graph.labels import Label, vector
+from edgeprune.graph.atoms import Ids
+from edgeprune.graph.labels import Label
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
 if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
 
-_COMPUTED = "its weight is computed in forward"
 _COMBINED = "it is read together with channels that keep their size"
+_MIXED = "it lies along an axis that a convolution slides over"
 
 
-def _conv(walk: Propagation, call: Call) -> Label | list[Label]:
+def _conv(walk: Propagation, call: Call) -> Label:
     """Weight is [out, in / groups, ...]; a depthwise conv ties its outputs to its inputs."""
-    weight = walk.parameter(call, "weight")
-    if weight is None:
-        return walk.freeze(call, _COMPUTED)
-    x, shape, groups = walk.of(call, "input"), walk.parameter_shapes[weight], int(call["groups"])
-    channel = len(x.shape) - len(shape) + 1
-    event = walk.event(call, _COMBINED, x)
-    inputs = walk.collapse(x, channel, event)
-    balanced = 1
+    x, shape, groups = walk.of(call, "input"), _weight_shape(call), int(call["groups"])
+    channel, x, event = _channels(walk, call, x, len(shape))
+    inputs = x.axes[channel]
     if groups > 1 and shape[1] == 1:
-        outputs = np.repeat(inputs, shape[0] // groups)
-        walk.bind(weight, 0, outputs, "output", event)
+        outputs = None if inputs is None else np.repeat(inputs, shape[0] // groups)
+        walk.bind(call, "weight", 0, outputs, "output", event)
     else:
-        outputs = walk.axis(weight, 0, "output")
+        outputs = walk.made(call, "weight", 0)
         if groups > 1:
-            inputs = walk.atoms.unify_along(inputs.reshape(groups, -1), 0, event)[0]
-            walk.atoms.unify_along(outputs.reshape(groups, -1), 0, event)
-            balanced = groups
-        walk.bind(weight, 1, inputs, "input", event)
-        walk.produce(call, outputs, weight, balanced)
-    return _with_bias(walk, call, outputs, channel, event)
+            inputs = _in_step(walk, inputs, groups, event)
+            _in_step(walk, outputs, groups, event)
+        walk.bind(call, "weight", 1, inputs, "input", event)
+        walk.produce(call, outputs, conv_groups=groups)
+    return _with_bias(walk, call, x, outputs, channel, event)
 
 
-def _conv_transpose(walk: Propagation, call: Call) -> Label | list[Label]:
+def _conv_transpose(walk: Propagation, call: Call) -> Label:
     """Weight is [in, out / groups, ...]."""
-    weight = walk.parameter(call, "weight")
-    if weight is None:
-        return walk.freeze(call, _COMPUTED)
-    x, shape, groups = walk.of(call, "input"), walk.parameter_shapes[weight], int(call["groups"])
-    channel = len(x.shape) - len(shape) + 1
-    event = walk.event(call, _COMBINED, x)
-    inputs = walk.collapse(x, channel, event)
+    x, shape, groups = walk.of(call, "input"), _weight_shape(call), int(call["groups"])
+    channel, x, event = _channels(walk, call, x, len(shape))
+    inputs = x.axes[channel]
+    outputs: Ids | None
     if groups > 1 and shape[0] == groups:
-        outputs = np.repeat(inputs, shape[1])
-        walk.bind(weight, 0, inputs, "output", event)
+        outputs = None if inputs is None else np.repeat(inputs, shape[1])
+        walk.bind(call, "weight", 0, inputs, "output", event)
+        walk.atoms.pin(walk.made(call, "weight", 1), event)
     else:
-        if groups > 1:
-            walk.atoms.unify_along(inputs.reshape(groups, -1), 0, event)
-        walk.bind(weight, 0, inputs, "input", event)
-        outputs = np.tile(walk.axis(weight, 1, "output"), groups)
-        walk.produce(call, outputs, weight, groups)
-    return _with_bias(walk, call, outputs, channel, event)
+        _in_step(walk, inputs, groups, event)
+        walk.bind(call, "weight", 0, inputs, "input", event)
+        outputs = np.tile(walk.made(call, "weight", 1), groups)
+        walk.produce(call, outputs, conv_groups=groups)
+    return _with_bias(walk, call, x, outputs, channel, event)
 
 
-def _linear(walk: Propagation, call: Call) -> Label | list[Label]:
+def _weight_shape(call: Call) -> tuple[int, ...]:
+    weight = call.node_of("weight")
+    assert weight is not None
+    return tuple(int(size) for size in weight.meta["val"].shape)
+
+
+def _channels(walk: Propagation, call: Call, x: Label, weight_rank: int) -> tuple[int, Label, int]:
+    """The channel axis, and the input with its spatial axes whole."""
+    channel = len(x.shape) - weight_rank + 1
+    event = walk.event(call, _COMBINED, x)
+    mixed = [channel + 1 + axis for axis in range(weight_rank - 2) if not _one_by_one(call, axis)]
+    x = walk.keep_whole(x, mixed, walk.event(call, _MIXED, x))
+    weight = call.node_of("weight")
+    if weight is not None and walk.parameter(call, "weight") is None:
+        walk.keep_whole(walk.label(weight), range(2, weight_rank), event)
+    return channel, x, event
+
+
+def _one_by_one(call: Call, axis: int) -> bool:
+    """Whether a convolution reads each position along one spatial axis on its own, and all of them."""
+
+    def along(name: str) -> int:
+        value = call[name]
+        sizes = value if isinstance(value, list) else [value]
+        return 0 if isinstance(value, str) else int(sizes[axis % len(sizes)])
+
+    return _weight_shape(call)[2 + axis] == 1 and along("stride") == 1 and along("padding") == 0
+
+
+def _in_step(walk: Propagation, ids: Ids | None, groups: int, event: int) -> Ids | None:
+    """Every conv group loses the same channels of its own; returns those of the first group."""
+    if ids is None or groups == 1:
+        return ids
+    table = ids.reshape(groups, -1)
+    walk.atoms.unify(table, np.broadcast_to(table[0], table.shape), event)
+    first: Ids = table.min(axis=0)
+    return first
+
+
+def _linear(walk: Propagation, call: Call) -> Label:
     """Weight is [out, in]; channels along other axes of the input pass through."""
-    weight = walk.parameter(call, "weight")
-    if weight is None:
-        return walk.freeze(call, _COMPUTED)
-    x, out_shape = walk.of(call, "input"), call.shape()
+    x = walk.of(call, "input")
     last = len(x.shape) - 1
     event = walk.event(call, _COMBINED, x)
-    if x.varied and last not in x.varied:
-        event = walk.event(call, "its input already carries channels along another axis")
-        for axis in (0, 1):
-            walk.atoms.pin(walk.axis(weight, axis, "output"), event)
-        if walk.parameter(call, "bias") is not None:
-            walk.atoms.pin(walk.of(call, "bias").ids, event)
-        return Label(x.ids, out_shape, event)
-    walk.bind(weight, 1, walk.collapse(x, last, event), "input", event)
-    outputs = walk.axis(weight, 0, "output")
-    walk.produce(call, outputs, weight)
-    return _with_bias(walk, call, outputs, last, event)
+    walk.bind(call, "weight", 1, x.axes[last], "input", event)
+    outputs = walk.made(call, "weight", 0)
+    walk.produce(call, outputs)
+    return _with_bias(walk, call, x, outputs, last, event)
 
 
-def _with_bias(walk: Propagation, call: Call, outputs: Ids, channel: int, event: int) -> Label:
-    bias = call.node_of("bias")
-    if bias is not None:
-        name = walk.parameter(call, "bias")
-        if name is not None:
-            walk.bind(name, 0, outputs, "vector", event)
-        else:
-            walk.atoms.unify(walk.collapse(walk.label(bias), 0, event), outputs, event)
-    return vector(outputs, call.shape(), channel, event if (outputs == KEPT).any() else -1)
+def _addmm(walk: Propagation, call: Call) -> Label:
+    """``bias + x @ weight`` with weight [in, out], as GPT-2's Conv1D is written."""
+    x, shape = walk.of(call, "mat1"), call.shape()
+    event = walk.event(call, _COMBINED, x)
+    walk.bind(call, "mat2", 0, x.axes[1], "input", event)
+    outputs = walk.made(call, "mat2", 1)
+    walk.produce(call, outputs, "mat2")
+    bias = walk.of(call, "self")
+    if bias.shape and bias.shape[-1] > 1:
+        walk.bind(call, "self", len(bias.shape) - 1, outputs, "vector", event)
+    return x.at(1, outputs, shape[1]).of_shape(shape)
+
+
+def _with_bias(walk: Propagation, call: Call, x: Label, outputs: Ids | None, channel: int, event: int) -> Label:
+    walk.bind(call, "bias", 0, outputs, "vector", event)
+    shape = call.shape()
+    staying = outputs is None or bool((outputs < 0).any())
+    found = x.at(channel, outputs, shape[channel])
+    return Label(found.axes, shape, event if staying else -1)
 
 
 def _conv_groups(call: Call, kept: Kept) -> Edited | None:
@@ -107,8 +137,8 @@ def _conv_groups(call: Call, kept: Kept) -> Edited | None:
     return Edited({"groups": int(channels.sum())})
 
 
-_CONV = Rule(_conv, edit=_conv_groups, weights=("weight",))
-_CONV_TRANSPOSE = Rule(_conv_transpose, edit=_conv_groups, weights=("weight",))
+_CONV = Rule(_conv, edit=_conv_groups)
+_CONV_TRANSPOSE = Rule(_conv_transpose, edit=_conv_groups)
 
 TABLE = {
     "aten.conv1d.default": _CONV,
@@ -120,5 +150,6 @@ TABLE = {
     "aten.conv_transpose1d.default": _CONV_TRANSPOSE,
     "aten.conv_transpose2d.input": _CONV_TRANSPOSE,
     "aten.conv_transpose3d.input": _CONV_TRANSPOSE,
-    "aten.linear.default": Rule(_linear, weights=("weight",)),
+    "aten.linear.default": Rule(_linear),
+    "aten.addmm.default": Rule(_addmm),
 }

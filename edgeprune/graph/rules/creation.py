@@ -16,8 +16,7 @@ def _fixed(walk: Propagation, call: Call) -> Label:
 
 
 def _like(walk: Propagation, call: Call) -> Label:
-    label = walk.of(call, "self")
-    return Label(label.ids, call.shape(), label.event)
+    return walk.of(call, "self").of_shape(call.shape())
 
 
 _FIXED, _LIKE = Rule(_fixed), Rule(_like)
@@ -28,6 +27,7 @@ TABLE = {
     "aten.arange.start_step": _FIXED,
     "aten.empty.memory_format": _FIXED,
     "aten.eye.default": _FIXED,
+    "aten.eye.m": _FIXED,
     "aten.full.default": _FIXED,
     "aten.linspace.default": _FIXED,
     "aten.new_full.default": _FIXED,

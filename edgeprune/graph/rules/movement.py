@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.graph.labels import Label, compact, kept
+from edgeprune.graph.atoms import Ids
+from edgeprune.graph.labels import Label, free
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
 if TYPE_CHECKING:
@@ -49,15 +50,28 @@ def _edit_pieces(call: Call, kept: Kept) -> Edited | None:
     return Edited({"self": source, "split_sizes": sizes, "dim": dim}, op="aten.split_with_sizes.default")
 
 
-def _slice_tensor(walk: Propagation, call: Call) -> Label | list[Label]:
+def _slice_tensor(walk: Propagation, call: Call) -> Label:
     label, shape = walk.of(call, "self"), call.shape()
     dim = call.axis("dim", len(label.shape))
-    if label.ids.shape[dim] == 1:
-        return Label(label.ids, shape, label.event)
-    if int(call["step"]) != 1:
-        return walk.freeze(call, "it is sliced with a step along its channels")
+    if label.axes[dim] is None:
+        return label.of_shape(shape)
+    step = int(call["step"])
+    if step != 1:
+        return _strided(walk, call, label, dim, step)
     start, _ = _bounds(call, label.shape[dim])
     return _slice(label, dim, start, start + shape[dim], shape)
+
+
+def _strided(walk: Propagation, call: Call, label: Label, dim: int, step: int) -> Label:
+    """Every so many channels: those between two of them go together, so that the step stays what it is."""
+    shape, size = call.shape(), label.shape[dim]
+    start, _ = _bounds(call, size)
+    event = walk.event(call, "it is sliced with a step along its channels", label)
+    if size % step or start >= step or shape[dim] != size // step:
+        return walk.keep_whole(label, (dim,), event).of_shape(shape)
+    ids, place = walk.atoms.split(label.axes[dim], (size // step, step))
+    walk.atoms.pin(place, event)
+    return label.at(dim, ids, size // step).of_shape(shape)
 
 
 def _edit_slice(call: Call, kept: Kept) -> Edited | None:
@@ -65,8 +79,8 @@ def _edit_slice(call: Call, kept: Kept) -> Edited | None:
     assert source is not None
     dim = call.axis("dim", len(source.meta["val"].shape))
     mask = kept.mask(source, dim)
-    if mask.all():
-        return None
+    if mask.all() or int(call["step"]) != 1:
+        return _edit_end(call, mask)
     start, stop = _bounds(call, len(mask))
     new_start, new_stop = int(mask[:start].sum()), int(mask[:stop].sum())
     if (new_start, new_stop) == (start, stop):
@@ -75,6 +89,12 @@ def _edit_slice(call: Call, kept: Kept) -> Edited | None:
     if new_start == start and whole:
         return None
     return Edited({"start": new_start, "end": call.arguments["end"] if whole else new_stop})
+
+
+def _edit_end(call: Call, mask: npt.NDArray[np.bool_]) -> Edited | None:
+    """A slice with a step keeps its start, which lies in the first step; its end moves with the channels."""
+    whole = call["end"] is None or int(call["end"]) >= len(mask)
+    return None if mask.all() or whole else Edited({"end": int(mask[: int(call["end"])].sum())})
 
 
 def _narrow(walk: Propagation, call: Call) -> Label:
@@ -95,16 +115,15 @@ def _edit_narrow(call: Call, kept: Kept) -> Edited | None:
 
 
 def _select(walk: Propagation, call: Call) -> Label:
-    """One position of an axis; where that was the only axis with channels, the position itself must stay."""
-    label, shape = walk.of(call, "self"), call.shape()
+    """One position of an axis, which must stay."""
+    label = walk.of(call, "self")
     dim = call.axis("dim", len(label.shape))
-    index = int(call["index"]) % label.shape[dim]
-    ids = np.take(label.full_along(dim), index, axis=dim)
-    if dim in label.varied and ids.size == 1:
-        event = walk.event(call, "it is selected by its position")
-        walk.atoms.pin(ids, event)
-        return kept(shape, event)
-    return Label(ids, shape, label.event)
+    ids = label.axes[dim]
+    event = label.event
+    if ids is not None:
+        event = walk.event(call, "it is selected by its position", label)
+        walk.atoms.pin(ids[[int(call["index"]) % len(ids)]], event)
+    return Label(label.without(dim).axes, call.shape(), event)
 
 
 def _edit_select(call: Call, kept: Kept) -> Edited | None:
@@ -119,67 +138,59 @@ def _edit_select(call: Call, kept: Kept) -> Edited | None:
 def _unbind(walk: Propagation, call: Call) -> list[Label]:
     label, shapes = walk.of(call, "self"), call.shapes()
     dim = call.axis("dim", len(label.shape))
-    event = walk.event(call, "it is one position of an axis that is taken apart")
-    whole = walk.keep_whole(label, (dim,), event) if len(label.varied) == 1 else label
-    ids = whole.full_along(dim)
-    return [Label(np.take(ids, i, axis=dim), shape, whole.event) for i, shape in enumerate(shapes)]
+    event = walk.event(call, "it is one position of an axis that is taken apart", label)
+    whole = walk.keep_whole(label, (dim,), event).without(dim)
+    return [whole.of_shape(shape) for shape in shapes]
 
 
 def _cat(walk: Propagation, call: Call) -> Label:
-    nodes, shape = list(call.tensor_nodes()), call.shape()
-    labels = [walk.label(node) for node in nodes]
-    labels = [label for label in labels if label.shape != (0,)]
-    dim = call.axis("dim", len(shape))
-    if all(label.ids.shape[dim] == 1 for label in labels) and any(label.varied for label in labels):
-        return _joined_elsewhere(walk, call, labels, shape)
-    widths = [max(label.ids.shape[axis] for label in labels) for axis in range(len(shape))]
-    parts = []
-    for label in labels:
-        target = [label.shape[axis] if axis == dim else widths[axis] for axis in range(len(shape))]
-        parts.append(np.broadcast_to(label.ids, target))
-    return compact(np.concatenate(parts, axis=dim), shape, max(label.event for label in labels))
-
-
-def _joined_elsewhere(walk: Propagation, call: Call, labels: Sequence[Label], shape: tuple[int, ...]) -> Label:
-    """Joined along an axis without channels: the channels along the other axes meet."""
-    event = walk.event(call, _JOINED, *labels)
-    ids = labels[0].ids
-    for label in labels[1:]:
-        walk.atoms.unify(ids, label.ids, event)
-        ids = np.minimum(*np.broadcast_arrays(ids, label.ids))
-    return compact(ids, shape, event if (ids < 0).any() else -1)
+    shape = call.shape()
+    labels = [walk.label(node) for node in call.tensor_nodes()]
+    return _joined(walk, call, [label for label in labels if label.shape != (0,)], call.axis("dim", len(shape)), shape)
 
 
 def _stack(walk: Propagation, call: Call) -> Label:
-    labels, shape = [walk.label(node) for node in call.tensor_nodes()], call.shape()
+    shape = call.shape()
     dim = call.axis("dim", len(shape))
-    opened = [
-        Label(np.expand_dims(label.ids, dim), (*label.shape[:dim], 1, *label.shape[dim:]), label.event)
-        for label in labels
-    ]
-    widths = [max(label.ids.shape[axis] for label in opened) for axis in range(len(shape))]
-    parts = [np.broadcast_to(label.ids, [*widths[:dim], 1, *widths[dim + 1 :]]) for label in opened]
-    return compact(np.concatenate(parts, axis=dim), shape, max(label.event for label in labels))
+    labels = [walk.label(node).inserted(dim) for node in call.tensor_nodes()]
+    return _joined(walk, call, labels, dim, shape)
 
 
-def _pad(walk: Propagation, call: Call) -> Label | list[Label]:
+def _joined(walk: Propagation, call: Call, labels: Sequence[Label], dim: int, shape: tuple[int, ...]) -> Label:
+    """Joined along one axis; the channels along the other axes meet."""
+    event = walk.event(call, _JOINED, *labels)
+    axes: list[Ids | None] = []
+    lost = False
+    for axis in range(len(shape)):
+        ids = labels[0].axes[axis]
+        if axis == dim:
+            parts = [label.axis(axis) for label in labels]
+            ids = free(np.concatenate(parts)) if len(parts) > 1 else ids
+        else:
+            for label in labels[1:]:
+                ids = walk.meet(ids, label.axes[axis], event)
+            lost = lost or (ids is None and any(label.axes[axis] is not None for label in labels))
+        axes.append(ids)
+    return Label(tuple(axes), shape, event if lost else max(label.event for label in labels))
+
+
+def _pad(walk: Propagation, call: Call) -> Label:
     """Padding an axis with channels makes new ones, which hold the fill value and can be removed like any other."""
     label, shape = walk.of(call, "self"), call.shape()
-    ids = label.ids
     for axis, (before, after) in _padding(call, len(shape)).items():
-        if ids.shape[axis] == 1 or (before, after) == (0, 0):
+        if label.axes[axis] is None or (before, after) == (0, 0):
             continue
+        reason = ""
         if str(call.arguments.get("mode", "constant")) != "constant":
-            return walk.freeze(call, "its channels are padded with copies")
-        if before < 0 or after < 0:
-            return walk.freeze(call, "its channels are cropped by a negative padding")
-        sides = []
-        for amount in (before, after):
-            side = list(ids.shape)
-            side[axis] = amount
-            sides.append(walk.atoms.fresh(tuple(side)))
-        ids = np.concatenate([sides[0], ids, sides[1]], axis=axis)
-    return Label(ids, shape, label.event)
+            reason = "its channels are padded with copies"
+        elif before < 0 or after < 0:
+            reason = "its channels are cropped by a negative padding"
+        if reason:
+            label = walk.keep_whole(label, (axis,), walk.event(call, reason, label))
+            continue
+        sides = walk.atoms.fresh(before), walk.atoms.fresh(after)
+        label = label.at(axis, np.concatenate([sides[0], label.axis(axis), sides[1]]))
+    return label.of_shape(shape)
 
 
 def _edit_pad(call: Call, kept: Kept) -> Edited | None:
@@ -202,24 +213,49 @@ def _padding(call: Call, rank: int) -> dict[int, tuple[int, int]]:
 
 def _flip(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
-    axes = [int(dim) % len(label.shape) for dim in call["dims"]]
-    return Label(np.flip(label.ids, tuple(axes)), call.shape(), label.event)
+    for dim in call["dims"]:
+        axis = int(dim) % len(label.shape)
+        ids = label.axes[axis]
+        label = label.at(axis, None if ids is None else ids[::-1].copy())
+    return label
 
 
-def _roll(walk: Propagation, call: Call) -> Label | list[Label]:
+def _roll(walk: Propagation, call: Call) -> Label:
     label = walk.of(call, "self")
-    dims, shifts = _list(call["dims"]), _list(call["shifts"])
-    if any(label.ids.shape[int(dim)] > 1 for dim in dims) or (not dims and label.varied):
-        return walk.freeze(call, "its channels are rolled")
-    return Label(label.ids, call.shape(), label.event) if shifts else label
+    dims = [int(dim) % len(label.shape) for dim in _list(call["dims"])] or list(range(len(label.shape)))
+    event = walk.event(call, "its channels are rolled", label)
+    return walk.keep_whole(label, dims, event).of_shape(call.shape())
 
 
 def _repeat(walk: Propagation, call: Call) -> Label:
     label, shape = walk.of(call, "self"), call.shape()
     missing = len(shape) - len(label.shape)
-    ids = label.ids[(None,) * missing]
-    times = [int(count) if ids.shape[axis] > 1 else 1 for axis, count in enumerate(call["repeats"])]
-    return Label(np.tile(ids, times), shape, label.event)
+    axes: list[Ids | None] = [None] * missing
+    for ids, count in zip(label.axes, list(call["repeats"])[missing:], strict=True):
+        axes.append(None if ids is None else np.tile(ids, int(count)))
+    return Label(tuple(axes), shape, label.event)
+
+
+def _repeat_interleave(walk: Propagation, call: Call) -> Label | list[Label]:
+    label, shape = walk.of(call, "self"), call.shape()
+    if call["dim"] is None and len(label.shape) != 1:
+        return walk.freeze(call, "it is repeated without a dimension")
+    dim = int(call["dim"] or 0) % len(label.shape)
+    ids = label.axes[dim]
+    if ids is None:
+        return label.of_shape(shape)
+    # The copies of one channel are a product with it: fewer copies of each are as good as fewer channels.
+    copies = walk.atoms.fresh(int(call["repeats"]))
+    return label.at(dim, walk.atoms.merge([ids, copies], [len(ids), len(copies)]), shape[dim]).of_shape(shape)
+
+
+def _edit_repeat_interleave(call: Call, kept: Kept) -> Edited | None:
+    source = call.node_of("self")
+    assert source is not None
+    dim = int(call["dim"] or 0) % len(source.meta["val"].shape)
+    left, copies = kept.size(source, dim), kept.size(call.node, dim)
+    new = copies // left
+    return None if new == int(call["repeats"]) else Edited({"repeats": new})
 
 
 def _list(value: Any) -> list[Any]:
@@ -233,10 +269,8 @@ def _bounds(call: Call, size: int) -> tuple[int, int]:
 
 
 def _slice(label: Label, dim: int, start: int, stop: int, shape: tuple[int, ...]) -> Label:
-    ids: npt.NDArray[np.int64] = label.ids
-    if ids.shape[dim] > 1:
-        ids = np.take(ids, np.arange(start, stop), axis=dim)
-    return compact(ids, shape, label.event)
+    ids = label.axes[dim]
+    return label.at(dim, None if ids is None else ids[start:stop], shape[dim]).of_shape(shape)
 
 
 TABLE = {
@@ -256,4 +290,5 @@ TABLE = {
     "aten.flip.default": Rule(_flip),
     "aten.roll.default": Rule(_roll),
     "aten.repeat.default": Rule(_repeat),
+    "aten.repeat_interleave.self_int": Rule(_repeat_interleave, edit=_edit_repeat_interleave),
 }

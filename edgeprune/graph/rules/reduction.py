@@ -11,31 +11,49 @@ if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
 
 
-def _reduce(walk: Propagation, call: Call) -> Label:
-    label, shape = walk.of(call, "self"), call.shape()
+def _reduce(walk: Propagation, call: Call) -> Label | list[Label]:
+    label = walk.label(next(call.tensor_nodes()))
     rank = len(label.shape)
     dims = call.arguments.get("dim")
     chosen = list(dims) if isinstance(dims, list | tuple) else [] if dims is None else [dims]
     reduced = {axis % rank for axis in chosen} or set(range(rank))
-    remaining = [axis for axis in label.varied if axis not in reduced]
-    if not remaining:
+    if isinstance(call.node.meta["val"], list | tuple):
+        return [_reduced(call, label, reduced, shape) for shape in call.shapes()]
+    return _reduced(call, label, reduced, call.shape())
+
+
+def _reduced(call: Call, label: Label, reduced: set[int], shape: tuple[int, ...]) -> Label:
+    if not shape:
         return kept(shape)
-    ids = label.ids
-    event = walk.event(call, "it is reduced together with channels that keep their size", label)
-    for axis in label.varied:
-        if axis in reduced:
-            ids = walk.atoms.unify_along(ids, axis, event)
     if not call.arguments.get("keepdim", False):
-        ids = ids.reshape([length for axis, length in enumerate(ids.shape) if axis not in reduced])
-    return Label(ids, shape, label.event)
+        return label.without(*reduced).of_shape(shape)
+    for axis in reduced:
+        label = label.at(axis, None, 1)
+    return label.of_shape(shape)
 
 
 def _softmax(walk: Propagation, call: Call) -> Label:
+    return walk.label(next(call.tensor_nodes())).of_shape(call.shape())
+
+
+def _by_position(walk: Propagation, call: Call) -> Label | list[Label]:
+    """Positions along one axis are told apart (a running sum, an index, an order): all of that axis stays."""
     label = walk.label(next(call.tensor_nodes()))
-    return Label(label.ids, call.shape(), label.event)
+    rank = len(label.shape)
+    dim = call.arguments.get("dim")
+    axes = tuple(range(rank)) if dim is None else (int(call["dim"]) % max(rank, 1),)
+    event = walk.event(call, f"{call.op} tells its positions apart", label)
+    label = walk.keep_whole(label, axes if rank else (), event)
+
+    def shaped(shape: tuple[int, ...]) -> Label:
+        return label.of_shape(shape) if len(shape) == rank else label.without(*axes).of_shape(shape)
+
+    if isinstance(call.node.meta["val"], list | tuple):
+        return [shaped(shape) for shape in call.shapes()]
+    return shaped(call.shape())
 
 
-_REDUCE, _SOFTMAX = Rule(_reduce), Rule(_softmax)
+_REDUCE, _SOFTMAX, _BY_POSITION = Rule(_reduce), Rule(_softmax), Rule(_by_position)
 
 TABLE = {
     "aten.amax.default": _REDUCE,
@@ -44,8 +62,30 @@ TABLE = {
     "aten.mean.dim": _REDUCE,
     "aten.sum.default": _REDUCE,
     "aten.sum.dim_IntList": _REDUCE,
+    "aten.std.correction": _REDUCE,
+    "aten.std.dim": _REDUCE,
+    "aten.var.correction": _REDUCE,
+    "aten.var.dim": _REDUCE,
+    "aten.std_mean.correction": _REDUCE,
+    "aten.var_mean.correction": _REDUCE,
+    "aten.logsumexp.default": _REDUCE,
+    "aten.norm.ScalarOpt_dim": _REDUCE,
+    "aten.prod.dim_int": _REDUCE,
+    "aten.any.dim": _REDUCE,
+    "aten.all.dim": _REDUCE,
+    "aten.linalg_vector_norm.default": _REDUCE,
     "aten._log_softmax.default": _SOFTMAX,
     "aten._softmax.default": _SOFTMAX,
     "aten.log_softmax.int": _SOFTMAX,
     "aten.softmax.int": _SOFTMAX,
+    "aten.cumsum.default": _BY_POSITION,
+    "aten.diff.default": _BY_POSITION,
+    "aten.cumprod.default": _BY_POSITION,
+    "aten.argsort.default": _BY_POSITION,
+    "aten.argmax.default": _BY_POSITION,
+    "aten.argmin.default": _BY_POSITION,
+    "aten.max.dim": _BY_POSITION,
+    "aten.min.dim": _BY_POSITION,
+    "aten.sort.default": _BY_POSITION,
+    "aten.topk.default": _BY_POSITION,
 }

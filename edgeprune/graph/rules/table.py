@@ -6,18 +6,35 @@ To add an operation: one function and one row in a family's file, one row in ``t
 from __future__ import annotations
 
 from edgeprune.graph.rules import (
+    attention,
     contraction,
     creation,
     elementwise,
+    equations,
+    lookup,
     movement,
     normalization,
+    recurrent,
     reduction,
     shaping,
     spatial,
 )
 from edgeprune.graph.rules._base import Rule
 
-FAMILIES = (contraction, creation, elementwise, movement, normalization, reduction, shaping, spatial)
+FAMILIES = (
+    attention,
+    contraction,
+    creation,
+    elementwise,
+    equations,
+    lookup,
+    movement,
+    normalization,
+    recurrent,
+    reduction,
+    shaping,
+    spatial,
+)
 
 
 def rule_for(op: str) -> Rule | None:

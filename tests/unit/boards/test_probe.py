@@ -11,13 +11,16 @@ import os
 import platform
 import struct
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeprune.backends.onnxruntime.backend import OnnxRuntime
 from edgeprune.boards.board import Board
+from edgeprune.boards.local import LocalTransport
 from edgeprune.spec import Fingerprint
 
 ProbeTree = Callable[..., Fingerprint]
@@ -154,6 +157,33 @@ def test_this_machine_is_told_as_its_own_files_tell_it(board: Board) -> None:
         assert set(found.isa) <= set(flags)
         assert {"sse2", "avx2", "avx512f"} & set(flags) <= set(found.isa)
         assert ("hypervisor" in flags) == any("virtual machine" in sentence for sentence in found.disturbances)
+
+
+def test_a_python_of_the_system_s_package_manager_is_mended_by_a_virtual_environment(tmp_path: Path) -> None:
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    managed = tmp_path / "home" / "lib" / stdlib.name
+    managed.mkdir(parents=True)
+    for entry in stdlib.iterdir():
+        if entry.name not in ("site-packages", "EXTERNALLY-MANAGED"):
+            (managed / entry.name).symlink_to(entry)
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONHOME={tmp_path / "home"} exec {Path(sys.executable).resolve()} "$@"\n')
+    python.chmod(0o755)
+
+    def command() -> str:
+        with Board(LocalTransport(), name="board", python=str(python), root=str(tmp_path / "root")) as board:
+            (lacking,) = OnnxRuntime().requirements(board.probe())
+        assert not lacking.met
+        assert lacking.hint is not None
+        return lacking.hint
+
+    free = command()
+    assert "-m pip install 'onnxruntime>=" in free
+    assert "venv" not in free
+    (managed / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
+    mending = command()
+    assert "-m venv ~/.edgeprune-venv && ~/.edgeprune-venv/bin/python -m pip install 'onnxruntime>=" in mending
+    assert "edgeprune device add NAME --ssh ... --replace --python '~/.edgeprune-venv/bin/python'" in mending
 
 
 def test_the_runtime_of_the_board_s_python_is_told_with_version_and_library_hash(board: Board) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.cli.record import FILE_NAME, staged
+from edgeprune.cli.record import FILE_NAME, deployment_record, staged
 
 
 def run(out: Path, text: str) -> None:
@@ -35,3 +35,12 @@ def test_a_run_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert (out / "plan.json").read_text() == "first"
     assert (out / "report.html").is_file()
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_each_board_has_a_record_of_its_own_deployment(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    boards = ("local", "bench", "pi@10.0.0.7:22", "a/b")
+    records = [deployment_record(artifact, board) for board in boards]
+    assert records[1] == tmp_path / "artifact.bench.deployment.json"
+    assert len(set(records)) == len(boards)
+    assert all(record.parent == tmp_path for record in records)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edgeprune.deployment import state
+
 INPUT = ("--input", "image=1x3x16x16:float32")
 MODEL_FILE = """
 import torch
@@ -125,10 +127,12 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     assert (folder / "tables" / "table.json").is_file()
     assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
 
+    written = {Path(file["path"]).name for file in pruned["files"]}
+    assert written == {path.name for path in (folder / "pruned").iterdir()}
     assert pruned["predicted_ms"] <= pruned["budget_ms"]
     assert pruned["parameters_after"] < pruned["parameters_before"]
     assert pruned["check_max_abs"] < 1e-4
-    assert set(pruned["metrics_after"]) == {"main"}
+    assert set(pruned["metrics_after"]) == {"metric"}
     plan = json.loads((folder / "pruned" / "plan.json").read_text())
     assert "first" not in {name for name, group in plan["groups"].items() if len(group["kept"]) < group["size"]}
 
@@ -145,21 +149,35 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     second = succeed(edgeprune("deploy", "pruned/artifact", "--reference", "pruned/dense", "--rounds", "3", "--json"))
     assert second["ratio"] < 1.0
     assert second["previous"] == first["release"]
-    assert succeed(edgeprune("status", "--json"))["current"]["folder"] == second["release"]
+    assert second["next"] == "edgeprune report pruned"
+    running = succeed(edgeprune("status", "--json"))
+    assert running["current"]["folder"] == second["release"]
+    assert running["next"] is None, "whoever follows the printed commands must not undo the deployment"
+    assert running["rollback"] == "edgeprune rollback --board local"
+    assert "to go back to it: edgeprune rollback --board local" in edgeprune("status").stdout
 
-    (folder / "pruned" / "dense.deployment.json").touch()  # the newest, but not of this plan
+    (folder / "pruned" / "dense.local.deployment.json").touch()  # the newest, but not of this plan
     report = succeed(edgeprune("report", "pruned", "--out", "page.html", "--json"))
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert report["deployment"] == "pruned/artifact.deployment.json"
+    assert report["deployments"] == {"local": "pruned/artifact.local.deployment.json"}
     assert second["release"] in page
     assert pruned["plan_hash"] in page
     assert "predicted from a table measured on local" in page, "prune was not given a board"
     assert "between engines that ran interleaved" not in page
 
+    gated = edgeprune(
+        *("deploy", "pruned/artifact", "--reference", "pruned/dense", "--rounds", "3", "--latency", "100%"),
+        *("--tolerance", "0.5"),
+    )
+    assert gated.returncode == 0, gated.stderr
+    assert "% for 100% of dense; up to 150.0% passes (--tolerance 0.5)" in gated.stdout
+    record = json.loads((folder / "pruned" / "artifact.local.deployment.json").read_text())
+    assert (record["budget"], record["tolerance"]) == ("100% of dense", 0.5)
+
     back = succeed(edgeprune("rollback", "--json"))
     assert back["current"]["folder"] == first["release"]
 
-    record = folder / "pruned" / "dense.deployment.json"
+    record = folder / "pruned" / "dense.local.deployment.json"
     record.unlink()
     record.mkdir()
     unkept = edgeprune("deploy", "pruned/dense", "--rounds", "3")
@@ -172,6 +190,8 @@ def test_without_a_task_it_says_that_accuracy_was_not_measured(edgeprune: Run, t
     result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "75%", "--out", "free")
     assert result.returncode == 0, result.stderr
     assert "Accuracy was not measured" in result.stdout
+    assert "no --weights: the model is taken with the weights that its factory gives it" in result.stdout
+    assert "interval of the prediction" in result.stdout
     assert "next: edgeprune compile free" in result.stdout
 
 
@@ -219,6 +239,50 @@ def test_boards_that_are_unknown_or_away_say_so(edgeprune: Run) -> None:
     fail(edgeprune("device", "add", "bench", "--ssh", "a@b", "--type", "toaster"), 2, "device type", "toaster")
     listed = succeed(edgeprune("device", "list", "--json"))
     assert listed["boards"] == {}, "a board that was refused is not kept"
+
+
+def test_a_board_that_is_away_is_told_from_memory_with_the_exit_code_of_one(
+    edgeprune: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_STATE", str(folder / "state"))
+    board = "ssh://nobody@127.0.0.1:1?root=/remembered"
+    release = {"folder": "0" * 16, "state": "current", "name": "net", "created": "2026", "size_bytes": 1}
+    state.remember(board, {"current": "0" * 16, "previous": None, "confirmed": True, "releases": [release]})
+    away = edgeprune("status", "--board", board, "--json")
+    assert away.returncode == 3
+    assert away.stderr == ""
+    assert json.loads(away.stdout)["online"] is False
+    assert json.loads(away.stdout)["current"]["name"] == "net"
+
+
+def test_this_machine_is_shown_as_a_board(edgeprune: Run, folder: Path) -> None:
+    shown = succeed(edgeprune("device", "show", "local", "--json"))
+    assert (shown["name"], shown["python"], shown["root"]) == ("local", sys.executable, str(folder / "board"))
+    assert shown["next"] == "edgeprune device probe local"
+
+
+def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
+    fail(edgeprune("compile", "prunde"), 2, "there is no folder 'prunde'", "edgeprune prune", "package.module:factory")
+
+
+def test_what_is_written_wrong_comes_with_what_to_write(edgeprune: Run, folder: Path) -> None:
+    compiling = ("compile", "net.py:build", "--out", "wrong")
+    fail(edgeprune(*compiling, "--input", "1x3x16x16"), 2, "Try: --input x=1x3x16x16, with the input's name")
+    fail(edgeprune(*compiling, "--input", "image=1x3x16x16:flot32"), 2, "Try: --input image=1x3x16x16:float32")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "net.safetensors").touch()
+    fail(edgeprune(*compiling, *INPUT, "--weights", "nett.safetensors"), 2, "Try: weights/net.safetensors")
+    fail(edgeprune("compile", "models/net.py:build", *INPUT), 2, "there is no ", "Try: net.py")
+    fail(edgeprune("compile", "elsewhere.py:build", *INPUT), 2, f"Try: a path from {folder}")
+    wrong_key = ("device", "add", "bench", "--ssh", "a@b", "--host-key", "SHA256:abc")
+    fail(edgeprune(*wrong_key), 2, "43 characters after SHA256:", "ssh-keygen -lf")
+    assert "\\" not in edgeprune(*wrong_key).stderr
+    assert "[A-Za-z" not in edgeprune(*wrong_key).stderr
+
+
+def test_explain_counts_units_and_axes_in_words(edgeprune: Run) -> None:
+    told = edgeprune("explain", "net.py:build", *INPUT).stdout
+    assert "first: 32 channels, cut along 3 axes of weights" in told, told
 
 
 def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:

@@ -95,6 +95,16 @@ def test_current_holds_the_engine_and_what_its_users_must_know(running):
     assert model["inputs"][0]["shape"] == [1, 3, 12, 12]
 
 
+def test_a_refused_release_is_told_from_the_others(artifacts, running):
+    with pytest.raises(LatencyGateError):
+        quick(artifacts[1], budget_ms=1e-6)
+    found = status("local")
+    assert {release.folder: release.state for release in found.releases} == {
+        artifacts[0].release: "current",
+        artifacts[1].release: "refused",
+    }
+
+
 def test_former_release_is_kept_and_rollback_puts_it_back(artifacts, running):
     root = running
     done = quick(artifacts[1])

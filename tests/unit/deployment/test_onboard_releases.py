@@ -344,3 +344,37 @@ def test_verbs_that_write_respect_the_lock_of_another_run(board):
         holder.stdin.close()
         holder.stdout.close()
     assert board.call("activate", folder=two)["changed"] is True
+
+
+def test_status_tells_releases_that_ran_from_those_that_never_did(board):
+    one, two = board.release("one"), board.release("two")
+    three = board.release("three")
+    refused = board.call("stage", **board.blobs("too slow"))["folder"]
+    assert board.call("refuse", folder=refused, reason="too slow") == {"refused": refused}
+    interrupted = board.call("stage", **board.blobs("interrupted"))["folder"]
+
+    def states():
+        return {release["folder"]: release["state"] for release in board.call("status")["releases"]}
+
+    assert states() == {
+        one: "former",
+        two: "previous",
+        three: "current",
+        refused: "refused",
+        interrupted: "incomplete",
+    }
+    board.call("rollback")
+    assert states()[two] == "current"
+    assert states()[three] == "rolled back"
+    board.call("activate", folder=refused)
+    assert states()[refused] == "current", "it passed the next time"
+
+
+def test_a_second_rollback_says_the_way_forward(board):
+    board.release("one")
+    board.release("two")
+    board.call("rollback")
+    again = board.call("rollback")
+    assert again["error"] == "DeployError"
+    assert "only the release before the current one" in again["hint"]
+    assert "edgeprune deploy" in again["hint"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprune.graph.atoms import KEPT, Atoms
-from edgeprune.graph.labels import Label, compact, reshape
+from edgeprune.graph.labels import Label, reshape
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19))), st.lists(st.integers(0, 19)))
@@ -58,25 +60,79 @@ def _views(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[in
 
 
 @settings(max_examples=200)
-@given(_views())
-def test_a_reshaped_label_is_the_label_of_the_reshaped_tensor(
-    case: tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]],
+@given(_views(), st.integers(0, 2**31))
+def test_what_is_left_of_a_view_is_the_view_of_what_is_left(
+    case: tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]], seed: int
 ) -> None:
+    """Remove any units: the positions that stay before the view are those that stay after it, and both are rectangular."""
     before, varied, after = case
-    compacted = tuple(size if vary else 1 for size, vary in zip(before, varied, strict=True))
-    ids = np.arange(int(np.prod(compacted))).reshape(compacted)
-    found = reshape(Label(ids, before), after)
+    atoms = Atoms()
+    label = Label(
+        tuple(atoms.fresh(size) if vary and size > 1 else None for size, vary in zip(before, varied, strict=True)),
+        before,
+    )
+    found = reshape(label, after, atoms)
     assert found.shape == after
-    full = np.broadcast_to(ids, before).reshape(after)
-    assert np.array_equal(np.broadcast_to(found.ids, after), full)
+    classes = atoms.solve()
+    random = np.random.default_rng(seed)
+    gone = {int(index) for index in range(len(classes.event_of_class)) if random.random() < 0.3}
+
+    def left(one: Label) -> list[np.ndarray]:
+        return [
+            np.array([not gone & set(column) for column in classes.units_of(one.axis(axis)).T.tolist()])
+            for axis in range(len(one.shape))
+        ]
+
+    masks = [functools.reduce(np.multiply.outer, left(one)) for one in (label, found)]
+    assert np.array_equal(masks[0].ravel(), masks[1].ravel())
 
 
-def test_a_label_is_written_out_only_where_axes_are_mixed() -> None:
-    label = Label(np.arange(64).reshape(1, 64, 1, 1), (8, 64, 56, 56))
-    assert reshape(label, (8, 4, 16, 56 * 56)).ids.shape == (1, 4, 16, 1)
-    assert reshape(label, (8, 64 * 56, 56)).ids.shape == (1, 64 * 56, 1)
+def test_a_split_axis_is_a_product_of_its_parts_and_comes_back_when_merged() -> None:
+    atoms = Atoms()
+    channels = atoms.fresh(12)
+    label = Label((None, channels), (5, 12))
+    heads = reshape(label, (5, 3, 4), atoms)
+    assert heads.varied == (1, 2)
+    classes = atoms.solve()
+    assert (classes.units_of(channels) >= 0).sum(axis=0).tolist() == [2] * 12
+    assert np.array_equal(classes.of(reshape(heads, (5, 12), atoms).axis(1)), classes.of(channels))
 
 
-def test_compact_drops_constant_axes() -> None:
-    ids = np.array([[1, 2], [1, 2], [1, 2]])
-    assert compact(ids, (3, 2)).ids.tolist() == [[1, 2]]
+def test_two_ways_to_split_one_axis_agree_on_what_both_allow() -> None:
+    atoms = Atoms()
+    channels = atoms.fresh(24)
+    coarse, fine = atoms.split(channels, (2, 12)), atoms.split(channels, (4, 6))
+    classes = atoms.solve()
+    parts = [classes.of(part) for part in (*coarse, *fine) if part is not None]
+    assert [len(np.unique(part)) for part in parts] == [2, 6, 2, 6]
+    assert parts[2].tolist() == [parts[0][0]] * 2 + [parts[0][1]] * 2
+    assert parts[1].tolist() == [*parts[3], *parts[3]]
+
+
+def test_an_axis_with_one_varied_factor_is_no_product() -> None:
+    atoms = Atoms()
+    channels = atoms.fresh(3)
+    flat = atoms.merge([channels, None], [3, 2])
+    assert flat is not None
+    assert flat.tolist() == np.repeat(channels, 2).tolist()
+    assert atoms.split(flat, (3, 2))[1] is None
+    assert not atoms.products
+
+
+def test_a_position_that_stays_keeps_all_of_its_factors() -> None:
+    atoms = Atoms()
+    channels = atoms.fresh(6)
+    rows, columns = atoms.split(channels, (2, 3))
+    assert rows is not None
+    assert columns is not None
+    atoms.pin(channels[[4]], atoms.event("for the test", "test"))
+    classes = atoms.solve()
+    assert classes.of(rows)[1] == KEPT
+    assert classes.of(columns)[1] == KEPT
+    assert classes.of(rows)[0] != KEPT
+    # Of the second row only the columns are left to remove, so its positions are the columns.
+    assert classes.of(channels)[[3, 5]].tolist() == classes.of(columns)[[0, 2]].tolist()
+
+
+def test_an_axis_that_stays_is_no_axis_with_atoms() -> None:
+    assert Label((None,), (3,)).at(0, np.array([KEPT, KEPT, KEPT])).varied == ()

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -90,14 +91,15 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert result.metrics_before == evaluate(case.model, case.task)
     assert result.metrics_after == evaluate(result.module, case.task)
     # How deep 60 % of the latency cuts is the machine's to say; tuning must bring back most of what the cut took.
-    cut = result.recovery[0].before["main"]
-    assert result.metrics_after["main"] > max(0.5, (cut + result.metrics_before["main"]) / 2)
+    cut = result.recovery[0].before["accuracy"]
+    assert result.metrics_after["accuracy"] > max(0.5, (cut + result.metrics_before["accuracy"]) / 2)
     assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
     assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
     # The board has the last word.
     measured = result.rounds[0].measured
     assert measured.board == case.board.name
-    assert result.measured_ms == measured.pruned_ms > 0
+    assert measured.pruned_ms > 0
+    assert result.measured_ms == measured.ratio * result.dense_ms, "on the scale of the budget, not of the day"
     assert measured.ratio_low <= measured.ratio <= measured.ratio_high
     assert measured.ratio < 0.9
     assert result.budget_met == (measured.ratio <= 0.6)
@@ -124,6 +126,18 @@ def test_the_dense_latency_is_predicted_where_the_table_holds_another_model_only
     result = prune(case.model, case.example, "60%", predictor=without_networks(case), kernel_graph=case.kernel_graph)
     assert not result.dense_measured
     assert result.budget_ms == pytest.approx(0.6 * result.dense_predicted_ms)
+
+
+def test_an_input_that_was_not_profiled_is_said_to_be_extrapolated(case):
+    larger = torch.zeros(1, 1, 12, 12)
+    result = prune(case.model, larger, "60%", predictor=case.predictor)
+    (note,) = [note for note in result.notes if "latency table" in note]
+    unknown, kernels, share = map(int, re.match(r"(\d+) of (\d+) kernels of the dense model \((\d+)% ", note).groups())
+    assert 0 < unknown <= kernels
+    assert 0 < share <= 100
+    assert "profile this model with this input" in note
+    profiled = prune(case.model, case.example, "60%", predictor=case.predictor, kernel_graph=case.kernel_graph)
+    assert not [note for note in profiled.notes if "latency table" in note]
 
 
 def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_the_two(case):
@@ -281,7 +295,7 @@ def test_a_margin_that_is_no_share_is_refused(case):
 def test_a_task_that_cannot_be_used_is_refused_before_anything_else(case):
     broken = dataclasses.replace(case.task.objectives[0], metric=lambda outputs, targets: float("nan"))
     told = []
-    with pytest.raises(TaskError, match="metric of objective 'main' must be finite, found nan"):
+    with pytest.raises(TaskError, match="metric of objective 'accuracy' must be finite, found nan"):
         pruned(case, "50%", task=Task((broken,)), progress=lambda *step: told.append(step))
     assert told == []
 

@@ -92,6 +92,6 @@ def test_it_recovers_accuracy_that_wrong_statistics_cost(task, small_net):
             module.running_var.mul_(4)
     told = []
     record = reestimate_batch_norm(model, task.objectives[0].train, task=task, progress=lambda *step: told.append(step))
-    assert record.before["main"] < 0.6
-    assert record.after["main"] > record.before["main"] + 0.2
+    assert record.before["accuracy"] < 0.6
+    assert record.after["accuracy"] > record.before["accuracy"] + 0.2
     assert told[-1] == ("re-estimating batch norm", 20, 20)

@@ -26,7 +26,9 @@ def test_a_metric_is_averaged_over_samples_not_batches():
         train=data(), validation=data(), loss=nn.MSELoss(), metric=mean_absolute_error, higher_is_better=False
     )
     values = torch.arange(7.0)
-    assert evaluate(nn.Identity(), task)["main"] == pytest.approx(float((values - values**2).abs().mean()))
+    assert evaluate(nn.Identity(), task)["mean_absolute_error"] == pytest.approx(
+        float((values - values**2).abs().mean())
+    )
 
 
 def test_a_pooled_metric_sees_all_batches_at_once():
@@ -37,7 +39,7 @@ def test_a_pooled_metric_sees_all_batches_at_once():
         return largest(outputs, targets)
 
     task = Task.single(train=data(), validation=data(), loss=nn.MSELoss(), metric=metric, pooled=True)
-    assert evaluate(nn.Identity(), task)["main"] == 6.0 - 36.0
+    assert evaluate(nn.Identity(), task)["metric"] == 6.0 - 36.0
     assert seen == [((7, 1), (7, 1))]
 
 
@@ -51,7 +53,7 @@ def test_pooled_outputs_may_be_structured():
         return float((outputs["twice"] - 2 * outputs["pair"][0]).abs().max() + targets.shape[0])
 
     task = Task.single(train=data(), validation=data(), loss=nn.MSELoss(), metric=metric, pooled=True)
-    assert evaluate(Heads(), task)["main"] == 7.0
+    assert evaluate(Heads(), task)["metric"] == 7.0
 
 
 def test_every_objective_is_reported_on_its_own_data():
@@ -70,7 +72,7 @@ def test_the_split_and_the_number_of_batches_can_be_chosen():
     task = Task.single(
         train=data(8), validation=data(4), loss=nn.MSELoss(), metric=lambda outputs, _: float(outputs.sum())
     )
-    assert evaluate(nn.Identity(), task, split="train", batches=1)["main"] == 0 + 1 + 2 + 3
+    assert evaluate(nn.Identity(), task, split="train", batches=1)["metric"] == 0 + 1 + 2 + 3
 
 
 def test_evaluation_changes_nothing():
@@ -83,9 +85,9 @@ def test_evaluation_changes_nothing():
 
 
 def test_an_empty_loader_and_a_nan_metric_are_refused():
-    with pytest.raises(TaskError, match="validation data of objective 'main' must yield at least one batch"):
+    with pytest.raises(TaskError, match="validation data of objective 'largest' must yield at least one batch"):
         evaluate(nn.Identity(), Task.single(train=data(), validation=[], loss=nn.MSELoss(), metric=largest))
-    with pytest.raises(TaskError, match="metric of objective 'main' must be finite, found nan"):
+    with pytest.raises(TaskError, match="metric of objective 'metric' must be finite, found nan"):
         evaluate(
             nn.Identity(),
             Task.single(train=data(), validation=data(), loss=nn.MSELoss(), metric=lambda outputs, _: float("nan")),

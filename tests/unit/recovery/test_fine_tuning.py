@@ -32,8 +32,8 @@ def test_digits_are_learned(task, small_net, optimizer):
         optimizer=optimizer,
         progress=lambda *step: told.append(step),
     )
-    assert record.before["main"] < 0.3
-    assert record.after["main"] > 0.8
+    assert record.before["accuracy"] < 0.3
+    assert record.after["accuracy"] > 0.8
     assert record.after == evaluate(model, task)
     assert len(record.details["epochs"]) == 3
     assert record.details["kept_epoch"] == 3
@@ -81,7 +81,7 @@ def interrupted_at(step, model, task):
 def test_an_interrupt_leaves_the_last_finished_epoch(task, small_net):
     early, late = interrupted_at(21, small_net(), task), interrupted_at(39, small_net(), task)
     assert equal(weights(early), weights(late))
-    assert evaluate(late, task)["main"] > 0.4
+    assert evaluate(late, task)["accuracy"] > 0.4
     assert late.training
     assert all(parameter.grad is None for parameter in late.parameters())
     assert equal(weights(interrupted_at(19, small_net(), task)), weights(small_net()))
@@ -96,7 +96,7 @@ def test_the_best_epoch_is_kept_only_when_asked(task, small_net):
     best = fine_tune(
         kept, task, epochs=1, lr=3.0, optimizer="sgd", max_gradient_norm=None, momentum=0.0, select_best=True
     )
-    assert last.after["main"] < last.before["main"]
+    assert last.after["accuracy"] < last.before["accuracy"]
     assert best.after == best.before
     assert best.details["kept_epoch"] == 0
     assert equal(weights(kept), weights(start))
@@ -110,7 +110,7 @@ def test_a_teacher_alone_teaches(task, small_net):
             nn.init.kaiming_normal_(parameter, generator=torch.Generator().manual_seed(3))
     before = weights(teacher)
     record = fine_tune(student, task, epochs=3, lr=1e-2, teacher=teacher, distillation_weight=1.0)
-    assert record.after["main"] > 0.75
+    assert record.after["accuracy"] > 0.75
     assert equal(before, weights(teacher))
     assert teacher.training
 
@@ -128,7 +128,7 @@ def test_several_objectives_are_trained_together(digits, task, small_net):
         weight=0.5,
     )
     record = fine_tune(small_net(), Task((task.objectives[0], odd)), epochs=2, lr=5e-3)
-    assert set(record.after) == {"main", "odd"}
+    assert set(record.after) == {"accuracy", "odd"}
     assert record.after["odd"] > record.before["odd"]
     assert record.details["steps"] == 40
 
@@ -160,7 +160,7 @@ def test_a_loss_that_becomes_nan_is_refused_and_the_weights_are_kept(task, small
         loss=loss,
         metric=task.objectives[0].metric,
     )
-    with pytest.raises(TaskError, match="loss of objective 'main' must be finite, found nan"):
+    with pytest.raises(TaskError, match="loss of objective 'accuracy' must be finite, found nan"):
         fine_tune(model, broken, epochs=1)
     assert equal(before, weights(model))
 
@@ -169,7 +169,7 @@ def test_an_empty_loader_is_refused(task, small_net):
     empty = Task.single(
         train=[], validation=task.objectives[0].validation, loss=nn.CrossEntropyLoss(), metric=task.objectives[0].metric
     )
-    with pytest.raises(TaskError, match="train data of objective 'main' must yield at least one batch"):
+    with pytest.raises(TaskError, match="train data of objective 'accuracy' must yield at least one batch"):
         fine_tune(small_net(), empty)
 
 

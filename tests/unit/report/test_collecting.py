@@ -11,11 +11,12 @@ import torch
 import edgeprune
 from edgeprune.errors import ConfigError
 from edgeprune.latency.predictor import Predictor
+from edgeprune.loop.result import LatencyCheck
 from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.report import collecting, stored
 from edgeprune.report.data import Card, ReportData
 from edgeprune.report.page import render
-from edgeprune.report.pruning import with_deployment
+from edgeprune.report.pruning import from_result, with_deployment
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
@@ -46,7 +47,9 @@ class _Net(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return edgeprune.fit(edgeprune.LatencyTable.load(TABLE))
+    table = edgeprune.LatencyTable.load(TABLE)
+    header = {name: value for name, value in table.header.items() if name != "schema"}
+    return edgeprune.fit(edgeprune.LatencyTable.from_rows({**header, "board": "bench"}, table.rows))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,11 @@ def test_held_out_predictions_are_those_of_the_error_table(predictor: Predictor)
 
 
 def test_conditions_become_flat_text_with_before_first() -> None:
-    told = {"after": {"load": 1.23456, "cores": [0, 1]}, "before": {"governor": None}, "clock": "steady"}
+    told = {
+        "after": {"load": 1.23456, "cores": [0, 1]},
+        "before": {"governor": None, "context": {"wall_s": 15712.3}},
+        "clock": "steady",
+    }
     assert list(collecting.flat_conditions(told).items()) == [
         ("before: governor", "not told"),
         ("after: load", "1.235"),
@@ -167,6 +174,41 @@ def test_a_deployment_is_added_to_the_cards_and_hashes() -> None:
         "release": "dd",
     }
     more = with_deployment(data, deployment)
-    assert [card.title for card in more.cards] == ["latency", "deployed to bench", "parity on the board"]
-    assert "50.0% of 2.400 ms" in more.cards[1].detail
-    assert more.hashes == {"plan": "aa", "artifact": "cc", "release": "dd"}
+    assert [card.title for card in more.cards] == ["latency", "deployed to bench", "parity on bench"]
+    assert (more.cards[1].value, more.cards[1].detail) == ("1.200 ms", "as timed; 50.0% of dense, interleaved")
+    scaled = with_deployment(replace(data, dense_ms=2.0), deployment).cards[1]
+    assert (scaled.value, scaled.detail) == (
+        "1.000 ms",
+        "50.0% of dense, interleaved; as timed there 2.400 → 1.200 ms",
+    )
+    assert more.hashes == {"plan": "aa", "artifact on bench": "cc", "release on bench": "dd"}
+    gated = with_deployment(data, {**deployment, "budget": "1.2 ms", "tolerance": 0.05}).cards[1]
+    assert gated.detail.endswith("; budget 1.2 ms, +5% tolerated")
+    both = with_deployment(more, {**deployment, "board": "other", "release": "ee"})
+    assert {"deployed to bench", "deployed to other"} < {card.title for card in both.cards}
+    assert (both.hashes["release on bench"], both.hashes["release on other"]) == ("dd", "ee")
+
+
+def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph, predictor: Predictor) -> None:
+    torch.manual_seed(0)
+    model = _Net().eval()
+    inputs = torch.randn(1, 3, 32, 32)
+    result = edgeprune.prune(model, inputs, "70%", None, predictor, kernel_graph=kernel_graph)
+    # The board was a tenth slower in the comparison than it was while profiling.
+    slow = 1.1 * result.dense_ms
+    check = LatencyCheck("bench", dense_ms=slow, pruned_ms=0.6 * slow, ratio=0.6, ratio_low=0.59, ratio_high=0.61)
+    measured_ms = 0.6 * result.dense_ms
+    result = replace(
+        result, measured_ms=measured_ms, budget_met=True, rounds=(replace(result.rounds[-1], measured=check),)
+    )
+    data = from_result(result, kernel_graph, predictor, title="t", budget="70%", parameters_before=1)
+    latency, predicted = data.cards[:2]
+    assert data.cards[-2].title == "parameters"
+    assert latency.value == f"{result.dense_ms:.3f} → {measured_ms:.3f} ms"
+    assert f"as timed in the comparison {slow:.3f} → {0.6 * slow:.3f} ms" in latency.detail
+    assert f"{result.predicted_ms / measured_ms - 1:+.1%} of measured" in predicted.detail
+    assert [row.latency_ms for row in data.candidates] == [result.dense_ms, measured_ms]
+    deployment = {"board": "bench", "measured_ms": 0.6 * slow, "dense_ms": slow, "ratio": 0.6, "release": "r"}
+    deployed = with_deployment(data, {**deployment, "parity": {"max_abs": 0.0}, "artifact": "a"})
+    assert deployed.cards[-2].value == f"{measured_ms:.3f} ms"
+    assert f"{measured_ms:.3f}" in render(data)

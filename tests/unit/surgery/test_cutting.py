@@ -260,7 +260,7 @@ def test_a_crafted_plan_cannot_import_modules(
     uniform_plan(trace(model, X), 0.5).save(tmp_path / "plan.json")
     spec = json.dumps([1, {"type": "imported_by_a_plan.Nest", "context": "null", "children_spec": []}])
     plan = _craft(tmp_path / "plan.json", lambda values: values["program"].update(out_spec=spec))
-    with pytest.raises(PlanError, match=r"must be tuples, lists and dicts of tensors, found imported_by_a_plan\.Nest"):
+    with pytest.raises(PlanError, match=r"classes with named fields, found imported_by_a_plan\.Nest"):
         apply(model, plan)
     assert "imported_by_a_plan" not in sys.modules
 

@@ -19,7 +19,14 @@ def loader(count=12, batch_size=4):
 
 
 def single(**changes):
-    parts = {"train": loader(), "validation": loader(), "loss": nn.CrossEntropyLoss(), "metric": accuracy, **changes}
+    parts = {
+        "train": loader(),
+        "validation": loader(),
+        "loss": nn.CrossEntropyLoss(),
+        "metric": accuracy,
+        "name": "main",
+        **changes,
+    }
     return Task.single(**parts)
 
 
@@ -113,6 +120,56 @@ def test_inputs_may_be_a_tensor_a_sequence_or_a_dict():
     assert torch.equal(call(TwoInputs(), [first, second]), first - 2 * second)
     assert torch.equal(call(TwoInputs(), {"second": second, "first": first}), first - 2 * second)
     assert torch.equal(call(nn.Identity(), first), first)
+
+
+def test_the_metric_gives_its_name_to_a_task_of_one_objective():
+    assert single(name=None).objectives[0].name == "accuracy"
+    assert single(name=None, metric=lambda outputs, targets: 0.0).objectives[0].name == "metric"
+    assert single(name="top-1").objectives[0].name == "top-1"
+
+
+def misspelled(outputs, targets):
+    return accuarcy(outputs, targets)  # noqa: F821
+
+
+class BrokenLoader:
+    def __iter__(self):
+        yield (torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))
+        raise OSError("disk gone")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"metric": misspelled},
+            r"metric of objective 'main' must run without errors, it raised NameError: .*accuarcy.* \(\S*test_task.py:\d+\)\.",
+        ),
+        (
+            {"loss": lambda outputs, targets: nn.functional.mse_loss(outputs, targets)},
+            r"loss of objective 'main' must run without errors, it raised RuntimeError: .* \(\S*test_task.py:\d+\)\.",
+        ),
+        (
+            {"train": [(torch.zeros(4, 7), torch.zeros(4, dtype=torch.long))]},
+            r"the model on a batch of the task, 4x7 float32, must run without errors, it raised RuntimeError: ",
+        ),
+    ],
+)
+def test_what_the_users_code_raises_is_told_with_its_line(changes, message):
+    with pytest.raises(TaskError, match=message) as caught:
+        validate(single(**changes), nn.Linear(5, 3))
+    assert caught.value.__cause__ is not None
+    assert "Try" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_loader_that_fails_later_is_named_too():
+    read = objective_batches(single(train=BrokenLoader()).objectives[0], "train", torch.device("cpu"))
+    next(read)
+    with pytest.raises(
+        TaskError, match=r"train data of objective 'main' .* OSError: disk gone \(\S*test_task.py:\d+\)"
+    ):
+        next(read)
 
 
 @pytest.mark.parametrize(

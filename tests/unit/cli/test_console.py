@@ -1,0 +1,67 @@
+"""What a long step says: a line now and then where there is no terminal, nothing with ``--json``."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from edgeprune.cli.console import PLAIN_EVERY_S, Output, Progress, report_error
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_without_a_terminal_a_long_step_says_now_and_then_how_far_it_is() -> None:
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress("train", say=said.append, clock=clock)
+    for second in range(100):
+        clock.now_s = float(second)
+        progress.share(second, 200)
+    assert said == ["  train, 15%", "  train, 30%", "  train, 45%"]
+    clock.now_s += PLAIN_EVERY_S
+    progress.counted(3, 4, 75.0, "kernels")
+    clock.now_s += PLAIN_EVERY_S
+    progress.told("compile", "exporting")
+    assert said[3:] == ["  train: kernels, 75%, about 1:15 left", "  train: exporting"]
+    progress.said("going on: 3 measurements kept")
+    assert said[-1] == "going on: 3 measurements kept"
+
+
+def test_on_a_terminal_the_bar_shows_it_and_sentences_stay_above() -> None:
+    screen = io.StringIO()
+    with Bar(console=Console(file=screen, force_terminal=True, width=100, highlight=False)) as bar:
+        progress = Progress("profile", bar, say=lambda line: bar.console.print(line, markup=False))
+        progress.said("going on: 3 measurements kept")
+        progress.counted(1, 4, 9.0, "timing")
+        (task,) = bar.tasks
+        assert (task.description, task.completed, task.total) == ("profile: timing", 1, 4)
+        assert task.fields["left"] == "about 0:09 left"
+        progress.share(2, 4)
+        assert (task.description, task.completed) == ("profile: timing", 2)
+    assert "going on: 3 measurements kept" in screen.getvalue()
+
+
+def test_with_json_a_step_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output(json_mode=True).step("train") as progress:
+        progress.said("going on")
+        progress.share(1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_hint_follows_a_whole_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for message in ("it must fit, found another", "it must fit, found another.", "what did you mean?"):
+        report_error("E", message, hint="this", exit_code=2, json_mode=False)
+    assert capsys.readouterr().err.splitlines() == [
+        "error: it must fit, found another. Try: this",
+        "error: it must fit, found another. Try: this",
+        "error: what did you mean? Try: this",
+    ]

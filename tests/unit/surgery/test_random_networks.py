@@ -1,0 +1,46 @@
+"""Random networks, cut at random: the cut model equals the masked one, shapes are as predicted, plans survive files."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgeprune.graph.tracing import trace
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.plan import PruningPlan, make_plan
+
+X = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_networks_cut_equals_masked(
+    random_nets: ModuleType, compare: Any, tmp_path: Path, examples: int
+) -> None:
+    removing: list[bool] = []
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(random_nets.networks(), st.integers(0, 1 << 16))
+    def compared(steps: Any, seed: int) -> None:
+        torch.manual_seed(seed)
+        dice = random.Random(seed)
+        graph = trace(random_nets.RandomNet(*steps).double(), X)
+        kept = {g.name: sorted(dice.sample(range(g.size), dice.randint(1, g.size))) for g in graph.groups}
+        plan = make_plan(graph, kept, allow_empty=True)
+        assert compare(graph, plan) < 1e-9
+        shapes = graph.shapes(plan.widths())
+        pruned = apply(graph.model, plan)
+        for name, tensor in [*pruned.named_parameters(), *pruned.named_buffers()]:
+            assert shapes[name] == tuple(tensor.shape), name
+        plan.save(tmp_path / "plan.json")
+        assert PruningPlan.load(tmp_path / "plan.json").hash == plan.hash
+        removing.append(bool(plan.kept))
+
+    compared()
+    assert sum(removing) > 0.8 * len(removing)
