@@ -45,13 +45,18 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row], str]:
             f"there must be a latency table at {path}, found no such file.", hint="edgeprune profile"
         )
     try:
-        with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+        # All on this thread: where a worker of Arrow's gives up its hold on a Python file while the interpreter ends, the
+        # process aborts (https://github.com/apache/arrow/issues/34314).
+        with (
+            path.open("rb") as stream,
+            pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as file,
+        ):
             schema = file.schema_arrow
             metadata = dict(schema.metadata or {})
             if HEADER_KEY in metadata:
                 _check_columns(schema, path)
                 header = json.loads(metadata[HEADER_KEY])
-                rows = file.read().to_pylist()
+                rows = file.read(use_threads=False).to_pylist()
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
         if isinstance(error, TableFormatError):
             raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +313,28 @@ def test_a_flipped_bit_is_refused_or_harmless(
     damaged.write_bytes(content)
     outcome = _loaded_or_message(damaged)
     assert outcome == table or "damaged.parquet" in str(outcome)
+
+
+_THREADS = """
+import os, sys
+import pyarrow.parquet
+from edgeprune import LatencyTable
+before = len(os.listdir("/proc/self/task"))
+LatencyTable.load(sys.argv[1]).save(sys.argv[2])
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_tables_are_read_and_written_without_threads_of_arrow(
+    tmp_path: Path, saved: tuple[LatencyTable, bytes]
+) -> None:
+    """Such a thread that still holds the file when the interpreter ends aborts the process, now and then."""
+    path = tmp_path / "table.parquet"
+    path.write_bytes(saved[1])
+    command = [sys.executable, "-c", _THREADS, str(path), str(tmp_path / "again.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 def test_a_failed_save_leaves_the_former_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
