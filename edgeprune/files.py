@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what identifies their content."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+_BLOCK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -39,6 +43,21 @@ def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with replacing(path, mode=mode) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file, or of its first `size` bytes; read in pieces, so that a large file needs no memory.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    left = sys.maxsize if size is None else size
+    with path.open("rb") as reader:
+        while left > 0 and (block := reader.read(min(left, _BLOCK_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from edgeprune.errors import (
     RemoteTimeoutError,
     TransferError,
 )
+from edgeprune.files import sha256_of
 from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
@@ -268,7 +268,7 @@ class Board:
             with _temporary(content) as path:
                 return self.push(path, progress=progress)
         size = content.stat().st_size
-        sha256 = _sha256(content)
+        sha256 = sha256_of(content)
         state = self.call("store", {"action": "missing", "blobs": {sha256: size}})
         if not state["missing"]:
             if progress is not None:
@@ -404,14 +404,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return f"user {os.getuid()}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

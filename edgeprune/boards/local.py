@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import BoardFullError, CommandError, RemoteTimeoutError, TransferError
+from edgeprune.files import sha256_of
 
 _CHUNK_BYTES = 1 << 20
 _POLL_S = 0.05
@@ -279,7 +280,7 @@ def _place(source: Path, target: Path, progress: Progress | None) -> None:
     with _exclusive(partial) as writer:
         try:
             wanted = _copy(source, writer, size, progress)
-            if _sha256(partial) != wanted:
+            if sha256_of(partial) != wanted:
                 raise TransferError(f"the copy at {target} must equal {source}, found other content.")
             partial.chmod(0o644)
             partial.replace(target)
@@ -331,14 +332,6 @@ def _copy(source: Path, writer: BinaryIO, total: int, progress: Progress | None)
     writer.truncate(done)
     writer.flush()
     os.fsync(writer.fileno())
-    return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
     return digest.hexdigest()
 
 

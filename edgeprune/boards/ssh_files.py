@@ -5,7 +5,6 @@ The commands that a copy needs (hash, free space) go through the transport's own
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
@@ -23,6 +22,7 @@ from edgeprune.boards.ssh_connection import Connection
 from edgeprune.boards.ssh_route import one_line
 from edgeprune.boards.transport import CommandResult, Progress
 from edgeprune.errors import BoardFullError, ConnectError, RemoteError, TransferError
+from edgeprune.files import sha256_of
 
 Run = Callable[[Sequence[str], float], CommandResult]
 """Runs a command on the board within so many seconds."""
@@ -201,7 +201,7 @@ class FileCopier:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
-        if left <= size and (left == 0 or self._remote_hash(partial, left) in (_prefix_hash(local, left), None)):
+        if left <= size and (left == 0 or self._remote_hash(partial, left) in (sha256_of(local, left), None)):
             return left
         self._remove(sftp, partial)
         return None
@@ -382,15 +382,6 @@ def _block(sftp: Any, number: int) -> bytes:
 def _local_hash(local: Path) -> tuple[int, str]:
     try:
         size = local.stat().st_size
-        return size, _prefix_hash(local, size)
+        return size, sha256_of(local, size)
     except OSError as error:
         raise TransferError(f"{local} must be a file that can be read, found: {error.strerror}.") from error
-
-
-def _prefix_hash(local: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    with local.open("rb") as reader:
-        while size > 0 and (block := reader.read(min(size, 1 << 20))):
-            digest.update(block)
-            size -= len(block)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from edgeprune.files import write_text
 from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
-    from edgeprune.deployment.deploying import Deployment
+    from edgeprune.deployment.result import Deployment
 
 _log = logging.getLogger("edgeprune.cli.deploy")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry, Manifest
 from edgeprune.errors import ConfigError, ManifestError
+from edgeprune.files import sha256_of
 
 GOLDEN_NAME = "golden.npz"
 MODEL_NAME = "model.json"
@@ -96,13 +96,7 @@ class Artifact:
 
 def describe_file(path: Path) -> FileEntry:
     """Hash and size of a file."""
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileEntry(sha256=digest.hexdigest(), size_bytes=size)
+    return FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +20,7 @@ from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact, describe_file
 from edgeprune.deployment.gates import Latency
 from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry
+from edgeprune.deployment.result import Deployment
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
 from edgeprune.errors import (
     ConfigError,
@@ -46,45 +46,6 @@ Progress = Callable[[str, int, int, str], None]
 _Result = TypeVar("_Result")
 
 _log = logging.getLogger("edgeprune.deployment.deploying")
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """A deployment that went through.
-
-    Attributes:
-        board: The board's name.
-        artifact: The artifact's id.
-        release: Folder of the release on the board.
-        previous: Folder of the release that ran before and is kept, or None.
-        changed: False when the board ran this release already.
-        parity: What the parity check on the board found.
-        measured_ms: Median latency on the board, milliseconds.
-        dense_ms: Median of the dense engine in the same rounds; None without a reference.
-        ratio: Release over dense, interleaved; None without a reference.
-        ratio_low: Lower end of its 95 % confidence interval.
-        ratio_high: Upper end.
-        latency_ms: What the budget was held against, milliseconds.
-        conditions: State of the board before and after the measurement.
-        bytes_sent: Bytes of files that the board did not have.
-        seconds: How long it all took.
-    """
-
-    board: str
-    artifact: str
-    release: str
-    previous: str | None
-    changed: bool
-    parity: Parity
-    measured_ms: float
-    dense_ms: float | None
-    ratio: float | None
-    ratio_low: float | None
-    ratio_high: float | None
-    latency_ms: float
-    conditions: Mapping[str, Any]
-    bytes_sent: int
-    seconds: float
 
 
 def deploy(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -20,7 +21,6 @@ from edgeprune.graph.products import KEPT, Definitions, Ids, Product
 __all__ = ["KEPT", "Atoms", "Classes", "Event", "Ids", "Product"]
 
 _NONE = np.iinfo(np.int64).max
-_MOST_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,10 @@ class Classes:
         count = len(self.event_of_class)
         pinned = np.append(self.event_of_class >= 0, False)
         parts = np.vstack([self.parts, np.full((1, self.parts.shape[1]), KEPT, dtype=np.int64)])
-        is_product = np.append(self.parts[:, 0] != np.arange(count), False)
+        is_product = np.append(~_alone(self.parts), False)
         table = _distinct(np.where(pinned[parts], KEPT, parts))
-        # Each round opens one level of products of products.
-        for _ in range(_MOST_LEVELS):
-            if not is_product[table].any():
-                break
+        # Each round opens one level of products of products; `solve` leaves none that consists of itself.
+        while is_product[table].any():
             table = _distinct(np.where(pinned[opened := parts[table].reshape(count + 1, -1)], KEPT, opened))
         return table
 
@@ -192,9 +190,12 @@ class Atoms:
         while True:
             classes = self._components()
             known = len(self._pairs), len(self._pins)
-            definitions = self._defined(classes)
+            parts = self._defined(classes).parts()
             if (len(self._pairs), len(self._pins)) == known:
-                return Classes(classes.of_atom, classes.event_of_class, definitions.parts())
+                circular = _circular(parts)
+                if not len(circular):
+                    return Classes(classes.of_atom, classes.event_of_class, parts)
+                self.pin(_first_atoms(classes)[circular], self._across)
 
     def _defined(self, classes: Classes) -> Definitions:
         """Products in terms of classes; what they say of classes beyond that is collected."""
@@ -236,6 +237,22 @@ class Atoms:
 
 def _contents(axes: Sequence[Ids | None]) -> tuple[bytes | None, ...]:
     return tuple(None if ids is None else ids.tobytes() for ids in axes)
+
+
+def _alone(parts: Ids) -> npt.NDArray[np.bool_]:
+    """Classes that are no product: their row holds themselves and nothing else."""
+    result: npt.NDArray[np.bool_] = (parts[:, 0] == np.arange(len(parts))) & (parts[:, 1:] < 0).all(axis=1)
+    return result
+
+
+def _circular(parts: Ids) -> Ids:
+    """Classes that are products of themselves, by way of their parts or at once: no such thing can go alone."""
+    known = np.append(_alone(parts), True)
+    while True:
+        more = known[parts].all(axis=1)
+        if (more <= known[:-1]).all():
+            return np.flatnonzero(~known[:-1])
+        known[:-1] |= more
 
 
 def _distinct(rows: Ids) -> Ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -131,6 +131,23 @@ class Propagation:
         self.atoms.unify(one, other, event)
         return free(np.where(other < 0, KEPT, one))
 
+    def together(self, labels: Sequence[Label], shape: tuple[int, ...], event: int) -> Label:
+        """Labels of tensors that are broadcast against each other: axes that face each other go together.
+
+        A tensor of length 1 along an axis says nothing about the others' channels there.
+        """
+        axes: list[Ids | None] = []
+        lost = False
+        for axis, size in enumerate(shape):
+            places = [(label, axis - len(shape) + len(label.shape)) for label in labels]
+            facing = [label.axes[own] for label, own in places if own >= 0 and (label.shape[own] > 1 or size == 1)]
+            ids = facing[0] if facing else None
+            for other in facing[1:]:
+                ids = self.meet(ids, other, event)
+            axes.append(ids)
+            lost = lost or (ids is None and any(other is not None for other in facing))
+        return Label(tuple(axes), shape, event if lost else max(label.event for label in labels))
+
     def event(self, call: Call, reason: str, *labels: Label) -> int:
         """An event at this operation, or the earlier one that already explains why one of the labels stays."""
         known = [label.event for label in labels if label.event >= 0]
@@ -161,17 +178,14 @@ class Propagation:
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""
         event = self.atoms.event(reason, call.op, call.source)
-        widest = 0
+        sizes = [
+            label.shape[axis] for node in call.tensor_nodes() for label in self._all_of(node) for axis in label.varied
+        ]
         for node in call.tensor_nodes():
-            name = self.parameters.get(node.name)
-            found = self.labels.get(node.name) if name is None else self._parameter_label(name)
-            for label in found if isinstance(found, list) else [found]:
-                if label is not None:
-                    widest = max([widest, *(label.shape[axis] for axis in label.varied)])
             self._pin_node(node, event)
         # What carries no channels (a mask, positions) loses nothing.
-        if widest:
-            self.frozen_calls.append((call, event, widest))
+        if sizes:
+            self.frozen_calls.append((call, event, max(sizes)))
         if isinstance(call.node.meta["val"], list | tuple):
             return [kept(shape, event) for shape in call.shapes()]
         return kept(call.shape(), event)
@@ -222,16 +236,15 @@ class Propagation:
     def _has_label(self, node: Node) -> bool:
         return node.name in self.parameters or isinstance(self.labels.get(node.name), Label)
 
-    def _pin_node(self, node: Node, event: int) -> None:
+    def _all_of(self, node: Node) -> list[Label]:
+        """Labels of all tensors that a node holds."""
         name = self.parameters.get(node.name)
-        if name is not None:
-            for axis in range(len(self.parameter_shapes[name]) if name not in self.indices else 0):
-                self.atoms.pin(self.axis(name, axis, "vector"), event)
-            return
-        found = self.labels.get(node.name)
-        for label in found if isinstance(found, list) else [found]:
-            for ids in label.axes if label is not None else ():
-                self.atoms.pin(ids, event)
+        found = self.labels.get(node.name) if name is None else self._parameter_label(name)
+        return found if isinstance(found, list) else [] if found is None else [found]
+
+    def _pin_node(self, node: Node, event: int) -> None:
+        for label in self._all_of(node):
+            self.keep_whole(label, range(len(label.axes)), event)
 
     def _pin_outputs(self, node: Node) -> None:
         event = self.atoms.event("an output of the model keeps its size", "output")

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.files import sha256_of
+
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
 
@@ -20,13 +22,7 @@ SMALL_BYTES = 1 << 20
 
 def content_hash(engine: bytes | Path) -> str:
     """SHA-256 of an engine file or its bytes."""
-    if isinstance(engine, bytes):
-        return hashlib.sha256(engine).hexdigest()
-    digest = hashlib.sha256()
-    with engine.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(engine).hexdigest() if isinstance(engine, bytes) else sha256_of(engine)
 
 
 def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collection[str]) -> dict[str, Entry]:

@@ -22,7 +22,7 @@ import edgeprune
 from edgeprune.allocation.uniform import closest_uniform
 from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
-from edgeprune.deployment.deploying import Deployment
+from edgeprune.deployment.result import Deployment
 from edgeprune.errors import ConfigError, TableFormatError
 from edgeprune.files import write_text
 from edgeprune.graph.channel_graph import ChannelGraph

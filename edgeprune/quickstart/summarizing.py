@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from edgeprune.deployment.deploying import Deployment
+from edgeprune.deployment.result import Deployment
 from edgeprune.latency.predictor import Predictor
 from edgeprune.loop.result import LatencyCheck, Result
 from edgeprune.lowering.kernel_graph import KernelGraph

@@ -17,6 +17,13 @@ from edgeprune.errors import SurgeryError
 Tensor = torch.Tensor
 
 
+def along(values: Tensor, axis: int, rank: int) -> Tensor:
+    """A vector as a tensor of so many axes that lies along one of them."""
+    view = [1] * rank
+    view[axis] = -1
+    return values.reshape(view)
+
+
 def gone_along(x: Tensor, dim: int) -> Tensor:
     """True per position of one axis where every value is NaN."""
     return x.isnan().movedim(dim, 0).reshape(x.shape[dim], -1).all(dim=1)
@@ -180,9 +187,7 @@ def sampled(x: Tensor, grid: Tensor, mode: int, padding: int, corners: bool) -> 
 
 
 def _marked_along(found: Tensor, axis: int, gone: Tensor) -> Tensor:
-    view = [1] * found.ndim
-    view[axis] = -1
-    return found.masked_fill(gone.reshape(view), float("nan")) if found.is_floating_point() else found
+    return found.masked_fill(along(gone, axis, found.ndim), math.nan) if found.is_floating_point() else found
 
 
 def _inside(x: Tensor, dim: int) -> Tensor:
@@ -195,9 +200,7 @@ def _inside(x: Tensor, dim: int) -> Tensor:
 def _emptied(x: Tensor, dim: int, gone: Tensor) -> Tensor:
     """Zero at removed positions of one axis; what was removed along another axis stays marked."""
     elsewhere = x.isnan().all(dim=dim, keepdim=True)
-    view = [1] * x.ndim
-    view[dim] = -1
-    return x.masked_fill(gone.reshape(view) & ~elsewhere, 0.0)
+    return x.masked_fill(along(gone, dim, x.ndim) & ~elsewhere, 0.0)
 
 
 def attention(

@@ -105,7 +105,7 @@ class MaskedProgram(Interpreter):
         for position, argument in enumerate(n.args):
             args[position] = self._with_marks(argument, args[position])
         if op in _MEANS:
-            dims = named_dims(n, args)
+            dims = _named_dims(n, args)
             args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
         if op in _MATMULS:
             return masked_math.matmul(args[0], args[1])
@@ -123,7 +123,8 @@ class MaskedProgram(Interpreter):
         if not isinstance(argument, Node):
             return value
         for axis, indices in self._kept.get(argument.name, {}).items():
-            value = value.masked_fill(_along(_gone(value.shape[axis], indices), axis, value.ndim), float("nan"))
+            gone = _gone(value.shape[axis], indices)
+            value = value.masked_fill(masked_math.along(gone, axis, value.ndim), float("nan"))
         return value
 
     def _normalize(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -167,10 +168,10 @@ class MaskedProgram(Interpreter):
             index = int(forgotten.nonzero()[0])
             name = self._target_of.get(weight_node.name, weight_node.name)
             raise SurgeryError(f"{name} must not read units that the plan removes, found input channel {index}.")
-        args[0] = x.masked_fill(_along(removed_in, channel, x.ndim).to(x.device) & ~elsewhere, 0.0)
+        args[0] = x.masked_fill(masked_math.along(removed_in, channel, x.ndim).to(x.device) & ~elsewhere, 0.0)
         out = node.target(*args, **kwargs)  # type: ignore[operator]
         channel = out.ndim - 1 if op == "aten.linear" else out.ndim - weight.ndim + 1
-        return out.masked_fill(_along(removed_out, channel, out.ndim), float("nan"))
+        return out.masked_fill(masked_math.along(removed_out, channel, out.ndim), float("nan"))
 
 
 def _groups(node: Node, op: str, args: list[Any], kwargs: dict[str, Any]) -> int:
@@ -198,23 +199,14 @@ def _removed(gone: list[torch.Tensor], groups: int, transposed: bool) -> tuple[t
     """
     first, second = gone
     if transposed:
-        return first, _spread(first, len(second)) if groups > 1 and len(first) == groups else second.repeat(groups)
+        depthwise = groups > 1 and len(first) == groups
+        return first, first.repeat_interleave(len(second)) if depthwise else second.repeat(groups)
     if groups > 1 and len(second) == 1:
         return first.reshape(groups, -1).all(dim=1), first
     return second.repeat(groups), first
 
 
-def _spread(gone: torch.Tensor, each: int) -> torch.Tensor:
-    return gone.repeat_interleave(each)
-
-
-def _along(mask: torch.Tensor, axis: int, rank: int) -> torch.Tensor:
-    view = [1] * rank
-    view[axis] = -1
-    return mask.reshape(view)
-
-
-def named_dims(node: Node, args: list[Any]) -> list[int]:
+def _named_dims(node: Node, args: list[Any]) -> list[int]:
     """The axes that a reduction names; none means all."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     dims = args[names.index("dim")] if "dim" in names and names.index("dim") < len(args) else node.kwargs.get("dim")

@@ -111,6 +111,21 @@ class Kept:
         """Positions that stay along an axis."""
         return int(self.mask(node, axis).sum())
 
+    def parts(self, node: Node, axis: int, count: int) -> int:
+        """Of so many equal parts of an axis, those with a position that stays."""
+        return int(self.mask(node, axis).reshape(count, -1).any(axis=1).sum())
+
+
+def edit_groups(argument: str) -> Callable[[Call, Kept], Edited | None]:
+    """The edit of an operation that works on groups of the channels along axis 1: as many as have a channel left."""
+
+    def edit(call: Call, kept: Kept) -> Edited | None:
+        source = next(call.tensor_nodes())
+        left = kept.parts(source, 1, int(call[argument]))
+        return None if left == int(call[argument]) else Edited({argument: left})
+
+    return edit
+
 
 def named_arguments(node: Node) -> dict[str, Any]:
     """All arguments of an ATen call by the names of its schema, defaults filled in."""

@@ -28,37 +28,21 @@ def _matmul(walk: Propagation, call: Call) -> Label:
     rows = len(one.shape) > 1
     columns = len(other.shape) > 1
     contracted = walk.meet(one.axes[-1], other.axes[-2 if columns else 0], event)
-    batch = _batch(walk, one, other, 2 if rows else 1, 2 if columns else 1, event)
-    axes = [*batch, *([one.axes[-2]] if rows else []), *([other.axes[-1]] if columns else [])]
+    leading = _leading(one, 1 + rows), _leading(other, 1 + columns)
+    batch = walk.together(leading, shape[: len(shape) - rows - columns], event).axes
+    free = [*([one.axes[-2]] if rows else []), *([other.axes[-1]] if columns else [])]
     if any(ids is not None for ids in batch):
         for ids in batch:
             walk.mark(ids, "head")
-        for ids in (contracted, one.axes[-2] if rows else None, other.axes[-1] if columns else None):
+        for ids in (contracted, *free):
             walk.mark(ids, "head dimension")
-    if call.op == "aten.baddbmm.default":
-        added = walk.of(call, "self")
-        for axis, ids in enumerate(axes):
-            own = axis - len(axes) + len(added.shape)
-            if own >= 0 and added.shape[own] > 1:
-                axes[axis] = walk.meet(ids, added.axes[own], event)
-    return Label(tuple(axes), shape, event if contracted is None else max(one.event, other.event))
+    found = Label((*batch, *free), shape, event if contracted is None else max(one.event, other.event))
+    return walk.together([found, walk.of(call, "self")], shape, event) if call.op == "aten.baddbmm.default" else found
 
 
-def _batch(walk: Propagation, one: Label, other: Label, skip: int, skip_other: int, event: int) -> list[Ids | None]:
-    """The leading axes of two tensors, broadcast against each other."""
-    lead, lead_other = len(one.shape) - skip, len(other.shape) - skip_other
-    count = max(lead, lead_other)
-    axes: list[Ids | None] = []
-    for axis in range(count):
-        places = [(label, axis - count + lead) for label, lead in ((one, lead), (other, lead_other))]
-        present = [(label, own) for label, own in places if own >= 0]
-        size = max(label.shape[own] for label, own in present)
-        found = [label.axes[own] for label, own in present if label.shape[own] == size]
-        ids = found[0]
-        for more in found[1:]:
-            ids = walk.meet(ids, more, event)
-        axes.append(ids)
-    return axes
+def _leading(label: Label, last: int) -> Label:
+    """A label without its last axes."""
+    return label.without(*range(len(label.shape) - last, len(label.shape)))
 
 
 def _attention(walk: Propagation, call: Call) -> Label | list[Label]:
@@ -88,11 +72,9 @@ def _attention(walk: Propagation, call: Call) -> Label | list[Label]:
     mask = call.node_of("attn_mask")
     if mask is not None:
         label = walk.label(mask)
-        for axis in range(len(label.shape)):
-            at = axis - len(label.shape) + rank
-            if at < rank - 2 and label.shape[axis] > 1:
-                batch[at] = walk.meet(batch[at], label.axes[axis], event)
         walk.keep_whole(label, range(max(len(label.shape) - 2, 0), len(label.shape)), event)
+        scores = Label(tuple(batch), query.shape[: rank - 2])
+        batch = list(walk.together([scores, _leading(label, min(2, len(label.shape)))], scores.shape, event).axes)
     walk.mark(dimension, "head dimension")
     walk.mark(value.axes[-1], "head dimension")
     return Label((*batch, None, value.axes[-1]), call.shape(), event if dimension is None else -1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgeprune.graph.atoms import Ids
 from edgeprune.graph.labels import Label
 from edgeprune.graph.rules._base import Call, Rule
 
@@ -20,21 +19,8 @@ def _unary(walk: Propagation, call: Call) -> Label:
 
 
 def _merge(walk: Propagation, call: Call) -> Label:
-    """Axis by axis under broadcasting: a tensor of length 1 along an axis says nothing about the others' channels."""
-    shape = call.shape()
     labels = [walk.label(node) for node in call.tensor_nodes()]
-    event = walk.event(call, _COMBINED, *labels)
-    axes: list[Ids | None] = []
-    lost = False
-    for axis, size in enumerate(shape):
-        places = [(label, axis - len(shape) + len(label.shape)) for label in labels]
-        meeting = [label.axes[own] for label, own in places if own >= 0 and (label.shape[own] > 1 or size == 1)]
-        ids = meeting[0] if meeting else None
-        for other in meeting[1:]:
-            ids = walk.meet(ids, other, event)
-        axes.append(ids)
-        lost = lost or (ids is None and any(other is not None for other in meeting))
-    return Label(tuple(axes), shape, event if lost else max(label.event for label in labels))
+    return walk.together(labels, call.shape(), walk.event(call, _COMBINED, *labels))
 
 
 def _prelu(walk: Propagation, call: Call) -> Label:

@@ -88,8 +88,9 @@ def _bilinear(walk: Propagation, call: Call) -> Label:
     outputs = walk.made(call, "weight", 0)
     walk.produce(call, outputs)
     walk.bind(call, "bias", 0, outputs, "vector", event)
-    lead = [walk.meet(a, b, event) for a, b in zip(one.axes[:-1], other.axes[:-1], strict=True)]
-    return Label((*lead, outputs), call.shape())
+    shape, last = call.shape(), len(one.shape) - 1
+    lead = walk.together([one.without(last), other.without(last)], shape[:-1], event)
+    return Label((*lead.axes, outputs), shape, lead.event)
 
 
 TABLE = {

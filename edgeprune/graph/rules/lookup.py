@@ -15,7 +15,7 @@ _READ = "it is read by computed positions"
 
 
 def _pick(walk: Propagation, call: Call) -> Label | list[Label]:
-    """``index_select`` and ``gather``-like reads by computed positions: all of the axis that is read stays."""
+    """``index_select``: all of the axis that is read stays."""
     label, shape = walk.of(call, "self"), call.shape()
     dim = call.axis("dim", len(label.shape))
     event = walk.event(call, _READ, label)
@@ -27,13 +27,10 @@ def _index(walk: Propagation, call: Call) -> Label | list[Label]:
     label, shape = walk.of(call, "self"), call.shape()
     indices = call.arguments["indices"]
     read = [axis for axis, index in enumerate(indices) if index is not None]
-    if any(label.shape and getattr(index, "meta", {}).get("val") is None for index in indices if index is not None):
-        return walk.freeze(call, "it is indexed by something that is not a tensor")
-    event = walk.event(call, _READ, label)
-    label = walk.keep_whole(label, read, event)
-    rank = max(len(indices[axis].meta["val"].shape) for axis in read)
-    if any(indices[axis].meta["val"].dtype.is_floating_point or _is_mask(indices[axis]) for axis in read):
+    if any(_is_mask(indices[axis]) for axis in read):
         return walk.freeze(call, "it is indexed by a mask")
+    label = walk.keep_whole(label, read, walk.event(call, _READ, label))
+    rank = max(len(indices[axis].meta["val"].shape) for axis in read)
     # Index tensors side by side put their axes in the place of the first; else they come first.
     together = read == list(range(read[0], read[-1] + 1))
     left = label.without(*read)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.graph.atoms import Ids
-from edgeprune.graph.labels import Label, free
+from edgeprune.graph.labels import Label
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
 if TYPE_CHECKING:
@@ -159,19 +159,9 @@ def _stack(walk: Propagation, call: Call) -> Label:
 def _joined(walk: Propagation, call: Call, labels: Sequence[Label], dim: int, shape: tuple[int, ...]) -> Label:
     """Joined along one axis; the channels along the other axes meet."""
     event = walk.event(call, _JOINED, *labels)
-    axes: list[Ids | None] = []
-    lost = False
-    for axis in range(len(shape)):
-        ids = labels[0].axes[axis]
-        if axis == dim:
-            parts = [label.axis(axis) for label in labels]
-            ids = free(np.concatenate(parts)) if len(parts) > 1 else ids
-        else:
-            for label in labels[1:]:
-                ids = walk.meet(ids, label.axes[axis], event)
-            lost = lost or (ids is None and any(label.axes[axis] is not None for label in labels))
-        axes.append(ids)
-    return Label(tuple(axes), shape, event if lost else max(label.event for label in labels))
+    ids = np.concatenate([label.axis(dim) for label in labels])
+    others = [label.at(dim, None, 1) for label in labels]
+    return walk.together(others, (*shape[:dim], 1, *shape[dim + 1 :]), event).at(dim, ids, shape[dim])
 
 
 def _pad(walk: Propagation, call: Call) -> Label:

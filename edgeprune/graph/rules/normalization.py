@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeprune.graph.labels import Label
-from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
+from edgeprune.graph.rules._base import Call, Edited, Kept, Rule, edit_groups
 
 if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
@@ -55,14 +55,6 @@ def _group_norm(walk: Propagation, call: Call) -> Label:
     return x.of_shape(call.shape())
 
 
-def _edit_num_groups(call: Call, kept: Kept) -> Edited | None:
-    source = call.node_of("input")
-    assert source is not None
-    groups = int(call["num_groups"])
-    left = int(kept.mask(source, 1).reshape(groups, -1).any(axis=1).sum())
-    return None if left == groups else Edited({"num_groups": left})
-
-
 def _weight_norm(walk: Propagation, call: Call) -> Label:
     """``v * g / norm of v``, the norm over all axes but one; `g` has length 1 along the others."""
     v, rank = walk.of(call, "v"), len(call.shape())
@@ -77,5 +69,5 @@ TABLE = {
     "aten.instance_norm.default": Rule(_per_channel),
     "aten.layer_norm.default": Rule(_over_last, edit=_edit_normalized_shape),
     "aten.rms_norm.default": Rule(_over_last, edit=_edit_normalized_shape),
-    "aten.group_norm.default": Rule(_group_norm, edit=_edit_num_groups),
+    "aten.group_norm.default": Rule(_group_norm, edit=edit_groups("num_groups")),
 }

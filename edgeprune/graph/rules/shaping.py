@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from edgeprune.graph.atoms import Ids
 from edgeprune.graph.labels import Label, reshape
-from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
+from edgeprune.graph.rules._base import Call, Edited, Kept, Rule, edit_groups
 
 if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
@@ -173,15 +173,6 @@ def _channel_shuffle(walk: Propagation, call: Call) -> Label:
     return reshape(opened.permuted([0, 2, 1, *range(3, len(shape) + 1)]), shape, walk.atoms)
 
 
-def _edit_shuffle(call: Call, kept: Kept) -> Edited | None:
-    """As many shuffled groups as have a channel left."""
-    source = call.node_of("self")
-    assert source is not None
-    groups = int(call["groups"])
-    left = int(kept.mask(source, 1).reshape(groups, -1).any(axis=1).sum())
-    return None if left == groups else Edited({"groups": left})
-
-
 def _axes(value: Any) -> list[int]:
     return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]
 
@@ -215,5 +206,5 @@ TABLE = {
     "aten.expand_as.default": Rule(_expand_as),
     "aten.pixel_shuffle.default": Rule(_pixel_shuffle),
     "aten.pixel_unshuffle.default": Rule(_pixel_unshuffle),
-    "aten.channel_shuffle.default": Rule(_channel_shuffle, edit=_edit_shuffle),
+    "aten.channel_shuffle.default": Rule(_channel_shuffle, edit=edit_groups("groups")),
 }
