@@ -246,13 +246,15 @@ def _alone(parts: Ids) -> npt.NDArray[np.bool_]:
 
 
 def _circular(parts: Ids) -> Ids:
-    """Classes that are products of themselves, by way of their parts or at once: no such thing can go alone."""
-    known = np.append(_alone(parts), True)
-    while True:
-        more = known[parts].all(axis=1)
-        if (more <= known[:-1]).all():
-            return np.flatnonzero(~known[:-1])
-        known[:-1] |= more
+    """Classes that are products of themselves, at once or by way of their parts: no such thing can go alone."""
+    count = len(parts)
+    of, factor = np.nonzero((parts >= 0) & ~_alone(parts)[:, None])
+    to = parts[of, factor]
+    graph = coo_matrix((np.ones(len(of), dtype=np.int8), (of, to)), shape=(count, count))
+    _, cycle = connected_components(graph, directed=True, connection="strong")
+    inside = np.bincount(cycle, minlength=1)[cycle] > 1 if count else np.zeros(0, dtype=bool)
+    inside[of[of == to]] = True
+    return np.flatnonzero(inside)
 
 
 def _distinct(rows: Ids) -> Ids:

@@ -136,9 +136,9 @@ def _join(operators: OperatorGraph, graph: ChannelGraph) -> dict[str, str]:
             alike = [operand for operand in known if operators.shapes[operand] == operators.shapes[name]]
             if not alike:
                 raise UnsupportedKernelError(
-                    f"each operator's shape must follow from the widths, that of {operator.op} {operator.name!r} "
-                    f"{operators.shapes[name]} does not.",
-                    hint="edgeprune explain MODEL",
+                    "the latency of every operator must be known at all widths, that of attention and of normalization "
+                    f"layers is not yet, found {operator.op} {operator.name!r} of shape {operators.shapes[name]}.",
+                    hint="profile a convolutional network, or prune without a latency: edgeprune.uniform_plan",
                 )
             nodes[name] = nodes[alike[0]]
     return nodes

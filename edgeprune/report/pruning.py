@@ -103,12 +103,13 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
         deployment: As `edgeprune deploy` wrote it: the fields of `Deployment`.
     """
     ratio, timed_ms, dense_ms = deployment.get("ratio"), deployment["measured_ms"], deployment.get("dense_ms")
-    value, detail = f"{timed_ms:.3f} ms", "as timed, without a dense reference"
-    if ratio and dense_ms:
+    if not (ratio and dense_ms):
+        value, detail = f"{timed_ms:.3f} ms", "as timed, without a dense reference"
+    elif data.dense_ms is None:
         value, detail = f"{timed_ms:.3f} ms", f"as timed; {ratio:.1%} of dense, interleaved"
-        if data.dense_ms is not None:  # the one scale of the page, whatever the speed of the board on that day
-            value = f"{ratio * data.dense_ms:.3f} ms"
-            detail = f"{ratio:.1%} of dense, interleaved; as timed there {dense_ms:.3f} → {timed_ms:.3f} ms"
+    else:  # the one scale of the page, whatever the speed of the board on that day
+        value = f"{ratio * data.dense_ms:.3f} ms"
+        detail = f"{ratio:.1%} of dense, interleaved; as timed there {dense_ms:.3f} → {timed_ms:.3f} ms"
     if deployment.get("budget") and deployment.get("tolerance") is not None:
         detail = f"{detail}; budget {deployment['budget']}, +{deployment['tolerance']:.0%} tolerated"
     parity = deployment["parity"]

@@ -25,7 +25,8 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
     once beside the cut program on random inputs: if they agree the copy is returned, otherwise (``forward`` spells out or
     computes with sizes that the plan changes: a reshape, a split, the root of a head dimension) a `ProgramModule`, our
-    module around the cut program, with the same parameter names.
+    module around the cut program, with the same parameter names. A plan whose program could not be written down leaves
+    nothing to compare with: the copy is returned as it is, unless the plan changes sizes that ``forward`` spells out.
 
     Args:
         model: The model that the plan was made for.

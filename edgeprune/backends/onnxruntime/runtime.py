@@ -1,7 +1,7 @@
 """ONNX Runtime, imported without its telemetry.
 
-From 1.31 on its import alone starts a telemetry client, which writes an identity of the device and a database of events below
-``~/.cache/Microsoft/DeveloperTools/.onnxruntime``; ``disable_telemetry_events`` comes too late for that. The environment
+Its import alone (seen with 1.31.1) starts a telemetry client, which writes an identity of the device and a database of events
+below ``~/.cache/Microsoft/DeveloperTools/.onnxruntime``; ``disable_telemetry_events`` comes too late for that. The environment
 variable that keeps it from starting is read at the import, so it is set no longer than that, and never over the user's own.
 """
 

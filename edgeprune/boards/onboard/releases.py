@@ -168,7 +168,7 @@ def rollback(root, request):
         raise Failure(
             "DeployError",
             "the board must keep an earlier release to roll back to, found none; it still runs %s." % current[:16],
-            hint="only the release before the current one can be put back; to go forward: edgeprune deploy pruned/artifact",
+            hint="only the release before the current one can be put back; to go forward: edgeprune deploy ARTIFACT",
         )
     if former is not None and request.get("verify", True):
         damaged = release_files.damaged(os.path.join(root, "releases", former))

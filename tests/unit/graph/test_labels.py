@@ -41,6 +41,22 @@ def test_meeting_something_that_stays_pins() -> None:
     assert atoms.events[int(classes.event_of_class[0])].source == "file.py:3"
 
 
+def test_a_product_of_itself_stays() -> None:
+    """The rows of a table are made the same as the first two positions of that table."""
+    atoms = Atoms()
+    ids = atoms.fresh(8)
+    rows, columns = atoms.split(ids, (2, 4))
+    assert rows is not None
+    atoms.unify(ids[:2], rows, atoms.event("they are added", "add"))
+    classes = atoms.solve()
+    assert columns is not None
+    # Position 0 is row 0 and also row 0 times column 0: it stays. Position 1 is then column 1, and is row 1.
+    assert classes.of(rows).tolist() == [KEPT, classes.of(columns)[1]]
+    assert classes.of(columns)[0] == KEPT
+    assert (classes.of(columns)[1:] >= 0).all()
+    assert classes.units_of(ids)[:, 5].tolist() == [classes.of(rows)[1]] + [KEPT] * (len(classes.units_of(ids)) - 1)
+
+
 @st.composite
 def _views(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]:
     factors = draw(st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=5))

@@ -22,15 +22,6 @@ from edgeprune.surgery.program_module import ProgramModule
 X = torch.randn(1, 3, 16, 16)
 
 
-def _with_kept(plan: PruningPlan, name: str, axis: int, indices: list[int] | None) -> PruningPlan:
-    kept = {key: dict(axes) for key, axes in plan.kept.items()}
-    if indices is None:
-        del kept[name][axis]
-    else:
-        kept[name][axis] = tuple(indices)
-    return replace(plan, kept=kept)
-
-
 def _damages() -> dict[str, Callable[[nn.Module], None]]:
     def add(name: str, value: float) -> Callable[[nn.Module], None]:
         def change(module: nn.Module) -> None:
@@ -58,10 +49,10 @@ def test_a_single_wrong_number_is_caught_by_the_whole_check(nets: ModuleType, na
         check(model, plan, X, tolerance=1e-9, cut=cut)
 
 
-def test_a_forgotten_consumer_is_named(nets: ModuleType) -> None:
+def test_a_forgotten_consumer_is_named(nets: ModuleType, planted_bugs: ModuleType) -> None:
     model = nets.VGG()
     plan = make_plan(trace(model, X), {"features.0": [0, 1, 2]})
-    wrong = _with_kept(plan, "features.3.weight", 1, [0, 1, 3])
+    wrong = planted_bugs.with_kept(plan, "features.3.weight", 1, [0, 1, 3])
     with pytest.raises(SurgeryError, match=r"features\.3\.weight must not read units that the plan removes"):
         check(model, wrong, X)
     missing = replace(plan, kept={"features.0.weight": {0: (0, 1, 2)}, "features.0.bias": {0: (0, 1, 2)}})
