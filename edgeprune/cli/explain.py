@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import (
+    BackendOption,
     InputOption,
     InputsOption,
     JsonOption,
@@ -13,11 +20,20 @@ from edgeprune.cli.options import (
     input_flags,
 )
 
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.graph.channel_graph import ChannelGraph
+
 
 def explain(
     model: ModelArgument,
     input_: InputOption = None,
     inputs: InputsOption = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="Latency table, or settings of `edgeprune fit`: adds latency shares.")
+    ] = None,
+    backend: BackendOption = "onnxruntime",
     seed: SeedOption = 0,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -31,16 +47,57 @@ def explain(
     with out.step("trace"):
         module = load_model(model, seed=seed)
         graph = edgeprune.trace(module, example_inputs(module, input_, inputs, seed=seed))
-    out.say(graph.explain())
+    shares = None
+    if table is not None:
+        with out.step("share out the latency"):
+            shares = _shares(table, backend, graph, module)
+    out.say(graph.explain(shares))
+    flags = input_flags(input_, inputs)
     out.finish(
         {
             "model": model,
             "signature": graph.signature,
-            "groups": [{"name": group.name, "size": group.size, "unit": group.unit} for group in graph.groups],
+            "groups": [
+                {"name": group.name, "size": group.size, "unit": group.unit, **_share(shares, group.nodes)}
+                for group in graph.groups
+            ],
             "frozen": [
-                {"name": axis.name, "size": axis.size, "reason": axis.reason, "op": axis.op, "source": axis.source}
+                {
+                    "name": axis.name,
+                    "size": axis.size,
+                    "reason": axis.reason,
+                    "op": axis.op,
+                    "source": axis.source,
+                    **_share(shares, axis.nodes),
+                }
                 for axis in graph.frozen
             ],
         },
-        next_command=command_line("edgeprune", "profile", model, *input_flags(input_, inputs)),
+        next_command=command_line("edgeprune", "profile", model, *flags)
+        if table is None
+        else command_line("edgeprune", "prune", model, *flags, "--table", table, "--latency", "50%"),
     )
+
+
+def _shares(table: Path, backend: str, graph: ChannelGraph, module: torch.nn.Module) -> dict[str, float]:
+    import edgeprune
+    from edgeprune.report.collecting import latency_shares
+
+    settings = table.suffix == ".json"
+    predictor = edgeprune.Predictor.load(table) if settings else edgeprune.fit(edgeprune.LatencyTable.load(table))
+    identity = predictor.table.header["identity"]
+    with tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
+        kernel_graph = edgeprune.lower(
+            graph,
+            backend,
+            model=module,
+            architecture=identity["architecture"],
+            isa=identity["isa"],
+            workdir=Path(scratch),
+        )
+        return latency_shares(kernel_graph, predictor)
+
+
+def _share(shares: dict[str, float] | None, nodes: tuple[str, ...]) -> dict[str, float]:
+    """The share of some nodes as a field of the answer, where there is one."""
+    return {} if shares is None else {"latency_share": sum(shares.get(node, 0.0) for node in nodes)}

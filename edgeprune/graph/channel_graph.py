@@ -73,6 +73,7 @@ class FrozenAxis:
         reason: Why, in one sentence.
         op: The operation that is responsible.
         source: ``file:line`` of the user's code, or ``""``.
+        nodes: Program nodes that make the channels, or the operation without a rule.
     """
 
     name: str
@@ -80,6 +81,7 @@ class FrozenAxis:
     reason: str
     op: str
     source: str
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,17 +165,29 @@ class ChannelGraph:
 
         return constants(self, plan)
 
-    def explain(self) -> str:
-        """What can be cut, what was left alone and why, as plain text."""
+    def explain(self, latency_share: Mapping[str, float] | None = None) -> str:
+        """What can be cut, what was left alone and why, as plain text.
+
+        Args:
+            latency_share: Per program node its share of the dense latency, of `edgeprune.report.collecting.latency_shares`:
+                said of the layers that make each group's channels, and of what was left alone.
+        """
+
+        def share(nodes: tuple[str, ...]) -> str:
+            if latency_share is None:
+                return ""
+            return f", {sum(latency_share.get(node, 0.0) for node in nodes):.1%} of the latency"
+
         lines = [f"channel groups: {len(self.groups)}, with {sum(group.size for group in self.groups)} units"]
         for group in self.groups:
             axes = _counted(len(group.members), "axis")
-            lines.append(f"  {group.name}: {_counted(group.size, group.unit)}, cut along {axes} of weights")
+            units = _counted(group.size, group.unit)
+            lines.append(f"  {group.name}: {units}{share(group.nodes)}, cut along {axes} of weights")
         lines.append(f"left alone: {len(self.frozen)}")
         for axis in self.frozen:
             where = f" at {axis.source}" if axis.source else ""
             op = f" ({axis.op}{where})" if axis.op else ""
-            lines.append(f"  {axis.name}: {axis.size} wide: {axis.reason}{op}")
+            lines.append(f"  {axis.name}: {axis.size} wide{share(axis.nodes)}: {axis.reason}{op}")
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)

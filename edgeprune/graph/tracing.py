@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from edgeprune.graph.atoms import KEPT, Ids
+from edgeprune.graph.atoms import KEPT, Event, Ids
 from edgeprune.graph.capture import capture, module_path
 from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
 from edgeprune.graph.forms import ShapeTable, SizeForm
@@ -168,10 +168,11 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
         label = walk.labels[name]
         shape = () if not hasattr(label, "shape") else label.shape  # type: ignore[union-attr]
         size = shape[1] if len(shape) > 1 else 1
-        found.append(FrozenAxis(name, size, "an input of the model keeps its size", "input", ""))
+        found.append(FrozenAxis(name, size, "an input of the model keeps its size", "input", "", (name,)))
     for call, event, size in walk.frozen_calls:
         name = module_path(call.node) or call.node.name
-        found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
+        why = events[event]
+        found.append(FrozenAxis(name, size, why.reason, why.op, why.source, (call.node.name,)))
     merged: dict[tuple[bytes, int], tuple[list[Producer], int]] = {}
     for producer in walk.producers:
         staying = _staying(units, code_of, producer.ids)
@@ -181,11 +182,9 @@ def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
     for (_, event), (producers, size) in merged.items():
         layers = list(dict.fromkeys(producer.name for producer in producers))
         name = layers[0] + (f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})" if len(layers) > 1 else "")
-        if event < 0:
-            reason = "it has a single channel" if size == 1 else _ALONE
-            found.append(FrozenAxis(name, size, reason, "", ""))
-        else:
-            found.append(FrozenAxis(name, size, events[event].reason, events[event].op, events[event].source))
+        why = Event("it has a single channel" if size == 1 else _ALONE, "") if event < 0 else events[event]
+        nodes = tuple(dict.fromkeys(producer.node for producer in producers))
+        found.append(FrozenAxis(name, size, why.reason, why.op, why.source, nodes))
     return found
 
 

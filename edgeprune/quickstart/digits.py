@@ -42,6 +42,14 @@ def load() -> Digits:
     return Digits(train, validation, test)
 
 
+def resized(split: tuple[Tensor, Tensor], size: int) -> tuple[Tensor, Tensor]:
+    """A split with images of shape (n, 1, size, size)."""
+    images, labels = split
+    if size == images.shape[-1]:
+        return split
+    return functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False), labels
+
+
 def loader(split: tuple[Tensor, Tensor], *, seed: int | None = None, batch: int = 50) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of a split; shuffled anew each epoch when a seed is given."""
     data = TensorDataset(*split)

@@ -138,6 +138,26 @@ def layers(kernel_graph: KernelGraph, predictor: Predictor, before: Widths, afte
     return tuple(Layer(name, row[0], row[1]) for name, row in sums.items())
 
 
+def latency_shares(kernel_graph: KernelGraph, predictor: Predictor) -> dict[str, float]:
+    """Share of the dense latency per program node: a fused kernel's time is that of its convolution or matrix product.
+
+    Kernels without one count for the last node that they compute. Kernels of no node at all (layout changes at the
+    model's ends) are in the whole and nowhere else, so the shares add up to at most 1.
+    """
+    from edgeprune.report.layer_names import LayerNames  # imports torch
+
+    kernels = kernel_graph.at(kernel_graph.graph.widths())
+    times = predictor.kernel_ms(kernels)
+    shares: dict[str, float] = {}
+    for kernel, made, share in zip(
+        kernels, LayerNames(kernel_graph.graph).contractions(kernels), (times / times.sum()).tolist(), strict=True
+    ):
+        node = made or (kernel.origin[-1] if kernel.origin else None)
+        if node is not None:
+            shares[node] = shares.get(node, 0.0) + share
+    return shares
+
+
 def describe_kernel(kernel: Kernel) -> str:
     """One kernel for a person: ``3x3 conv 16→64, 32x32``."""
     channels = f"{kernel.inputs[0][1]}→{kernel.output[1]}" if kernel.inputs and len(kernel.output) > 1 else ""

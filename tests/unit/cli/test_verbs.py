@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -283,6 +284,17 @@ def test_what_is_written_wrong_comes_with_what_to_write(edgeprune: Run, folder: 
 def test_explain_counts_units_and_axes_in_words(edgeprune: Run) -> None:
     told = edgeprune("explain", "net.py:build", *INPUT).stdout
     assert "first: 32 channels, cut along 3 axes of weights" in told, told
+    assert "of the latency" not in told
+
+
+def test_explain_shares_out_the_latency_of_a_table(edgeprune: Run, table: Path) -> None:
+    answer = succeed(edgeprune("explain", "net.py:build", *INPUT, "--table", str(table), "--json"))
+    shares = [entry["latency_share"] for kind in ("groups", "frozen") for entry in answer[kind]]
+    assert all(0 <= share < 1 for share in shares)
+    assert 0.5 < sum(shares) <= 1
+    assert answer["next"].endswith(f"--table {table} --latency 50%")
+    told = edgeprune("explain", "net.py:build", *INPUT, "--table", str(table)).stdout
+    assert re.search(r"first: 32 channels, \d+\.\d% of the latency, cut along 3 axes of weights", told), told
 
 
 def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:

@@ -66,6 +66,26 @@ def kernel_graph(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory)
     )
 
 
+def test_latency_shares_are_those_of_the_layers_and_told_with_what_was_left_alone(
+    kernel_graph: KernelGraph, predictor: Predictor
+) -> None:
+    shares = collecting.latency_shares(kernel_graph, predictor)
+    rows = {row.name: row.before_ms for row in collecting.layers(kernel_graph, predictor, {}, {})}
+    whole = sum(ms for ms in rows.values() if ms is not None)
+    graph = kernel_graph.graph
+    inner = graph.group("block.conv1")
+    assert rows["block.conv1"] is not None
+    share = sum(shares[node] for node in inner.nodes)
+    assert share == pytest.approx(rows["block.conv1"] / whole)
+    assert sum(shares.values()) <= 1 + 1e-9
+    head = next(axis for axis in graph.frozen if axis.name == "head")
+    assert rows["head"] is not None
+    told = graph.explain(shares)
+    assert f"block.conv1: 32 channels, {share:.1%} of the latency" in told
+    assert f"head: 10 wide, {rows['head'] / whole:.1%} of the latency: an output of the model keeps its size" in told
+    assert head.nodes == ("linear",)
+
+
 def test_layers_carry_the_names_of_their_modules_in_order(kernel_graph: KernelGraph, predictor: Predictor) -> None:
     rows = collecting.layers(kernel_graph, predictor, {}, {"block.conv1": 16})
     names = [row.name for row in rows]
