@@ -6,11 +6,13 @@ same there (below 1e-3), and trains; if at least 90 % of its weights' elements c
 go, and each group is within one unit of the asked width. The peer only has to run after its cut.
 
 Each side of each model is a process of its own with limits on time and memory, so that a hang is a row and not the end; the
-sides take turns, twice each. Models that are done are not run again, so the script can be stopped at any time; what is
-missing is printed. Use a machine that does nothing else meanwhile.
+sides take turns, twice each. What is done is not run again, so the script can be stopped at any time; what is missing is
+printed. Use a machine that does nothing else meanwhile. Coverage alone, which no neighbor disturbs, can be had sooner:
+``--jobs 2`` runs our side of two models at a time and times nothing; the turns that time come with the next call without it.
 
     python benchmarks/graph.py --zoo ZOO                             # everything, into benchmarks/results/graph/
     python benchmarks/graph.py --zoo ZOO --suite torchvision         # one suite
+    python benchmarks/graph.py --zoo ZOO --jobs 2                    # coverage alone, two models at a time
     python benchmarks/graph.py --zoo ZOO --only resnet               # names that contain this; a:b is one model
     python benchmarks/graph.py --zoo ZOO --failed                    # again what is there and not covered
     python benchmarks/graph.py --zoo ZOO --table                     # only print what is there, as Markdown
@@ -38,6 +40,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -57,14 +60,29 @@ def path_of(name: str) -> Path:
     return RESULTS / library / f"{architecture}.json"
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both sides in turns; a side that did not get to a cut model has no second turn."""
-    row: dict[str, Any] = {"model": name, "package": package_digest(), "host": host(), "ours": [], "peer": []}
+def cover(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A row with all facts of our side but the times."""
+    facts = run_side("ours", name, arguments, times_only=False)
+    return {"model": name, "package": package_digest(), "host": host(), "facts": facts, "ours": [], "peer": []}
+
+
+def measure(name: str, arguments: argparse.Namespace, row: dict[str, Any] | None) -> dict[str, Any]:
+    """Both sides in turns, until a row has all of them; a side that did not get to a cut model has no second turn."""
+    if row is None or row["package"] != package_digest():
+        row = {"model": name, "package": package_digest(), "host": host(), "facts": None, "ours": [], "peer": []}
     for turn in range(arguments.rounds):
         for side in SIDES:
-            if turn == 0 or "apply" in row[side][0] or "step" in row[side][0]:
-                row[side].append(run_side(side, name, arguments, times_only=turn > 0))
+            if len(row[side]) == turn and (turn == 0 or "apply" in row[side][0] or "step" in row[side][0]):
+                times_only = turn > 0 or (side == "ours" and row["facts"] is not None)
+                row[side].append(run_side(side, name, arguments, times_only))
+                if side == "ours" and row["facts"] is None:
+                    row["facts"] = row[side][0]
     return row
+
+
+def is_timed(row: dict[str, Any]) -> bool:
+    """Whether both sides had their turns."""
+    return bool(row["ours"]) and bool(row["peer"])
 
 
 def run_side(side: str, name: str, arguments: argparse.Namespace, times_only: bool) -> dict[str, Any]:
@@ -192,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", help="a whole name (timm:levit_128), a pattern with *, or a part of names")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--failed", action="store_true", help="run again what is there and is not covered")
+    parser.add_argument("--jobs", type=int, default=1, help="more than 1: coverage alone, so many models at a time")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side; the smallest times count")
     parser.add_argument("--limit", type=float, default=180, help="seconds for our process of a model")
     parser.add_argument("--peer-limit", type=float, default=75, help="seconds for the peer's constructor and step")
@@ -214,16 +233,28 @@ def main() -> None:
     suites = wanted(arguments)
     names = list(dict.fromkeys(name for names in suites.values() for name in names))
     rows = stored(names)
-    todo = [name for name in names if name not in rows or (arguments.failed and table.failures(rows[name]))]
-    for name in [] if arguments.table else todo[: arguments.count]:
-        print(f"{name}: ", end="", flush=True)
-        row = measure(name, arguments)
+    again = {name for name in rows if arguments.failed and table.failures(rows[name])}
+    done = {name for name in rows if arguments.jobs > 1 or is_timed(rows[name])} - again
+    todo = [] if arguments.table else [name for name in names if name not in done][: arguments.count]
+
+    def run(name: str) -> None:
+        known = None if name in again else rows.get(name)
+        row = cover(name, arguments) if arguments.jobs > 1 else measure(name, arguments, known)
         path = path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(row, indent=1) + "\n")
         partial.replace(path)
-        print("; ".join(table.failures(row)) or "covered", "| peer:", table.peer_result(row), flush=True)
+        verdict = "; ".join(table.failures(row)) or "covered"
+        print(f"{name}: {verdict}", f"| peer: {table.peer_result(row)}" if row["peer"] else "", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            for finished in [pool.submit(run, name) for name in todo]:
+                finished.result()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # models that are under way are finished, which the limit bounds
+            raise
     print_tables(suites)
 
 

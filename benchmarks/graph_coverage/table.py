@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 def failures(row: Row) -> list[str]:
     """Everything that keeps a model from being covered, in the order in which it is tried; empty if it is covered."""
-    ours = row["ours"][0]
+    ours = row["facts"]
     if ended := ours.get("ended"):
         return [ended]
     for step in ("build", "export", "trace", "plan", "apply", "run"):
@@ -84,7 +84,7 @@ def _least(rounds: Sequence[Row], seconds: Any, *steps: str) -> float | None:
 
 def extra_mb(row: Row) -> float | None:
     """Peak memory of export, trace and plan over what the process had with the model, MB."""
-    facts = row["ours"][0]
+    facts = row["facts"]
     if "plan" not in facts:
         return None
     peak = max(facts[step]["peak_mb"] for step in ("export", "trace", "plan"))
@@ -98,7 +98,9 @@ def in_time(row: Row) -> bool:
 
 
 def peer_result(row: Row) -> str:
-    """What became of the model on the other side."""
+    """What became of the model on the other side; ``""`` where it had no turn yet."""
+    if not row["peer"]:
+        return ""
     facts = row["peer"][0]
     if ended := facts.get("ended"):
         return str(ended)
@@ -133,8 +135,8 @@ def markdown(names: Sequence[str], rows: Mapping[str, Row]) -> str:
 
 
 def _cells(name: str, row: Row) -> list[str]:
-    ours = row["ours"][0]
-    parameters = ours.get("parameters") or row["peer"][0].get("parameters")
+    ours = row["facts"]
+    parameters = ours.get("parameters")
     return [
         name,
         f"{parameters / 1e6:.1f}" if parameters else "-",
@@ -168,15 +170,15 @@ def _short(text: str, width: int = 160) -> str:
 def _summary(rows: Sequence[Row]) -> list[str]:
     count = len(rows)
     covered = [row for row in rows if not failures(row)]
-    removed = [row["ours"][0]["removed"] for row in rows if "removed" in row["ours"][0]]
+    removed = [row["facts"]["removed"] for row in rows if "removed" in row["facts"]]
     traced = [row for row in rows if after_export_s(row) is not None]
-    runs = sum(peer_result(row) == "runs" for row in rows)
+    peers = [peer_result(row) for row in rows if row["peer"]]
+    runs = peers.count("runs")
     both = [(whole_s(row), peer_s(row)) for row in rows]
     faster = [(ours, peer) for ours, peer in both if ours is not None and peer is not None]
-    lines = [
-        f"{len(covered)} of {count} covered ({len(covered) / count:.1%}); the peer's cut model runs for {runs} "
-        f"({runs / count:.1%}).",
-    ]
+    lines = [f"{len(covered)} of {count} covered ({len(covered) / count:.1%})."]
+    if peers:
+        lines.append(f"The peer's cut model runs for {runs} of {len(peers)} ({runs / len(peers):.1%}).")
     if removed:
         lines.append(f"Parameters removed, median: {statistics.median(removed):.1%}.")
     if traced:
