@@ -41,7 +41,7 @@ from edgeprune.report import page, stored
 from edgeprune.report.data import Candidate
 from edgeprune.spec import Budget, Fingerprint
 
-FINE_TUNING_EPOCHS = 2
+FINE_TUNING_EPOCHS = 3
 MINUTES = 1.0
 """Time for profiling."""
 TOLERANCE = 0.05
