@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,15 +19,13 @@ from typing import Any
 from edgeprune.boards import fingerprint
 from edgeprune.boards.config import BoardConfig, entry_of_url
 from edgeprune.boards.device_types import device_type, device_types
+from edgeprune.boards.holding import Hold
 from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import (
     BoardFullError,
-    ConnectError,
     IncompatibleTargetError,
-    RemoteError,
-    RemoteTimeoutError,
     TransferError,
 )
 from edgeprune.files import sha256_of
@@ -80,9 +79,7 @@ class Board:
         self.name = name
         self.device = device
         self._users = 1
-        self._holds = 0
-        self._holding: Process | None = None
-        self._purpose = ""
+        self._hold = Hold(name, self._start_lock)
         self._runner_ready = False
         self.python = self._at_home(python)
         self.root = self._greet(root)
@@ -196,7 +193,7 @@ class Board:
             RemoteTimeoutError: Past the deadline.
             ConnectError: The link was lost; or the board's lock, while the verb was timing something.
         """
-        self._keep_hold()
+        self._hold.renew()
         outcome: dict[str, Any] = {}
 
         def on_line(line: str) -> None:
@@ -207,7 +204,7 @@ class Board:
                 outcome.update(event)
             elif on_event is not None:
                 if verb in _TIMED_VERBS:
-                    self._require_hold()
+                    self._hold.require()
                 on_event(event)
 
         ended = self.transport.run(
@@ -217,7 +214,7 @@ class Board:
             on_line=on_line,
         )
         if verb in _TIMED_VERBS:
-            self._require_hold()
+            self._hold.require()
         if ended.stderr:
             logger.debug("%s: %s: %s", self.name, verb, ended.stderr.decode("utf-8", "replace"))
         if outcome.get("event") == "result":
@@ -225,8 +222,7 @@ class Board:
             return result
         raise error_of(outcome) if outcome else crash(verb, ended)
 
-    @contextlib.contextmanager
-    def hold(self, purpose: str) -> Iterator[None]:
+    def hold(self, purpose: str) -> AbstractContextManager[None]:
         """Have the board to oneself. The lock belongs to a live process on the board: it goes with that process, which
         goes with this one or with the link, so nothing is left to clean up.
 
@@ -239,15 +235,7 @@ class Board:
         Raises:
             BoardBusyError: Another run holds it; the message says whose and since when.
         """
-        if self._holds == 0:
-            self._holding, self._purpose = self._lock(purpose), purpose
-        self._holds += 1
-        try:
-            yield
-        finally:
-            self._holds -= 1
-            if self._holds == 0:
-                self._let_go()
+        return self._hold.take(purpose)
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -333,64 +321,15 @@ class Board:
             self._runner_ready = True
         return path
 
-    def _keep_hold(self) -> None:
-        """See that the lock is still held; take it again where it went with a lost link."""
-        if self._holding is None or self._alive(self._holding):
-            return
-        logger.warning("the lock of board %s was lost on the way; it is taken again.", self.name)
-        self._let_go()
-        self._holding = self._lock(self._purpose)
-
-    def _require_hold(self) -> None:
-        """Discard what was timed while somebody else may have had the board."""
-        if self._holding is not None and not self._alive(self._holding):
-            raise ConnectError(
-                f"board {self.name} must be held as long as it measures, its lock was lost on the way.",
-                hint="run it again",
-            )
-
-    def _alive(self, process: Process) -> bool:
-        """Whether the lock's process lives, as far as this end has heard."""
-        try:
-            while process.readline(0.001) is not None:
-                pass
-        except RemoteTimeoutError:
-            # Nothing new to read, and no end.
-            return True
-        except RemoteError as error:
-            logger.debug("%s: the lock's process: %s", self.name, error)
-        return False
-
-    def _let_go(self) -> None:
-        process, self._holding = self._holding, None
-        if process is not None:
-            try:
-                process.close()
-            except RemoteError as error:
-                # The link is gone, and the lock with it.
-                logger.debug("%s: releasing the lock: %s", self.name, error)
-
     def _request(self, request: Mapping[str, Any]) -> bytes:
         added: dict[str, Any] = {"root": self.root}
-        if self._holds:
+        if self._hold.held:
             added["owner"] = self.owner
         return json.dumps({**added, **request}).encode("ascii") + b"\n"
 
-    def _lock(self, purpose: str) -> Process:
-        """Start the process that holds the lock."""
+    def _start_lock(self, purpose: str) -> Process:
         request = self._request({**self.owner, "user": _user(), "purpose": purpose})
-        process = self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
-        try:
-            while (line := process.readline(30.0)) is not None:
-                event = parse_event(line)
-                if event is not None and event["event"] == "held":
-                    return process
-                if event is not None and event["event"] == "error":
-                    raise error_of(event)
-            raise crash("lock", process.close())
-        except BaseException:
-            process.close()
-            raise
+        return self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
 
 
 def _own_device() -> DeviceSpec | None:

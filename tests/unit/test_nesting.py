@@ -1,0 +1,105 @@
+"""Outputs that are classes with named fields: the class where it is known, a mapping with the same fields elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import edgeprune
+from edgeprune.errors import PlanError
+from edgeprune.nesting import NamedOutput, read_nesting
+
+# The square root makes `apply` return the cut program.
+MODEL_FILE = """
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+
+@dataclass
+class Detection:
+    boxes: Tensor
+    scores: Tensor | None = None
+    classes: Tensor | None = None
+
+
+torch.export.register_dataclass(Detection, serialized_type_name="net.Detection")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.boxes, self.classes = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Detection:
+        y = torch.relu(self.body(x)) / math.sqrt(self.body.weight.shape[0])
+        return Detection(self.boxes(y), classes=self.classes(y))
+"""
+
+ELSEWHERE = """
+import sys
+import torch, edgeprune
+torch.manual_seed(0)
+pruned = edgeprune.load(sys.argv[1])
+out = pruned(torch.ones(2, 6))
+assert "net" not in sys.modules
+print(type(out).__name__, list(out), tuple(out.boxes.shape), torch.equal(out["classes"], out[1]))
+torch.save([out.boxes, out.classes], sys.argv[2])
+"""
+
+
+def test_a_class_of_named_fields_comes_back_where_it_is_known_and_as_a_mapping_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(MODEL_FILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import net  # type: ignore[import-not-found]
+
+    model = net.Net().eval()
+    x = torch.ones(2, 6)
+    graph = edgeprune.trace(model, x)
+    assert [group.size for group in graph.groups] == [8]
+    plan = edgeprune.uniform_plan(graph, 0.5)
+    assert edgeprune.check(model, plan, x) < 1e-5
+    pruned = edgeprune.apply(model, plan)
+    here = pruned(x)
+    assert isinstance(here, net.Detection)
+    assert here.scores is None
+
+    folder = tmp_path / "saved"
+    edgeprune.save(pruned, folder)
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "outputs.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "NamedOutput ['boxes', 'classes'] (2, 4) True"
+    boxes, classes = torch.load(tmp_path / "outputs.pt")
+    torch.testing.assert_close(boxes, here.boxes)
+    torch.testing.assert_close(classes, here.classes)
+
+
+def test_a_named_output_is_read_by_name_and_by_position() -> None:
+    output = NamedOutput(logits=1, hidden=2)
+    assert (output.logits, output["hidden"], output[0], output[1:]) == (1, 2, 1, (2,))
+    with pytest.raises(AttributeError, match="outputs are logits, hidden, found no 'loss'"):
+        output.loss  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '[1, {"type": "os.system", "context": "ls", "children_spec": []}]',
+        '[1, {"type": "builtins.dict", "context": "[\\"a\\"]", "children_spec": []}]',
+    ],
+)
+def test_a_nesting_that_cannot_be_read_is_a_plan_error(text: str) -> None:
+    with pytest.raises(PlanError):
+        read_nesting(text)
