@@ -49,8 +49,8 @@ class Kernel:
 
     Attributes:
         op: The runtime's own operation, domain first where it has one, e.g. ``"nchwc.Conv"``, ``"FusedConv"``, ``"Gemm"``.
-        family: What the predictor regresses together: ``conv``, ``gemm``, ``pool``, ``reduce``, ``elementwise``,
-            ``layout``, ``concat``, ``other``.
+        family: What the predictor regresses together: ``conv``, ``gemm`` (batched products too), ``pool``, ``reduce``,
+            ``norm``, ``softmax``, ``elementwise``, ``layout``, ``concat``, ``other``.
         inputs: Shapes of the data inputs as the runtime holds them: channels of blocked operations are padded to whole
             blocks. Weights are told by `attributes`.
         output: Shape of the output, padded likewise.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +48,7 @@ class OperatorGraph:
         outputs: Names of the graph outputs.
         shapes: Name of every tensor in the operators' inputs and outputs to its dense shape.
         sources: Tensor name to the name of the traced program's node that it is the value of, where known.
+        dtypes: Tensor name to NumPy name of its type, where it is not ``"float32"``.
     """
 
     operators: tuple[Operator, ...]
@@ -55,6 +56,7 @@ class OperatorGraph:
     outputs: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     sources: Mapping[str, str]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(ABC):
@@ -95,6 +97,21 @@ class Backend(ABC):
     @abstractmethod
     def operators(self, engine: Path) -> OperatorGraph:
         """The runtime's graph of a dense engine before layouts are chosen."""
+
+    @abstractmethod
+    def infer_shapes(
+        self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]] | None:
+        """Shapes of an operator's tensors from those of its other tensors, at widths where only the latter are known.
+
+        Args:
+            operator: One of `graph`.
+            graph: From `operators`.
+            shapes: Tensor name to shape of the candidate, as far as they are known.
+
+        Returns:
+            None where they do not follow.
+        """
 
     @abstractmethod
     def layout_rule(

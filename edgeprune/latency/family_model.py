@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.latency.features import FeatureMatrix, Floats, Machine, features
+from edgeprune.latency.features import FeatureMatrix, Floats, Machine, channels_of, features
 from edgeprune.latency.intervals import conformal_half_width, median_noise, round_noise
 from edgeprune.latency.regressors import Regressor, candidates, regressor
 from edgeprune.latency.roofline import Roofline
@@ -162,9 +162,8 @@ def _folds(kernels: Sequence[Kernel], seed: int) -> NDArray[np.intp]:
 
 
 def _channels(kernel: Kernel) -> tuple[int, ...]:
-    axis = -1 if kernel.family == "gemm" else 1
     shapes = (kernel.inputs[0] if kernel.inputs else kernel.output, kernel.output)
-    return tuple(shape[axis] if len(shape) > 1 else 1 for shape in shapes)
+    return tuple(channels_of(kernel.family, shape) for shape in shapes)
 
 
 def _held(

@@ -189,6 +189,14 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
     return FeatureMatrix(values, work, traffic, slow, tuple(ops))
 
 
+def channels_of(family: str, shape: Sequence[int]) -> int:
+    """Channels of a tensor: behind the batch in images, last in tokens and in what a linear layer reads and makes."""
+    if not shape:
+        return 1
+    behind_batch = len(shape) > 1 and (family in ("conv", "pool", "layout") or len(shape) > 3)
+    return shape[1 if behind_batch and family != "gemm" else -1]
+
+
 def _padded(count: Floats, step: float) -> Floats:
     return np.ceil(count / step) * step
 
@@ -203,14 +211,14 @@ def _counts(kernel: Kernel) -> tuple[float, ...]:
     residual = bool(attributes.get("residual", False))
     weights, slow, family = 0, 0, 0
     if kernel.family == "gemm":
-        cin, cout = first[-1], kernel.output[-1]
+        cin = first[-2] if attributes.get("transA") else channels_of(kernel.family, first)
+        cout = channels_of(kernel.family, kernel.output)
         pixels = width = max(elements_out // max(cout, 1), 1)
         macs, family = elements_out * cin, 2
         if len(kernel.inputs) == 1:
             weights = cin * cout
     else:
-        cin = first[1] if len(first) > 1 else first[-1]
-        cout = kernel.output[1] if len(kernel.output) > 1 else kernel.output[-1]
+        cin, cout = channels_of(kernel.family, first), channels_of(kernel.family, kernel.output)
         pixels = max(elements_out // max(cout, 1), 1)
         width = kernel.output[-1] if len(kernel.output) > 2 else 1
         if kernel.family == "conv":

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("edgeprune.latency")
 
-MEMORY_FAMILIES = frozenset({"pool", "reduce", "elementwise", "layout", "concat", "other"})
+MEMORY_FAMILIES = frozenset({"pool", "reduce", "elementwise", "layout", "concat", "norm", "softmax", "other"})
 """Families whose time is memory traffic: where the table has no row of one, the others stand in."""
 
 FALLBACK_HALF_WIDTH = math.log(2)
@@ -58,7 +58,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 2
+    method: int = 3
 
 
 class Estimate(NamedTuple):

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.backends import registry
-from edgeprune.backends._base import Backend, OperatorGraph
+from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
+from edgeprune.parts import core_of
 from edgeprune.spec import Kernel
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class KernelGraph:
         self.graph, self.backend, self.dense_engine = graph, backend, dense_engine
         self.architecture, self.isa = architecture, tuple(isa)
         self.operators: OperatorGraph = backend.operators(dense_engine)
-        self._nodes = _join(self.operators, graph)
+        self._nodes, self._inferring = _join(self.operators, graph, backend)
 
     def at(self, widths: Mapping[str, int]) -> list[Kernel]:
         """The kernels that run when groups have the given widths, in order.
@@ -60,7 +61,13 @@ class KernelGraph:
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         shapes = self.graph.shapes({**self.graph.widths(), **widths})
-        return {tensor: shapes[node] for tensor, node in self._nodes.items()}
+        known = {tensor: shapes[node] for tensor, node in self._nodes.items()}
+        for operator in self._inferring:
+            found = self.backend.infer_shapes(operator, self.operators, known)
+            if found is None:
+                raise _unsized(operator, operator.outputs[0], self.operators)
+            known |= found
+        return known
 
 
 def lower(
@@ -91,7 +98,7 @@ def lower(
     folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-")) if workdir is None else workdir
     folder.mkdir(parents=True, exist_ok=True)
     engine = folder / f"dense{chosen.suffix}"
-    chosen.export(model if model is not None else graph.model, graph.example_inputs, engine)
+    chosen.export(core_of(graph.model if model is None else model, graph.parts), graph.example_inputs, engine)
     return KernelGraph(
         graph,
         chosen,
@@ -110,35 +117,52 @@ def host_isa() -> tuple[str, ...]:
     return ()
 
 
-def _join(operators: OperatorGraph, graph: ChannelGraph) -> dict[str, str]:
-    """Tensor of the runtime's graph to the node or parameter whose shape it has at all widths.
+def _join(
+    operators: OperatorGraph, graph: ChannelGraph, backend: Backend
+) -> tuple[dict[str, str], tuple[Operator, ...]]:
+    """Tensor of the runtime's graph to the node or parameter whose shape it has at all widths, and the rest.
 
-    A tensor without a node of its own (an exporter's intermediate value) takes the shape of an operand of the same dense
-    shape; where there is none the operator cannot be priced, and guessing is not an option.
+    The rest are operators whose other tensors (an exporter's intermediate value, a folded constant) follow from those,
+    in an order in which they do. Where a shape does not follow the operator cannot be priced, and guessing is no option.
+
+    Raises:
+        UnsupportedKernelError: Names the operator.
     """
     dense = graph.shapes(graph.widths())
     nodes: dict[str, str] = {}
-
-    def joined(name: str) -> bool:
+    for name, shape in operators.shapes.items():
         for candidate in (operators.sources.get(name), name):
-            if candidate is not None and candidate in dense and dense[candidate] == operators.shapes[name]:
+            if candidate is not None and dense.get(candidate) == shape:
                 nodes[name] = candidate
-                return True
-        return name in nodes
-
-    for spec in operators.inputs:
-        joined(spec.name)
+                break
+    known = {name: operators.shapes[name] for name in nodes}
+    inferring: list[Operator] = []
     for operator in operators.operators:
-        known = [name for name in operator.inputs if joined(name)]
-        for name in operator.outputs:
-            if joined(name) or name not in operators.shapes:
-                continue
-            alike = [operand for operand in known if operators.shapes[operand] == operators.shapes[name]]
-            if not alike:
-                raise UnsupportedKernelError(
-                    "the latency of every operator must be known at all widths, that of attention and of normalization "
-                    f"layers is not yet, found {operator.op} {operator.name!r} of shape {operators.shapes[name]}.",
-                    hint="profile a convolutional network, or prune without a latency: edgeprune.uniform_plan",
-                )
-            nodes[name] = nodes[alike[0]]
-    return nodes
+        for name in (*operator.inputs, *operator.outputs[:1]):
+            if name not in operators.shapes:
+                raise _unsized(operator, name, operators)
+    waiting = [operator for operator in operators.operators if _unknown(operator, operators, known)]
+    while waiting:
+        for operator in waiting:
+            found = backend.infer_shapes(operator, operators, known)
+            if found and all(operators.shapes.get(name) == shape for name, shape in found.items()):
+                known |= found
+                inferring.append(operator)
+        left = [operator for operator in waiting if _unknown(operator, operators, known)]
+        if len(left) == len(waiting):
+            raise _unsized(left[0], _unknown(left[0], operators, known)[0], operators)
+        waiting = left
+    return nodes, tuple(inferring)
+
+
+def _unsized(operator: Operator, name: str, operators: OperatorGraph) -> UnsupportedKernelError:
+    return UnsupportedKernelError(
+        f"the size of every tensor must follow from the widths, that of {name!r} at {operator.op} {operator.name!r} (dense "
+        f"{operators.shapes.get(name, 'unknown')}) is not known to.",
+        hint="edgeprune.uniform_plan prunes without a latency",
+    )
+
+
+def _unknown(operator: Operator, operators: OperatorGraph, known: Mapping[str, Shape]) -> list[str]:
+    names = (*operator.inputs, *operator.outputs)
+    return [name for name in names if name in operators.shapes and name not in known]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.backends._base import Backend, OperatorGraph
+from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.boards.installing import install_command
 from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 
@@ -47,6 +47,14 @@ class OnnxRuntime(Backend):
         from edgeprune.backends.onnxruntime import engines
 
         return engines.operators(engine)
+
+    def infer_shapes(
+        self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]] | None:
+        """See `Backend.infer_shapes`."""
+        from edgeprune.backends.onnxruntime.shapes import inferred
+
+        return inferred(operator, graph.shapes, shapes)
 
     def layout_rule(
         self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,18 @@ from onnx import TensorProto, helper
 
 from edgeprune.backends._base import OperatorGraph
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
-from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, filled, output_shapes, read, resized, write
+from edgeprune.backends.onnxruntime.operators import (
+    VIEWS,
+    base,
+    family,
+    filled,
+    input_dtypes,
+    output_dtype,
+    output_shapes,
+    read,
+    resized,
+    write,
+)
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.errors import CompileError
 from edgeprune.spec import Kernel, TensorSpec
@@ -51,13 +63,10 @@ def operators(engine: Path) -> OperatorGraph:
     original = onnx.load(engine, load_external_data=False)
     metadata = {entry.key: entry.value for entry in original.metadata_props}
     model = optimized(engine, "EXTENDED")
-    graph = onnx.shape_inference.infer_shapes(original).graph
-    known = {value.name: _shape(value) for value in [*graph.input, *graph.output, *graph.value_info]}
+    values = _typed(model, onnx.shape_inference.infer_shapes(original).graph)
+    known = {value.name: _shape(value) for value in values}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    # ONNX Runtime writes nodes in an order of its own; which of two convolutions takes a sum goes by the original one.
-    position = {node.name: index for index, node in enumerate(original.graph.node)}
-    nodes = sorted(model.graph.node, key=lambda node: position.get(node.name, len(position)))
-    found = tuple(read(node, constants) for node in nodes)
+    found = tuple(read(node, constants) for node in _in_order(model.graph, original.graph))
     shapes: dict[str, Shape] = {}
     for name in {name for operator in found for name in (*operator.inputs, *operator.outputs)}:
         if name in known:
@@ -74,7 +83,52 @@ def operators(engine: Path) -> OperatorGraph:
         outputs=tuple(value.name for value in model.graph.output),
         shapes=shapes,
         sources=json.loads(metadata.get(SOURCES_KEY, "{}")),
+        dtypes={
+            name: dtype
+            for name, kind in (
+                *((value.name, value.type.tensor_type.elem_type) for value in values),
+                *((name, tensor.data_type) for name, tensor in constants.items()),
+            )
+            if kind and (dtype := helper.tensor_dtype_to_np_dtype(kind).name) != "float32"
+        },
     )
+
+
+def _in_order(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Nodes in an order in which they can run, as close to the original one as can be.
+
+    ONNX Runtime writes nodes in an order of its own; which of two convolutions takes a sum goes by the original one. What
+    its fusions made comes as soon as its inputs are there.
+    """
+    position = {node.name: index for index, node in enumerate(original.node)}
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    waits = [{maker[name] for name in node.input if name in maker} for node in graph.node]
+    readers: dict[int, list[int]] = {}
+    for index, before in enumerate(waits):
+        for other in before:
+            readers.setdefault(other, []).append(index)
+    ready = [(position.get(node.name, -1), index) for index, node in enumerate(graph.node) if not waits[index]]
+    heapq.heapify(ready)
+    found = []
+    while ready:
+        _, index = heapq.heappop(ready)
+        found.append(graph.node[index])
+        for reader in readers.get(index, ()):
+            waits[reader].discard(index)
+            if not waits[reader]:
+                heapq.heappush(ready, (position.get(graph.node[reader].name, -1), reader))
+    return found
+
+
+def _typed(model: onnx.ModelProto, original: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """Shapes and types of the tensors of an optimized graph: those of the original, and of what fusions put in between."""
+    given = {value.name: value for value in [*original.input, *original.output, *original.value_info]}
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    there = {value.name for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]}
+    extended.graph.value_info.extend(value for name, value in given.items() if name not in there)
+    found = onnx.shape_inference.infer_shapes(extended).graph
+    return [*{**{value.name: value for value in [*found.output, *found.value_info]}, **given}.values()]
 
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
@@ -89,7 +143,7 @@ def parse(engine: Path) -> list[Kernel]:
     model = optimized(engine, "ALL")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     graph = onnx.shape_inference.infer_shapes(onnx.load(engine, load_external_data=False)).graph
-    shapes = {value.name: _shape(value) for value in [*graph.input, *graph.output, *graph.value_info]}
+    shapes = {value.name: _shape(value) for value in _typed(model, graph)}
     shapes.update({name: tuple(tensor.dims) for name, tensor in constants.items()})
     found: list[Kernel] = []
     for node in model.graph.node:
@@ -143,8 +197,13 @@ def kernel_engine(kernel: Kernel) -> bytes:
 
     Whether the board's ONNX Runtime runs it alone, the board tells; this host's may know other layouts.
     """
-    inputs = [TensorSpec(f"input{index}", shape) for index, shape in enumerate(kernel.inputs)]
-    outputs = [TensorSpec(f"output{index}", shape) for index, shape in enumerate(output_shapes(kernel))]
+    inputs = [
+        TensorSpec(f"input{index}", shape, dtype)
+        for index, (shape, dtype) in enumerate(zip(kernel.inputs, input_dtypes(kernel), strict=True))
+    ]
+    outputs = [
+        TensorSpec(f"output{index}", shape, output_dtype(kernel)) for index, shape in enumerate(output_shapes(kernel))
+    ]
     nodes = write(kernel, [spec.name for spec in inputs], [spec.name for spec in outputs], "kernel")
     return _model(nodes, inputs, outputs)
 
@@ -156,7 +215,7 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
     constants -= {spec.name for spec in graph.inputs}
     constants -= {name for operator in graph.operators for name in operator.outputs}
     for name in sorted(constants):
-        nodes += filled(name, shapes[name], 0.0)
+        nodes += filled(name, shapes[name], 0.0, graph.dtypes.get(name, "float32"))
     for index, operator in enumerate(graph.operators):
         kernel = Kernel(
             op=operator.op,
@@ -170,8 +229,8 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
     return _model(
         nodes,
         [TensorSpec(spec.name, shapes[spec.name], spec.dtype) for spec in graph.inputs],
-        [TensorSpec(name, shapes[name]) for name in graph.outputs],
-        [TensorSpec(name, shapes[name]) for name in inner],
+        [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in graph.outputs],
+        [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in inner],
     )
 
 

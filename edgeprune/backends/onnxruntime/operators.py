@@ -29,17 +29,38 @@ _FAMILIES = {
     "pool": {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"},
     "reduce": {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"},
     "layout": {"ReorderInput", "ReorderOutput", "Transpose"},
-    "concat": {"Concat", "Split", "Slice", "Gather", "Pad"},
+    "concat": {"Concat", "Split", "Slice", "Gather", "Pad", "Expand", "Tile"},
+    "norm": {
+        *("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "LpNormalization"),
+        *("InstanceNormalization", "GroupNorm", "GroupNormalization"),
+    },
+    "softmax": {"Softmax", "LogSoftmax"},
     "elementwise": {
         *("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Where"),
         *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
         *("Softplus", "Erf", "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "Mish", "BatchNormalization"),
+        *(
+            "Softsign",
+            "Sin",
+            "Cos",
+            "Log",
+            "Floor",
+            "Reciprocal",
+            "Equal",
+            "Less",
+            "Greater",
+            "And",
+            "Or",
+            "Not",
+            "Cast",
+        ),
     },
 }
 FAMILY = {op: family for family, ops in _FAMILIES.items() for op in ops}
 
 # Operations whose second and third operands are weights that follow from the other shapes.
-WEIGHTED = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"})
+WEIGHTED = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+_BIASED = WEIGHTED - {"MatMul", "FusedMatMul"}
 
 _RENAMED = {
     "kernel_shape": "kernel",
@@ -99,6 +120,31 @@ def family(op: str) -> str:
     return FAMILY.get(base(op), "other")
 
 
+_INDICES = {"Gather": 1, "GatherElements": 1, "GatherND": 1}
+_CONDITIONS = {"Where": (0,), "And": (0, 1), "Or": (0, 1), "Not": (0,)}
+_DECISIONS = frozenset({"Equal", "Less", "Greater", "And", "Or", "Not"})
+
+
+def input_dtypes(operator: Operator | Kernel) -> list[str]:
+    """NumPy names of the types of an operation's inputs, operands that are attributes left out."""
+    op = base(operator.op)
+    taken = {int(name[7:]) for name, _ in operator.attributes if name.startswith("operand")}
+    # Inputs that are left out are not told apart here: no operation has one in front of one of another type.
+    places = [place for place in range(len(operator.inputs) + len(taken)) if place not in taken][: len(operator.inputs)]
+    return [
+        "int64" if _INDICES.get(op) == place else "bool" if place in _CONDITIONS.get(op, ()) else "float32"
+        for place in places
+    ]
+
+
+def output_dtype(operator: Operator | Kernel) -> str:
+    """NumPy name of the type of an operation's outputs."""
+    op = base(operator.op)
+    if op == "Cast":
+        return str(helper.tensor_dtype_to_np_dtype(int(dict(operator.attributes)["to"])))  # type: ignore[arg-type]
+    return "bool" if op in _DECISIONS else "float32"
+
+
 def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
     """One node as an operator.
 
@@ -112,7 +158,7 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
     inputs: list[str] = []
     if weighted:
         inputs.append(node.input[0])
-        if base(op) != "MatMul":
+        if base(op) in _BIASED:
             attributes["bias"] = len(node.input) > 2 and node.input[2] != ""
         if base(op) in {"Conv", "FusedConv"}:
             attributes = {**_CONV_DEFAULTS, **attributes, "residual": len(node.input) > 3 and node.input[3] != ""}
@@ -123,7 +169,9 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
             value = constants.get(name)
             if not name:
                 continue
-            if value is not None and int(np.prod(value.dims)) <= _SMALL:
+            # A vector per channel is data at any width; what else is small says how to compute.
+            most = 1 if family(op) in ("elementwise", "norm") else _SMALL
+            if value is not None and int(np.prod(value.dims)) <= most:
                 array = numpy_helper.to_array(value)
                 attributes[f"operand{position}"] = tuple(array.tolist()) if array.ndim else array.item()
             else:
@@ -209,7 +257,7 @@ def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
         window: tuple[int, ...] = attributes["kernel"]  # type: ignore[assignment]
         shapes = [(out_channels, kernel.inputs[0][1] // groups, *window)]
         return [*shapes, (out_channels,)] if attributes.get("bias") else shapes
-    rows, columns = kernel.inputs[0][-1], kernel.output[-1]
+    rows, columns = kernel.inputs[0][-2 if attributes.get("transA") else -1], kernel.output[-1]
     weight = (columns, rows) if attributes.get("trans_b") else (rows, columns)
     return [weight, (columns,)] if attributes.get("bias") else [weight]
 
@@ -258,13 +306,13 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) ->
 
 
 def _both_data(kernel: Kernel) -> bool:
-    return base(kernel.op) in {"Gemm", "FusedGemm", "MatMul"} and len(kernel.inputs) > 1
+    return family(kernel.op) == "gemm" and len(kernel.inputs) > 1
 
 
-def filled(name: str, shape: tuple[int, ...], value: float) -> list[NodeProto]:
-    """Nodes that make a float tensor of one value."""
+def filled(name: str, shape: tuple[int, ...], value: float, dtype: str = "float32") -> list[NodeProto]:
+    """Nodes that make a tensor of one value."""
     size = helper.make_tensor("shape", TensorProto.INT64, [len(shape)], shape)
-    fill = helper.make_tensor("value", TensorProto.FLOAT, [1], [value])
+    fill = helper.make_tensor("value", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [1], [value])
     return [
         helper.make_node("Constant", [], [f"{name}_shape"], value=size),
         helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=fill),

@@ -79,8 +79,8 @@ def test_an_operator_whose_shape_does_not_follow_from_the_widths_is_named(lowere
         shapes={**operators.shapes, last.outputs[0]: (1, 3, 5)},
         sources={name: node for name, node in operators.sources.items() if name != last.outputs[0]},
     )
-    with pytest.raises(UnsupportedKernelError, match=f"found {last.op} .* of shape"):
-        _join(strange, lowered.graph)
+    with pytest.raises(UnsupportedKernelError, match=f"must follow from the widths, that of .* at {last.op} .* is not"):
+        _join(strange, lowered.graph, lowered.backend)
 
 
 def test_board_architecture_decides_the_kernels(net, lowered, tmp_path):
