@@ -39,6 +39,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -152,6 +153,8 @@ def package_digest() -> str:
     for part in ("graph", "surgery"):
         for path in sorted((root / part).rglob("*.py")):
             digest.update(path.read_bytes())
+    for name in ("nesting.py", "parts.py"):
+        digest.update((root / name).read_bytes())
     return digest.hexdigest()[:10]
 
 
@@ -227,7 +230,6 @@ def main() -> None:
     if arguments.side:
         run_here(arguments)
         return
-    # Ended by a signal, this process ends the one that it waits for, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     zoo.prepare(arguments.zoo)
     suites = wanted(arguments)
@@ -237,9 +239,13 @@ def main() -> None:
     done = {name for name in rows if arguments.jobs > 1 or is_timed(rows[name])} - again
     todo = [] if arguments.table else [name for name in names if name not in done][: arguments.count]
 
+    stopping = threading.Event()
+
     def run(name: str) -> None:
         known = None if name in again else rows.get(name)
         row = cover(name, arguments) if arguments.jobs > 1 else measure(name, arguments, known)
+        if stopping.is_set():
+            return  # its processes were ended, too: what they say is no result
         path = path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -253,7 +259,8 @@ def main() -> None:
             for finished in [pool.submit(run, name) for name in todo]:
                 finished.result()
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)  # models that are under way are finished, which the limit bounds
+            stopping.set()
+            pool.shutdown(cancel_futures=True)  # waits for processes that did not get the signal, which the limit ends
             raise
     print_tables(suites)
 

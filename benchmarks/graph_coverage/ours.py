@@ -58,6 +58,11 @@ def measure(name: str, record: Record, limit_s: float, times_only: bool) -> None
     with record.attempt("check"):
         worst = edgeprune.check(model, plan, inputs, dtype=torch.float32, relative=True)
         record.say(difference=worst)
+    # Of a model that was traced in parts, the parts are exported and trained.
+    if graph.parts:
+        record.say(parts=[part.path for part in graph.parts])
+        pruned, model = (plan.traced(module, None)[0] for module in (pruned, model))
+        inputs = graph.example_inputs
     with record.attempt("onnx") as step:
         record.say(**_onnx(pruned, inputs, record))
     if step.failed:

@@ -1,0 +1,216 @@
+"""How well does the predictor know networks that it has never seen, end to end? This machine as a board over loopback SSH.
+
+Per family (ResNet, MobileNetV2, VGG, DenseNet, ViT-like) a dense network is profiled once, as a user would. Then pruned
+networks are drawn that the table does not hold: half with a share of 10 to 100 % drawn for each group by itself, half from
+plans of the allocators at 1.2 to 4 times the speed; a third has widths that are no multiples of 4. Each is timed interleaved
+with the dense network, so what is compared is a ratio, and all of it is timed a second time: what two measurements of one
+network agree to is the ceiling for any predictor.
+
+What is done is not done again; what is missing is printed. Use a machine that does nothing else meanwhile; the whole takes
+about an hour and a half. edgeprune must be installed, with ONNX Runtime, and sshd.
+
+    python benchmarks/predictor_board.py                     # everything, into benchmarks/results/predictor_board/
+    python benchmarks/predictor_board.py --only vit          # one family
+    python benchmarks/predictor_board.py --only vit --minutes 1 --networks 8     # a trial
+    python benchmarks/predictor_board.py --table             # only print what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from predictor_networks import families, figures
+from quickstart import ssh_board
+
+import edgeprune
+from edgeprune.allocation.cost import CostModel
+from edgeprune.allocation.greedy import Greedy
+from edgeprune.allocation.uniform import Uniform
+from edgeprune.boards.board import Board
+from edgeprune.criteria.damage import damage_curves
+from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.latency.features import Machine, features
+from edgeprune.latency.predictor import Predictor
+from edgeprune.loop.dense import dense_latency
+from edgeprune.lowering.kernel_graph import KernelGraph
+from edgeprune.profiling.comparing import compare
+from edgeprune.spec import Kernel
+from edgeprune.surgery.constraints import resolve
+from edgeprune.surgery.magnitude import l2_norms
+
+RESULTS = Path(__file__).parent / "results" / "predictor_board"
+_TOGETHER = 8
+"""Networks in one comparison, besides the dense one."""
+
+
+@contextlib.contextmanager
+def loopback() -> Iterator[Board]:
+    """This machine, over a real OpenSSH server."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder,
+        ssh_board(Path(folder)) as (name, environment),
+    ):
+        os.environ["EDGEPRUNE_CONFIG"] = environment["EDGEPRUNE_CONFIG"]
+        with Board.open(name) as board:
+            yield board
+
+
+def run(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One family from nothing: profile, fit, draw, time twice."""
+    model, x = families.build(family)
+    path = RESULTS / f"{family}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with loopback() as board, tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
+        fingerprint = board.probe()
+        graph = edgeprune.trace(model, x)
+        lowered = edgeprune.lower(
+            graph, model=model, architecture=fingerprint.architecture, isa=fingerprint.isa, workdir=Path(folder)
+        )
+        if path.exists():
+            table = edgeprune.LatencyTable.load(path)
+        else:
+            table = edgeprune.profile(
+                model, x, board, minutes=arguments.minutes, out=path, graph=graph, kernel_graph=lowered
+            )
+        predictor = edgeprune.fit(table)
+        drawn = draw(lowered, predictor, arguments.networks, table)
+        rows = [{"widths": widths, "kind": kind, **predicted(lowered, predictor, widths)} for kind, widths in drawn]
+        for turn in ("first", "second"):
+            for start in range(0, len(rows), _TOGETHER):
+                part = rows[start : start + _TOGETHER]
+                engines: dict[str, bytes | Path] = {
+                    f"network{index}": lowered.network_engine(row["widths"]) for index, row in enumerate(part)
+                }
+                engines["dense"] = lowered.network_engine({})
+                with board.hold("benchmark"):
+                    found = compare(board, engines, "dense", rounds=arguments.rounds)
+                for index, row in enumerate(part):
+                    ratio = found.ratios[f"network{index}"]
+                    row[turn] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
+                print(f"{family}: {turn} measurement, {start + len(part)} of {len(rows)}", flush=True)
+        return {
+            "family": family,
+            "host": fingerprint.cpu_model,
+            "runtime": fingerprint.runtimes["onnxruntime"].get("version"),
+            "minutes": arguments.minutes,
+            "kernels_measured": len(table.kernels),
+            "networks_measured": len(table.networks),
+            "dense": predicted(lowered, predictor, {}),
+            "dense_ms": dense_latency(predictor, lowered).ms,
+            "calibration": calibration_rows(lowered, predictor),
+            "networks": rows,
+        }
+
+
+def draw(
+    lowered: KernelGraph, predictor: Predictor, count: int, table: edgeprune.LatencyTable
+) -> list[tuple[str, dict[str, int]]]:
+    """Width vectors with where they come from; none of them runs the kernels of a network that the table holds."""
+    graph = lowered.graph
+    dice = random.Random(f"predictor/{graph.signature}")
+    taken = {tuple(kernels) for kernels in held_kernels(table)}
+    found: list[tuple[str, dict[str, int]]] = []
+    cost = CostModel(lowered, predictor, rules=resolve(edgeprune.Constraints(), graph))
+    damage = damage_curves(l2_norms(graph), "log_share")
+    while len(found) < count:
+        number = len(found)
+        odd = number % 3 == 0
+        if number % 2:
+            budget_ms = cost.dense_ms / dice.uniform(1.2, 4.0)
+            allocator = (Greedy(), Uniform())[number // 2 % 2]
+            try:
+                widths = dict(allocator.allocate(graph.groups, damage, cost, budget_ms, cost.rules).widths)
+            except BudgetInfeasibleError:
+                continue
+            kind = allocator.name
+        else:
+            widths = {group.name: max(1, round(group.size * dice.uniform(0.1, 1.0))) for group in graph.groups}
+            kind = "random"
+        sizes = graph.widths()
+        widths = {name: fitted(width, sizes[name], odd, dice) for name, width in widths.items()}
+        kernels = tuple(sorted(kernel.key for kernel in lowered.at(widths)))
+        if kernels not in taken:
+            taken.add(kernels)
+            found.append((kind, widths))
+    return found
+
+
+def fitted(width: int, size: int, odd: bool, dice: random.Random) -> int:
+    """No multiple of 4 where `odd` says so, a multiple of 4 otherwise, wherever the group is large enough."""
+    if size < 8:
+        return width
+    if odd:
+        return min(size - 1, width - width % 4 + dice.choice((1, 2, 3))) if width < size else width
+    return min(size, max(4, round(width / 4) * 4))
+
+
+def held_kernels(table: edgeprune.LatencyTable) -> list[list[str]]:
+    """Keys of the kernels of each network in a table, repeats included."""
+    return [sorted(row.kernels.elements()) for row in table.networks]
+
+
+def predicted(lowered: KernelGraph, predictor: Predictor, widths: dict[str, int]) -> dict[str, float]:
+    """What is said of a network before it is timed: ours, and what a simpler rule would go by."""
+    kernels = lowered.at(widths)
+    ms, low, high = predictor.network(kernels)
+    matrix = features(kernels, Machine.from_header(predictor.table.header))
+    return {
+        "ms": ms,
+        "low_ms": low,
+        "high_ms": high,
+        "sum_ms": float(predictor.kernel_ms(kernels).sum()),
+        "macs": float(np.exp(matrix.column("log_macs")).sum()),
+    }
+
+
+def calibration_rows(lowered: KernelGraph, predictor: Predictor) -> list[dict[str, float]]:
+    """Networks that the table holds: what the simple rules are fitted to."""
+    machine = Machine.from_header(predictor.table.header)
+    rows = []
+    for row in predictor.table.networks:
+        kernels = [Kernel.from_key(key) for key in row.kernels.elements()]
+        macs = float(np.exp(features(kernels, machine).column("log_macs")).sum())
+        rows.append({"measured_ms": row.measurement.median_ms, "macs": macs})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(families.FAMILIES), help="one family instead of all")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of profiling per family")
+    parser.add_argument("--networks", type=int, default=40, help="per family")
+    parser.add_argument("--rounds", type=int, default=12, help="of each comparison")
+    arguments = parser.parse_args()
+    names = [arguments.only] if arguments.only else list(families.FAMILIES)
+    for name in [] if arguments.table else names:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            continue
+        print(f"running {name}", flush=True)
+        row = run(name, arguments)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(row, indent=1) + "\n")
+        partial.replace(path)
+    rows = [json.loads(path.read_text()) for name in names if (path := RESULTS / f"{name}.json").exists()]
+    if rows:
+        print(figures.markdown(rows))
+    missing = [name for name in names if not (RESULTS / f"{name}.json").exists()]
+    print(f"missing: {', '.join(missing) or 'nothing'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

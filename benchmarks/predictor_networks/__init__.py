@@ -1,0 +1,1 @@
+"""Networks and figures of `benchmarks/predictor_board.py`."""
