@@ -106,9 +106,16 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
     original: torch.nn.Module = load_model(record.model, weights, seed=record.seed)
     more: dict[str, Any] = {}
     if dense is not None:
+        traced, traced_example = plan.traced(original, example)
         with output.step("compile the dense model") as progress:
             reference = edgeprune.compile(
-                original, example, dense, backend=record.backend, progress=progress.told, **extras
+                traced,
+                traced_example,
+                dense,
+                name=type(original).__name__,
+                backend=record.backend,
+                progress=progress.told,
+                **extras,
             )
         output.wrote(dense, "artifact of the dense model")
         more = {"dense": str(dense), "dense_id": reference.id}

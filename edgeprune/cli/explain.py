@@ -57,6 +57,8 @@ def explain(
         {
             "model": model,
             "signature": graph.signature,
+            "parts": [part.path for part in graph.parts],
+            "failure": graph.failure,
             "groups": [
                 {"name": group.name, "size": group.size, "unit": group.unit, **_share(shares, group.nodes)}
                 for group in graph.groups

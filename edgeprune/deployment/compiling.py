@@ -83,7 +83,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         out: Folder to write.
         backend: Name of the backend, or one.
         name: What a person calls the model; the class's name by default.
-        plan: The pruning plan that made the module; its hash and prediction go into the manifest.
+        plan: The pruning plan that made the module; its hash and prediction go into the manifest. Of a model that was traced
+            in parts, the parts are compiled.
         predicted_ms: Predicted latency, milliseconds; the plan's by default.
         measured: Cost that a board measured, with its conditions.
         labels: Class names, for whoever uses the release.
@@ -107,6 +108,9 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     """
     tell = progress or (lambda step, message: None)
     chosen = registry.get(backend)
+    title = name or type(module).__name__
+    if plan is not None:
+        module, example_inputs = plan.traced(module, example_inputs)
     inputs = positional(module, example_inputs)
     with staged(Path(out)) as folder:
         tell("export", f"exporting for {chosen.name}")
@@ -119,7 +123,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         model = _model_json(engine.name, chosen.name, input_specs, output_specs, labels, normalization)
         (folder / MODEL_NAME).write_bytes(canonical_json(model))
         manifest = Manifest(
-            name=name or type(module).__name__,
+            name=title,
             backend=chosen.name,
             engine=engine.name,
             precision=precision,

@@ -8,7 +8,7 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, TraceError
 from edgeprune.graph.inlining import put_in_line
+from edgeprune.graph.splitting import find_parts
+from edgeprune.parts import Part, core_of
 
 log = logging.getLogger("edgeprune.graph")
 
@@ -38,6 +40,8 @@ class Capture:
         batch: Deployment batch.
         dynamic_batch: Whether the program works for every batch.
         note: Why the batch is fixed, or ``""``.
+        parts: What the program consists of where the model as a whole cannot be exported; its inputs are those of the parts.
+        failure: Why the model as a whole cannot be exported, or None.
     """
 
     program: ExportedProgram
@@ -46,6 +50,8 @@ class Capture:
     batch: int
     dynamic_batch: bool
     note: str = ""
+    parts: tuple[Part, ...] = ()
+    failure: TraceError | None = None
 
 
 def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -93,16 +99,52 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """Export a model in eval form; the model itself is not touched.
 
     The batch is the first axis of every tensor input. It is exported as a dynamic dimension; where that fails the
-    program is captured for the deployment batch alone, and `Capture.note` says why.
+    program is captured for the deployment batch alone, and `Capture.note` says why. A model that cannot be exported as a
+    whole (its post-processing depends on values, say) is captured in parts, see `edgeprune.parts`.
 
     Raises:
         InputError: If the example inputs do not fit.
-        TraceError: If the model cannot be exported; the message names the user's line.
+        TraceError: If the model cannot be exported, nor any part of it; the message names the user's line.
     """
     args, kwargs = call_arguments(example_inputs)
+    try:
+        return _whole(eval_copy(model), args, kwargs)
+    except TraceError as failure:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                parts, inputs = find_parts(_runnable_copy(model), args, kwargs, _exports)
+        # Whatever the user's forward raises: it does not run, and that was said.
+        except Exception as error:
+            log.debug("the model does not run: %s", error)
+            raise failure from error
+        if not parts:
+            raise
+        try:
+            captured = _whole(core_of(eval_copy(model), parts), inputs, {})
+        except TraceError as error:
+            log.debug("the parts cannot be exported together: %s", error.message)
+            raise failure from error
+        log.warning("captured in parts (%s): %s", ", ".join(part.path for part in parts), failure.message)
+        return replace(captured, parts=parts, failure=failure)
+
+
+def _runnable_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval form with buffers of its own: a forward may write to them, and the model must not see that."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+
+
+def _exports(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        _export(module, args, kwargs, None)
+    except Exception as error:  # noqa: BLE001 (whatever the user's forward raises: this part cannot be exported, others may)
+        log.debug("a part cannot be exported: %s", error)
+        return False
+    return True
+
+
+def _whole(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     sizes = {tensor.shape[0] for tensor in tensors if tensor.ndim > 0}
-    twin = eval_copy(model)
     note = ""
     if len(sizes) != 1:
         note = f"the inputs have different first axes {sorted(sizes)}, so there is no common batch"

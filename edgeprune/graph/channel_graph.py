@@ -17,6 +17,7 @@ from edgeprune.errors import ConstraintError, PlanError
 from edgeprune.graph.atoms import Ids
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
+from edgeprune.parts import Part
 
 if TYPE_CHECKING:
     from edgeprune.graph.constants import Constant
@@ -105,6 +106,8 @@ class ChannelGraph:
             entry in `offset_of`; -1 is none.
         offset_of: First code of each group.
         table: Every shape as a function of the widths.
+        parts: What the program consists of where the model as a whole cannot be traced, see `edgeprune.parts`.
+        failure: Why the whole cannot be traced, or ``""``.
     """
 
     model: nn.Module
@@ -121,6 +124,8 @@ class ChannelGraph:
     unit_of: Mapping[str, tuple[Ids, ...]]
     offset_of: Mapping[str, int]
     table: ShapeTable
+    parts: tuple[Part, ...] = ()
+    failure: str = ""
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name.
@@ -188,6 +193,9 @@ class ChannelGraph:
             where = f" at {axis.source}" if axis.source else ""
             op = f" ({axis.op}{where})" if axis.op else ""
             lines.append(f"  {axis.name}: {axis.size} wide{share(axis.nodes)}: {axis.reason}{op}")
+        if self.parts:
+            paths = ", ".join(dict.fromkeys(part.path for part in self.parts))
+            lines.append(f"traced in parts: {paths}; what is between and behind them stays as it is ({self.failure})")
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)

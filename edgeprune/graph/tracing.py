@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from edgeprune.graph.atoms import KEPT, Event, Ids
-from edgeprune.graph.capture import capture, module_path
+from edgeprune.graph.capture import Capture, capture, module_path
 from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import module_facts
@@ -25,7 +25,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     """Capture a model and find which channels hang together.
 
     The model is captured in eval form on a copy of its module tree and stays untouched: parameters, buffers, hooks and
-    mode. The program shares its weights with the model.
+    mode. The program shares its weights with the model. Where the model as a whole cannot be captured but parts of it can,
+    the graph is that of the parts (`ChannelGraph.parts`), and whatever goes into or comes out of them keeps its size.
 
     Args:
         model: Any module that ``torch.export`` takes.
@@ -34,9 +35,16 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
 
     Raises:
         InputError: If the example inputs do not fit.
-        TraceError: If the model cannot be captured; the message names the user's line.
+        TraceError: If the model cannot be captured, nor parts with a channel to cut; the message names the user's line.
     """
     captured = capture(model, example_inputs)
+    graph = _graph(model, captured)
+    if captured.failure is not None and not graph.groups:
+        raise captured.failure
+    return graph
+
+
+def _graph(model: nn.Module, captured: Capture) -> ChannelGraph:
     walk = Propagation(captured)
     walk.run()
     units = find_units(walk)
@@ -68,6 +76,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         unit_of=unit_of,
         offset_of={name: int(offset) for name, offset in zip(names, offsets, strict=False)},
         table=_table(unit_of, {g.name: g.size for g in groups}, offsets, _aliases(model, walk)),
+        parts=captured.parts,
+        failure="" if captured.failure is None else captured.failure.message.removesuffix("."),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.errors import TableMismatchError
 from edgeprune.loop.result import LatencyCheck
+from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import compare
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def measure_ratio(
         engines: dict[str, bytes | Path] = {"dense": kernel_graph.dense_engine}
         if pruned is not None:
             path = Path(folder) / f"pruned{kernel_graph.dense_engine.suffix}"
-            kernel_graph.backend.export(pruned, kernel_graph.graph.example_inputs, path)
+            graph = kernel_graph.graph
+            kernel_graph.backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
             engines["pruned"] = path
         with board.hold("prune"):
             found = compare(

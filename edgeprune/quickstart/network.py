@@ -29,7 +29,7 @@ class Block(nn.Module):
 class DigitNet(nn.Module):
     """A stem and three stages of two residual blocks; input (n, 1, 32, 32), output (n, 10) logits."""
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 80, 160), classes: int = 10) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (48, 96, 160), classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks: list[nn.Module] = []

@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 
 _EPOCHS_HALF_SIZE = 10
-_EPOCHS_FULL_SIZE = 2
+_EPOCHS_FULL_SIZE = 3
 
 
 def smoothed_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:

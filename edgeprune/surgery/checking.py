@@ -41,7 +41,8 @@ def check(
 
     Both run in eval form and with batch and instance norms in train form (statistics of kept channels are compared too;
     dropout is off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random
-    inputs with a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`).
+    inputs with a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`). Of a
+    model that was traced in parts the parts are compared, and the cut model as a whole has to run.
 
     Args:
         model: The original model; it is not touched.
@@ -62,17 +63,30 @@ def check(
             tolerance.
     """
     twin = copy.deepcopy(model).to(dtype)
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(example_inputs))
+
+    def cast(values: Any) -> Any:
+        return pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(values))
+
+    if plan.parts:
+        try:
+            _run(twin, cast(example_inputs), training=False)
+        except SurgeryError as error:
+            raise _unfit(dtype, error.message) from error
+        _run(cut(twin, plan), cast(example_inputs), training=False)
+    traced, example_inputs = plan.traced(twin, example_inputs)
+    args, kwargs = cast(example_inputs)
     try:
-        captured = capture(twin, kwargs or args)
+        captured = capture(traced, kwargs or args)
     except TraceError as error:
         raise _unfit(dtype, error.message) from error
+    if captured.failure is not None:
+        raise _unfit(dtype, captured.failure.message)
     training_forms = (False, True) if _has_statistics(captured.program) else (False,)
     worst = 0.0
     for randomized in (False, True):
         if randomized:
             randomize(twin)
-        pruned = cut(twin, plan)
+        pruned, _ = plan.traced(cut(twin, plan), None)
         for training in training_forms:
             inputs = _random_inputs((args, kwargs), captured.dynamic_batch, seed=2 * randomized + training)
             found = difference(captured.program, twin, pruned, plan, inputs, training=training, relative=relative)

@@ -60,8 +60,14 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
-    if _agree(cut, program, plan):
+    if _agree(plan.traced(cut, None)[0], program, plan):
         return cut
+    if plan.parts:
+        raise SurgeryError(
+            "a model that was traced in parts must run at the new sizes as it is written, but it works with sizes that the "
+            f"plan changes ({_places(plan) or 'computed'}).",
+            hint="sizes taken from the weights or from the input, or edgeprune.Constraints(keep=...)",
+        )
     log.info(
         "forward works with sizes that the plan changes (%s): returning the cut program", _places(plan) or "computed"
     )
@@ -106,7 +112,10 @@ def _agree(cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> bool:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
-        inputs = [_random(spec["shape"], spec["dtype"]).to(device) for spec in plan.inputs]
+        inputs = [
+            (torch.randn_like(tensor) + 0.5 if tensor.is_floating_point() else tensor).to(device)
+            for tensor in plan.empty_inputs()
+        ]
         left, right = copy.deepcopy(cut).double().eval(), copy.deepcopy(program).double().eval()
         args, kwargs = program.arguments(
             [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
@@ -120,18 +129,11 @@ def _agree(cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> bool:
     a, b = (torch.utils._pytree.tree_leaves(value) for value in (expected, found))
     pairs = [(x, y) for x, y in zip(a, b, strict=False) if isinstance(x, torch.Tensor)]
     return len(a) == len(b) and all(
-        isinstance(y, torch.Tensor) and x.shape == y.shape and torch.allclose(x, y, rtol=1e-6, atol=1e-9)
+        isinstance(y, torch.Tensor)
+        and x.shape == y.shape
+        and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
         for x, y in pairs
     )
-
-
-def _random(shape: list[int], dtype: str) -> torch.Tensor:
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise PlanError(f"inputs of a plan must have a dtype of torch, found {dtype!r}.")
-    if kind.is_floating_point:
-        return torch.randn(shape, dtype=kind) + 0.5
-    return torch.zeros(shape, dtype=kind)
 
 
 def _places(plan: PruningPlan) -> str:

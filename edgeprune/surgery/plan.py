@@ -18,9 +18,13 @@ from edgeprune.files import write_text
 from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
-    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
+    import torch
+    from torch import nn
 
-SCHEMA = 2
+    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
+    from edgeprune.parts import Part
+
+SCHEMA = 3
 """Version of the plan's JSON format."""
 
 
@@ -39,6 +43,7 @@ class PruningPlan:
         inputs: ``{"name", "shape", "dtype"}`` of the example inputs at the deployment batch.
         program: The cut program as JSON values, or None.
         rewrites: Sizes written into the user's forward that the cut changes, with operation and source line.
+        parts: What the program consists of where the model was traced in parts, see `edgeprune.parts`; its inputs are theirs.
         note: Why there is no program, or ``""``.
         predicted: Free information, such as predicted milliseconds.
     """
@@ -53,6 +58,7 @@ class PruningPlan:
     inputs: tuple[Mapping[str, Any], ...] = ()
     program: Mapping[str, Any] | None = None
     rewrites: tuple[Mapping[str, Any], ...] = ()
+    parts: tuple[Part, ...] = ()
     note: str = ""
     predicted: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,6 +72,36 @@ class PruningPlan:
     def widths(self) -> dict[str, int]:
         """Units kept per group."""
         return {name: len(group["kept"]) for name, group in self.groups.items()}
+
+    def empty_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Zeros in place of the example inputs; true where they are booleans (a mask that hides nothing).
+
+        Raises:
+            PlanError: If an input has a dtype that torch does not know.
+        """
+        import torch
+
+        found = []
+        for spec in self.inputs:
+            dtype = getattr(torch, spec["dtype"], None)
+            if not isinstance(dtype, torch.dtype):
+                raise PlanError(f"inputs of a plan must have a dtype of torch, found {spec['dtype']!r}.")
+            found.append((torch.ones if dtype == torch.bool else torch.zeros)(spec["shape"], dtype=dtype))
+        return tuple(found)
+
+    def traced(self, model: nn.Module, example_inputs: Any) -> tuple[nn.Module, Any]:
+        """What of a model the plan's program computes, with example inputs: the model itself, or its parts and zeros.
+
+        Args:
+            model: The model that the plan was made for, or a cut one.
+            example_inputs: As for `edgeprune.trace`.
+
+        Raises:
+            PlanError: If the model does not have the parts that the plan names.
+        """
+        from edgeprune.parts import core_of
+
+        return (core_of(model, self.parts), self.empty_inputs()) if self.parts else (model, example_inputs)
 
     def with_prediction(self, **information: Any) -> PruningPlan:
         """The same plan with more information in `predicted`."""
@@ -164,6 +200,7 @@ def make_plan(
         ),
         program=program,
         rewrites=tuple(rewrites),
+        parts=graph.parts,
         note=note,
         predicted=dict(predicted or {}),
     )
@@ -218,7 +255,7 @@ def uniform_plan(
 
 def _refusal(program: Mapping[str, Any]) -> str:
     """Why a written program could not be read again, or ``""``."""
-    from edgeprune.surgery.nesting import read_nesting
+    from edgeprune.nesting import read_nesting
     from edgeprune.surgery.operations import operation
 
     try:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeprune.errors import PlanError
+from edgeprune.parts import parts_from_json
 from edgeprune.surgery.plan import SCHEMA, PruningPlan, check_units
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -25,6 +26,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "inputs": list,
     "program": (dict, type(None)),
     "rewrites": list,
+    "parts": list,
     "note": str,
     "predicted": dict,
 }
@@ -55,6 +57,7 @@ def to_json(plan: PruningPlan) -> dict[str, Any]:
         "inputs": [dict(item) for item in plan.inputs],
         "program": plan.program,
         "rewrites": [dict(item) for item in plan.rewrites],
+        "parts": [part.to_json() for part in plan.parts],
         "note": plan.note,
         "predicted": dict(plan.predicted),
     }
@@ -73,9 +76,9 @@ def from_json(values: Any) -> PruningPlan:
     if not isinstance(schema, int) or isinstance(schema, bool):
         raise PlanError(f"a plan must have an integer 'schema', found {schema!r}.")
     if schema > SCHEMA:
-        raise PlanError(
-            f"a plan must have schema {SCHEMA} or older, found {schema}.", hint="pip install --upgrade edgeprune"
-        )
+        raise PlanError(f"a plan must have schema {SCHEMA}, found {schema}.", hint="pip install --upgrade edgeprune")
+    if schema < SCHEMA:
+        raise PlanError(f"a plan must have schema {SCHEMA}, found {schema}.", hint="make the plan again")
     missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - _FIELDS.keys())
     if missing or unknown:
         raise PlanError(f"a plan must have exactly the fields of schema {SCHEMA}, found {missing=} {unknown=}.")
@@ -120,6 +123,7 @@ def from_json(values: Any) -> PruningPlan:
         inputs=tuple(values["inputs"]),
         program=values["program"],
         rewrites=tuple(values["rewrites"]),
+        parts=parts_from_json(values["parts"], len(values["inputs"])),
         note=values["note"],
         predicted=values["predicted"],
     )

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import PlanError, SurgeryError
-from edgeprune.surgery.nesting import read_nesting
+from edgeprune.nesting import read_nesting
 from edgeprune.surgery.operations import operation
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
