@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -14,8 +16,8 @@ class ModuleFacts:
     """What tracing remembers of a module.
 
     Attributes:
-        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm`` or ``prelu``.
-        groups: Conv groups.
+        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm``, ``group_norm``, ``layer_norm`` or ``prelu``.
+        groups: Conv groups, or groups of a group norm.
         cumulative: Whether a batch norm averages cumulatively (``momentum=None``), which a program does not show.
     """
 
@@ -36,21 +38,37 @@ def module_facts(model: nn.Module) -> dict[str, ModuleFacts]:
             facts[path] = ModuleFacts("linear")
         elif isinstance(module, _NormBase):
             facts[path] = ModuleFacts("norm", cumulative=module.momentum is None)
+        elif isinstance(module, nn.GroupNorm):
+            facts[path] = ModuleFacts("group_norm", groups=module.num_groups)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            facts[path] = ModuleFacts("layer_norm")
         elif isinstance(module, nn.PReLU):
             facts[path] = ModuleFacts("prelu")
     return facts
 
 
-def attributes_after(facts: ModuleFacts, old: tuple[int, ...], new: tuple[int, ...]) -> dict[str, int]:
+def attributes_after(
+    facts: ModuleFacts, old: tuple[int, ...], new: tuple[int, ...], stays: npt.NDArray[np.bool_]
+) -> dict[str, int | list[int]]:
     """New attribute values of a module whose weight went from one shape to another.
 
     A conv with one input channel per conv group (depthwise) loses whole groups; any other grouped conv keeps its
     groups and loses the same number of channels in each.
+
+    Args:
+        facts: Of the module.
+        old: Shape of its weight.
+        new: Shape of what is left of it.
+        stays: Which indices stay along the first axis, shape (old[0],).
     """
     if facts.kind == "linear":
         return {"in_features": new[1], "out_features": new[0]}
     if facts.kind == "norm":
         return {"num_features": new[0]}
+    if facts.kind == "group_norm":
+        return {"num_channels": new[0], "num_groups": int(stays.reshape(facts.groups, -1).any(axis=1).sum())}
+    if facts.kind == "layer_norm":
+        return {"normalized_shape": list(new)}
     if facts.kind == "prelu":
         return {"num_parameters": new[0]}
     if facts.kind == "conv":

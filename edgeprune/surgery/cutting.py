@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,13 +74,13 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return program
 
 
-def _set_attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
+def _set_attributes(model: nn.Module, path: str, values: Mapping[str, int | Sequence[int]]) -> None:
     module = dict(model.named_modules(remove_duplicate=False)).get(path)
     missing = "no such module" if module is None else ", ".join(name for name in values if not hasattr(module, name))
     if module is None or missing:
         raise PlanError(f"a plan must change attributes that {path!r} has ({', '.join(values)}), found {missing}.")
     for name, value in values.items():
-        setattr(module, name, value)
+        setattr(module, name, value if isinstance(value, int) else tuple(value))
 
 
 def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:

@@ -38,7 +38,7 @@ class PruningPlan:
         kept: Parameter or buffer name to axis to the indices that stay; whole axes are left out.
         shapes: Dense shape of every tensor in `kept`.
         forms: Like `kept`, the length that is left: ``{"constant": n, "terms": [[groups, positions per combination]]}``.
-        attributes: Module path to attribute to new value.
+        attributes: Module path to attribute to new value, a list where the attribute is a tuple.
         frozen: ``{"name", "reason"}`` of what the trace left alone.
         inputs: ``{"name", "shape", "dtype"}`` of the example inputs at the deployment batch.
         program: The cut program as JSON values, or None.
@@ -53,7 +53,7 @@ class PruningPlan:
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, int | Sequence[int]]] = field(default_factory=dict)
     frozen: tuple[Mapping[str, str], ...] = ()
     inputs: tuple[Mapping[str, Any], ...] = ()
     program: Mapping[str, Any] | None = None
@@ -171,12 +171,12 @@ def make_plan(
                 terms = [[list(groups), count] for groups, count in form.terms]
                 forms.setdefault(name, {})[axis] = {"constant": form.constant, "terms": terms}
                 shapes[name] = tuple(codes.shape[1] for codes in graph.unit_of[name])
-    attributes: dict[str, dict[str, int]] = {}
+    attributes: dict[str, dict[str, int | list[int]]] = {}
     for name, old in shapes.items():
         path, _, leaf = name.rpartition(".")
         if path in graph.modules and leaf in ("weight", "running_mean"):
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
-            attributes[path] = attributes_after(graph.modules[path], old, new)
+            attributes[path] = attributes_after(graph.modules[path], old, new, kept.masks(name, 0))
     program, rewrites, note = edited_program(graph, kept)
     if program is not None and (refusal := _refusal(program)):
         program, note = None, refusal

@@ -30,7 +30,10 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "note": str,
     "predicted": dict,
 }
-_ATTRIBUTES = ("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups")
+_ATTRIBUTES = (
+    *("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups"),
+    *("num_channels", "num_groups", "normalized_shape"),
+)
 """Attributes of torch's layers that follow their parameters."""
 
 
@@ -93,8 +96,13 @@ def from_json(values: Any) -> PruningPlan:
         for axis, indices in axes.items():
             _check_axis(name, axis, indices, shapes.get(name), forms.get(name, {}).get(axis), widths)
     for path, attributes in values["attributes"].items():
-        if not isinstance(attributes, dict) or not all(_is_index(value) for value in attributes.values()):
-            raise PlanError(f"attributes of module {path!r} must be whole numbers, found {attributes!r}.")
+        if not isinstance(attributes, dict) or not all(
+            _is_index(value) or (isinstance(value, list) and all(map(_is_index, value)))
+            for value in attributes.values()
+        ):
+            raise PlanError(
+                f"attributes of module {path!r} must be whole numbers or lists of them, found {attributes!r}."
+            )
         unknown = sorted(attributes.keys() - set(_ATTRIBUTES))
         if unknown:
             raise PlanError(

@@ -145,6 +145,26 @@ def test_a_program_module_exports(nets: ModuleType) -> None:
     assert torch.allclose(exported.module()(x), pruned(x), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layers", "x", "attribute", "left"),
+    [
+        ([nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 4, 1)], X, "num_groups", 2),
+        ([nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 4)], torch.randn(2, 5, 6), "normalized_shape", (8,)),
+        ([nn.Linear(6, 16), nn.RMSNorm(16), nn.Linear(16, 4)], torch.randn(2, 5, 6), "normalized_shape", (8,)),
+    ],
+    ids=["group", "layer", "rms"],
+)  # fmt: skip
+def test_norms_follow_their_channels_in_the_users_own_class(
+    layers: list[nn.Module], x: torch.Tensor, attribute: str, left: Any
+) -> None:
+    model = nn.Sequential(*layers).eval()
+    plan = uniform_plan(trace(model, x), 0.5)
+    pruned = apply(model, plan)
+    assert type(pruned) is nn.Sequential
+    assert getattr(pruned[1], attribute) == left
+    assert check(model, plan, x) < 1e-9
+
+
 def test_tied_parameters_stay_tied(nets: ModuleType) -> None:
     model = nets.Tied()
     pruned = apply(model, uniform_plan(trace(model, X), 0.5))
