@@ -218,7 +218,7 @@ def _relative(expected: torch.Tensor, found: torch.Tensor) -> float:
 
 
 def _train(model: nn.Module, inputs: Any, free_batch: bool) -> dict[str, Any]:
-    """Three steps of SGD on the mean square of the outputs, at batch 2 where the batch is free."""
+    """Three steps of SGD towards outputs of one, at batch 2 where the batch is free."""
     args, kwargs = call_arguments(_resized(inputs, 2) if free_batch else inputs)
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -228,7 +228,7 @@ def _train(model: nn.Module, inputs: Any, free_batch: bool) -> dict[str, Any]:
     for _ in range(_SGD_STEPS):
         leaves = pytree.tree_leaves(model(*args, **kwargs))
         floats = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
-        loss = torch.stack([leaf.square().mean() for leaf in floats]).sum()
+        loss = torch.stack([(leaf - 1).square().mean() for leaf in floats]).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
