@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import NoReturn
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -23,9 +22,12 @@ class _Interrupts:
     def __init__(self) -> None:
         self.seen = False
 
-    def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         self.seen = True
-        raise KeyboardInterrupt
+        if _is_importing_a_library(frame):
+            _again_soon()
+        else:
+            raise KeyboardInterrupt
 
     def install(self) -> None:
         if (
@@ -38,13 +40,31 @@ class _Interrupts:
         # A Ctrl-C inside a destructor or a C callback would be printed and lost. Deliver it once more, a moment later:
         # raised in here it would be lost again.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            import threading
-
-            again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-            again.daemon = True
-            again.start()
+            _again_soon()
         else:
             sys.__unraisablehook__(unraisable)
+
+
+def _is_importing_a_library(frame: FrameType | None) -> bool:
+    """Whether an installed package is being imported: raised into the C++ that runs then, an exception ends the process."""
+    inner = ""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith("<frozen importlib"):
+            inner = path
+        elif not inner or "site-packages" in inner or "dist-packages" in inner:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _again_soon() -> None:
+    """Deliver the interrupt once more, a moment later."""
+    import threading
+
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
