@@ -84,7 +84,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         backend: Name of the backend, or one.
         name: What a person calls the model; the class's name by default.
         plan: The pruning plan that made the module; its hash and prediction go into the manifest. Of a model that was traced
-            in parts, the parts are compiled.
+            in parts, the parts are compiled, and golden inputs must be theirs.
         predicted_ms: Predicted latency, milliseconds; the plan's by default.
         measured: Cost that a board measured, with its conditions.
         labels: Class names, for whoever uses the release.

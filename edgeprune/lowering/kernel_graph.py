@@ -52,6 +52,9 @@ class KernelGraph:
 
         Args:
             widths: Group name to units kept; groups left out stay whole.
+
+        Raises:
+            UnsupportedKernelError: The size of a tensor does not follow at these widths; names the operator.
         """
         return self.backend.layout_rule(self.operators, self._shapes(widths), self.architecture, self.isa)
 

@@ -39,21 +39,8 @@ _FAMILIES = {
         *("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Where"),
         *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
         *("Softplus", "Erf", "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "Mish", "BatchNormalization"),
-        *(
-            "Softsign",
-            "Sin",
-            "Cos",
-            "Log",
-            "Floor",
-            "Reciprocal",
-            "Equal",
-            "Less",
-            "Greater",
-            "And",
-            "Or",
-            "Not",
-            "Cast",
-        ),
+        *("Softsign", "Sin", "Cos", "Log", "Floor", "Reciprocal"),
+        *("Equal", "Less", "Greater", "And", "Or", "Not", "Cast"),
     },
 }
 FAMILY = {op: family for family, ops in _FAMILIES.items() for op in ops}
