@@ -5,6 +5,7 @@ The JSON names ATen operations, their arguments, parameters and buffers; nothing
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.makers import makers
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
 from edgeprune.graph.rules.table import rule_for
 
@@ -28,6 +30,7 @@ _PYTHON = {
     getattr(operator, name): f"operator.{name}"
     for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg", "pow", "truediv")
 }
+_ATTENTION = "aten.scaled_dot_product_attention.default"
 _ASSERTIONS = ("aten._assert", "aten.sym_constrain_range")
 
 
@@ -63,7 +66,9 @@ def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | No
             if change is not None:
                 edited, op = change.args, change.op or op
                 if not _follows_module(graph, node):
-                    rewrites.append(_rewrite(node, op, edited))
+                    rewrites.append(_rewrite(graph, node, op, edited))
+                    if op == _ATTENTION:
+                        rewrites[-1]["fold"] = _fold(graph, node, kept)
         given = named_arguments(node) if op == _op_name(node) else {}
         try:
             args = {name: _encode(value) for name, value in {**given, **edited}.items()}
@@ -105,8 +110,11 @@ def _follows_module(graph: ChannelGraph, node: Node) -> bool:
     return targets.get(weight.name, "").rpartition(".")[0] in graph.modules
 
 
-def _rewrite(node: Node, op: str, edited: dict[str, Any]) -> dict[str, Any]:
+def _rewrite(graph: ChannelGraph, node: Node, op: str, edited: dict[str, Any]) -> dict[str, Any]:
     before = named_arguments(node)
+    if "split_sizes" in edited and "split_sizes" not in before:
+        call = Call(node, graph.batch)
+        before["split_sizes"] = [shape[edited["dim"]] for shape in call.shapes()]
     return {
         "op": str(node.target),
         "module": module_path(node),
@@ -114,6 +122,14 @@ def _rewrite(node: Node, op: str, edited: dict[str, Any]) -> dict[str, Any]:
         "from": {name: _plain(before[name]) for name in edited if name in before},
         "to": {"op": op, **{name: _plain(value) for name, value in edited.items()}},
     }
+
+
+def _fold(graph: ChannelGraph, node: Node, kept: Kept) -> dict[str, Any]:
+    """What the rows that make the queries are multiplied by where forward divides by the root of what is left."""
+    query = Call(node, graph.batch).node_of("query")
+    assert query is not None
+    mask = kept.mask(query, -1 % len(query.meta["val"].shape))
+    return {"factor": math.sqrt(mask.sum() / len(mask)), "rows": makers(graph, query)}
 
 
 def _plain(value: Any) -> Any:

@@ -7,12 +7,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.surgery.following import followed
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 
@@ -23,9 +25,11 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
 
     Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
-    once beside the cut program on random inputs: if they agree the copy is returned, otherwise (``forward`` spells out or
-    computes with sizes that the plan changes: a reshape, a split, the root of a head dimension) a `ProgramModule`, our
-    module around the cut program, with the same parameter names. A plan whose program could not be written down leaves
+    once beside the cut program on random inputs. If they disagree, integer attributes that ``forward`` reads and that equal a
+    size that the plan changes (``num_heads``, ``head_dim``) follow, and where fused attention takes its scale from the head
+    dimension the query weights make up for it, see `edgeprune.surgery.following`. If copy and program agree the copy is
+    returned, otherwise (``forward`` spells out or computes with sizes in another way) a `ProgramModule`, our module around
+    the cut program, with the same parameter names. A plan whose program could not be written down leaves
     nothing to compare with: the copy is returned as it is, unless the plan changes sizes that ``forward`` spells out.
 
     Args:
@@ -60,8 +64,12 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
-    if _agree(plan.traced(cut, None)[0], program, plan):
+    beside = _Beside(program, plan)
+    if beside.agrees(cut):
         return cut
+    own = followed(model, cut, plan, lambda whole: beside.run(beside.twin(whole)), beside.agrees)
+    if own is not None:
+        return own
     if plan.parts:
         raise SurgeryError(
             "a model that was traced in parts must run at the new sizes as it is written, but it works with sizes that the "
@@ -107,33 +115,52 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
             table[leaf] = done[id(old)]
 
 
-def _agree(cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> bool:
-    """Whether the cut copy computes what the cut program computes, in eval form, on random inputs."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
-        inputs = [
-            (torch.randn_like(tensor) + 0.5 if tensor.is_floating_point() else tensor).to(device)
-            for tensor in plan.empty_inputs()
-        ]
-        left, right = copy.deepcopy(cut).double().eval(), copy.deepcopy(program).double().eval()
-        args, kwargs = program.arguments(
-            [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
-        )
+class _Beside:
+    """A copy of a model beside the cut program, in eval form and float64, on random inputs."""
+
+    def __init__(self, program: ProgramModule, plan: PruningPlan) -> None:
+        self._program, self._plan = program, plan
+        self._device = next((tensor.device for tensor in program.parameters()), torch.device("cpu"))
+
+    def run(self, module: nn.Module) -> Any:
+        """Outputs of a module in float64 whose forward is the program's.
+
+        Raises:
+            SurgeryError: If forward also takes things that are not tensors.
+        """
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            inputs = [
+                (torch.randn_like(tensor, dtype=torch.float64) + 0.5 if tensor.is_floating_point() else tensor)
+                for tensor in self._plan.empty_inputs()
+            ]
+            args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
+            return module(*args, **kwargs)
+
+    def twin(self, model: nn.Module) -> nn.Module:
+        """A copy of a model, or of the parts of it that were traced, that `run` takes."""
+        return self._plan.traced(copy.deepcopy(model).double().eval(), None)[0]
+
+    @cached_property
+    def expected(self) -> list[Any]:
+        """What the cut program gives."""
+        return torch.utils._pytree.tree_leaves(self.run(copy.deepcopy(self._program).double().eval()))
+
+    def agrees(self, model: nn.Module) -> bool:
+        """Whether a model computes the same; it is not touched."""
         try:
-            expected = right(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-            found = left(*args, **kwargs)
+            expected = self.expected
+            found = torch.utils._pytree.tree_leaves(self.run(self.twin(model)))
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
-    a, b = (torch.utils._pytree.tree_leaves(value) for value in (expected, found))
-    pairs = [(x, y) for x, y in zip(a, b, strict=False) if isinstance(x, torch.Tensor)]
-    return len(a) == len(b) and all(
-        isinstance(y, torch.Tensor)
-        and x.shape == y.shape
-        and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
-        for x, y in pairs
-    )
+        pairs = [(x, y) for x, y in zip(expected, found, strict=False) if isinstance(x, torch.Tensor)]
+        return len(expected) == len(found) and all(
+            isinstance(y, torch.Tensor)
+            and x.shape == y.shape
+            and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
+            for x, y in pairs
+        )
 
 
 def _places(plan: PruningPlan) -> str:

@@ -120,6 +120,10 @@ def from_json(values: Any) -> PruningPlan:
     for item in values["rewrites"]:
         if not isinstance(item, dict) or not {"op", "module", "source"} <= item.keys():
             raise PlanError(f"rewrites of a plan must have 'op', 'module' and 'source', found {item!r}.")
+        if not isinstance(item.get("from"), dict) or not isinstance(item.get("to"), dict):
+            raise PlanError(f"rewrites of a plan must say what they change ('from' and 'to'), found {item!r}.")
+        if "fold" in item and not _is_fold(item["fold"]):
+            raise PlanError(f"a fold of a plan must be a factor and rows of parameters, found {item['fold']!r}.")
     plan = PruningPlan(
         signature=values["signature"],
         groups=values["groups"],
@@ -189,6 +193,17 @@ def _is_term(term: Any, widths: Mapping[str, int]) -> bool:
     if not isinstance(term, list) or len(term) != 2 or not isinstance(term[0], list) or not _is_index(term[1]):
         return False
     return bool(term[0]) and all(isinstance(group, str) and group in widths for group in term[0])
+
+
+def _is_fold(fold: Any) -> bool:
+    """``{"factor": number, "rows": {parameter: [indices]}}``."""
+    return (
+        isinstance(fold, dict)
+        and isinstance(fold.get("factor"), float)
+        and math.isfinite(fold["factor"])
+        and isinstance(fold.get("rows"), dict)
+        and all(isinstance(rows, list) and all(map(_is_index, rows)) for rows in fold["rows"].values())
+    )
 
 
 def _by_axis(values: dict[str, Any]) -> dict[str, dict[int, Any]]:

@@ -1,0 +1,54 @@
+"""Which rows of which parameters make the values of a tensor, where only data movement lies between."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from edgeprune.graph.capture import shape_of
+from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.rules import movement, shaping
+from edgeprune.graph.rules._base import Call, named_arguments
+
+_LAYERS = ("aten.linear.default", "aten.layer_norm.default", "aten.rms_norm.default")
+_UNCHANGED = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.alias.default")
+_PIECES = "<built-in function getitem>"
+
+
+def makers(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
+    """Rows (entries along axis 0) of the weight and bias of the layer whose outputs a tensor consists of.
+
+    Multiplying these rows by a factor multiplies the tensor by it. Empty where the tensor is not made by a linear layer or
+    a norm with weights, followed by data movement alone.
+    """
+    chain: list[Node] = []
+    while str(node.target) not in _LAYERS:
+        before = [item for item in node.all_input_nodes if hasattr(item.meta.get("val"), "shape") or _is_pieces(item)]
+        if node.op != "call_function" or len(before) != 1 or not _moves(node):
+            return {}
+        chain.append(node)
+        node = before[0]
+    maker = node
+    shape = shape_of(maker.meta["val"], graph.batch)
+    left: object = torch.arange(shape[-1]).expand(shape)
+    for step in reversed(chain):
+        call = Call(step, graph.batch)
+        arguments = [left if value is node else call[name] for name, value in call.arguments.items()]
+        if str(step.target) not in _UNCHANGED:
+            left = step.target(*arguments)  # type: ignore[operator]
+        node = step
+    assert isinstance(left, torch.Tensor)
+    found = left.unique().tolist()
+    targets = graph.program.graph_signature.inputs_to_parameters
+    layer = named_arguments(maker)
+    named = (layer.get(name) for name in ("weight", "bias"))
+    return {targets[item.name]: found for item in named if isinstance(item, Node) and item.name in targets}
+
+
+def _moves(node: Node) -> bool:
+    target = str(node.target)
+    return target in movement.TABLE or target in shaping.TABLE or target in _UNCHANGED or target == _PIECES
+
+
+def _is_pieces(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), list | tuple)
