@@ -73,9 +73,7 @@ def run(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with loopback() as board, tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
         fingerprint = board.probe()
         graph = edgeprune.trace(model, x)
-        lowered = edgeprune.lower(
-            graph, model=model, architecture=fingerprint.architecture, isa=fingerprint.isa, workdir=Path(folder)
-        )
+        lowered = edgeprune.lower(graph, model=model, device=fingerprint, workdir=Path(folder))
         if path.exists():
             table = edgeprune.LatencyTable.load(path)
         else:

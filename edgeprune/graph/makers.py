@@ -38,7 +38,7 @@ def makers(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
             left = step.target(*arguments)  # type: ignore[operator]
         node = step
     assert isinstance(left, torch.Tensor)
-    found = left.unique().tolist()
+    found = torch.unique(left).tolist()
     targets = graph.program.graph_signature.inputs_to_parameters
     layer = named_arguments(maker)
     named = (layer.get(name) for name in ("weight", "bias"))

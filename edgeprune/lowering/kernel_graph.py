@@ -11,13 +11,13 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
 from edgeprune.parts import core_of
-from edgeprune.spec import Kernel
+from edgeprune.spec import Fingerprint, Kernel
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,7 @@ def lower(
     backend: str | Backend = "onnxruntime",
     *,
     model: torch.nn.Module | None = None,
-    architecture: str | None = None,
-    isa: Sequence[str] | None = None,
+    device: Fingerprint | Mapping[str, Any] | None = None,
     workdir: Path | None = None,
 ) -> KernelGraph:
     """Lower a traced model for a backend.
@@ -88,8 +87,8 @@ def lower(
         graph: From `edgeprune.trace`.
         backend: Name or object.
         model: The traced model, where it is not the one that the graph remembers.
-        architecture: Of the board; None means this machine.
-        isa: Instruction set flags of the board, as probed; None means this machine's.
+        device: What will run it: a probed board, or the ``identity`` in the header of its latency table; None means this
+            machine.
         workdir: Folder for the dense engine; None means a temporary one.
 
     Raises:
@@ -102,13 +101,10 @@ def lower(
     folder.mkdir(parents=True, exist_ok=True)
     engine = folder / f"dense{chosen.suffix}"
     chosen.export(core_of(graph.model if model is None else model, graph.parts), graph.example_inputs, engine)
-    return KernelGraph(
-        graph,
-        chosen,
-        engine,
-        architecture=architecture or platform.machine(),
-        isa=host_isa() if isa is None else isa,
-    )
+    if device is None:
+        return KernelGraph(graph, chosen, engine, architecture=platform.machine(), isa=host_isa())
+    identity = device.identity(chosen.name) if isinstance(device, Fingerprint) else device
+    return KernelGraph(graph, chosen, engine, architecture=identity["architecture"], isa=identity["isa"])
 
 
 def host_isa() -> tuple[str, ...]:

@@ -321,9 +321,7 @@ def _lower(
     from edgeprune.lowering.kernel_graph import lower
 
     traced = trace(model, example_inputs) if graph is None else graph
-    return lower(
-        traced, backend, model=model, architecture=fingerprint.architecture, isa=fingerprint.isa, workdir=folder
-    )
+    return lower(traced, backend, model=model, device=fingerprint, workdir=folder)
 
 
 def _require_runtime(kernel_graph: KernelGraph, fingerprint: Fingerprint, board: Board) -> None:

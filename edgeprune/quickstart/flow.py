@@ -152,9 +152,7 @@ def _profiled(
     settings: Settings, board: Board, fingerprint: Fingerprint, dense: DigitNet, scratch: Path, reporter: Reporter
 ) -> tuple[LatencyTable, KernelGraph]:
     graph = edgeprune.trace(dense, _example())
-    kernel_graph = edgeprune.lower(
-        graph, model=dense, architecture=fingerprint.architecture, isa=fingerprint.isa, workdir=scratch
-    )
+    kernel_graph = edgeprune.lower(graph, model=dense, device=fingerprint, workdir=scratch)
     path = settings.out / "latency_table.parquet"
     table = _kept_table(path, graph, kernel_graph, fingerprint, settings)
     if table is None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -120,12 +120,13 @@ def _watched(kind: type, names: set[str]) -> type:
     """A subclass that writes down which integers are read."""
 
     def read(self: Any, name: str) -> Any:
-        value = kind.__getattribute__(self, name)
+        value = super(watched, self).__getattribute__(name)
         if type(value) is int:
             names.add(name)
         return value
 
-    return type(kind.__name__, (kind,), {"__getattribute__": read})
+    watched: Any = type(kind.__name__, (kind,), {"__getattribute__": read})
+    return cast(type, watched)
 
 
 def _attributes(
@@ -161,11 +162,9 @@ def _fold(module: nn.Module, plan: PruningPlan) -> None:
     named = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for item in plan.rewrites:
-            fold = item.get("fold")
-            for name, rows in (fold["rows"] if fold else {}).items():
-                if name not in named:
-                    continue
-                wanted = set(rows)
+            fold = item.get("fold", {"rows": {}})
+            for name in fold["rows"].keys() & named.keys():
+                rows = set(fold["rows"][name])
                 stays = plan.kept.get(name, {}).get(0, range(len(named[name])))
-                at = [place for place, row in enumerate(stays) if row in wanted]
+                at = [place for place, row in enumerate(stays) if row in rows]
                 named[name][at] *= fold["factor"]

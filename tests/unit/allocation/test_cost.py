@@ -43,13 +43,11 @@ def lowered(tmp_path_factory):
     torch.set_num_threads(1)
     model = Net()
     predictor = fit(LatencyTable.load(TABLE))
-    identity = predictor.table.header["identity"]
     graph = trace(model, torch.zeros(1, 3, 28, 28))
     kernel_graph = lower(
         graph,
         model=model,
-        architecture=identity["architecture"],
-        isa=identity["isa"],
+        device=predictor.table.header["identity"],
         workdir=tmp_path_factory.mktemp("engine"),
     )
     return kernel_graph, predictor

@@ -84,6 +84,8 @@ def test_an_operator_whose_shape_does_not_follow_from_the_widths_is_named(lowere
 
 
 def test_board_architecture_decides_the_kernels(net, lowered, tmp_path):
-    arm = edgeprune.lower(lowered.graph, model=net, architecture="aarch64", isa=("asimd",), workdir=tmp_path)
+    arm = edgeprune.lower(
+        lowered.graph, model=net, device={"architecture": "aarch64", "isa": ("asimd",)}, workdir=tmp_path
+    )
     assert not [kernel.op for kernel in arm.at({}) if kernel.op.startswith("nchwc.")]
     assert registry.get(arm.backend) is arm.backend

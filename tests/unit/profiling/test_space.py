@@ -64,7 +64,7 @@ def kernel_graph() -> KernelGraph:
     torch.manual_seed(0)
     model = Residual().eval()
     graph = trace(model, torch.zeros(1, 3, 16, 16))
-    return lower(graph, model=model, isa=("avx2", "avx512f"), architecture="x86_64")
+    return lower(graph, model=model, device={"architecture": "x86_64", "isa": ("avx2", "avx512f")})
 
 
 class Residual(nn.Module):

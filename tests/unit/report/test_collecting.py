@@ -56,12 +56,10 @@ def predictor() -> Predictor:
 def kernel_graph(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> KernelGraph:
     torch.manual_seed(0)
     model = _Net().eval()
-    identity = predictor.table.header["identity"]
     return edgeprune.lower(
         edgeprune.trace(model, torch.randn(1, 3, 32, 32)),
         model=model,
-        architecture=identity["architecture"],
-        isa=identity["isa"],
+        device=predictor.table.header["identity"],
         workdir=tmp_path_factory.mktemp("lowered"),
     )
 
