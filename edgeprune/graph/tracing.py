@@ -15,6 +15,7 @@ from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import module_facts
 from edgeprune.graph.naming import Made, group_names, makers
+from edgeprune.graph.norm_groups import in_norm_groups
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units, find_units
 
@@ -54,6 +55,7 @@ def _graph(model: nn.Module, captured: Capture) -> ChannelGraph:
     for classes, offset in zip(solid, offsets, strict=False):
         code_of[classes] = np.arange(offset, offset + len(classes))
     unit_of = _codes(units, code_of)
+    unit_of |= in_norm_groups(captured, unit_of)
     made = makers(walk, units, solid)
     names = group_names(walk, units, solid, made)
     members = _members(walk, unit_of, offsets)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
+from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
 
@@ -134,24 +135,40 @@ def _join(
             if candidate is not None and dense.get(candidate) == shape:
                 nodes[name] = candidate
                 break
+    for operator in operators.operators:
+        for name in operator.outputs:
+            if name not in nodes and len(shape := operators.shapes.get(name, ())) == 3 and operator.inputs:
+                grouped = grouped_name(nodes.get(operator.inputs[0], ""), shape[1])
+                if dense.get(grouped) == shape:
+                    nodes[name] = grouped
     known = {name: operators.shapes[name] for name in nodes}
     inferring: list[Operator] = []
     for operator in operators.operators:
         for name in (*operator.inputs, *operator.outputs[:1]):
             if name not in operators.shapes:
                 raise _unsized(operator, name, operators)
+    narrow = _narrow(nodes, graph)
     waiting = [operator for operator in operators.operators if _unknown(operator, operators, known)]
     while waiting:
         for operator in waiting:
             found = backend.infer_shapes(operator, operators, known)
-            if found and all(operators.shapes.get(name) == shape for name, shape in found.items()):
+            # What follows from sizes that happen to be equal in the dense model is found out at other widths.
+            elsewhere = backend.infer_shapes(operator, operators, narrow)
+            if found and elsewhere and all(operators.shapes.get(name) == shape for name, shape in found.items()):
                 known |= found
+                narrow |= elsewhere
                 inferring.append(operator)
         left = [operator for operator in waiting if _unknown(operator, operators, known)]
         if len(left) == len(waiting):
             raise _unsized(left[0], _unknown(left[0], operators, known)[0], operators)
         waiting = left
     return nodes, tuple(inferring)
+
+
+def _narrow(nodes: Mapping[str, str], graph: ChannelGraph) -> dict[str, Shape]:
+    """Shapes of the joined tensors when every group is about half as wide."""
+    shapes = graph.shapes({name: (size + 1) // 2 for name, size in graph.widths().items()})
+    return {name: shapes[node] for name, node in nodes.items()}
 
 
 def _unsized(operator: Operator, name: str, operators: OperatorGraph) -> UnsupportedKernelError:

@@ -104,9 +104,26 @@ class Mixed(nn.Module):
         return self.head(self.layer(y.flatten(2).transpose(1, 2)).mean(1))
 
 
+class GroupNormed(nn.Module):
+    """Of the first norm whole groups go, of the second as many channels of each group, of the third just channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU()),
+            *(nn.Conv2d(16, 32, 3, 2, 1), nn.GroupNorm(2, 32), nn.SiLU()),
+            *(nn.Conv2d(32, 24, 1), nn.GroupNorm(1, 24), nn.ReLU()),
+        )
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean((2, 3))).softmax(1)
+
+
 NETS = {
     "vit": (Vit, torch.randn(1, 3, 16, 16)),
     "text": (Text, torch.randint(0, 100, (1, 11))),
+    "group norms": (GroupNormed, torch.randn(1, 3, 32, 32)),
     "mixed": (Mixed, torch.randn(1, 3, 32, 32)),
 }
 
