@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.channel_graph import ChannelGraph
-from edgeprune.graph.makers import makers
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
 from edgeprune.graph.rules.table import rule_for
+from edgeprune.graph.scaling import scaling_rows
 
 MAX_CONSTANT = 4096
 """Constants of forward with more elements are not written into a program."""
@@ -129,7 +129,7 @@ def _fold(graph: ChannelGraph, node: Node, kept: Kept) -> dict[str, Any]:
     query = Call(node, graph.batch).node_of("query")
     assert query is not None
     mask = kept.mask(query, -1 % len(query.meta["val"].shape))
-    return {"factor": math.sqrt(mask.sum() / len(mask)), "rows": makers(graph, query)}
+    return {"factor": math.sqrt(mask.sum() / len(mask)), "rows": scaling_rows(graph, query)}
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from edgeprune.graph.atoms import Ids
 from edgeprune.graph.propagation import Propagation
 from edgeprune.graph.units import Units
 
-_PLURAL = {"head": "heads", "head dimension": "head dimensions"}
+PLURAL = {"head": "heads", "head dimension": "head dimensions"}
 
 
 @dataclass
@@ -63,7 +63,7 @@ def group_names(walk: Propagation, units: Units, groups: list[Ids], made: list[M
             start, stop = group.layers[layer]
             name += f"[{start}:{stop}]"
         if group.kind:
-            name += f" {_PLURAL[group.kind]}"
+            name += f" {PLURAL[group.kind]}"
         more = len(group.layers) - 1
         if more > 0:
             name += f" (+{more} layer{'s' if more > 1 else ''})"

@@ -9,17 +9,16 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from edgeprune.graph.atoms import KEPT, Event, Ids
-from edgeprune.graph.capture import Capture, capture, module_path
-from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, FrozenAxis, Member, Role, model_signature
+from edgeprune.graph.atoms import KEPT, Ids
+from edgeprune.graph.capture import Capture, capture
+from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, Member, Role, model_signature
 from edgeprune.graph.forms import ShapeTable, SizeForm
+from edgeprune.graph.frozen import left_alone
 from edgeprune.graph.modules import module_facts
 from edgeprune.graph.naming import Made, group_names, makers
 from edgeprune.graph.norm_groups import in_norm_groups
-from edgeprune.graph.propagation import Producer, Propagation
+from edgeprune.graph.propagation import Propagation
 from edgeprune.graph.units import Units, find_units
-
-_ALONE = "no other channel goes to the same layers, and a group must keep one"
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -66,7 +65,7 @@ def _graph(model: nn.Module, captured: Capture) -> ChannelGraph:
     return ChannelGraph(
         model=model,
         groups=tuple(groups),
-        frozen=tuple(_frozen(walk, units, code_of)),
+        frozen=tuple(left_alone(walk, units, code_of)),
         program=captured.program,
         example_inputs=captured.inputs,
         input_names=captured.input_names,
@@ -170,48 +169,3 @@ def _counted(columns: Ids) -> list[tuple[list[int], int]]:
     """The distinct columns and how often each occurs."""
     distinct, counts = np.unique(columns, axis=1, return_counts=True)
     return list(zip(distinct.T.tolist(), counts.tolist(), strict=True))
-
-
-def _frozen(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis]:
-    """Inputs, operations without a rule, and the layers whose channels stay; layers with one reason are one entry."""
-    events = walk.atoms.events
-    found: list[FrozenAxis] = []
-    for name in walk.captured.input_names:
-        label = walk.labels[name]
-        shape = () if not hasattr(label, "shape") else label.shape  # type: ignore[union-attr]
-        size = shape[1] if len(shape) > 1 else 1
-        found.append(FrozenAxis(name, size, "an input of the model keeps its size", "input", "", (name,)))
-    for call, event, size in walk.frozen_calls:
-        name = module_path(call.node) or call.node.name
-        why = events[event]
-        found.append(FrozenAxis(name, size, why.reason, why.op, why.source, (call.node.name,)))
-    merged: dict[tuple[bytes, int], tuple[list[Producer], int]] = {}
-    for producer in walk.producers:
-        staying = _staying(units, code_of, producer.ids)
-        for event, classes in staying.items():
-            producers, _ = merged.setdefault((classes.tobytes(), event), ([], len(classes)))
-            producers.append(producer)
-    for (_, event), (producers, size) in merged.items():
-        layers = list(dict.fromkeys(producer.name for producer in producers))
-        name = layers[0] + (f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})" if len(layers) > 1 else "")
-        why = Event("it has a single channel" if size == 1 else _ALONE, "") if event < 0 else events[event]
-        nodes = tuple(dict.fromkeys(producer.node for producer in producers))
-        found.append(FrozenAxis(name, size, why.reason, why.op, why.source, nodes))
-    return found
-
-
-def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
-    """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together)."""
-    by_event: dict[int, Ids] = {}
-    if (ids < 0).any():
-        by_event[-1] = ids[ids < 0]
-    atoms = ids[ids >= 0]
-    if not len(atoms):
-        return by_event
-    staying = (code_of[units.classes.units_of(atoms)] < 0).all(axis=0)
-    classes = units.classes.of_atom[atoms[staying]]
-    events = units.classes.event_of_class[classes]
-    for event in np.unique(events).tolist():
-        own = classes[events == event]
-        by_event[event] = np.concatenate([by_event[event], own]) if event in by_event else own
-    return by_event

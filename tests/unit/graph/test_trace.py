@@ -242,3 +242,24 @@ def test_control_flow_on_values_is_a_clear_error() -> None:
 def test_inputs_that_are_none(nets: ModuleType, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         trace(nets.VGG(), inputs)
+
+
+class HeadsFromOutside(nn.Module):
+    """What is added to the scores has an entry per head and is an input, so the heads stay; their dimensions do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.proj = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, 6)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        scores = (q @ k.transpose(-1, -2) * 0.4 + bias).softmax(-1)
+        return self.proj((scores @ v).transpose(1, 2).flatten(2))
+
+
+def test_heads_that_stay_while_their_dimensions_can_go_are_told() -> None:
+    graph = trace(HeadsFromOutside().eval(), (torch.randn(2, 9, 24), torch.randn(2, 4, 9, 9)))
+    assert any(group.size == 6 for group in graph.groups)
+    heads = next(axis for axis in graph.frozen if axis.name == "q heads")
+    assert heads.size == 4
+    assert "keeps its size" in heads.reason

@@ -1,4 +1,4 @@
-"""Which rows of which parameters make the values of a tensor, where only data movement lies between."""
+"""Which rows of which parameters a tensor is proportional to, where only data movement lies between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNCHANGED = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.def
 _PIECES = "<built-in function getitem>"
 
 
-def makers(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
+def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
     """Rows (entries along axis 0) of the weight and bias of the layer whose outputs a tensor consists of.
 
     Multiplying these rows by a factor multiplies the tensor by it. Empty where the tensor is not made by a linear layer or
