@@ -54,7 +54,7 @@ test: sshd
 	@$(STAGE) mypy $(BIN)/mypy
 	@$(STAGE) imports $(BIN)/lint-imports --no-logo
 	@# Several at a time with a thread each, then those that nothing may run beside.
-	@$(STAGE) tests env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" \
+	@$(STAGE) tests env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" \
 		-n auto --maxprocesses=4 --dist=worksteal --durations=10
 	@$(STAGE) alone env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m "not slow and alone" --durations=10
 	@cat $(VENV)/stages

@@ -21,23 +21,37 @@ def pytest_configure() -> None:
 
 
 ALONE = (
-    "bad_input",
-    "loopback",
+    "bad_input/test_board_that_refuses.py",
+    "bad_input/test_boards.py",
+    "bad_input/test_interrupts.py",
+    "loopback/test_board_over_ssh.py",
+    "loopback/test_deploy_over_ssh.py",
+    "loopback/test_transport_links.py",
     "quickstart",
-    "unit/boards",
-    "unit/cli",
-    "unit/deployment",
+    "unit/boards/test_board.py",
+    "unit/boards/test_local_transport.py",
+    "unit/cli/test_main.py",
+    "unit/cli/test_verbs.py",
+    "unit/deployment/test_deploying.py",
+    "unit/deployment/test_gates.py",
+    "unit/deployment/test_onboard_releases.py",
+    "unit/deployment/test_status.py",
     "unit/loop",
-    "unit/profiling",
+    "unit/profiling/test_bench.py",
+    "unit/profiling/test_comparing.py",
+    "unit/profiling/test_measuring.py",
+    "unit/profiling/test_run.py",
 )
-"""Folders whose tests time kernels, hold boards or count on who runs first: their neighbor would be in the way."""
+"""Files, and folders of files, whose tests time kernels, hold boards or count on who runs first: a neighbor disturbs them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of these folders."""
+    """Mark these tests; a path that is gone is an error."""
     here = Path(__file__).parent
+    if gone := [path for path in ALONE if not (here / path).exists()]:
+        raise pytest.UsageError(f"ALONE must name tests that are there, found {gone}.")
     for item in items:
-        if any(item.path.is_relative_to(here / folder) for folder in ALONE):
+        if any(item.path.is_relative_to(here / path) for path in ALONE):
             item.add_marker(pytest.mark.alone)
 
 
