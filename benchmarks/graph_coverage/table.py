@@ -33,8 +33,8 @@ def failures(row: Row) -> list[str]:
         found.append(f"onnx: differs by {ours['onnx_difference']:.1e}")
     if not ours.get("finite", True):
         found.append("train: not finite")
-    if not ours.get("changed", 1) >= 0.5:
-        found.append(f"train: only {ours['changed']:.0%} of the parameters change")
+    if not ours.get("reached", ours.get("changed", 1)) >= 0.5:
+        found.append(f"train: only {ours.get('reached', ours.get('changed')):.0%} of the parameters have a gradient")
     if ours["prunable"] < 0.9:
         found.append(f"prunable: {ours['prunable']:.1%}{_reason(ours)}")
     if ours["removed"] < 0.5:
