@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
+from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
@@ -69,7 +70,7 @@ class KernelGraph:
         for operator in self._inferring:
             found = self.backend.infer_shapes(operator, self.operators, known)
             if found is None:
-                raise _unsized(operator, operator.outputs[0], self.operators)
+                raise _unsized(operator, operator.outputs[0], self.operators, self.graph)
             known |= found
         return known
 
@@ -146,7 +147,7 @@ def _join(
     for operator in operators.operators:
         for name in (*operator.inputs, *operator.outputs[:1]):
             if name not in operators.shapes:
-                raise _unsized(operator, name, operators)
+                raise _unsized(operator, name, operators, graph)
     narrow = _narrow(nodes, graph)
     waiting = [operator for operator in operators.operators if _unknown(operator, operators, known)]
     while waiting:
@@ -160,7 +161,7 @@ def _join(
                 inferring.append(operator)
         left = [operator for operator in waiting if _unknown(operator, operators, known)]
         if len(left) == len(waiting):
-            raise _unsized(left[0], _unknown(left[0], operators, known)[0], operators)
+            raise _unsized(left[0], _unknown(left[0], operators, known)[0], operators, graph)
         waiting = left
     return nodes, tuple(inferring)
 
@@ -171,12 +172,28 @@ def _narrow(nodes: Mapping[str, str], graph: ChannelGraph) -> dict[str, Shape]:
     return {name: shapes[node] for name, node in nodes.items()}
 
 
-def _unsized(operator: Operator, name: str, operators: OperatorGraph) -> UnsupportedKernelError:
+def _unsized(operator: Operator, name: str, operators: OperatorGraph, graph: ChannelGraph) -> UnsupportedKernelError:
+    where = _user_place(operator, operators, graph)
     return UnsupportedKernelError(
-        f"the size of every tensor must follow from the widths, that of {name!r} at {operator.op} {operator.name!r} (dense "
-        f"{operators.shapes.get(name, 'unknown')}) is not known to.",
+        f"the size of every tensor must follow from the widths, that of {name!r} at {operator.op} {operator.name!r}{where} "
+        f"(dense {operators.shapes.get(name, 'unknown')}) is not known to.",
         hint="edgeprune.uniform_plan prunes without a latency",
     )
+
+
+def _user_place(operator: Operator, operators: OperatorGraph, graph: ChannelGraph) -> str:
+    """The user's layer and line that an operator works for: those of the next value of the program that it leads to."""
+    nodes = {node.name: node for node in graph.program.graph.nodes}
+    reached = set(operator.outputs)
+    for following in operators.operators[operators.operators.index(operator) :]:
+        if reached.isdisjoint((*following.inputs, *following.outputs)):
+            continue
+        for name in following.outputs:
+            node = nodes.get(operators.sources.get(name, ""))
+            if node is not None:
+                return f" in {module_path(node) or 'the model'} ({source_of(node) or node.name})"
+        reached.update(following.outputs)
+    return ""
 
 
 def _unknown(operator: Operator, operators: OperatorGraph, known: Mapping[str, Shape]) -> list[str]:

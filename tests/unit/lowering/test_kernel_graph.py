@@ -69,17 +69,19 @@ def test_network_for_timing_has_the_kernels_of_its_widths(lowered, tmp_path):
     assert Counter(k.key for k in lowered.backend.parse_engine(engine)) == Counter(k.key for k in lowered.at(widths))
 
 
-def test_an_operator_whose_shape_does_not_follow_from_the_widths_is_named(lowered):
+@pytest.mark.parametrize(("index", "place"), [(-1, ""), (0, r" in \S+ \(\S+:\d+\)")])
+def test_an_operator_whose_shape_does_not_follow_from_the_widths_is_named(lowered, index, place):
     operators = lowered.operators
-    last = operators.operators[-1]
+    chosen = operators.operators[index]
     strange = OperatorGraph(
         operators=operators.operators,
         inputs=operators.inputs,
         outputs=operators.outputs,
-        shapes={**operators.shapes, last.outputs[0]: (1, 3, 5)},
-        sources={name: node for name, node in operators.sources.items() if name != last.outputs[0]},
+        shapes={**operators.shapes, chosen.outputs[0]: (1, 3, 5)},
+        sources={name: node for name, node in operators.sources.items() if name != chosen.outputs[0]},
     )
-    with pytest.raises(UnsupportedKernelError, match=f"must follow from the widths, that of .* at {last.op} .* is not"):
+    words = rf"must follow from the widths, that of .* at {chosen.op} '\S+'{place} \(dense .*\) is not"
+    with pytest.raises(UnsupportedKernelError, match=words):
         _join(strange, lowered.graph, lowered.backend)
 
 
