@@ -189,6 +189,8 @@ def _blocked_output(
             for i in range(size)
         ]
         return (batch, weight.dims[0] if weight is not None else channels, *window)
+    if op == "nchwc.Upsample":
+        return tuple(size * scale for size, scale in zip(inputs[0], attributes["scales"], strict=True))
     return inputs[0]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.backends._base import Operator, OperatorGraph
-from edgeprune.backends.onnxruntime.operators import VIEWS, family, resized
+from edgeprune.backends.onnxruntime.operators import CONV_DEFAULTS, VIEWS, family, resized
 from edgeprune.spec import AttributeValue, Kernel
 
 Shape = tuple[int, ...]
@@ -31,6 +31,7 @@ _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPoo
 _ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "HardSigmoid", "QuickGelu", "microsoft.Gelu", "Gelu"})
 _BLOCKED_FUSABLE = frozenset({"Relu", "Sigmoid", "Tanh"})
 _PLAIN_FUSABLE = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
+_PLACES = frozenset({"asymmetric", "align_corners", "half_pixel"})
 _CONVS = frozenset({"Conv", "FusedConv"})
 
 
@@ -73,6 +74,9 @@ class _Step:
     origin: tuple[str, ...]
     operator: Operator | None = None
     """The operator that runs as it is, in plain layout; None for blocked steps."""
+    reads: str = ""
+    makes: str = ""
+    """First tensor that a blocked step reads, and the one that it makes, by the names of the plain graph."""
 
 
 class _Walk:
@@ -102,6 +106,8 @@ class _Walk:
             return self._conv(operator)
         if operator.op in _POOLS:
             return self._pool(operator)
+        if operator.op == "BatchNormalization":
+            return self._batch_norm(operator)
         if not operator.inputs or any(name not in self.blocked for name in operator.inputs):
             return False
         if operator.op in {"Add", "Sum", "Mul"}:
@@ -110,6 +116,10 @@ class _Walk:
             return self._concat(operator)
         if operator.op in _ACTIVATIONS:
             return self._activation(operator)
+        if operator.op == "Resize":
+            return self._resize(operator)
+        if operator.op == "Transpose":
+            return self._to_channels_last(operator)
         return False
 
     def _conv(self, operator: Operator) -> bool:
@@ -144,7 +154,19 @@ class _Walk:
         )
         return True
 
+    def _batch_norm(self, operator: Operator) -> bool:
+        """What no convolution took in becomes one: depthwise, of one pixel."""
+        source = operator.inputs[0]
+        if source not in self.blocked:
+            return False
+        padded = self._read(source)
+        attributes: dict[str, AttributeValue] = {"kernel": (1, 1), "groups": padded[1], "bias": True, "residual": False}
+        self._emit_blocked(operator, "nchwc.Conv", [padded], {**CONV_DEFAULTS, **attributes}, conv=True)
+        return True
+
     def _binary(self, operator: Operator) -> bool:
+        if operator.op == "Mul" and self._hard_swish(operator):
+            return True
         tensors = [self.blocked[name] for name in operator.inputs]
         if len(tensors) < 2 or any(tensor.shape != tensors[0].shape for tensor in tensors):
             return False
@@ -168,6 +190,26 @@ class _Walk:
         )
         return True
 
+    def _hard_swish(self, operator: Operator) -> bool:
+        """A convolution's output times its hard sigmoid, where nothing else reads either of them."""
+        for name, gate in (operator.inputs, operator.inputs[::-1]) if len(operator.inputs) == 2 else ():
+            tensor, sigmoid = self.blocked[name], self.blocked[gate]
+            step = next((step for step in self.steps if step.makes == gate), None)
+            if step is None or step.op != "HardSigmoid" or step.reads != name or tensor.conv is None:
+                continue
+            conv = self.steps[tensor.conv]
+            if abs(float(step.attributes.get("alpha", 0.2)) - 1 / 6) > 1e-6 or step.attributes.get("beta", 0.5) != 0.5:  # type: ignore[arg-type]
+                continue
+            if conv.attributes["activation"] or tensor.uses != 2 or sigmoid.uses != 1:
+                continue
+            conv.attributes["activation"] = "HardSwish"
+            conv.origin += step.origin
+            self._drop(self.steps.index(step))
+            tensor.served, sigmoid.served = 2, 1
+            self._fuse(operator, tensor.conv)
+            return True
+        return False
+
     def _concat(self, operator: Operator) -> bool:
         tensors = [self.blocked[name] for name in operator.inputs]
         if dict(operator.attributes).get("axis") != 1 or any(tensor.shape[1] % self.block for tensor in tensors):
@@ -189,6 +231,35 @@ class _Walk:
                 self._fuse(operator, tensor.conv)
                 return True
         self._emit_blocked(operator, operator.op, [self._padded(tensor.shape)], dict(operator.attributes))
+        return True
+
+    def _resize(self, operator: Operator) -> bool:
+        """Whole factors in height and width, in the modes that blocked upsampling has."""
+        source, target = self.blocked[operator.inputs[0]], self.shapes[operator.outputs[0]]
+        attributes = dict(operator.attributes)
+        mode, places = str(attributes.get("mode", "nearest")), str(attributes.get("coordinate_transformation_mode"))
+        scales = tuple(after // before for before, after in zip(source.shape, target, strict=True))
+        whole = tuple(before * scale for before, scale in zip(source.shape, scales, strict=True)) == target
+        if mode == "nearest" and (places != "asymmetric" or attributes.get("nearest_mode") != "floor"):
+            return False
+        if mode not in ("nearest", "linear") or places not in _PLACES or len(target) != 4 or not whole or 0 in scales:
+            return False
+        source.served += 1
+        kept: dict[str, AttributeValue] = {"mode": mode, "coordinate_transformation_mode": places, "scales": scales}
+        self._emit_blocked(operator, "nchwc.Upsample", [self._padded(source.shape)], kept)
+        return True
+
+    def _to_channels_last(self, operator: Operator) -> bool:
+        """A reorder writes channels last as well."""
+        tensor = self.blocked[operator.inputs[0]]
+        if dict(operator.attributes).get("perm") != (0, 2, 3, 1):
+            return False
+        tensor.served += 1
+        output = self.shapes[operator.outputs[0]]
+        attributes: dict[str, AttributeValue] = {"channels_last": 1}
+        self.steps.append(
+            _Step("nchwc.ReorderOutput", [self._padded(tensor.shape)], output, attributes, self._origin(operator))
+        )
         return True
 
     def _read(self, name: str) -> Shape:
@@ -250,7 +321,9 @@ class _Walk:
     ) -> None:
         target = operator.outputs[0]
         shape = self.shapes[target]
-        self.steps.append(_Step(op, inputs, self._padded(shape), attributes, self._origin(operator)))
+        self.steps.append(
+            _Step(op, inputs, self._padded(shape), attributes, self._origin(operator), None, operator.inputs[0], target)
+        )
         self.blocked[target] = _Blocked(target, shape, len(self.steps) - 1 if conv else None, self.uses[target])
 
     def _fuse(self, operator: Operator, conv: int) -> None:
@@ -259,12 +332,18 @@ class _Walk:
         self.blocked[target] = _Blocked(target, self.shapes[target], conv, self.uses[target])
 
     def _move_last(self, index: int) -> None:
-        self.steps.append(self.steps.pop(index))
+        makers = [tensor for tensor in self.blocked.values() if tensor.conv == index]
+        step = self.steps[index]
+        self._drop(index)
+        self.steps.append(step)
+        for tensor in makers:
+            tensor.conv = len(self.steps) - 1
+
+    def _drop(self, index: int) -> None:
+        del self.steps[index]
         for tensor in self.blocked.values():
             if tensor.conv is not None and tensor.conv > index:
                 tensor.conv -= 1
-            elif tensor.conv == index:
-                tensor.conv = len(self.steps) - 1
 
     def _padded(self, shape: Shape) -> Shape:
         return (shape[0], -(-shape[1] // self.block) * self.block, *shape[2:])

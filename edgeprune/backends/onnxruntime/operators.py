@@ -60,10 +60,15 @@ _ONNX_NAME = {ours: theirs for theirs, ours in _RENAMED.items()}
 _DEFAULTS: dict[str, Any] = {
     "allowzero": 0,
     "alpha": 1.0,
+    "antialias": 0,
     "auto_pad": "NOTSET",
     "beta": 1.0,
     "ceil_mode": 0,
     "channels_last": 0,
+    "cubic_coeff_a": -0.75,
+    "exclude_outside": 0,
+    "extrapolation_value": 0.0,
+    "keep_aspect_ratio_policy": "stretch",
     "noop_with_empty_axes": 0,
     "storage_order": 0,
     "training_mode": 0,
@@ -72,7 +77,7 @@ _DEFAULTS: dict[str, Any] = {
 # `channels` of a ReorderOutput repeats its output shape; `alpha` of anything but a Gemm is a real parameter.
 _REDUNDANT = frozenset({"channels"})
 _KEEPS_ALPHA = frozenset({"LeakyRelu", "Elu", "QuickGelu", "HardSigmoid", "Selu", "Celu"})
-_CONV_DEFAULTS: dict[str, AttributeValue] = {
+CONV_DEFAULTS: dict[str, AttributeValue] = {
     "stride": (1, 1),
     "pads": (0, 0, 0, 0),
     "dilation": (1, 1),
@@ -148,7 +153,7 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
         if base(op) in _BIASED:
             attributes["bias"] = len(node.input) > 2 and node.input[2] != ""
         if base(op) in {"Conv", "FusedConv"}:
-            attributes = {**_CONV_DEFAULTS, **attributes, "residual": len(node.input) > 3 and node.input[3] != ""}
+            attributes = {**CONV_DEFAULTS, **attributes, "residual": len(node.input) > 3 and node.input[3] != ""}
             attributes.setdefault("kernel", tuple(constants[node.input[1]].dims[2:]))
             inputs += [name for name in node.input[3:4] if name]
     else:
@@ -157,7 +162,7 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
             if not name:
                 continue
             # A vector per channel is data at any width; what else is small says how to compute.
-            most = 1 if family(op) in ("elementwise", "norm") else _SMALL
+            most = 1 if family(op) in ("elementwise", "norm", "conv") else _SMALL
             if value is not None and int(np.prod(value.dims)) <= most:
                 array = numpy_helper.to_array(value)
                 attributes[f"operand{position}"] = tuple(array.tolist()) if array.ndim else array.item()
@@ -209,6 +214,8 @@ def resized(
     if operator.op in {"Reshape", "Expand"} and "operand1" in attributes:
         attributes["operand1"] = target
         attributes.pop("allowzero", None)
+    if operator.op == "Resize" and isinstance(sizes := attributes.get("operand3"), tuple) and len(sizes) == len(target):
+        attributes["operand3"] = target
     if operator.op == "Split" and "operand1" in attributes:
         axis = int(attributes.get("axis", 0))  # type: ignore[arg-type]
         attributes["operand1"] = tuple(shapes[name][axis] for name in operator.outputs)
@@ -286,7 +293,7 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) ->
         if not name.startswith("operand") and not (name == "activation" and not value)
     }
     if kernel.op == "nchwc.ReorderOutput":
-        onnx_attributes["channels"] = kernel.output[1]
+        onnx_attributes["channels"] = kernel.output[-1 if attributes.get("channels_last") else 1]
     domain = onnx_domain(kernel.op)
     nodes.append(helper.make_node(base(kernel.op), names, outputs, name=prefix, domain=domain, **onnx_attributes))
     return nodes
