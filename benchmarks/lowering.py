@@ -1,0 +1,108 @@
+"""Are the kernels of a candidate those that ONNX Runtime runs for the cut model? Random widths, five families of networks.
+
+Per family 50 width vectors are drawn (a third without multiples of 4). The model is cut to each, exported and optimized by the
+real ONNX Runtime, and the kernels of that graph are compared with `edgeprune.lower(graph).at(widths)`, which compiles nothing.
+Nothing is timed, so neighbors do not matter. A family that is done is not run again; what is missing is printed.
+
+    PYTHONPATH=. python benchmarks/lowering.py                   # everything, into benchmarks/results/lowering/
+    PYTHONPATH=. python benchmarks/lowering.py --only densenet   # one family
+    PYTHONPATH=. python benchmarks/lowering.py --table           # only print what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from predictor_networks import families
+
+import edgeprune
+from edgeprune.files import write_text
+from edgeprune.spec import Kernel
+from edgeprune.surgery.plan import make_plan
+
+RESULTS = Path(__file__).parent / "results" / "lowering"
+
+
+def run(family: str, count: int) -> dict[str, Any]:
+    """Agreement of one family."""
+    model, x = families.build(family)
+    graph = edgeprune.trace(model, x)
+    dice = random.Random(f"lowering/{family}")
+    same = told = ran = whole = 0
+    wrong: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
+        lowered = edgeprune.lower(graph, model=model, workdir=Path(folder))
+        for number in range(count):
+            widths = {group.name: drawn(group.size, number % 3 == 0, dice) for group in graph.groups}
+            plan = make_plan(graph, {name: range(width) for name, width in widths.items()}, allow_empty=True)
+            engine = Path(folder) / "cut.onnx"
+            lowered.backend.export(edgeprune.apply(model, plan), graph.example_inputs, engine)
+            real = Counter(kernel.key for kernel in lowered.backend.parse_engine(engine))
+            ours = Counter(kernel.key for kernel in lowered.at(widths))
+            same, told, ran = same + (real & ours).total(), told + ours.total(), ran + real.total()
+            whole += real == ours
+            for side, left in (("ours", ours - real), ("theirs", real - ours)):
+                wrong.update({f"{side}: {Kernel.from_key(key).op}": times for key, times in left.items()})
+            print(f"{family}: {number + 1} of {count}", flush=True)
+    return {
+        "family": family,
+        "runtime": onnxruntime.__version__,
+        "networks": count,
+        "without_a_difference": whole,
+        "kernels_told": told,
+        "kernels_run": ran,
+        "kernels_agreed": same,
+        "differences": dict(wrong.most_common()),
+    }
+
+
+def drawn(size: int, odd: bool, dice: random.Random) -> int:
+    """A width between an eighth and all of a group; no multiple of 4 where `odd` says so and the group is large enough."""
+    width = dice.randint(max(1, size // 8), size)
+    if odd and size >= 8 and width % 4 == 0:
+        return width - 1
+    return width if odd or size < 8 else max(4, width - width % 4)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """One line per family; agreement counts kernels that only one side has against the larger of both."""
+    lines = [
+        "| family | cut networks | without a difference | kernels run | agreement | what differs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        most = max(row["kernels_run"], row["kernels_told"])
+        what = ", ".join(f"{name} {times}" for name, times in list(row["differences"].items())[:4]) or "nothing"
+        lines.append(
+            f"| {row['family']} | {row['networks']} | {row['without_a_difference']} | {row['kernels_run']} "
+            f"| {row['kernels_agreed'] / most:.2%} | {what} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(families.FAMILIES), help="one family instead of all")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--networks", type=int, default=50, help="per family")
+    arguments = parser.parse_args()
+    names = [arguments.only] if arguments.only else list(families.FAMILIES)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in [] if arguments.table else names:
+        if not (RESULTS / f"{name}.json").exists():
+            write_text(RESULTS / f"{name}.json", json.dumps(run(name, arguments.networks), indent=1) + "\n")
+    there = [name for name in names if (RESULTS / f"{name}.json").exists()]
+    print(markdown([json.loads((RESULTS / f"{name}.json").read_text()) for name in there]))
+    if missing := [name for name in names if name not in there]:
+        print(f"missing: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    main()
