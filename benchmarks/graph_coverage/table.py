@@ -117,7 +117,7 @@ def _peer_cell(row: Row) -> str:
 
 def markdown(names: Sequence[str], rows: Mapping[str, Row]) -> str:
     """One table line per model that was measured, and a summary."""
-    head = ["model", "M parameters", "covered", "groups", "prunable", "removed", "masked - cut", "export s"]
+    head = ["model", "M parameters", "covered", "groups", "prunable", "removed", "masked - cut", "comes back as", "export s"]
     head += ["after export s", "extra MB", "all s", "peer s", "peer"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     notes = []
@@ -145,6 +145,7 @@ def _cells(name: str, row: Row) -> list[str]:
         _percent(ours.get("prunable")),
         _percent(ours.get("removed")),
         f"{ours['difference']:.0e}" if "difference" in ours else "-",
+        ours.get("kind", "-"),
         _seconds(export_s(row)),
         _seconds(after_export_s(row)) + (" !" if after_export_s(row) is not None and not in_time(row) else ""),
         f"{extra_mb(row):.0f}" if extra_mb(row) is not None else "-",
