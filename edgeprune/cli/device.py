@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.cli.options import JsonOption, MeterOption, VerboseOption
 from edgeprune.errors import ConfigError, HostKeyError
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOp
 @device.command()
 def probe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A board, local, or ssh://user@host:port.")] = "local",
+    meter: MeterOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -194,7 +195,7 @@ def probe(
     out = Output(json_output)
     with out.step(f"probe {name}"), edgeprune.Board.open(name) as board:
         fingerprint = board.probe()
-        power = board.power()
+        power = board.power(meter=meter)
         address, root = board.transport.address, board.root
     out.table(
         f"{name} ({address})", ["property", "value"], [[key, value] for key, value in board_facts(fingerprint).items()]

@@ -14,6 +14,7 @@ from edgeprune.cli.options import (
     InputOption,
     InputsOption,
     JsonOption,
+    MeterOption,
     ModelArgument,
     SeedOption,
     ThreadsOption,
@@ -43,10 +44,7 @@ def profile(
     energy: Annotated[
         bool, typer.Option("--energy", help="Measure the energy per inference of whole networks too, by replay.")
     ] = False,
-    meter: Annotated[
-        str | None,
-        typer.Option("--meter", help="With --energy: command on the board that prints an external meter's watts."),
-    ] = None,
+    meter: MeterOption = None,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
     json_output: JsonOption = False,
     verbose: VerboseOption = False,

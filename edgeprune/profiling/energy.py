@@ -52,6 +52,8 @@ def measure_energy(
     rails: Sequence[str] | None = None,
     meter: str | None = None,
     power: BoardPower | None = None,
+    least_updates: int = LEAST_UPDATES,
+    least_s: float = LEAST_S,
     seed: int = 0,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> dict[str, EnergyMeasurement]:
@@ -69,6 +71,8 @@ def measure_energy(
         rails: Rails that are summed; by default those that are the whole board (`BoardPower.scope`).
         meter: Command on the board that prints an external meter's watts.
         power: What `Board.power` said, where the caller has it.
+        least_updates: Fewest renewals of a sensor in a window; with fewer, the window is refused.
+        least_s: Least length of a window, seconds; a shorter one is refused.
         seed: Of the orders.
         progress: Told (windows done, windows in all, seconds left, what happens).
 
@@ -102,7 +106,7 @@ def measure_energy(
     }
     nominal_s = settle_s + idle_s + len(order) * (2 * settle_s + replay_s + idle_s)
     windows, traces = _replayed(board, request, scope, nominal_s, progress)
-    return energies(windows, traces, scope)
+    return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s)
 
 
 def needed_s(scope: PowerScope) -> float:

@@ -31,6 +31,7 @@ class Window:
         end_s: Its end, seconds.
         id: Which engine was replayed, or None.
         runs: How often it ran.
+        own: Cores that the replaying process kept busy.
         others: Cores that other programs kept busy meanwhile, or None where the board does not tell.
     """
 
@@ -39,6 +40,7 @@ class Window:
     end_s: float
     id: str | None = None
     runs: int = 0
+    own: float = 0.0
     others: float | None = None
 
     @property
@@ -59,6 +61,7 @@ class EnergyMeasurement:
         power_mw: Mean power while it ran, milliwatts.
         idle_mw: Mean idle power around it, milliwatts.
         run_ms: Time per inference in the replay, back to back, milliseconds.
+        cores: Cores that the replaying process kept busy, on average.
         runs: Inferences in all windows.
         windows: Replay windows.
         updates: Fewest renewals of a sensor in any of the windows.
@@ -73,6 +76,7 @@ class EnergyMeasurement:
     power_mw: float
     idle_mw: float
     run_ms: float
+    cores: float
     runs: int
     windows: int
     updates: int
@@ -175,6 +179,7 @@ def _combined(replays: Sequence[_Replay], scope: PowerScope, windows: Iterable[W
         power_mw=power,
         idle_mw=fmean(replay.idle_mw for replay in replays),
         run_ms=run_s * 1e3,
+        cores=fmean(replay.window.own for replay in replays),
         runs=runs,
         windows=count,
         updates=min(replay.updates for replay in replays),

@@ -125,7 +125,8 @@ class PowerTrace:
             # Half a period of tolerance: polls and renewals are not in step.
             if not kept or self.t_s[index] - self.t_s[kept[-1]] >= 0.5 * period:
                 kept.append(int(index))
-        return np.array(kept, dtype=int)
+        # A sensor that is asked more often than it is renewed has no more renewals for that.
+        return np.array(kept[: int((end_s - start_s) / period) + 1], dtype=int)
 
     def window(
         self, start_s: float, end_s: float, *, least_updates: int = LEAST_UPDATES, least_s: float = LEAST_S

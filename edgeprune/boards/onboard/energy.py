@@ -32,8 +32,9 @@ def main(request, emit):
             ``runtime``, ``threads``, ``channels`` (names, see `power`), ``interval_s`` (between two polls), ``idle_s`` and
             ``replay_s`` (least length of a window), ``settle_s`` (runs before a replay window begins, and rest before an
             idle window begins), ``meter`` and ``sysroot`` (see `power`).
-        emit: Takes events: ``window`` (phase ``"idle"`` or ``"replay"``, id, start_s, end_s, runs, others: cores that
-            other programs kept busy meanwhile, None where the kernel does not tell) as they end, then ``readings``
+        emit: Takes events: ``window`` (phase ``"idle"`` or ``"replay"``, id, start_s, end_s, runs, own: cores that
+            this process kept busy, others: cores that other programs did, None where the kernel does not tell) as they
+            end, then ``readings``
             (channel, t_s, values) of all windows.
 
     Returns:
@@ -99,6 +100,7 @@ def window(facts, phase, name, act):
         "start_s": start,
         "end_s": end,
         "runs": runs,
+        "own": round((own_after - own) / max(end - start, 1e-9), 4),
         "others": others,
     }
 

@@ -14,6 +14,9 @@ NAME = "meter"
 RAIL = "meter"
 _NEAR_S = 60.0
 _MOST_WATTS = 1e5
+_READINGS = 4
+_BURST_S = 5e-4
+"""Lines that come closer than this were kept back by a buffer."""
 
 
 def find(tree, request):
@@ -22,14 +25,31 @@ def find(tree, request):
     if not text:
         return [], []
     command = ["/bin/sh", "-c", text]
-    line, said = tree.first_line(command, lambda found: parse(found) is not None)
-    if line is None:
+    times = []
+
+    def enough(line):
+        found = parse(line)
+        if found is not None:
+            times.append(time.monotonic() if found[0] is None else found[0])
+        return len(times) == _READINGS
+
+    _, said = tree.first_line(command, enough)
+    if not times:
         reason = "the meter's command must print watts, one reading per line, but printed none within 5 s%s." % (
             ": " + said if said else ""
         )
         return [], [absent(NAME, reason, there=True)]
-    channel = Channel(NAME, RAIL, POWER, TOTAL)
+    period_s = usual_gap_s(times)
+    stated = None if period_s is None else "as far apart as the first readings of its command"
+    channel = Channel(NAME, RAIL, POWER, TOTAL, period_s=period_s, stated=stated)
     return [Source([channel], stream=command, parse=_line_parser(channel.name))], []
+
+
+def usual_gap_s(times):
+    """Median distance of readings, seconds, or None where there are too few, or they came in one burst."""
+    gaps = sorted(after - before for before, after in zip(times, times[1:]))
+    middle = gaps[len(gaps) // 2] if len(times) >= _READINGS else 0.0
+    return middle if middle > _BURST_S else None
 
 
 def parse(line):

@@ -55,12 +55,13 @@ class Tree(object):
         return content.decode("utf-8", "replace").replace("\0", " ").strip()
 
     def read_int(self, name):
-        """Whole number, or None."""
+        """Whole number of at most 64 bits, as the kernel writes them, or None."""
         text = self.read(name)
         try:
-            return int(text, 0) if text else None
+            value = int(text, 0) if text else None
         except ValueError:
             return None
+        return value if value is not None and abs(value) < 1 << 64 else None
 
     def exists(self, name):
         """Whether there is something of that name."""
