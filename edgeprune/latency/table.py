@@ -249,6 +249,7 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "runtime": (isinstance(clean.get("runtime"), str) and bool(clean["runtime"]), "the name of the runtime"),
         "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
         "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
     }
     for name, (valid, expected) in checks.items():
         if not valid:

@@ -153,7 +153,7 @@ class PowerTrace:
         if any(begin <= time_s <= end_s for time_s in self.resets):
             raise ShortWindowError(f"the counter {name} must not be set back within a window, found that it was.")
         found = self.updates(begin, end_s)
-        if len(found) < least_updates:
+        if len(found) < max(least_updates, 2):
             period = self.period_s()
             pace = "its period is unknown" if period is None else f"it is renewed every {period:.3g} s"
             raise ShortWindowError(

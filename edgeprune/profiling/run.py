@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import BackendUnavailableError, ConfigError, UnsupportedKernelError
+from edgeprune.errors import BackendUnavailableError, ConfigError, ShortWindowError, UnsupportedKernelError
 from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import kernel_row, network_key, network_row
@@ -226,7 +226,11 @@ def _measured(
     if measuring is not None:
         whole = {name: engines[name] for name in networks}
         runtime = kernel_graph.backend.name
-        found = measuring(whole, runtime=runtime, threads=threads, rounds=1, seed=seed, progress=tell)
+        try:
+            found = measuring(whole, runtime=runtime, threads=threads, rounds=1, seed=seed, progress=tell)
+        except ShortWindowError as error:
+            hint = "the same command without --energy, which finds every timing in its journal"
+            raise ShortWindowError(error.message, hint=hint) from error
         keys = {row["key"]: network_key(row["kernels"]) for row in rows if row["kind"] == "network"}
         header["energy"] = {keys[name]: measurement.record() for name, measurement in found.items()}
     return LatencyTable.from_rows(header, rows)

@@ -22,6 +22,7 @@ import power_rapl
 import power_tegrastats
 import tree
 from failures import Failure
+from power_source import absent
 
 # Readers by preference, one line each: of two that read the same rail, the first is taken.
 READERS = (
@@ -60,12 +61,19 @@ def main(request, emit):
 
 
 def find(facts, request):
-    """(sources by preference, absences) of all readers."""
-    sources, absences = [], []
+    """(sources by preference, absences) of all readers; of sensors with one name only the first is kept, and that is told."""
+    sources, absences, names = [], [], set()
     for reader in READERS:
         found, missing = reader.find(facts, request)
-        sources.extend(found)
         absences.extend(missing)
+        for source in found:
+            again = [channel.name for channel in source.channels if channel.name in names]
+            if again:
+                reason = "power sensor %s is there more than once, and only the first one is read." % again[0]
+                absences.append(absent(reader.NAME, reason, there=True))
+                continue
+            names.update(channel.name for channel in source.channels)
+            sources.append(source)
     return sources, absences
 
 

@@ -20,8 +20,6 @@ def find(tree, request):
     for what, suffix in (("energy", "input"), ("power", "average"), ("power", "input")):
         for path in tree.glob(_FILES % (what, suffix)):
             channel = _channel(tree, path, what, suffix)
-            if any(channel.name == known.name for source in sources for known in source.channels):
-                continue
             value = tree.read_int(path)
             if value is None:
                 absences.append(refused(channel.source, channel.rail, path))
@@ -35,17 +33,21 @@ def find(tree, request):
 def _channel(tree, path, what, suffix):
     folder = path.rsplit("/", 1)[0]
     index = re.search(r"(\d+)_\w+$", path).group(1)
-    chip = tree.read(folder + "/name") or NAME
-    label = tree.read("%s/%s%s_label" % (folder, what, index)) or tree.read(folder + "/label") or "%s%s" % (what, index)
+    chip = tree.read(folder + "/name") or folder.rsplit("/", 1)[1]
+    label = tree.read("%s/%s%s_label" % (folder, what, index)) or tree.read(folder + "/label")
+    # Without a label the chip's name tells rails of several chips apart.
+    source, rail = (chip, label) if label else (NAME, "%s %s" % (chip, index))
     role = TOTAL if label in TOTALS else UNKNOWN
     if what == "energy":
-        return Channel(chip, label, ENERGY, role, detail="energy")
+        return Channel(source, rail, ENERGY, role, detail="energy")
     interval_ms = tree.read_int("%s/power%s_average_interval" % (folder, index)) if suffix == "average" else None
     if interval_ms and interval_ms > 0:
         stated = "the monitor's power%s_average_interval" % index
-        return Channel(chip, label, AVERAGE, role, window_s=interval_ms / 1000.0, stated=stated)
+        return Channel(
+            source, rail, AVERAGE, role, window_s=interval_ms / 1000.0, stated=stated, detail="average"
+        )
     # An average over a time that nobody states is still better told apart from a value of one moment.
-    return Channel(chip, label, POWER, role, detail="average" if suffix == "average" else None)
+    return Channel(source, rail, POWER, role, detail="average" if suffix == "average" else None)
 
 
 def _reader(tree, path, name):

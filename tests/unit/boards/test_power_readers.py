@@ -169,13 +169,14 @@ def test_other_monitors_tell_averages_and_energy_with_their_units(onboard: Simpl
     }
     sources, absences = found(onboard, "power_hwmon", write(tmp_path, files))
     assert readings(sources) == {
-        "ina228 energy1 energy": 123456.789,
-        "power_meter power1": 187000.0,
-        "ina228 power1": 1000.0,
+        "hwmon ina228 1 energy": 123456.789,
+        "hwmon power_meter 1 average": 187000.0,
+        "hwmon ina228 1": 1000.0,
     }
-    average = channels(sources)["power_meter power1"]
+    average = channels(sources)["hwmon power_meter 1 average"]
     assert (average.kind, average.window_s) == ("average", 1.0)
-    assert channels(sources)["ina228 energy1 energy"].kind == "energy"
+    counter, moment = (channels(sources)[name] for name in ("hwmon ina228 1 energy", "hwmon ina228 1"))
+    assert (counter.kind, counter.rail) == ("energy", moment.rail), "two ways to read one rail"
     assert [absence["there"] for absence in absences] == [True]
 
 
@@ -634,6 +635,20 @@ def test_no_content_of_a_file_breaks_a_reader(
     assert sources or absences
     for value in readings(sources).values():
         assert math.isfinite(value)
+
+
+def test_of_sensors_with_one_name_the_first_is_read_and_that_is_said(onboard: SimpleNamespace, tmp_path: Path) -> None:
+    second = {name.replace("1-0040", "2-0040"): content for name, content in ORIN_NANO.items()}
+    sources, absences = onboard.power.find(onboard.tree.Tree(str(write(tmp_path, {**ORIN_NANO, **second}))), {})
+    assert [channel.name for source in sources for channel in source.channels] == [
+        "ina3221 VDD_IN",
+        "ina3221 VDD_CPU_GPU_CV",
+    ]
+    reasons = [absence["reason"] for absence in absences if absence["there"]]
+    assert reasons == [
+        f"power sensor ina3221 {rail} is there more than once, and only the first one is read."
+        for rail in ("VDD_IN", "VDD_CPU_GPU_CV")
+    ]
 
 
 def test_every_reader_is_in_the_registry_and_says_its_absence(onboard: SimpleNamespace, tmp_path: Path) -> None:

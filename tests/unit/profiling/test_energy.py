@@ -83,6 +83,19 @@ def test_energy_of_engines_follows_the_time_that_they_take(
     assert told[-1] == (5, 5)
 
 
+@pytest.mark.slow
+def test_two_runs_agree_where_this_machine_has_a_readable_sensor(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    try:
+        board.power().scope()
+    except PowerUnavailableError as error:
+        pytest.skip(error.message)
+    engine = {"a": conv_engine(64, 56)}
+    first, second = (measure_energy(board, engine)["a"] for _ in range(2))
+    assert second.energy_mj == pytest.approx(first.energy_mj, rel=0.05)
+
+
 def test_a_window_that_is_too_short_is_refused_with_everything_replayed(
     board: Board, conv_engine: Callable[..., bytes], meter: str
 ) -> None:
