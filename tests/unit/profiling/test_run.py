@@ -132,7 +132,7 @@ def test_energy_of_the_whole_networks_is_kept_in_the_table(
     board: Board, model: nn.Module, graph: ChannelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The meter prints a constant, so what is above idle is nothing, and that is what must be said. Windows are cut short.
-    short = {"replay_s": 0.3, "idle_s": 0.3, "settle_s": 0.05, "least_s": 0.2, "least_updates": 5}
+    short = {"replay_s": 0.2, "idle_s": 0.2, "settle_s": 0.02, "least_s": 0.1, "least_updates": 5}
     monkeypatch.setattr(run, "measure_energy", partial(measure_energy, **short))
     out = tmp_path / "table.parquet"
     meter = "while echo 3.25; do sleep 0.01; done"
