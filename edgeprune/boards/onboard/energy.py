@@ -7,7 +7,6 @@ processes of a machine share).
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ _CHUNK_S = 0.02
 """Runs are made in portions of about this long, so that a window ends when it should."""
 _PER_EVENT = 1000
 _FIRST_READING_S = 20.0
+_PARTING_S = 5.0
 
 
 def main(request, emit):
@@ -163,10 +163,13 @@ class Sampler(object):
         return self
 
     def __exit__(self, kind, error, trace):
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGKILL)
-            self._child.wait()
+        # It ends its own programs when its input ends; only one that hangs is killed.
         self._child.stdin.close()
+        try:
+            self._child.wait(timeout=_PARTING_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
         self._file.close()
 
     def wait(self):

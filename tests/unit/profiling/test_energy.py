@@ -113,12 +113,15 @@ def test_without_a_sensor_nothing_is_replayed(board: Board, conv_engine: Callabl
         measure_energy(board, {"a": conv_engine(8)}, power=power)
 
 
-def test_a_meter_that_falls_silent_is_refused(
-    board: Board, conv_engine: Callable[..., bytes], short: dict[str, float]
+def test_a_meter_that_falls_silent_is_refused_and_ended(
+    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path, short: dict[str, float]
 ) -> None:
-    meter = "for i in 1 2 3 4 5 6 7 8 9 10; do echo 3.5; sleep 0.02; done; exec sleep 100"
+    pids = tmp_path / "pids"
+    meter = f"echo $$ >> {pids}; for i in 1 2 3 4 5 6 7 8 9 10; do echo 3.5; sleep 0.02; done; exec sleep 100"
     with pytest.raises(ShortWindowError, match=r"must hold 10 renewals of meter meter|may pass without a reading"):
         measure_energy(board, {"a": conv_engine(8)}, rounds=1, meter=meter, **short)  # type: ignore[arg-type]
+    assert pids.read_text().split()
+    assert not [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
 
 
 @pytest.mark.parametrize("arguments", [{"rounds": 0}, {"replay_s": 0.0}, {"settle_s": -1.0}])
