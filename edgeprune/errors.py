@@ -22,7 +22,9 @@
      │  ├ TableMissingError
      │  ├ TableMismatchError                 table of another device, runtime or precision
      │  ├ UnsupportedKernelError
-     │  └ UnstableMeasurementError           the board was too noisy for a verdict
+     │  ├ UnstableMeasurementError           the board was too noisy for a verdict
+     │  ├ PowerUnavailableError              no power can be read, or not that of the whole board
+     │  └ ShortWindowError                   too short, or too few readings, to tell the energy
      ├ BackendError                      4
      │  ├ BackendUnavailableError (ImportError)
      │  ├ ExportError
@@ -170,6 +172,14 @@ class UnsupportedKernelError(LatencyError):
 
 class UnstableMeasurementError(LatencyError):
     """The board was too noisy for a verdict."""
+
+
+class PowerUnavailableError(LatencyError):
+    """No power of the board can be read, or not what was asked for."""
+
+
+class ShortWindowError(LatencyError):
+    """A window is too short, or holds too few readings, to tell the energy that was used in it."""
 
 
 class BackendError(EdgepruneError):

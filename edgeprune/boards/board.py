@@ -20,6 +20,7 @@ from edgeprune.boards import fingerprint
 from edgeprune.boards.config import BoardConfig, entry_of_url
 from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.holding import Hold
+from edgeprune.boards.power import BoardPower
 from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
@@ -41,7 +42,7 @@ ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 
 _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
-_TIMED_VERBS = frozenset({"bench"})
+_TIMED_VERBS = frozenset({"bench", "energy"})
 
 # Also valid Python 2, whose answer is then refused for its version and not for a syntax error; one line, since not every
 # login shell passes on line ends within quotes.
@@ -168,6 +169,16 @@ class Board:
     def probe(self) -> Fingerprint:
         """What the board is and runs, and what could disturb a measurement on it."""
         return fingerprint.from_facts(self.facts())
+
+    def power(self, *, meter: str | None = None) -> BoardPower:
+        """What can be read of the board's power: sensors with their rails, kinds and periods, and what cannot be read.
+
+        Args:
+            meter: Command on the board that prints the watts of an external meter, one reading per line, each with its
+                seconds before it or without; see ``docs/power.md``.
+        """
+        request = {} if meter is None else {"meter": meter}
+        return BoardPower.of(self.call("power", request, timeout_s=120.0), self.device)
 
     def call(
         self,

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, model_validator
 
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import DeviceFileError
@@ -42,9 +42,23 @@ class _Facts(BaseModel):
     power_modes: list[_PowerMode] | None = None
     power_rails: list[_Text] | None = None
     total_power_rail: _Text | None = None
+    summed_power_rails: Annotated[list[_Text], Field(min_length=2)] | None = None
     sensor_paths: list[Annotated[str, StringConstraints(pattern=r"^/")]] | None = None
     set_up: list[_Text] | None = None
     notes: list[_Text] | None = None
+
+    @model_validator(mode="after")
+    def _total_is_no_part(self) -> _Facts:
+        """A total is never summed with its parts, so a device has one rail that is all, or rails that add up, or neither."""
+        rails, total, summed = self.power_rails or [], self.total_power_rail, self.summed_power_rails or []
+        if total is not None and summed:
+            raise ValueError("total_power_rail and summed_power_rails must not both be given: a total holds its parts")
+        for rail in [*([] if total is None else [total]), *summed]:
+            if rail not in rails:
+                raise ValueError(f"total_power_rail and summed_power_rails must be among power_rails, {rail!r} is not")
+        if len(set(summed)) < len(summed):
+            raise ValueError("summed_power_rails must name each rail once")
+        return self
 
 
 class _DeviceFile(BaseModel):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.cli.options import JsonOption, MeterOption, VerboseOption
 from edgeprune.errors import ConfigError, HostKeyError
 
 if TYPE_CHECKING:
     from edgeprune.boards.config import BoardEntry
+    from edgeprune.boards.power import PowerSensor
     from edgeprune.spec import DeviceSpec
 
 device = typer.Typer(
@@ -180,6 +181,7 @@ def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOp
 @device.command()
 def probe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A board, local, or ssh://user@host:port.")] = "local",
+    meter: MeterOption = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -187,21 +189,39 @@ def probe(
     from dataclasses import asdict
 
     import edgeprune
+    from edgeprune.cli.power import energy_sentence
     from edgeprune.report.collecting import board_facts
 
     out = Output(json_output)
     with out.step(f"probe {name}"), edgeprune.Board.open(name) as board:
         fingerprint = board.probe()
+        power = board.power(meter=meter)
         address, root = board.transport.address, board.root
     out.table(
         f"{name} ({address})", ["property", "value"], [[key, value] for key, value in board_facts(fingerprint).items()]
     )
+    energy = energy_sentence(power)
+    if power.sensors:
+        out.table(
+            "power", ["sensor", "kind", "renewed every", "averages over"], [_sensor(one) for one in power.sensors]
+        )
+    out.say(energy)
     for sentence in fingerprint.absences:
         out.say(f"lacks: {sentence}")
     for sentence in fingerprint.disturbances:
         out.say(f"could disturb a measurement: {sentence}")
     out.finish(
-        {"name": name, "address": address, "root": root, "fingerprint": asdict(fingerprint)},
+        {
+            "name": name,
+            "address": address,
+            "root": root,
+            "fingerprint": asdict(fingerprint),
+            "power": {
+                "sensors": [asdict(sensor) for sensor in power.sensors],
+                "absences": [asdict(absence) for absence in power.absences],
+                "energy": energy,
+            },
+        },
         next_command=command_line("edgeprune", "doctor", "--board", name),
     )
 
@@ -217,6 +237,11 @@ def remove(name: NameArgument, json_output: JsonOption = False, verbose: Verbose
     config.remove(name)
     out.wrote(config.path, f"without {name}")
     out.finish({"name": name, **_entry_json(entry)}, next_command="edgeprune device list")
+
+
+def _sensor(sensor: PowerSensor) -> list[str]:
+    times = ["not told" if value is None else f"{value * 1e3:g} ms" for value in (sensor.period_s, sensor.window_s)]
+    return [sensor.name, sensor.kind, *times]
 
 
 def _entry_json(entry: BoardEntry) -> dict[str, Any]:

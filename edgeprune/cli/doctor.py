@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import BackendOption, JsonOption, VerboseOption
-from edgeprune.errors import ConfigError, EdgepruneError
+from edgeprune.errors import ConfigError, EdgepruneError, PowerUnavailableError
+
+if TYPE_CHECKING:
+    from edgeprune.boards.power import BoardPower
 
 _PACKAGES = (("torch", "pip install torch"), ("onnx", "pip install onnx"), ("onnxscript", "pip install onnxscript"))
 _BOARD_FREE_BYTES = 200 << 20
@@ -137,6 +140,7 @@ def _board(spec: str, backend: str) -> list[Check]:
 
     with edgeprune.Board.open(spec) as board:
         fingerprint = board.probe()
+        power = board.power()
         address, root = board.transport.address, board.root
     checks = [
         Check(spec, "connection", "ok", address),
@@ -163,6 +167,15 @@ def _board(spec: str, backend: str) -> list[Check]:
             "" if enough else "free some space, or edgeprune device add ... --root",
         )
     )
+    checks.append(_power(spec, power))
     checks += [Check(spec, "lacks", "warn", sentence) for sentence in absences]
     checks += [Check(spec, "disturbance", "warn", sentence) for sentence in fingerprint.disturbances]
     return checks
+
+
+def _power(where: str, power: BoardPower) -> Check:
+    """Power is only needed for energy, so its lack is a warning."""
+    try:
+        return Check(where, "power", "ok", power.scope().covers)
+    except PowerUnavailableError as error:
+        return Check(where, "power", "warn", error.message, error.hint or "")

@@ -32,6 +32,10 @@ LatencyOption = Annotated[
     str | None, typer.Option("--latency", metavar="12ms|50%", help="Latency budget: a time, or a share of dense.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+MeterOption = Annotated[
+    str | None,
+    typer.Option("--meter", metavar="COMMAND", help="Command on the board that prints an external meter's watts."),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
 
 

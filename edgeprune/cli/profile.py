@@ -14,6 +14,7 @@ from edgeprune.cli.options import (
     InputOption,
     InputsOption,
     JsonOption,
+    MeterOption,
     ModelArgument,
     SeedOption,
     ThreadsOption,
@@ -22,6 +23,7 @@ from edgeprune.cli.options import (
     given,
     input_flags,
 )
+from edgeprune.errors import ConfigError
 
 
 def profile(
@@ -39,6 +41,10 @@ def profile(
     ] = 2.0,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Measure the energy per inference of whole networks too, by replay.")
+    ] = False,
+    meter: MeterOption = None,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -51,6 +57,8 @@ def profile(
     from edgeprune.cli.inputs import example_inputs
     from edgeprune.cli.loading import load_model
 
+    if meter is not None and not energy:
+        raise ConfigError("--meter must come with --energy, found it alone.", hint="--energy --meter COMMAND")
     output = Output(json_output)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
@@ -67,6 +75,8 @@ def profile(
             out=out,
             progress=progress.counted,
             told=progress.said,
+            energy=energy,
+            meter=meter,
         )
     header = table.header
     dense_ms = header["reference"]["median_ms"]
@@ -78,6 +88,14 @@ def profile(
         output.say(f"could have disturbed the measurement: {sentence}")
     if drifted := header["drift"]["drifted_rows"]:
         output.say(f"{drifted} of {len(table)} rows were measured while the board was disturbed, repeats included")
+    dense = table.energy.get("dense")
+    if dense is not None:
+        output.say(
+            f"the dense model takes {dense['energy_mj']:.3g} ± {dense['error_mj']:.2g} mJ per inference above idle "
+            f"({dense['gross_mj']:.3g} mJ with idle) on {dense['covers']}"
+        )
+        for sentence in dense["doubts"]:
+            output.say(f"doubtful: {sentence}")
     output.wrote(out, "latency table")
     output.finish(
         {
@@ -89,6 +107,7 @@ def profile(
             "networks": len(table.networks),
             "dense_ms": dense_ms,
             "drift": header["drift"],
+            "energy": table.energy,
             "unsupported": header["unsupported"],
         },
         next_command=command_line(

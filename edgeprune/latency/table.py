@@ -18,6 +18,7 @@ from edgeprune.latency.table_rows import (
     Row,
     canonical_json,
     combined,
+    network_key,
     row_measurement,
     validated_rows,
 )
@@ -139,6 +140,17 @@ class LatencyTable:
             if row["kind"] == "network"
         ]
 
+    @cached_property
+    def energy(self) -> dict[str, dict[str, Any]]:
+        """Name of a network to its energy per inference as measured by replay; empty where that was not asked for.
+
+        Each is what `EnergyMeasurement.record` gave: ``energy_mj`` above idle with its ``error_mj``, ``gross_mj``, the
+        powers, and ``rails`` and ``covers``, which say what they are the power of.
+        """
+        told: Mapping[str, dict[str, Any]] = self.header.get("energy", {})
+        keys = {row["key"]: network_key(row["kernels"]) for row in self._rows if row["kind"] == "network"}
+        return {name: dict(told[key]) for name, key in keys.items() if key in told}
+
     def filter(
         self,
         *,
@@ -164,7 +176,7 @@ class LatencyTable:
         """Rows of both tables.
 
         What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name. The
-        header is this table's, but ``flags`` and ``unsupported`` are those of both.
+        header is this table's, but ``flags``, ``unsupported`` and ``energy`` are those of both.
 
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
@@ -190,7 +202,7 @@ class LatencyTable:
                 row = {**known, **{name: getattr(both, name) for name in both.__dataclass_fields__}}
             rows[row["kind"], row["key"]] = row
         header = {**other.header, **self.header}
-        for name in ("flags", "unsupported"):
+        for name in ("flags", "unsupported", "energy"):
             if name in header:
                 header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
         header["merged"] = [*self.header.get("merged", [self.hash]), *other.header.get("merged", [other.hash])]
@@ -237,6 +249,7 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "runtime": (isinstance(clean.get("runtime"), str) and bool(clean["runtime"]), "the name of the runtime"),
         "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
         "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+        "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
     }
     for name, (valid, expected) in checks.items():
         if not valid:

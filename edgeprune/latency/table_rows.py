@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import numbers
@@ -79,6 +80,11 @@ def network_row(
         "kernels": canonical_json(dict(counts)),
         "widths": canonical_json(dict(widths or {})),
     }
+
+
+def network_key(kernels: str) -> str:
+    """What a network is called in a header, whatever its name in the table: a hash of the row's ``kernels``."""
+    return hashlib.sha256(kernels.encode()).hexdigest()[:16]
 
 
 def row_measurement(row: Mapping[str, Any]) -> Measurement:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import BackendUnavailableError, ConfigError, UnsupportedKernelError
+from edgeprune.errors import BackendUnavailableError, ConfigError, ShortWindowError, UnsupportedKernelError
 from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
-from edgeprune.latency.table_rows import kernel_row, network_row
+from edgeprune.latency.table_rows import kernel_row, network_key, network_row
 from edgeprune.profiling import space
+from edgeprune.profiling.energy import measure_energy
+from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
 from edgeprune.spec import Fingerprint, Kernel
@@ -101,6 +104,8 @@ def profile(
     told: Callable[[str], None] | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
+    energy: bool = False,
+    meter: str | None = None,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
 
@@ -118,9 +123,14 @@ def profile(
         told: Told, once, that it goes on from an interrupted run.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it; must have been lowered for this board.
+        energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
+            about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
+        meter: With `energy`: command on the board that prints an external meter's watts.
 
     Raises:
         ConfigError: `minutes` is not positive.
+        PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
+        ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
         BackendUnavailableError: The board lacks the runtime.
         BoardBusyError: Another run holds the board.
         RemoteError: The board was lost; run it again, and it goes on.
@@ -132,6 +142,9 @@ def profile(
     with Board.open(board) as target, target.hold("profile"):
         tell(0, 0, 60 * minutes, f"probing {target.name}")
         fingerprint = target.probe()
+        power = target.power(meter=meter) if energy else None
+        if power is not None:
+            power.scope()  # tells now, not after all timing, that the power cannot be read
         with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as folder:
             tell(0, 0, 60 * minutes, "lowering the model")
             lowered = kernel_graph or _lower(model, example_inputs, backend, fingerprint, graph, Path(folder))
@@ -150,7 +163,8 @@ def profile(
                 else:
                     selection = _select(target, lowered, threads, seed, begun, 60 * minutes, tell)
                     chosen.append(selection.record())
-                table = _measured(target, lowered, selection, fingerprint, request, path, tell, told)
+                measuring = None if power is None else partial(measure_energy, target, power=power, meter=meter)
+                table = _measured(target, lowered, selection, fingerprint, request, path, tell, told, measuring)
                 if path is not None:
                     table.save(path)
                     _beside(path, "journal").unlink(missing_ok=True)
@@ -167,6 +181,7 @@ def _measured(
     path: Path | None,
     tell: Progress,
     told: Callable[[str], None] | None,
+    measuring: Callable[..., dict[str, EnergyMeasurement]] | None,
 ) -> LatencyTable:
     _, threads, seed = request["settings"]
     names = [DENSE if number == 0 else f"network-{number:02d}" for number in range(len(selection.networks))]
@@ -207,8 +222,18 @@ def _measured(
     rows += [
         network_row(name, kernel_graph.at(widths), run.measurements[name], widths) for name, widths in networks.items()
     ]
-    header = _header(run, kernels, kernel_graph, fingerprint, request)
-    return LatencyTable.from_rows({**header, "unsupported": unsupported}, rows)
+    header = {**_header(run, kernels, kernel_graph, fingerprint, request), "unsupported": unsupported}
+    if measuring is not None:
+        whole = {name: engines[name] for name in networks}
+        runtime = kernel_graph.backend.name
+        try:
+            found = measuring(whole, runtime=runtime, threads=threads, rounds=1, seed=seed, progress=tell)
+        except ShortWindowError as error:
+            hint = "the same command without --energy, which finds every timing in its journal"
+            raise ShortWindowError(error.message, hint=hint) from error
+        keys = {row["key"]: network_key(row["kernels"]) for row in rows if row["kind"] == "network"}
+        header["energy"] = {keys[name]: measurement.record() for name, measurement in found.items()}
+    return LatencyTable.from_rows(header, rows)
 
 
 def _header(

@@ -19,11 +19,14 @@ from edgeprune.boards.config import BoardConfig, BoardEntry
 from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.errors import BoardBusyError, ConfigError, HostKeyError, IncompatibleTargetError, TransferError
+from edgeprune.profiling.energy import measure_energy
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
 
+# An ONNX model of one Identity node on one float.
+IDENTITY = base64.b64decode("CAc6NwoQCgF4EgF5IghJZGVudGl0eRIBZVoPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0=")
 HOLDER = """
 import sys
 from edgeprune.boards.board import Board
@@ -207,3 +210,22 @@ def test_the_lock_goes_with_the_link(sshd: OpenSshServer, root: Path) -> None:
             assert board.call("store", {"action": "missing", "blobs": {}})["missing"] == []
             with pytest.raises(BoardBusyError, match="will be cut off"), local.hold("mine"):
                 pytest.fail("the board was held twice")
+
+
+def test_energy_that_is_interrupted_leaves_no_program_on_the_board(board: Board, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    meter = f"echo $$ >> {pids}; while echo 3.5; do sleep 0.02; done"
+
+    def interrupt(done: int, total: int, left_s: float, message: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_energy(
+            board, {"empty": IDENTITY}, meter=meter, replay_s=30, idle_s=0.2, settle_s=0.05, progress=interrupt
+        )
+    started = pids.read_text().split()
+    assert len(started) >= 2, "looked at once, then followed"
+    end = time.monotonic() + 10
+    while any(Path("/proc", pid).exists() for pid in started) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in started if Path("/proc", pid).exists()]

@@ -18,6 +18,8 @@ VERBS = {
     "store": "store",
     "lock": "lock",
     "bench": "bench",
+    "power": "power",
+    "energy": "energy",
     "parity": "parity",
     "stage": "releases",
     "activate": "releases",

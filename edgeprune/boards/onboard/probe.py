@@ -8,6 +8,7 @@ import struct
 import sys
 import sysconfig
 
+import power
 import processor
 import runtimes
 import sensors
@@ -27,7 +28,7 @@ def main(request, emit):
     root = request["root"]
     processors = processor.entries(tree)
     found_runtimes, absent = runtimes.probe(root) if tree.live else ({}, [])
-    rails, refused = sensors.power_rails(tree)
+    sources, unreadable = power.find(tree, request)
     temperatures = sensors.temperatures(tree)
     clocks = sensors.clocks(tree)
     governors = sensors.governors(tree)
@@ -51,9 +52,9 @@ def main(request, emit):
         "free_disk_bytes": store.free_bytes(root),
         "load": sensors.load(tree),
         "sensors": sorted("temperature %s" % name for name in temperatures)
-        + sorted("power %s" % name for name in rails)
+        + sorted("power %s" % channel.name for source in sources for channel in source.channels)
         + sorted("clock %s" % name for name in clocks),
-        "absences": absent + refused,
+        "absences": absent + [entry["reason"] for entry in unreadable if entry["there"]],
         "facts": without_none(
             {
                 "board_model": tree.read("/proc/device-tree/model") or tree.read("/sys/class/dmi/id/product_name"),

@@ -1,4 +1,4 @@
-"""What a board can tell of its power, heat and clocks, found by looking and not by its name."""
+"""What a board can tell of its heat and clocks, found by looking and not by its name; its power is in `power`."""
 
 import re
 
@@ -59,45 +59,6 @@ def add_temperature(found, name, milli_celsius):
     while key in found:
         key, copy = "%s %d" % (name, copy), copy + 1
     found[key] = milli_celsius / 1000.0
-
-
-def power_rails(tree):
-    """Readable power and energy sensors: (names, sentences on those that exist and cannot be read)."""
-    readable, refused = [], []
-    # INA3221 on JetPack 4 (kernel 4.9): an IIO device with names of rails.
-    for path in tree.glob("/sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_[0-9]*"):
-        folder, index = path.rsplit("/", 1)[0], path.rsplit("_", 1)[1]
-        note(tree, readable, refused, tree.read(path), "%s/in_power%s_input" % (folder, index))
-    # INA3221 on JetPack 5 and later: a hardware monitor with labels, and no power file; power is volts times amperes.
-    for path in tree.glob("/sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon[0-9]*/in[0-9]*_label"):
-        folder, label = path.rsplit("/", 1)[0], tree.read(path)
-        index = re.search(r"in(\d+)_label$", path).group(1)
-        # The chip's sum of shunt voltages and channels that are not connected are no rails.
-        if label and label != "NC" and not label.startswith("sum of"):
-            note(tree, readable, refused, label, "%s/curr%s_input" % (folder, index))
-    for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/power[0-9]*_input"):
-        chip = tree.read(path.rsplit("/", 1)[0] + "/name") or "hwmon"
-        label = tree.read(path[: -len("_input")] + "_label")
-        note(tree, readable, refused, "%s %s" % (chip, label) if label else chip, path)
-    for folder in tree.glob("/sys/class/powercap/intel-rapl:*"):
-        note(tree, readable, refused, "rapl %s" % tree.read(folder + "/name"), folder + "/energy_uj")
-    pmic = tree.run("vcgencmd", "pmic_read_adc")
-    if pmic is not None:
-        # Rails that have both a current and a voltage; the others cannot give power.
-        amperes = set(re.findall(r"(\w+)_A\b", pmic))
-        volts = set(re.findall(r"(\w+)_V\b", pmic))
-        readable.extend("pmic %s" % rail for rail in sorted(amperes & volts))
-    return readable, refused
-
-
-def note(tree, readable, refused, name, path):
-    """File a sensor under what trying to read it says."""
-    if not name or not tree.exists(path):
-        return
-    if tree.read_int(path) is not None:
-        readable.append(name)
-    else:
-        refused.append("power sensor %s exists, but its user may not read %s." % (name, path))
 
 
 def throttling(tree):

@@ -36,6 +36,12 @@ def test_the_shipped_types_are_there_and_valid() -> None:
         "raspberry-pi-5",
         "android-arm64",
         "nvidia-gpu",
+        "jetson-xavier-nx",
+        "jetson-nano",
+        "jetson-thor",
+        "raspberry-pi-4",
+        "rk3588",
+        "snapdragon-android",
     } <= set(names)
     assert names == [path.stem for path in sorted(devices_folder().glob("*.toml"))]
 

@@ -79,7 +79,19 @@ def test_every_verb_names_a_module_of_the_package_that_has_a_main() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "VERBS"
     )
     verbs = ast.literal_eval(table)
-    assert {"probe", "store", "lock", "bench", "parity", "stage", "activate", "rollback", "status"} <= set(verbs)
+    assert {
+        "probe",
+        "store",
+        "lock",
+        "bench",
+        "power",
+        "energy",
+        "parity",
+        "stage",
+        "activate",
+        "rollback",
+        "status",
+    } <= set(verbs)
     for module in set(verbs.values()):
         body = ast.parse((FOLDER / f"{module}.py").read_text(encoding="utf-8")).body
         main = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main")
@@ -129,6 +141,8 @@ def test_the_runner_runs_under_a_real_python_3_6(tmp_path: Path) -> None:
         ("probe", {}),
         ("store", {"action": "missing", "blobs": {"0" * 64: 1}}),
         ("lock", {"purpose": "test"}),
+        ("power", {}),
+        ("power", {"action": "sample", "names": ["meter meter"], "meter": "while echo 3.5; do sleep 0.02; done"}),
         ("status", {}),
     ]:
         line = json.dumps({"root": str(tmp_path / "root"), **request}) + "\n"

@@ -95,6 +95,7 @@ JETSON = {
     f"{INA}/in1_input": "5000\n",
     f"{INA}/curr1_input": "1200\n",
     f"{INA}/in2_label": "VDD_CPU_GPU_CV\n",
+    f"{INA}/in2_input": "5000\n",
     f"{INA}/curr2_input": "300\n",
     f"{INA}/in3_label": "NC\n",
     f"{INA}/curr3_input": "0\n",
@@ -329,8 +330,8 @@ def test_a_jetson_is_told_with_release_power_mode_rails_and_clocks(probe_tree: P
     assert set(found.facts["clocks"]) == {"cpu0", "cpu4", "17000000.gpu"}
     assert found.facts["clocks"]["17000000.gpu"] == {"current_khz": 306000, "max_khz": 918000}
     assert [sensor for sensor in found.sensors if sensor.startswith("power")] == [
-        "power VDD_CPU_GPU_CV",
-        "power VDD_IN",
+        "power ina3221 VDD_CPU_GPU_CV",
+        "power ina3221 VDD_IN",
     ]
     assert found.disturbances == (
         "clocks are held down by heat: cooling device cpufreq-cpu0 is at step 4.",
@@ -343,7 +344,7 @@ def test_a_jetson_is_told_with_release_power_mode_rails_and_clocks(probe_tree: P
 def test_the_power_sensors_of_jetpack_4_are_found_too(probe_tree: ProbeTree) -> None:
     folder = "/sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     files = {f"{folder}/rail_name_0": "POM_5V_IN\n", f"{folder}/in_power0_input": "3075\n"}
-    assert "power POM_5V_IN" in probe_tree({**RASPBERRY_PI_5, **files}).sensors
+    assert "power ina3221 POM_5V_IN" in probe_tree({**RASPBERRY_PI_5, **files}).sensors
 
 
 def test_a_power_sensor_that_may_not_be_read_is_an_absence(probe_tree: ProbeTree, tmp_path: Path) -> None:

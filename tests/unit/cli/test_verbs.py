@@ -262,6 +262,20 @@ def test_this_machine_is_shown_as_a_board(edgeprune: Run, folder: Path) -> None:
     assert shown["next"] == "edgeprune device probe local"
 
 
+def test_probe_says_what_power_can_be_read_and_why_not(edgeprune: Run) -> None:
+    probed = succeed(edgeprune("device", "probe", "local", "--json"))
+    assert {absence["source"] for absence in probed["power"]["absences"]} >= {"odpm", "tegrastats"}
+    if not probed["power"]["sensors"]:
+        assert probed["power"]["energy"].startswith("energy cannot be measured: the board's power must be readable")
+    metered = edgeprune("device", "probe", "local", "--meter", "while echo 3.25; do sleep 0.02; done").stdout
+    assert re.search(r"meter meter +.* power ", metered), metered
+    assert "energy can be measured: what the external meter measures" in metered
+
+
+def test_a_meter_without_energy_is_a_mistake(edgeprune: Run) -> None:
+    fail(edgeprune("profile", "net.py:build", *INPUT, "--meter", "echo 1"), 2, "--meter must come with --energy")
+
+
 def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
     fail(edgeprune("compile", "prunde"), 2, "there is no folder 'prunde'", "edgeprune prune", "package.module:factory")
 
@@ -302,6 +316,9 @@ def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
     assert healthy["exit_code"] == 0
     names = {check["name"] for check in healthy["checks"]}
     assert {"python", "torch", "backend onnxruntime", "board list", "write access", "connection", "disk"} <= names
+    (power,) = (check for check in healthy["checks"] if check["name"] == "power")
+    assert power["state"] in ("ok", "warn"), "energy is no requirement"
+    assert power["found"]
     away = edgeprune("doctor", "--board", "ssh://nobody@127.0.0.1:1")
     assert away.returncode == 3
     line = next(line for line in away.stdout.splitlines() if "connection" in line)

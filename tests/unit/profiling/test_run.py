@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from torch import nn
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import BoardBusyError, ConfigError
+from edgeprune.errors import BoardBusyError, ConfigError, PowerUnavailableError
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.table import LatencyTable
+from edgeprune.profiling import run
+from edgeprune.profiling.energy import measure_energy
+from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.run import DENSE, profile
 
 INPUT = torch.zeros(1, 3, 16, 16)
@@ -122,6 +126,34 @@ def test_board_is_held_while_it_is_measured(board: Board, model: nn.Module, grap
     assert "profile" in refused[0].message
     with board.hold("deploy"):
         pass
+
+
+def test_energy_of_the_whole_networks_is_kept_in_the_table(
+    board: Board, model: nn.Module, graph: ChannelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The meter prints a constant, so what is above idle is nothing, and that is what must be said. Windows are cut short.
+    short = {"replay_s": 0.2, "idle_s": 0.2, "settle_s": 0.02, "least_s": 0.1, "least_updates": 5}
+    monkeypatch.setattr(run, "measure_energy", partial(measure_energy, **short))
+    out = tmp_path / "table.parquet"
+    meter = "while echo 3.25; do sleep 0.01; done"
+    profile(model, INPUT, board, minutes=0.02, graph=graph, out=out, energy=True, meter=meter)
+    table = LatencyTable.load(out)
+    assert set(table.energy) == {network.name for network in table.networks}
+    for record in table.energy.values():
+        found = EnergyMeasurement.from_record(record)
+        assert found.gross_mj == pytest.approx(3.25 * found.run_ms)
+        assert found.energy_mj == pytest.approx(0, abs=1e-6)
+        assert "is not more than twice its uncertainty" in found.doubts[0]
+
+
+def test_energy_on_a_board_that_does_not_tell_its_power_is_refused_before_anything_is_measured(
+    board: Board, model: nn.Module, tmp_path: Path
+) -> None:
+    if board.power().sensors:
+        pytest.skip("this machine tells its power")
+    with pytest.raises(PowerUnavailableError, match="the board's power must be readable"):
+        profile(model, INPUT, board, out=tmp_path / "table.parquet", energy=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "board"]
 
 
 @pytest.mark.parametrize("minutes", [0.0, -1.0, float("nan")])

@@ -1,0 +1,175 @@
+"""Energy by replay on this machine.
+
+The replay, its idle windows, the sampler and the clocks are real. The meter is a *model*: a program that prints 2 W and
+another 10 W for the time that the replaying process has a core, which it reads from the kernel. So the true energy of one
+inference is known: 10 mJ per millisecond of processor time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeprune.boards.board import Board
+from edgeprune.errors import ConfigError, PowerUnavailableError, ShortWindowError
+from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import network_key, network_row
+from edgeprune.profiling.energy import measure_energy, needed_s
+from edgeprune.spec import Measurement
+
+METER = """
+import os, sys, time
+
+def parent(pid):
+    return int(open("/proc/%d/stat" % pid).read().rsplit(")", 1)[1].split()[1])
+
+def on_core_s(pid):
+    return int(open("/proc/%d/schedstat" % pid).read().split()[0]) / 1e9
+
+pid = os.getpid()
+while not open("/proc/%d/cmdline" % pid).read().rstrip("\\0").endswith("energy"):
+    pid = parent(pid)
+    if pid <= 1:
+        pid = None
+        break
+last, before = time.monotonic(), on_core_s(pid) if pid else 0.0
+while True:
+    time.sleep(0.01)
+    now, used = time.monotonic(), on_core_s(pid) if pid else 0.0
+    share = (used - before) / (now - last)
+    print("%.6f %.4f" % (time.time() - (now - last) / 2, 2.0 + 10.0 * share), flush=True)
+    last, before = now, used
+"""
+
+
+@pytest.fixture
+def meter(tmp_path: Path) -> str:
+    program = tmp_path / "meter.py"
+    program.write_text(METER)
+    return f"{sys.executable} {program}"
+
+
+@pytest.fixture
+def short() -> dict[str, float]:
+    return {"replay_s": 0.6, "idle_s": 0.4, "settle_s": 0.1, "least_s": 0.3, "least_updates": 10}
+
+
+def test_energy_of_engines_follows_the_time_that_they_take(
+    board: Board, conv_engine: Callable[..., bytes], meter: str, short: dict[str, float]
+) -> None:
+    engines: dict[str, bytes | Path] = {"small": conv_engine(8), "large": conv_engine(32, 32)}
+    told: list[tuple[int, int]] = []
+    found = measure_energy(
+        board,
+        engines,
+        rounds=1,
+        meter=meter,
+        progress=lambda done, total, left_s, message: told.append((done, total)),
+        **short,  # type: ignore[arg-type]
+    )
+    assert set(found) == {"small", "large"}
+    for measurement in found.values():
+        # Where something else has the core, wall time grows and power falls; their product is the processor time.
+        assert measurement.energy_mj == pytest.approx(10 * measurement.run_ms * measurement.cores, rel=0.1)
+        assert measurement.idle_mw == pytest.approx(2000, rel=0.1)
+        assert measurement.gross_mj > measurement.energy_mj
+        assert measurement.windows == 1
+        assert measurement.rails == ("meter",)
+        assert measurement.covers == "what the external meter measures"
+    assert found["large"].energy_mj > 3 * found["small"].energy_mj
+    assert told[-1] == (5, 5)
+
+
+@pytest.mark.slow
+def test_two_runs_agree_where_this_machine_has_a_readable_sensor(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    try:
+        board.power().scope()
+    except PowerUnavailableError as error:
+        pytest.skip(error.message)
+    engine = {"a": conv_engine(64, 56)}
+    first, second = (measure_energy(board, engine)["a"] for _ in range(2))
+    assert second.energy_mj == pytest.approx(first.energy_mj, rel=0.05)
+
+
+def test_a_window_that_is_too_short_is_refused_with_everything_replayed(
+    board: Board, conv_engine: Callable[..., bytes], meter: str
+) -> None:
+    with pytest.raises(
+        ShortWindowError, match=r"a window of meter meter must last 5 s beside its averaging window, found 0\.2"
+    ):
+        measure_energy(board, {"a": conv_engine(8)}, rounds=1, meter=meter, replay_s=0.2, idle_s=0.2, settle_s=0.05)
+
+
+def test_without_a_sensor_nothing_is_replayed(board: Board, conv_engine: Callable[..., bytes]) -> None:
+    power = board.power()
+    if power.sensors:
+        pytest.skip("this machine tells its power")
+    with pytest.raises(PowerUnavailableError, match=r"the board's power must be readable"):
+        measure_energy(board, {"a": conv_engine(8)}, power=power)
+
+
+def test_a_meter_that_falls_silent_is_refused_and_ended(
+    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path, short: dict[str, float]
+) -> None:
+    pids = tmp_path / "pids"
+    meter = f"echo $$ >> {pids}; for i in 1 2 3 4 5 6 7 8 9 10; do echo 3.5; sleep 0.02; done; exec sleep 100"
+    with pytest.raises(ShortWindowError, match=r"must hold 10 renewals of meter meter|may pass without a reading"):
+        measure_energy(board, {"a": conv_engine(8)}, rounds=1, meter=meter, **short)  # type: ignore[arg-type]
+    assert pids.read_text().split()
+    assert not [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
+
+
+@pytest.mark.parametrize("arguments", [{"rounds": 0}, {"replay_s": 0.0}, {"settle_s": -1.0}])
+def test_impossible_settings_are_refused(
+    board: Board, conv_engine: Callable[..., bytes], arguments: dict[str, float]
+) -> None:
+    with pytest.raises(ConfigError):
+        measure_energy(board, {"a": conv_engine(8)}, **arguments)  # type: ignore[arg-type]
+
+
+def test_windows_are_as_long_as_the_slowest_sensor_needs(board: Board) -> None:
+    from edgeprune.boards.power import PowerScope, PowerSensor
+
+    def length_s(**fields: object) -> float:
+        return needed_s(PowerScope((PowerSensor("s", "rail", "x", **fields),), ""))  # type: ignore[arg-type]
+
+    assert length_s(kind="energy", period_s=0.001) == pytest.approx(6.25)
+    assert length_s(kind="power", period_s=1.0) == pytest.approx(25.0)
+    assert length_s(kind="average", period_s=0.1, window_s=1.0) == pytest.approx(7.25)
+    assert length_s(kind="power") == pytest.approx(25.0)
+
+
+def test_a_table_keeps_the_energy_of_its_networks_whatever_they_are_called_after_a_merge(tmp_path: Path) -> None:
+    def table(key: str, energy_mj: float | None) -> LatencyTable:
+        from edgeprune.spec import Kernel
+
+        kernel = Kernel.from_key(key)
+        measurement = Measurement(1.0, 1.1, 0.9, 0.01, (1.0, 1.0), 10)
+        row = network_row("dense", [kernel], measurement)
+        header = {"identity": {"cpu_model": "x"}, "runtime": "onnxruntime", "threads": 1, "precision": "fp32"}
+        told = {} if energy_mj is None else {"energy": {network_key(row["kernels"]): {"energy_mj": energy_mj}}}
+        return LatencyTable.from_rows({**header, **told}, [row])
+
+    relu, sigmoid = _kernel_keys()
+    first, second = table(relu, 3.0), table(sigmoid, 5.0)
+    loaded = LatencyTable.load(first.save(tmp_path / "table.parquet"))
+    assert loaded.energy == {"dense": {"energy_mj": 3.0}}
+    merged = loaded.merge(second)
+    assert len(merged.energy) == 2
+    assert merged.energy["dense"] == {"energy_mj": 3.0}
+    assert {record["energy_mj"] for record in merged.energy.values()} == {3.0, 5.0}
+    assert table(relu, None).energy == {}
+
+
+def _kernel_keys() -> tuple[str, str]:
+    from edgeprune.spec import Kernel
+
+    return tuple(  # type: ignore[return-value]
+        Kernel(op=op, family="elementwise", inputs=((1, 8, 4, 4),), output=(1, 8, 4, 4), precision="fp32").key
+        for op in ("Relu", "Sigmoid")
+    )
