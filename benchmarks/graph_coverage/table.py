@@ -117,7 +117,17 @@ def _peer_cell(row: Row) -> str:
 
 def markdown(names: Sequence[str], rows: Mapping[str, Row]) -> str:
     """One table line per model that was measured, and a summary."""
-    head = ["model", "M parameters", "covered", "groups", "prunable", "removed", "masked - cut", "comes back as", "export s"]
+    head = [
+        "model",
+        "M parameters",
+        "covered",
+        "groups",
+        "prunable",
+        "removed",
+        "masked - cut",
+        "comes back as",
+        "export s",
+    ]
     head += ["after export s", "extra MB", "all s", "peer s", "peer"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     notes = []

@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,12 +26,13 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
 
     Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
-    once beside the cut program on random inputs. If they disagree, integer attributes that ``forward`` reads and that equal a
-    size that the plan changes (``num_heads``, ``head_dim``) follow, and where fused attention takes its scale from the head
-    dimension the query weights make up for it, see `edgeprune.surgery.following`. If copy and program agree the copy is
-    returned, otherwise (``forward`` spells out or computes with sizes in another way) a `ProgramModule`, our module around
-    the cut program, with the same parameter names. A plan whose program could not be written down leaves
-    nothing to compare with: the copy is returned as it is, unless the plan changes sizes that ``forward`` spells out.
+    beside the cut program, both with random weights on random inputs. If they disagree, integer attributes follow that
+    ``forward`` reads and that equal a size that the plan changes (``num_heads``, ``head_dim``); and where fused attention
+    takes its scale from the head dimension, the query weights make up for it, see `edgeprune.surgery.following`. If copy and
+    program agree, and the copy runs in train form where the model does, the copy is returned; otherwise (``forward`` spells
+    out or computes with sizes in another way) a `ProgramModule`, our module around the cut program, with the same parameter
+    names. A plan whose program could not be written down leaves nothing to compare with: the copy is returned as it is,
+    unless the plan changes sizes that ``forward`` spells out.
 
     Args:
         model: The model that the plan was made for.
@@ -64,10 +66,10 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
-    beside = _Beside(program, plan)
-    if beside.agrees(cut):
+    beside = _Beside(model, cut, plan)
+    if beside.agrees(lambda twin: None):
         return cut
-    own = followed(model, cut, plan, lambda whole: beside.run(beside.twin(whole)), beside.agrees)
+    own = followed(model, cut, plan, beside.run, beside.agrees)
     if own is not None:
         return own
     if plan.parts:
@@ -116,14 +118,21 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
 
 
 class _Beside:
-    """A copy of a model beside the cut program, in eval form and float64, on random inputs."""
+    """A cut copy beside the cut program, in eval form and float64, on random inputs and random weights.
 
-    def __init__(self, program: ProgramModule, plan: PruningPlan) -> None:
-        self._program, self._plan = program, plan
-        self._device = next((tensor.device for tensor in program.parameters()), torch.device("cpu"))
+    The weights are random, too, since fresh or well-behaved ones hide mistakes: scores of an attention that are nearly zero
+    look the same at any scale.
+    """
 
-    def run(self, module: nn.Module) -> Any:
-        """Outputs of a module in float64 whose forward is the program's.
+    def __init__(self, model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
+        assert plan.program is not None
+        self._dense, self._plan = model, plan
+        self._twin = _with_random_weights(copy.deepcopy(cut).double().eval())
+        self._program = ProgramModule.of(self._twin, plan.program).eval()
+        self._device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
+
+    def run(self, model: nn.Module) -> Any:
+        """Outputs of a model in float64, or of the parts of it that were traced.
 
         Raises:
             SurgeryError: If forward also takes things that are not tensors.
@@ -135,32 +144,63 @@ class _Beside:
                 for tensor in self._plan.empty_inputs()
             ]
             args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
+            module = model if model is self._program else self._plan.traced(model, None)[0]
             return module(*args, **kwargs)
 
-    def twin(self, model: nn.Module) -> nn.Module:
-        """A copy of a model, or of the parts of it that were traced, that `run` takes."""
-        return self._plan.traced(copy.deepcopy(model).double().eval(), None)[0]
-
     @cached_property
-    def expected(self) -> list[Any]:
-        """What the cut program gives."""
-        return torch.utils._pytree.tree_leaves(self.run(copy.deepcopy(self._program).double().eval()))
+    def _expected(self) -> list[Any]:
+        return torch.utils._pytree.tree_leaves(self.run(self._program))
 
-    def agrees(self, model: nn.Module) -> bool:
-        """Whether a model computes the same; it is not touched."""
+    def agrees(self, change: Callable[[nn.Module], None]) -> bool:
+        """Whether the cut copy computes what the program does once it is changed, and runs in train form as the model does.
+
+        False where nothing that they compute is finite.
+        """
+        twin = copy.deepcopy(self._twin)
+        change(twin)
         try:
-            expected = self.expected
-            found = torch.utils._pytree.tree_leaves(self.run(self.twin(model)))
+            expected, found = self._expected, torch.utils._pytree.tree_leaves(self.run(twin))
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
         pairs = [(x, y) for x, y in zip(expected, found, strict=False) if isinstance(x, torch.Tensor)]
-        return len(expected) == len(found) and all(
+        equal = len(expected) == len(found) and all(
             isinstance(y, torch.Tensor)
             and x.shape == y.shape
+            and (not x.numel() or bool(x.isfinite().any()))
             and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
             for x, y in pairs
         )
+        return equal and (self._runs(twin.train()) or not self._dense_trains)
+
+    @cached_property
+    def _dense_trains(self) -> bool:
+        """Whether the uncut model runs in train form on these inputs: a batch norm may want a larger batch."""
+        return self._runs(copy.deepcopy(self._dense).double().train())
+
+    def _runs(self, model: nn.Module) -> bool:
+        try:
+            self.run(model)
+        except FORWARD_ERRORS as error:
+            log.debug("train form does not run: %s", error)
+            return False
+        return True
+
+
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """The model with other weights, whose activations stay about as large as they come in; buffers are left alone."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if not parameter.is_floating_point():
+                continue
+            noise = torch.randn(parameter.shape, dtype=parameter.dtype).to(parameter.device)
+            if parameter.ndim > 1 and len(parameter) > 1:
+                # He et al., 2015, equation 10: what keeps the variance through a ReLU.
+                parameter.copy_(noise * math.sqrt(2 * len(parameter) / parameter.numel()))
+            else:
+                parameter.add_(0.3 * noise)
+    return model
 
 
 def _places(plan: PruningPlan) -> str:

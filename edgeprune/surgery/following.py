@@ -52,7 +52,11 @@ class _Attribute:
 
 
 def followed(
-    model: nn.Module, cut: nn.Module, plan: PruningPlan, forward: Forward, agrees: Callable[[nn.Module], bool]
+    model: nn.Module,
+    cut: nn.Module,
+    plan: PruningPlan,
+    forward: Forward,
+    agrees: Callable[[Callable[[nn.Module], None]], bool],
 ) -> nn.Module | None:
     """A copy of a cut model whose attributes follow the plan, or None where that does not make it right.
 
@@ -60,20 +64,24 @@ def followed(
         model: What was traced, uncut.
         cut: The same with smaller tensors; it is not touched.
         plan: Whose `rewrites` say which sizes change in which module.
-        forward: Runs a copy of a model on the plan's inputs; classes of its modules are kept.
-        agrees: Whether a module computes what the cut program computes.
+        forward: Runs a model in float64 on the plan's inputs.
+        agrees: Whether the cut model computes what the cut program computes once it is changed by a function.
     """
     sizes = _sizes(plan.rewrites)
     found = list(_attributes(model, sizes, _integers_read(model, sizes, forward)))
     if not found and not any("fold" in item for item in plan.rewrites):
         return None
-    twin = copy.deepcopy(cut)
-    _fold(twin, plan)
     for values in islice(_combinations(found), ATTEMPTS):
-        for (path, name), value in values.items():
-            setattr(twin.get_submodule(path), name, value)
-        if agrees(twin):
+
+        def change(twin: nn.Module, values: Mapping[tuple[str, str], int] = values) -> None:
+            for (path, name), value in values.items():
+                setattr(twin.get_submodule(path), name, value)
+            _fold(twin, plan)
+
+        if agrees(change):
             log.info("attributes that follow the plan: %s", ", ".join(sorted({attribute.name for attribute in found})))
+            twin = copy.deepcopy(cut)
+            change(twin)
             return twin
     return None
 
@@ -103,7 +111,7 @@ def _pairs(before: Any, after: Any) -> Iterator[tuple[int, int]]:
 
 def _integers_read(model: nn.Module, paths: Mapping[str, Any], forward: Forward) -> dict[str, set[str]]:
     """Module path to the names of integer attributes that one forward reads."""
-    twin = copy.deepcopy(model)
+    twin = copy.deepcopy(model).double().eval()
     read: dict[str, set[str]] = {path: set() for path in paths}
     try:
         for path, names in read.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,37 @@ class Configured(Attention):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.attn_dim))
 
 
+class HandScaled(Attention):
+    """Written by hand, with a scale from the attribute that the reshape needs, and weights at which no scale matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.qkv.weight.mul_(1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class MaskedInTraining(nn.Module):
+    """Train form uses a parameter that the traced form does not, so that it is not cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.next, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.masked = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.training:
+            x = torch.where(torch.rand(x.shape[:-1])[..., None] < 0.1, self.masked, x)
+        return self.head(self.next(x).relu().mean(1))
+
+
 class Encoder(nn.Module):
     def __init__(self, kind: type[nn.Module], **sizes: int) -> None:
         super().__init__()
@@ -175,6 +207,20 @@ def test_sizes_of_a_shared_object_give_the_program() -> None:
     pruned, _ = cut(model)
     assert isinstance(pruned, ProgramModule)
     assert [layer.config.heads for layer in model.layers] == [4, 4]
+
+
+def test_a_scale_that_these_weights_do_not_show_is_found_out() -> None:
+    model = encoder(HandScaled)
+    pruned, plan = cut(model)
+    assert isinstance(pruned, ProgramModule)
+    assert edgeprune.check(model, plan, torch.randn(2, TOKENS, 5)) < 1e-9
+
+
+def test_a_model_that_could_not_be_trained_any_more_gives_the_program() -> None:
+    model = MaskedInTraining().eval()
+    pruned, _ = cut(model)
+    assert isinstance(pruned, ProgramModule)
+    pruned.train()(torch.randn(4, TOKENS, 5)).sum().backward()
 
 
 def test_it_trains_copies_and_loads(tmp_path: Path) -> None:
