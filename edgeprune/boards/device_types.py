@@ -44,6 +44,7 @@ class _Facts(BaseModel):
     total_power_rail: _Text | None = None
     sensor_paths: list[Annotated[str, StringConstraints(pattern=r"^/")]] | None = None
     set_up: list[_Text] | None = None
+    clock_locks: list[Literal["jetson_clocks", "nvidia_smi", "cpufreq"]] | None = None
     notes: list[_Text] | None = None
 
 
