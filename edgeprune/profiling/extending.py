@@ -111,7 +111,9 @@ def anchors(table: LatencyTable, count: int = ANCHORS) -> list[Kernel]:
     """Kernels of a table to measure again, none of the shortest: of each part of that range the one that repeats best."""
     doubted = {key for keys in table.header.get("flags", {}).values() for key in keys}
     timed = table.measurements
-    clear = [kernel for kernel in table.kernels if kernel.key not in doubted] or table.kernels
+    clear = [kernel for kernel in table.kernels if kernel.key not in doubted]
+    # A table of a busy board may doubt almost all of its rows: then the doubted have to do.
+    clear = clear if len(clear) >= count else table.kernels
     long = [kernel for kernel in clear if timed[kernel.key].median_ms >= _SHORTEST_ANCHOR_MS]
     by_time = sorted(clear, key=lambda kernel: (timed[kernel.key].median_ms, kernel.key))
     # The shortest repeat worst: what a call costs is about what they take.

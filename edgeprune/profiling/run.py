@@ -108,20 +108,21 @@ def profile(
         )
         path = None if out is None else Path(out)
         clocks: dict[str, Any] = {}
+        held = stack.enter_context(ExitStack())
+        if lock_clocks:
+            tell(0, 0, setting.seconds, "locking the clocks")
+            clocks = held.enter_context(target.lock_clocks())
         with Journal(path and beside(path, "selection"), {**setting.request, "locked": lock_clocks}) as chosen:
-            with ExitStack() as held:
-                if lock_clocks:
-                    tell(0, 0, setting.seconds, "locking the clocks")
-                    clocks = held.enter_context(target.lock_clocks())
-                if chosen.records:
-                    selection = Selection.from_record(chosen.records[0])
-                else:
-                    selection = _selected(target, setting, begun, tell)
-                    chosen.append(selection.record())
-                if setting.table is not None and told is not None:
-                    told(str(preview_of(selection, setting.subjects, setting.table)))
-                found = _measured(target, setting, selection, chosen, path, tell, told)
-                heated = _heated(target, setting, selection, chosen, tell) if sustained else None
+            if chosen.records:
+                selection = Selection.from_record(chosen.records[0])
+            else:
+                selection = _selected(target, setting, begun, tell)
+                chosen.append(selection.record())
+            if setting.table is not None and told is not None:
+                told(str(preview_of(selection, setting.subjects, setting.table)))
+            found = _measured(target, setting, selection, chosen, path, tell, told)
+            heated = _heated(target, setting, selection, chosen, tell) if sustained else None
+            held.close()
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:
                 found = with_clocks(found, {"locked": lock_clocks, **_without_process(clocks)}, setting.table)

@@ -51,7 +51,7 @@ def main(request, emit):
         found = [way for way in ways if way.missing() is None]
         if not found:
             reasons = [way.missing() for way in ways] or ["the device type names no way"]
-            raise refusal("; ".join(reasons))
+            raise refusal("; ".join(reasons), "measure without --lock-clocks")
         for way in found:
             way.prepare()
         write_note(root, [command for way in found for command in way.restoring()])
@@ -246,13 +246,11 @@ def run(argv, text=None):
     return said[-1].strip() if said else "%s ended with exit code %d" % (" ".join(argv), done.returncode)
 
 
-def refusal(reason):
+def refusal(reason, hint=None):
     """The failure that says why clocks cannot be locked."""
-    return Failure(
-        "CommandError",
-        "the board must allow its clocks to be locked, found: %s." % reason.rstrip("."),
-        "allow the commands to %s without a password (sudoers, NOPASSWD), or measure without --lock-clocks" % user(),
-    )
+    allow = "allow the commands to %s without a password (sudoers, NOPASSWD), or measure without --lock-clocks" % user()
+    message = "the board must allow its clocks to be locked, found: %s." % reason.rstrip(".")
+    return Failure("CommandError", message, hint or allow)
 
 
 def user():
