@@ -26,6 +26,7 @@ from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import (
     BoardFullError,
+    ConfigError,
     IncompatibleTargetError,
     TransferError,
 )
@@ -42,7 +43,7 @@ ROOT_VARIABLE = "EDGEPRUNE_ROOT"
 
 _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
-_TIMED_VERBS = frozenset({"bench", "energy"})
+_TIMED_VERBS = frozenset({"bench", "energy", "sustain"})
 
 # Also valid Python 2, whose answer is then refused for its version and not for a syntax error; one line, since not every
 # login shell passes on line ends within quotes.
@@ -81,6 +82,7 @@ class Board:
         self.device = device
         self._users = 1
         self._hold = Hold(name, self._start_lock)
+        self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
         self._runner_ready = False
         self.python = self._at_home(python)
         self.root = self._greet(root)
@@ -205,6 +207,8 @@ class Board:
             ConnectError: The link was lost; or the board's lock, while the verb was timing something.
         """
         self._hold.renew()
+        if verb in _TIMED_VERBS:
+            self._clocks.renew()
         outcome: dict[str, Any] = {}
 
         def on_line(line: str) -> None:
@@ -215,7 +219,7 @@ class Board:
                 outcome.update(event)
             elif on_event is not None:
                 if verb in _TIMED_VERBS:
-                    self._hold.require()
+                    self._require_held()
                 on_event(event)
 
         ended = self.transport.run(
@@ -225,7 +229,7 @@ class Board:
             on_line=on_line,
         )
         if verb in _TIMED_VERBS:
-            self._hold.require()
+            self._require_held()
         if ended.stderr:
             logger.debug("%s: %s: %s", self.name, verb, ended.stderr.decode("utf-8", "replace"))
         if outcome.get("event") == "result":
@@ -247,6 +251,39 @@ class Board:
             BoardBusyError: Another run holds it; the message says whose and since when.
         """
         return self._hold.take(purpose)
+
+    @contextlib.contextmanager
+    def lock_clocks(self) -> Iterator[dict[str, Any]]:
+        """Hold the board's clocks still, in the ways that its device type allows; they are put back in any case.
+
+        A process of its own on the board puts them back when the block ends, when this process dies, and when the link is
+        lost; where that process is killed too, the next run that holds the board does.
+
+        Yields:
+            ``ways`` and the states ``before`` and ``during``; once the block has ended also ``after`` and ``restored``,
+            where the board could still say so.
+
+        Raises:
+            ConfigError: The device type is not known, or allows none.
+            CommandError: The board does not let its user lock clocks; nothing was changed.
+        """
+        if not self._clock_ways():
+            kind = "of no known device type" if self.device is None else f"a {self.device.name}, which names none"
+            raise ConfigError(
+                f"the device type of board {self.name} must say how its clocks are locked, found {kind}.",
+                hint="edgeprune device add --type, or measure without --lock-clocks",
+            )
+        with self._clocks.take("clocks"):
+            told: dict[str, Any] = dict(self._clocks.taken["clocks"])
+            yield told
+        told.update(self._clocks.released)
+
+    def _clock_ways(self) -> list[str]:
+        return [] if self.device is None else list(self.device.facts.get("clock_locks", ()))
+
+    def _require_held(self) -> None:
+        self._hold.require()
+        self._clocks.require()
 
     @property
     def owner(self) -> dict[str, Any]:
@@ -341,6 +378,10 @@ class Board:
     def _start_lock(self, purpose: str) -> Process:
         request = self._request({**self.owner, "user": _user(), "purpose": purpose})
         return self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
+
+    def _start_clocks(self, purpose: str) -> Process:
+        request = self._request({"ways": self._clock_ways()})
+        return self.transport.open_process([self.python, self._runner(), purpose], stdin=request)
 
 
 def _own_device() -> DeviceSpec | None:

@@ -1,10 +1,11 @@
-"""Having a board to oneself: a lock that belongs to a live process on the board, and goes with it or with the link."""
+"""Having a board to oneself, or its clocks: what belongs to a live process on the board, and goes with it or with the link."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.transport import Process
@@ -14,18 +15,26 @@ logger = logging.getLogger("edgeprune.boards.board")
 
 
 class Hold:
-    """The lock of one board, as this process has it.
+    """The lock of one board, or of its clocks, as this process has it.
 
     Args:
         board: Name of the board.
         start: Starts the process on the board that takes the lock, given what it is for.
+        what: What is held, for sentences.
+        patience_s: How long the board may take to lock, seconds.
 
     Attributes:
         held: Whether the lock was taken and not given back yet.
+        taken: The event that told so.
+        released: What the process on the board said at its end; empty where it could say nothing.
     """
 
-    def __init__(self, board: str, start: Callable[[str], Process]) -> None:
-        self._board, self._start = board, start
+    def __init__(
+        self, board: str, start: Callable[[str], Process], what: str = "lock", patience_s: float = 30.0
+    ) -> None:
+        self._board, self._start, self._what, self._patience_s = board, start, what, patience_s
+        self.taken: dict[str, Any] = {}
+        self.released: dict[str, Any] = {}
         self._times = 0
         self._process: Process | None = None
         self._purpose = ""
@@ -59,7 +68,7 @@ class Hold:
         """
         if self._process is None or _alive(self._process):
             return
-        logger.warning("the lock of board %s was lost on the way; it is taken again.", self._board)
+        logger.warning("the %s of board %s was lost on the way; it is taken again.", self._what, self._board)
         self._let_go()
         self._process = self._locked(self._purpose)
 
@@ -71,20 +80,24 @@ class Hold:
         """
         if self._process is not None and not _alive(self._process):
             raise ConnectError(
-                f"board {self._board} must be held as long as it measures, its lock was lost on the way.",
+                f"board {self._board} must be held as long as it measures, its {self._what} was lost on the way.",
                 hint="run it again",
             )
 
     def _locked(self, purpose: str) -> Process:
         process = self._start(purpose)
         try:
-            while (line := process.readline(30.0)) is not None:
+            while (line := process.readline(self._patience_s)) is not None:
                 event = parse_event(line)
                 if event is not None and event["event"] == "held":
+                    self.taken = event
                     return process
+                if event is not None and event["event"] == "leftover":
+                    done = "were restored" if event["restored"] else "could not be restored"
+                    logger.warning("clocks that a killed run left locked on board %s %s.", self._board, done)
                 if event is not None and event["event"] == "error":
                     raise error_of(event)
-            raise crash("lock", process.close())
+            raise crash(self._what, process.close())
         except BaseException:
             process.close()
             raise
@@ -92,11 +105,17 @@ class Hold:
     def _let_go(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self.released = {}
             try:
-                process.close()
+                ended = process.close()
             except RemoteError as error:
                 # The link is gone, and the lock with it.
-                logger.debug("%s: releasing the lock: %s", self._board, error)
+                logger.debug("%s: releasing the %s: %s", self._board, self._what, error)
+            else:
+                for line in ended.stdout.decode("utf-8", "replace").splitlines():
+                    event = parse_event(line)
+                    if event is not None and event["event"] == "result":
+                        self.released = event["result"]
 
 
 def _alive(process: Process) -> bool:

@@ -21,6 +21,8 @@ _COLUMNS = (
     ("coverage_percent", "in interval %"),
     ("width_percent", "interval width %"),
 )
+_EDGES = 10
+"""Rows of the table of stair edges."""
 
 
 def fit(
@@ -50,10 +52,25 @@ def fit(
         [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
     )
     output.say(report.summary())
+    if report.edges:
+        output.table(
+            f"edges of the staircase that were measured: the largest of {len(report.edges)}",
+            ["model", "group", "from width", "ms below", "ms from there"],
+            [
+                [edge["model"], edge["group"], edge["width"], f"{edge['below_ms']:.4f}", f"{edge['at_ms']:.4f}"]
+                for edge in report.edges[:_EDGES]
+            ],
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(predictor.save(target), "the fit, for prune --table; keep the table beside it")
     output.finish(
-        {"predictor": str(target), "table_hash": predictor.table_hash, "level": level, "errors": rows},
+        {
+            "predictor": str(target),
+            "table_hash": predictor.table_hash,
+            "level": level,
+            "errors": rows,
+            "edges": list(report.edges),
+        },
         next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),
     )
 

@@ -1,9 +1,9 @@
-"""``edgeprune profile``: measure a model's kernels on a board."""
+"""``edgeprune profile``: measure the kernels of models on a board."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from edgeprune.cli.options import (
     InputsOption,
     JsonOption,
     MeterOption,
-    ModelArgument,
     SeedOption,
     ThreadsOption,
     VerboseOption,
@@ -25,9 +24,17 @@ from edgeprune.cli.options import (
 )
 from edgeprune.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.latency.table import LatencyTable
+
 
 def profile(
-    model: ModelArgument,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="package.module:factory or file.py:factory, one or more of one input."),
+    ],
     input_: InputOption = None,
     inputs: InputsOption = None,
     weights: WeightsOption = None,
@@ -39,80 +46,150 @@ def profile(
             "--minutes", help="Time for measuring; more time, more kernels. Start-up and slow lowering are not counted."
         ),
     ] = 2.0,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="Latency table to extend: only what it does not know is measured."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be measured, and measure nothing.")
+    ] = False,
+    sustained: Annotated[
+        bool,
+        typer.Option("--sustained", help="Also time networks in thermal equilibrium; up to twelve minutes more."),
+    ] = False,
+    lock_clocks: Annotated[
+        bool,
+        typer.Option("--lock-clocks", help="Hold the clocks still, as the device type allows; they are put back."),
+    ] = False,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     energy: Annotated[
         bool, typer.Option("--energy", help="Measure the energy per inference of whole networks too, by replay.")
     ] = False,
     meter: MeterOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Latency table to write (Parquet); that of --table, else table.parquet."),
+    ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure on a board the kernels that a model and its pruned versions run; writes a latency table.
+    """Measure on a board the kernels that models and their pruned versions run; writes a latency table.
 
-    Interrupted, the same command goes on where it stopped.
+    With --table, a further model is added to the table of another. Interrupted, the same command goes on where it stopped.
     """
     import edgeprune
-    from edgeprune.cli.inputs import example_inputs
-    from edgeprune.cli.loading import load_model
+    from edgeprune.profiling.run import preview
 
     if meter is not None and not energy:
         raise ConfigError("--meter must come with --energy, found it alone.", hint="--energy --meter COMMAND")
     output = Output(json_output)
-    module = load_model(model, weights, seed=seed)
-    example = example_inputs(module, input_, inputs, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    modules, examples = _modules(models, weights, input_, inputs, seed)
+    target_path = out or table or Path("table.parquet")
+    arguments: dict[str, Any] = {"table": table, "threads": threads, "seed": seed}
+    if dry_run:
+        with output.step(f"look at {board}") as progress, edgeprune.Board.open(board) as target:
+            seen = preview(modules, examples, target, backend, minutes, progress=progress.counted, **arguments)
+        output.say(str(seen))
+        facts = {"wanted": seen.wanted, "known": seen.known, "to_measure": seen.to_measure}
+        output.finish({**facts, "kernels": seen.kernels, "networks": seen.networks, "minutes": seen.minutes})
+        return
+    target_path.parent.mkdir(parents=True, exist_ok=True)
     with output.step(f"profile on {board}") as progress, edgeprune.Board.open(board) as target:
-        table = edgeprune.profile(
-            module,
-            example,
+        measured = edgeprune.profile(
+            modules,
+            examples,
             target,
             backend,
             minutes,
-            threads=threads,
-            seed=seed,
-            out=out,
+            sustained=sustained,
+            lock_clocks=lock_clocks,
+            out=target_path,
             progress=progress.counted,
             told=progress.said,
             energy=energy,
             meter=meter,
+            **arguments,
         )
+    _tell(output, measured, target_path)
+    output.finish(
+        _facts(measured, target_path),
+        next_command=command_line(
+            *("edgeprune", "prune", models[-1], *input_flags(input_, inputs)),
+            *given(weights=weights, seed=seed or None, backend=backend if backend != "onnxruntime" else None),
+            *("--table", target_path, "--latency", "50%", "--board", board),
+        ),
+    )
+
+
+def _modules(
+    references: list[str], weights: Path | None, specs: list[str] | None, file: Path | None, seed: int
+) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """Models and example inputs by the names of their factories, which name them in the table."""
+    from edgeprune.cli.inputs import example_inputs
+    from edgeprune.cli.loading import load_model
+
+    if weights is not None and len(references) > 1:
+        raise ConfigError(
+            f"--weights belongs to one model, found {len(references)}.",
+            hint="leave it out: latencies do not depend on weights",
+        )
+    short = [reference.rpartition(":")[2] for reference in references]
+    names = short if len(set(short)) == len(short) else references
+    if len(set(names)) < len(names):
+        raise ConfigError(f"each model must be given once, found {', '.join(references)}.")
+    modules = {
+        name: load_model(reference, weights, seed=seed) for name, reference in zip(names, references, strict=True)
+    }
+    return modules, {name: example_inputs(module, specs, file, seed=seed) for name, module in modules.items()}
+
+
+def _tell(output: Output, table: LatencyTable, path: Path) -> None:
     header = table.header
-    dense_ms = header["reference"]["median_ms"]
+    timed = {network.name: network.measurement.median_ms for network in table.networks}
+    dense = [
+        (entry["name"], timed[entry["dense"]]) for entry in header.get("models", ()) if entry.get("dense") in timed
+    ]
+    takes = "the dense model takes" if len(dense) == 1 else "dense models take"
+    times = ", ".join(f"{ms:.3f} ms" if len(dense) == 1 else f"{name or 'the first'} {ms:.3f} ms" for name, ms in dense)
     output.say(
         f"{len(table.kernels)} kernels and {len(table.networks)} networks measured on {header['board']} "
-        f"with {header['runtime']}, {header['threads']} thread(s); the dense model takes {dense_ms:.3f} ms"
+        f"with {header['runtime']}, {header['threads']} thread(s); {takes} {times}"
     )
     for sentence in header["fingerprint"].get("disturbances", ()):
         output.say(f"could have disturbed the measurement: {sentence}")
     if drifted := header["drift"]["drifted_rows"]:
         output.say(f"{drifted} of {len(table)} rows were measured while the board was disturbed, repeats included")
-    dense = table.energy.get("dense")
-    if dense is not None:
-        output.say(
-            f"the dense model takes {dense['energy_mj']:.3g} ± {dense['error_mj']:.2g} mJ per inference above idle "
-            f"({dense['gross_mj']:.3g} mJ with idle) on {dense['covers']}"
-        )
-        for sentence in dense["doubts"]:
-            output.say(f"doubtful: {sentence}")
-    output.wrote(out, "latency table")
-    output.finish(
-        {
-            "table": str(out),
-            "hash": table.hash,
-            "board": header["board"],
-            "runtime": header["runtime"],
-            "kernels": len(table.kernels),
-            "networks": len(table.networks),
-            "dense_ms": dense_ms,
-            "drift": header["drift"],
-            "energy": table.energy,
-            "unsupported": header["unsupported"],
-        },
-        next_command=command_line(
-            *("edgeprune", "prune", model, *input_flags(input_, inputs)),
-            *given(weights=weights, seed=seed or None, backend=backend if backend != "onnxruntime" else None),
-            *("--table", out, "--latency", "50%", "--board", board),
-        ),
+    for entry in header.get("models", ()):
+        _tell_energy(output, entry["name"], table.energy.get(entry["dense"]))
+    output.wrote(path, "latency table")
+
+
+def _tell_energy(output: Output, model: str, dense: dict[str, Any] | None) -> None:
+    if dense is None:
+        return
+    output.say(
+        f"the dense model {model} takes {dense['energy_mj']:.3g} ± {dense['error_mj']:.2g} mJ per inference above idle "
+        f"({dense['gross_mj']:.3g} mJ with idle) on {dense['covers']}"
     )
+    for sentence in dense["doubts"]:
+        output.say(f"doubtful: {sentence}")
+
+
+def _facts(table: LatencyTable, path: Path) -> dict[str, Any]:
+    header = table.header
+    return {
+        "table": str(path),
+        "hash": table.hash,
+        "board": header["board"],
+        "runtime": header["runtime"],
+        "kernels": len(table.kernels),
+        "networks": len(table.networks),
+        "models": header.get("models", []),
+        "dense_ms": header["reference"]["median_ms"],
+        "drift": header["drift"],
+        "energy": table.energy,
+        "unsupported": header["unsupported"],
+        "clocks": header.get("runs", [header])[-1].get("clocks"),
+        "sustained": header.get("sustained"),
+    }

@@ -3,6 +3,9 @@
 Each kernel was timed alone, with warm caches and without the cost of the call; a network pays the call once, something for
 each kernel that it starts, and finds its caches cold. So ``network_ms = a * sum + b * kernels + c``, fitted to networks that
 were measured as a whole.
+
+Where a table holds networks of several models, each model with enough of them has a calibration of its own, drawn towards
+that of all: what models have in common (the call, the caches) is learned together, the rest apart.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ TOLERANCE = 0.02
 
 PRIOR_SPREADS = (0.3, 0.15, 0.05)
 """Prior standard deviations: of a around 1; of b around 0, in mean kernel times; of c around 0, in median sums."""
+
+OWN_NETWORKS = 3
+"""A model with fewer networks than this shares the calibration of all."""
 
 SMALLEST_SHARE = 0.1
 """A calibrated latency is at least this share of the sum."""
@@ -46,30 +52,38 @@ class Calibration:
         return max(linear, SMALLEST_SHARE * sum_ms)
 
 
-def fit_calibration(sums_ms: Floats, counts: Floats, measured_ms: Floats, smallest_kernel_ms: float) -> Calibration:
-    """Robust regularised least squares of relative errors; few networks leave it near the plain sum.
+def fit_calibration(
+    sums_ms: Floats,
+    counts: Floats,
+    measured_ms: Floats,
+    smallest_kernel_ms: float,
+    prior: Calibration | None = None,
+) -> Calibration:
+    """Robust regularised least squares of relative errors; few networks leave it near the plain sum, or near `prior`.
 
     Args:
         sums_ms: Sum of the predicted kernel times per network, shape (networks,).
         counts: Number of kernels per network, shape (networks,).
         measured_ms: Measured latency per network, shape (networks,).
         smallest_kernel_ms: Time of the quickest kernel; no kernel may come to cost less than nothing.
+        prior: What is known from other networks; the plain sum by default.
     """
     from scipy.optimize import lsq_linear
 
+    start = Calibration() if prior is None else prior
     if not len(sums_ms):
-        return Calibration()
+        return start
     units = np.array([1.0, float(np.median(sums_ms / counts)), float(np.median(sums_ms))])
     terms = np.stack([sums_ms, counts, np.ones(len(sums_ms))], axis=1) * units
     relative = terms / measured_ms[:, None]
-    prior = np.diag(1 / np.array(PRIOR_SPREADS))
-    mean = np.array([1.0, 0.0, 0.0])
+    pull = np.diag(1 / np.array(PRIOR_SPREADS))
+    mean = np.array([start.scale, start.per_kernel_ms, start.fixed_ms]) / units
     lower = np.array([0.2, -0.9 * smallest_kernel_ms / units[1], 0.0])
     weights, solution = np.ones(len(sums_ms)), mean
     for _ in range(20):
         row_weights = np.sqrt(weights) / TOLERANCE
-        left = np.concatenate([relative * row_weights[:, None], prior])
-        right = np.concatenate([row_weights, prior @ mean])
+        left = np.concatenate([relative * row_weights[:, None], pull])
+        right = np.concatenate([row_weights, pull @ mean])
         found = lsq_linear(left, right, bounds=(lower, np.full(3, np.inf)), method="bvls").x
         misses = np.abs(relative @ found - 1)
         weights = np.minimum(1.0, 2 * TOLERANCE / np.maximum(misses, 1e-12))
@@ -80,10 +94,51 @@ def fit_calibration(sums_ms: Floats, counts: Floats, measured_ms: Floats, smalle
     return Calibration(scale, per_kernel, fixed, len(sums_ms))
 
 
+def fit_calibrations(
+    sums_ms: Floats,
+    counts: Floats,
+    measured_ms: Floats,
+    smallest_kernel_ms: float,
+    models: Sequence[Sequence[int]] = (),
+) -> tuple[Calibration, list[Calibration | None]]:
+    """The calibration of all networks, and that of each model.
+
+    Args:
+        sums_ms: As in `fit_calibration`.
+        counts: As there.
+        measured_ms: As there.
+        smallest_kernel_ms: As there.
+        models: Rows of the networks of each model.
+
+    Returns:
+        The calibration of all, and per model its own, or None where it has too few networks or all that there are.
+    """
+    common = fit_calibration(sums_ms, counts, measured_ms, smallest_kernel_ms)
+    own: list[Calibration | None] = []
+    for model in models:
+        rows = np.asarray(model, dtype=np.intp)
+        if OWN_NETWORKS <= len(rows) < len(sums_ms):
+            own.append(fit_calibration(sums_ms[rows], counts[rows], measured_ms[rows], smallest_kernel_ms, common))
+        else:
+            own.append(None)
+    return common, own
+
+
 def leave_one_out(
-    sums_ms: Floats, counts: Floats, measured_ms: Floats, smallest_kernel_ms: float
+    sums_ms: Floats,
+    counts: Floats,
+    measured_ms: Floats,
+    smallest_kernel_ms: float,
+    models: Sequence[Sequence[int]] = (),
 ) -> Sequence[Calibration]:
-    """For each network the calibration fitted to all others."""
-    everything = np.arange(len(sums_ms))
-    kept = [everything != index for index in everything]
-    return [fit_calibration(sums_ms[rows], counts[rows], measured_ms[rows], smallest_kernel_ms) for rows in kept]
+    """For each network the calibration, of its model where that has its own, fitted to all others."""
+    model_of = {row: model for model in models for row in model if OWN_NETWORKS <= len(model) < len(sums_ms)}
+    found = []
+    for index in range(len(sums_ms)):
+        kept = np.arange(len(sums_ms)) != index
+        fitted = fit_calibration(sums_ms[kept], counts[kept], measured_ms[kept], smallest_kernel_ms)
+        if index in model_of:
+            rows = np.array([row for row in model_of[index] if row != index], dtype=np.intp)
+            fitted = fit_calibration(sums_ms[rows], counts[rows], measured_ms[rows], smallest_kernel_ms, fitted)
+        found.append(fitted)
+    return found

@@ -33,12 +33,15 @@ class FitReport:
         end_to_end: The row of networks; None if the table has none.
         level: Nominal coverage of the intervals.
         left_out: Networks of the table that hold a kernel which cannot be predicted.
+        edges: Stair edges that profiling bisected down to neighboring widths, the largest first: ``model``, ``group``,
+            ``width`` (the wider one), ``below_ms`` and ``at_ms`` (what the group touches, at one unit less and at it).
     """
 
     families: tuple[dict[str, Any], ...]
     end_to_end: dict[str, Any] | None
     level: float
     left_out: tuple[str, ...] = ()
+    edges: tuple[dict[str, Any], ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Families, then end to end. Keys, None where there is too little data:
@@ -84,7 +87,8 @@ def make_report(
     used = {network.name for network in predictor.calibrated_on}
     left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
     total = _end_to_end_row(predictor, network_residuals, network_shares, level)
-    return FitReport(tuple(families), total, level, left_out)
+    edges = sorted(predictor.table.header.get("edges", ()), key=lambda edge: -abs(edge["at_ms"] - edge["below_ms"]))
+    return FitReport(tuple(families), total, level, left_out, tuple(edges))
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:

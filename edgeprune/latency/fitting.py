@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgeprune.errors import ConfigError, TableFormatError, UnsupportedKernelError
-from edgeprune.latency.calibration import fit_calibration, leave_one_out
+from edgeprune.latency.calibration import fit_calibrations, leave_one_out
 from edgeprune.latency.family_model import FamilyModel, fit_family
 from edgeprune.latency.features import Machine
+from edgeprune.latency.likeness import grouped, skeleton
 from edgeprune.latency.predictor import MEMORY_FAMILIES, FitSettings, Predictor
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.spec import Kernel, Measurement
@@ -107,22 +108,27 @@ def _substitutes(
 
 
 def _calibrate(predictor: Predictor, networks: Sequence[Network]) -> None:
-    usable, times = [], []
+    usable, times, skeletons = [], [], []
     for network in networks:
+        kernels = [Kernel.from_key(key) for key in network.kernels.elements()]
         try:
-            times.append(predictor.kernel_ms([Kernel.from_key(key) for key in network.kernels.elements()]))
+            times.append(predictor.kernel_ms(kernels))
         except UnsupportedKernelError as error:
             logger.warning("network %s is left out of the calibration: %s", network.name, error.message)
         else:
             usable.append(network)
+            skeletons.append(skeleton(kernels))
     if not usable:
         return
     sums = np.array([float(kernel_ms.sum()) for kernel_ms in times])
     counts = np.array([float(len(kernel_ms)) for kernel_ms in times])
     measured = np.array([network.measurement.median_ms for network in usable])
     smallest = min(float(kernel_ms.min()) for kernel_ms in times)
+    models = grouped(skeletons)
     residuals = [
         float(np.log(without.ms(sums[row], int(counts[row])) / measured[row]))
-        for row, without in enumerate(leave_one_out(sums, counts, measured, smallest))
+        for row, without in enumerate(leave_one_out(sums, counts, measured, smallest, models))
     ]
-    predictor.calibrate(fit_calibration(sums, counts, measured, smallest), usable, residuals)
+    common, own = fit_calibrations(sums, counts, measured, smallest, models)
+    known = [(skeletons[model[0]], found) for model, found in zip(models, own, strict=True) if found is not None]
+    predictor.calibrate(common, usable, residuals, known)

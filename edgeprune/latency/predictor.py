@@ -26,6 +26,7 @@ from edgeprune.latency.calibration import Calibration
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Floats, Machine
 from edgeprune.latency.intervals import network_half_width
+from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.latency.table_rows import check_kernel
 from edgeprune.spec import Kernel
@@ -58,7 +59,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 3
+    method: int = 4
 
 
 class Estimate(NamedTuple):
@@ -85,7 +86,7 @@ class Predictor:
     Attributes:
         table: What it was fitted to.
         settings: How.
-        calibration: From the sum of kernels to the latency of a network.
+        calibration: From the sum of kernels to the latency of a network, fitted to all networks of the table.
         calibrated_on: Networks of the table that the calibration was fitted to.
     """
 
@@ -102,6 +103,7 @@ class Predictor:
         self.calibrated_on: tuple[Network, ...] = ()
         self._models = dict(models)
         self._substitutes = dict(substitutes)
+        self._own_calibrations: tuple[tuple[Skeleton, Calibration], ...] = ()
         self._network_residuals: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
         self._report: FitReport | None = None
@@ -150,7 +152,14 @@ class Predictor:
 
     def network_ms(self, kernels: Sequence[Kernel]) -> float:
         """Latency of a network that executes these kernels, milliseconds, calibrated."""
-        return self.calibration.ms(float(self.kernel_ms(kernels).sum()), len(kernels))
+        return self.calibration_of(kernels).ms(float(self.kernel_ms(kernels).sum()), len(kernels))
+
+    def calibration_of(self, kernels: Sequence[Kernel]) -> Calibration:
+        """The calibration of the model that these kernels are a pruned version of; that of all where none is alike."""
+        if not self._own_calibrations:
+            return self.calibration
+        place = nearest(skeleton(kernels), [known for known, _ in self._own_calibrations])
+        return self.calibration if place is None else self._own_calibrations[place][1]
 
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
         """Latency of a network with its interval.
@@ -267,9 +276,23 @@ class Predictor:
     def __repr__(self) -> str:
         return f"Predictor({len(self._known)} kernels known, table {self.table_hash[:12]}, {self.calibration})"
 
-    def calibrate(self, calibration: Calibration, networks: Sequence[Network], residuals: Sequence[float]) -> None:
-        """Set the map to networks, those that it was fitted to, and their leave-one-out log errors; `fit` does this once."""
+    def calibrate(
+        self,
+        calibration: Calibration,
+        networks: Sequence[Network],
+        residuals: Sequence[float],
+        own: Sequence[tuple[Skeleton, Calibration]] = (),
+    ) -> None:
+        """Set the map to networks, those that it was fitted to, and their leave-one-out log errors; `fit` does this once.
+
+        Args:
+            calibration: Of all networks.
+            networks: Those of the table that it was fitted to.
+            residuals: Per network its leave-one-out log error.
+            own: Of the models that have a calibration of their own, what their networks look like.
+        """
         self.calibration, self.calibrated_on = calibration, tuple(networks)
+        self._own_calibrations = tuple(own)
         self._network_residuals = tuple(residuals)
         self._network_shares = tuple(
             self.kernel_share([Kernel.from_key(key) for key in network.kernels.elements()]) for network in networks

@@ -18,6 +18,8 @@ import numpy as np
 
 from edgeprune.boards.power import BoardPower, PowerScope
 from edgeprune.errors import ConfigError, PowerUnavailableError
+from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import network_key
 from edgeprune.profiling.energy_windows import EnergyMeasurement, Window, energies
 from edgeprune.profiling.power_trace import LEAST_S, LEAST_UPDATES, PowerTrace
 from edgeprune.profiling.uploads import upload
@@ -107,6 +109,13 @@ def measure_energy(
     nominal_s = settle_s + idle_s + len(order) * (2 * settle_s + replay_s + idle_s)
     windows, traces = _replayed(board, request, scope, nominal_s, progress)
     return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s)
+
+
+def with_energies(table: LatencyTable, found: Mapping[str, EnergyMeasurement]) -> LatencyTable:
+    """The table with the energies of its networks in its header, by name; those of networks measured earlier are kept."""
+    keys = {row["key"]: network_key(row["kernels"]) for row in table.rows if row["kind"] == "network"}
+    records = {keys[name]: measurement.record() for name, measurement in found.items()}
+    return LatencyTable({**table.header, "energy": {**table.header.get("energy", {}), **records}}, table.rows)
 
 
 def needed_s(scope: PowerScope) -> float:

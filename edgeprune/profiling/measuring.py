@@ -70,10 +70,12 @@ class MeasuredRun:
         measurements: Id to its summary; kernels without the cost of the call itself.
         rounds: Id to the median of each round, milliseconds, in order.
         conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
-        drift: Largest relative distance of a counted sentinel from the run's median.
+        drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
         repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
+        spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
+        level_ms: Median of all sentinels, milliseconds.
         flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
@@ -87,6 +89,8 @@ class MeasuredRun:
     repeated_rounds: int
     overhead_ms: float
     sentinel: str
+    spent_s: float = 0.0
+    level_ms: float = 0.0
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,6 +117,7 @@ def measure(
     max_repeats: int = 2,
     per_call: int = 256,
     identity: Mapping[str, Any] | None = None,
+    level_ms: float | None = None,
 ) -> MeasuredRun:
     """Measure engines on a board.
 
@@ -138,6 +143,8 @@ def measure(
         max_repeats: See `Protocol`.
         per_call: See `Protocol`.
         identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
+        level_ms: What the sentinel took in an earlier part of the same run, milliseconds; drift is judged by it, and not by
+            the median of this part alone.
 
     Raises:
         ConfigError: No engines, or an id that is not among them.
@@ -166,6 +173,7 @@ def measure(
         if kept and told is not None:
             told(f"going on: {kept} measurements of the interrupted run are kept")
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
+        run.ledger.level_ms = level_ms
         return run.all_rounds(rounds, budget_s)
 
 
@@ -367,6 +375,8 @@ class _Run:
             repeated_rounds=self.ledger.repeated,
             overhead_ms=overhead_ms,
             sentinel=self.sentinel,
+            spent_s=self.ledger.spent_s,
+            level_ms=self.ledger.median_ms,
             flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
             unusable=dict(self.ledger.unusable),
         )

@@ -89,6 +89,7 @@ class Ledger:
         conditions: States of the board, as read before and after calls.
         spent_s: Wall-clock seconds that calls to the board took.
         measured: Items measured at the first attempt, closing sentinels included.
+        level_ms: What the sentinel usually takes, milliseconds, where an earlier part of the run told; else None.
     """
 
     def __init__(self, records: Iterable[Record] = (), threads: int = 1) -> None:
@@ -102,6 +103,7 @@ class Ledger:
         self.conditions: list[Record] = []
         self.spent_s = 0.0
         self.measured = 0
+        self.level_ms: float | None = None
         for record in records:
             self.add(record)
 
@@ -152,8 +154,8 @@ class Ledger:
         return median(level_ms(record, full) for record in self._marks)
 
     def drifts(self, number: int, stretch: int) -> list[float]:
-        """Drift of each finished attempt at a stretch, in order, against the median as it is now."""
-        full, median_ms = self._full_share(), self.median_ms
+        """Drift of each finished attempt at a stretch, in order, against `level_ms`, else the median as it is now."""
+        full, median_ms = self._full_share(), self.level_ms or self.median_ms
         places = sorted(place for place in self._closed if place[0::2] == (number, stretch))
         return [drift([level_ms(record, full) for record in self._sentinels[place]], median_ms) for place in places]
 

@@ -1,372 +1,345 @@
-"""`profile`: measure on a board the kernels that a model and its pruned versions run, and some of these as whole networks.
+"""`profile`: measure on a board the kernels that models and their pruned versions run, and some of these as whole networks.
 
 Kernels and networks share the same rounds, with the dense network as sentinel, so that the calibration from summed kernels
 to networks is not fitted to a change of the machine. What is measured is decided once and written beside the table before
-the first measurement; a run that was killed goes on with the same selection.
+the first measurement; a run that was killed goes on with the same selection. A table that is extended stays whole until the
+new one takes its place.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgeprune.boards.board import Board
-from edgeprune.errors import BackendUnavailableError, ConfigError, ShortWindowError, UnsupportedKernelError
-from edgeprune.latency.intervals import repeatability
+from edgeprune.errors import LatencyError, ShortWindowError
 from edgeprune.latency.table import LatencyTable
-from edgeprune.latency.table_rows import kernel_row, network_key, network_row
-from edgeprune.profiling import space
-from edgeprune.profiling.energy import measure_energy
+from edgeprune.profiling import extending, space
+from edgeprune.profiling.assembling import Part, Profiled, with_clocks
+from edgeprune.profiling.energy import measure_energy, with_energies
 from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
-from edgeprune.spec import Fingerprint, Kernel
+from edgeprune.profiling.selecting import (
+    Preview,
+    Selection,
+    guessed_dense_ms,
+    preview_of,
+    select,
+)
+from edgeprune.profiling.setting import Setting, checked, set_up
+from edgeprune.profiling.staging import assembled, beside, kernel_engines, measure_stage, refined, stages_of
+from edgeprune.profiling.subjects import DENSE
+from edgeprune.profiling.sustaining import sustained as heat
+from edgeprune.profiling.sustaining import with_sustained
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.boards.power import BoardPower
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.lowering.kernel_graph import KernelGraph
 
+__all__ = ["DENSE", "Preview", "Selection", "preview", "profile"]
+
 logger = logging.getLogger("edgeprune.profiling")
-
-DENSE = "dense"
-"""Name of the dense network in a table."""
-
-ROUNDS = 3
-SAMPLES, SAMPLE_MS, WARMUP_MS = 5, 4.0, 10.0
-# Share of the measuring time that the estimate may fill, and what loading one engine in one round costs.
-_FILL, _LOAD_MS = 0.8, 6.0
-_NETWORKS_MOST, _NETWORKS_LEAST, _NETWORKS_SHARE = 12, 4, 0.35
-_SENTINEL_SHARE = 0.15
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a profiling run measures.
-
-    Attributes:
-        kernels: Kernels that are measured by themselves.
-        networks: Widths of the networks that are measured whole, the dense one first.
-        every: Items between two sentinels.
-        budget_s: Time for all rounds together, seconds.
-    """
-
-    kernels: tuple[Kernel, ...]
-    networks: tuple[space.Widths, ...]
-    every: int
-    budget_s: float
-
-    def record(self) -> dict[str, Any]:
-        """As a journal's record."""
-        return {
-            "kind": "selection",
-            "kernels": [kernel.key for kernel in self.kernels],
-            "networks": list(self.networks),
-            "every": self.every,
-            "budget_s": self.budget_s,
-        }
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Selection:
-        """From a journal's record."""
-        return cls(
-            tuple(Kernel.from_key(key) for key in record["kernels"]),
-            tuple(record["networks"]),
-            record["every"],
-            record["budget_s"],
-        )
 
 
 def profile(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     example_inputs: Any,
     board: Board | str = "local",
     backend: str = "onnxruntime",
     minutes: float = 2.0,
     *,
+    table: LatencyTable | Path | str | None = None,
     threads: int = 1,
     seed: int = 0,
+    sustained: bool = False,
+    lock_clocks: bool = False,
     out: Path | str | None = None,
     progress: Progress | None = None,
     told: Callable[[str], None] | None = None,
-    graph: ChannelGraph | None = None,
-    kernel_graph: KernelGraph | None = None,
+    graph: ChannelGraph | Mapping[str, ChannelGraph] | None = None,
+    kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     energy: bool = False,
     meter: str | None = None,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
 
     Args:
-        model: The dense model; only its structure is used.
-        example_inputs: Tensor, tuple or dict; fixes shapes and the deployment batch.
+        model: The dense model, or several by name; only their structure is used.
+        example_inputs: Tensor, tuple or dict; fixes shapes and the deployment batch. Of several models a mapping from the
+            same names.
         board: An open board, or what `Board.open` takes.
         backend: Which runtime executes the kernels.
         minutes: How long all of it may take; more kernels are measured in more time.
+        table: A table to extend, or its path: only what it lacks, or predicts with a wide interval, is measured. Its rows
+            stay as they are; new times are related to them by kernels that are measured again.
         threads: Threads inside one operation.
         seed: Of the drawn candidates and of the order of measuring.
-        out: Where the table is saved. A journal lies beside it until then, and a run with the same arguments that finds
-            one goes on from it.
+        sustained: Afterwards let the board cool, heat it to thermal equilibrium, and keep the latencies of the measured
+            networks in both states in the header; at most about twelve minutes more, see `sustaining.sustained`.
+        lock_clocks: Hold the clocks still meanwhile, in the ways that the device type allows; they are put back in any
+            case, see `Board.lock_clocks`.
+        out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
+            it until then, and a run with the same arguments that finds one goes on from it.
         progress: Told (items done, items in all, seconds left, what happens).
-        told: Told, once, that it goes on from an interrupted run.
-        graph: The traced model, where the caller has it.
-        kernel_graph: The lowered model, where the caller has it; must have been lowered for this board.
+        told: Told what a table knows, how the board compares with it, and that it goes on from an interrupted run.
+        graph: The traced model or models, where the caller has them.
+        kernel_graph: The lowered model or models, where the caller has them; lowered for this board.
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
             about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
         meter: With `energy`: command on the board that prints an external meter's watts.
 
     Raises:
-        ConfigError: `minutes` is not positive.
+        ConfigError: `minutes` is not positive, models and inputs have different names, or the device type does not say
+            how clocks are locked.
         PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
         ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
+        CommandError: The board does not let its user lock clocks, and nothing was measured.
+        TableMismatchError: `table` is of another device, runtime version or thread count, or the board is now much quicker
+            or slower than it was.
+        UnstableMeasurementError: Kernels of `table` changed, and not all alike.
         BackendUnavailableError: The board lacks the runtime.
         BoardBusyError: Another run holds the board.
         RemoteError: The board was lost; run it again, and it goes on.
     """
-    if not minutes > 0:
-        raise ConfigError(f"minutes must be greater than 0, found {minutes}.")
     begun = time.monotonic()
     tell = progress or _silent
-    with Board.open(board) as target, target.hold("profile"):
-        tell(0, 0, 60 * minutes, f"probing {target.name}")
-        fingerprint = target.probe()
+    base = checked(minutes, table)
+    with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
+        setting = set_up(
+            stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, graph, kernel_graph
+        )
         power = target.power(meter=meter) if energy else None
         if power is not None:
             power.scope()  # tells now, not after all timing, that the power cannot be read
-        with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as folder:
-            tell(0, 0, 60 * minutes, "lowering the model")
-            lowered = kernel_graph or _lower(model, example_inputs, backend, fingerprint, graph, Path(folder))
-            _require_runtime(lowered, fingerprint, target)
-            request = {
-                "identity": fingerprint.identity(lowered.backend.name),
-                "board": target.name,
-                "model": lowered.graph.signature,
-                "inputs": [list(tensor.shape) for tensor in lowered.graph.example_inputs],
-                "settings": [minutes, threads, seed],
-            }
-            path = None if out is None else Path(out)
-            with Journal(path and _beside(path, "selection"), request) as chosen:
-                if chosen.records:
-                    selection = Selection.from_record(chosen.records[0])
-                else:
-                    selection = _select(target, lowered, threads, seed, begun, 60 * minutes, tell)
-                    chosen.append(selection.record())
-                measuring = None if power is None else partial(measure_energy, target, power=power, meter=meter)
-                table = _measured(target, lowered, selection, fingerprint, request, path, tell, told, measuring)
-                if path is not None:
-                    table.save(path)
-                    _beside(path, "journal").unlink(missing_ok=True)
-                chosen.discard()
-    return table
+        path = None if out is None else Path(out)
+        clocks: dict[str, Any] = {}
+        held = stack.enter_context(ExitStack())
+        if lock_clocks:
+            tell(0, 0, setting.seconds, "locking the clocks")
+            clocks = held.enter_context(target.lock_clocks())
+        with Journal(path and beside(path, "selection"), {**setting.request, "locked": lock_clocks}) as chosen:
+            if chosen.records:
+                selection = Selection.from_record(chosen.records[0])
+            else:
+                selection = _selected(target, setting, begun, tell)
+                chosen.append(selection.record())
+            if setting.table is not None and told is not None:
+                told(str(preview_of(selection, setting.subjects, setting.table)))
+            found = _measured(target, setting, selection, chosen, path, tell, told)
+            heated = _heated(target, setting, selection, chosen, tell) if sustained else None
+            energies = None if power is None else _energies(target, setting, selection, power, meter, tell)
+            held.close()
+            # Only now is it known whether the clocks are what they were.
+            if found is not setting.table:
+                found = with_clocks(found, {"locked": lock_clocks, **_without_process(clocks)}, setting.table)
+            if heated is not None:
+                found = with_sustained(found, heated)
+                if told is not None:
+                    told(heated["statement"])
+            if energies is not None:
+                found = with_energies(found, energies)
+            if lock_clocks and told is not None:
+                told(_on_clocks(clocks))
+            if path is not None:
+                found.save(path)
+                for number in range(len(stages_of(chosen)) + 1):
+                    beside(path, f"journal-{number}" if number else "journal").unlink(missing_ok=True)
+            chosen.discard()
+    return found
+
+
+def preview(
+    model: nn.Module | Mapping[str, nn.Module],
+    example_inputs: Any,
+    board: Board | str = "local",
+    backend: str = "onnxruntime",
+    minutes: float = 2.0,
+    *,
+    table: LatencyTable | Path | str | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Preview:
+    """What `profile` with the same arguments would measure. The board is asked what it is, and nothing is timed.
+
+    With a table the answer is what `profile` then does. Without one it is an estimate: how quick the board is decides how
+    many kernels fit into the time.
+
+    Raises:
+        ConfigError: As `profile`.
+        TableMismatchError: `table` is of another device, runtime version or thread count.
+        BackendUnavailableError: The board lacks the runtime.
+        RemoteError: The board cannot be reached.
+    """
+    tell = progress or _silent
+    base = checked(minutes, table)
+    with Board.open(board) as target, ExitStack() as stack:
+        setting = set_up(stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, None, None)
+        tell(0, 0, 0.0, "choosing kernels and networks")
+        dense_ms = guessed_dense_ms(setting.subjects, setting.predictor)
+        selection = select(setting.subjects, dense_ms, 60 * minutes, seed=seed, predictor=setting.predictor)
+        return preview_of(selection, setting.subjects, setting.table)
+
+
+def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> Selection:
+    """Choose what fits into the time, from one quick measurement of the dense networks or from what the table predicts."""
+    seconds, seed = setting.seconds, setting.seed
+    if setting.predictor is not None:
+        tell(0, 0, seconds, "choosing kernels and networks")
+        # The same as `preview` says, whatever the time that lowering took.
+        dense_ms = guessed_dense_ms(setting.subjects, setting.predictor)
+        return select(setting.subjects, dense_ms, seconds, seed=seed, predictor=setting.predictor)
+    tell(0, 0, seconds, "timing the dense network")
+    engines = {
+        subject.network(0): subject.kernel_graph.network_engine(space.group_sizes(subject.kernel_graph))
+        for subject in setting.subjects
+    }
+    quick = _quick(board, setting, engines)
+    tell(0, 0, seconds, "choosing kernels and networks")
+    # Half of a short time may already be gone: what was asked for still gets the other half.
+    left_s = max(0.5 * seconds, seconds - (time.monotonic() - begun) - 0.05 * seconds)
+    return select(setting.subjects, [quick.measurements[name].median_ms for name in engines], left_s, seed=seed)
+
+
+def _quick(
+    board: Board, setting: Setting, engines: Mapping[str, bytes | Path], kernels: Sequence[str] = ()
+) -> MeasuredRun:
+    """One round, before anything is decided."""
+    return measure(
+        board,
+        engines,
+        runtime=setting.runtime,
+        threads=setting.threads,
+        rounds=1,
+        samples=3,
+        max_repeats=0,
+        kernels=kernels,
+    )
 
 
 def _measured(
     board: Board,
-    kernel_graph: KernelGraph,
+    setting: Setting,
     selection: Selection,
-    fingerprint: Fingerprint,
-    request: dict[str, Any],
+    book: Journal,
     path: Path | None,
     tell: Progress,
     told: Callable[[str], None] | None,
-    measuring: Callable[..., dict[str, EnergyMeasurement]] | None,
 ) -> LatencyTable:
-    _, threads, seed = request["settings"]
-    names = [DENSE if number == 0 else f"network-{number:02d}" for number in range(len(selection.networks))]
-    networks = dict(zip(names, selection.networks, strict=True))
-    tell(0, 0, selection.budget_s, "building engines")
-    engines: dict[str, bytes | Path] = {name: kernel_graph.network_engine(widths) for name, widths in networks.items()}
-    kernels: dict[str, Kernel] = {}
-    unsupported: dict[str, str] = {}
-    for kernel in selection.kernels:
-        name = hashlib.sha256(kernel.key.encode()).hexdigest()[:16]
-        try:
-            engines[name] = kernel_graph.backend.kernel_engine(kernel)
-            kernels[name] = kernel
-        except UnsupportedKernelError as error:
-            unsupported[kernel.key] = error.message
-            logger.warning("%s", error.message)
-    run = measure(
-        board,
-        engines,
-        runtime=kernel_graph.backend.name,
-        threads=threads,
-        rounds=ROUNDS,
-        samples=SAMPLES,
-        sample_ms=SAMPLE_MS,
-        warmup_ms=WARMUP_MS,
-        sentinel=DENSE,
-        every=selection.every,
-        seed=seed,
-        journal=path and _beside(path, "journal"),
-        progress=tell,
-        told=told,
-        kernels=list(kernels),
-        budget_s=selection.budget_s,
-        identity=request["identity"],
-    )
-    unsupported |= {kernels[name].key: message for name, message in run.unusable.items()}
-    rows = [kernel_row(kernels[name], run.measurements[name]) for name in kernels if name in run.measurements]
-    rows += [
-        network_row(name, kernel_graph.at(widths), run.measurements[name], widths) for name, widths in networks.items()
-    ]
-    header = {**_header(run, kernels, kernel_graph, fingerprint, request), "unsupported": unsupported}
-    if measuring is not None:
-        whole = {name: engines[name] for name in networks}
-        runtime = kernel_graph.backend.name
-        try:
-            found = measuring(whole, runtime=runtime, threads=threads, rounds=1, seed=seed, progress=tell)
-        except ShortWindowError as error:
-            hint = "the same command without --energy, which finds every timing in its journal"
-            raise ShortWindowError(error.message, hint=hint) from error
-        keys = {row["key"]: network_key(row["kernels"]) for row in rows if row["kind"] == "network"}
-        header["energy"] = {keys[name]: measurement.record() for name, measurement in found.items()}
-    return LatencyTable.from_rows(header, rows)
-
-
-def _header(
-    run: MeasuredRun,
-    kernels: dict[str, Kernel],
-    kernel_graph: KernelGraph,
-    fingerprint: Fingerprint,
-    request: dict[str, Any],
-) -> dict[str, Any]:
-    dense = run.measurements[DENSE]
-    flagged: dict[str, list[str]] = {}
-    for name, flags in sorted(run.flags.items()):
-        for flag in flags:
-            flagged.setdefault(flag, []).append(kernels[name].key if name in kernels else name)
-    minutes, threads, seed = request["settings"]
-    repeats = repeatability(found for name, found in run.rounds.items() if name in kernels)
-    return {
-        "identity": request["identity"],
-        "fingerprint": asdict(fingerprint),
-        "board": request["board"],
-        "runtime": kernel_graph.backend.name,
-        "threads": threads,
-        "precision": "fp32",
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "edgeprune": _own_version(),
-        "label": "measured",
-        "model": {"signature": request["model"], "inputs": request["inputs"]},
-        "reference": {"network": DENSE, "median_ms": dense.median_ms, "rounds_ms": list(dense.rounds_ms)},
-        "repeatability": {"median_error": float(np.median(repeats)) if len(repeats) else None, "rounds": len(repeats)},
-        "protocol": {
-            "minutes": minutes,
-            "seed": seed,
-            "rounds": len(dense.rounds_ms),
-            "samples": SAMPLES,
-            "sample_ms": SAMPLE_MS,
-            "warmup_ms": WARMUP_MS,
-            "overhead_ms": run.overhead_ms,
-        },
-        "drift": {
-            "largest": run.drift,
-            "repeated_stretches": run.repeated_rounds,
-            "drifted_rows": len(flagged.get("drifted", ())),
-        },
-        "conditions": dict(run.conditions),
-        "flags": flagged,
+    base, subjects = setting.table, setting.subjects
+    if base is not None and not preview_of(selection, subjects, base).to_measure:
+        return base
+    networks = {
+        subject.network(number): (place, widths)
+        for place, (subject, chosen) in enumerate(zip(subjects, selection.networks, strict=True))
+        for number, widths in enumerate(chosen)
     }
-
-
-def _select(
-    board: Board,
-    kernel_graph: KernelGraph,
-    threads: int,
-    seed: int,
-    begun: float,
-    seconds: float,
-    tell: Progress,
-) -> Selection:
-    """Choose what fits into the time, from one quick measurement of the dense network."""
-    tell(0, 0, seconds, "timing the dense network")
-    sizes = space.group_sizes(kernel_graph)
-    quick = measure(
+    tell(0, 0, selection.budget_s, "building engines")
+    engines: dict[str, bytes | Path] = {
+        name: subjects[place].kernel_graph.network_engine(widths) for name, (place, widths) in networks.items()
+    }
+    kernels, unsupported = kernel_engines(selection.kernels, subjects[0].kernel_graph, engines)
+    anchors, _ = kernel_engines(selection.anchors, subjects[0].kernel_graph, engines)
+    if base is not None and (path is None or not beside(path, "journal").exists()):
+        # A board that is not what it was is refused before minutes are spent on it.
+        tell(0, 0, selection.budget_s, "comparing the board with the table")
+        sentinel = subjects[0].network(0)
+        check = _quick(board, setting, {name: engines[name] for name in (sentinel, *anchors)}, list(anchors))
+        extending.link(base, Part(check, {}, {}, anchors).anchored())
+    later_s = selection.refine_s
+    run = measure_stage(
         board,
-        {DENSE: kernel_graph.network_engine(sizes)},
-        runtime=kernel_graph.backend.name,
-        threads=threads,
-        rounds=1,
-        samples=3,
-        max_repeats=0,
+        setting,
+        selection,
+        engines,
+        [*kernels, *anchors],
+        path and beside(path, "journal"),
+        selection.budget_s - later_s,
+        lambda done, total, left_s, message: tell(done, total, left_s + later_s, message),
+        told,
     )
-    dense_ms = quick.measurements[DENSE].median_ms
-    tell(0, 0, seconds, "choosing kernels and networks")
-    # Half of a short time may already be gone: what was asked for still gets the other half.
-    budget_s = max(0.5 * seconds, seconds - (time.monotonic() - begun) - 0.05 * seconds)
-    round_ms = _FILL * 1e3 * budget_s / ROUNDS
-    pace = dense_ms / float(space.price(kernel_graph.at(sizes), kernel_graph).sum())
-    # The time of a long network falls with its widths; two thirds of the dense one is about the mean of `networks`.
-    affordable = int(_NETWORKS_SHARE * round_ms / item_ms(dense_ms * 2 / 3))
-    networks = space.networks(kernel_graph, min(_NETWORKS_MOST, max(_NETWORKS_LEAST, affordable)), seed=seed)
-    left_ms = round_ms - len(networks) * item_ms(dense_ms * 2 / 3)
-    most = max(8, int(left_ms / item_ms(0.0)))
-    draws = max(40, min(300, most))
-    kernels = space.sample(kernel_graph, most, seed=seed, draws=draws)
-    costs_ms = [item_ms(pace * float(cost)) for cost in space.price(kernels, kernel_graph)]
-    mean_ms = sum(costs_ms) / len(costs_ms)
-    every = max(10, min(60, math.ceil(item_ms(dense_ms) / (_SENTINEL_SHARE * mean_ms))))
-    count, spent_ms = 0, 0.0
-    for cost_ms in costs_ms:
-        spent_ms += cost_ms + item_ms(dense_ms) / every
-        if spent_ms > left_ms and count >= 8:
-            break
-        count += 1
-    logger.info("measuring %d of %d kernels and %d networks", count, len(kernels), len(networks))
-    return Selection(tuple(kernels[:count]), tuple(networks), every, budget_s)
+    profiled = Profiled(
+        subjects, networks, [Part(run, kernels, unsupported, anchors)], setting.fingerprint, setting.request
+    )
+    link = None if base is None else _linked(base, profiled.parts[0], path)
+    if link is not None and told is not None:
+        told(link.sentence())
+    profiled = refined(board, setting, selection, profiled, link, book, path, tell)
+    return assembled(base, profiled, link)
 
 
-def item_ms(run_ms: float) -> float:
-    """About how long one item takes in one round, milliseconds, when one run takes `run_ms`."""
-    return 1.5 * max(WARMUP_MS, 2 * run_ms) + SAMPLES * max(SAMPLE_MS, run_ms) + _LOAD_MS
+def _heated(board: Board, setting: Setting, selection: Selection, book: Journal, tell: Progress) -> dict[str, Any]:
+    """Networks timed on a cool and on a hot board; once, however often the run is interrupted after it."""
+    for record in book.records:
+        if record["kind"] == "sustained":
+            return dict(record["found"])
+    engines = _network_engines(setting, selection)
+    found = heat(board, engines, next(iter(engines)), runtime=setting.runtime, threads=setting.threads, progress=tell)
+    book.append({"kind": "sustained", "found": found})
+    return found
 
 
-def _lower(
-    model: nn.Module,
-    example_inputs: Any,
-    backend: str,
-    fingerprint: Fingerprint,
-    graph: ChannelGraph | None,
-    folder: Path,
-) -> KernelGraph:
-    from edgeprune.graph.tracing import trace
-    from edgeprune.lowering.kernel_graph import lower
-
-    traced = trace(model, example_inputs) if graph is None else graph
-    return lower(traced, backend, model=model, device=fingerprint, workdir=folder)
-
-
-def _require_runtime(kernel_graph: KernelGraph, fingerprint: Fingerprint, board: Board) -> None:
-    for requirement in kernel_graph.backend.requirements(fingerprint):
-        if not requirement.met:
-            raise BackendUnavailableError(
-                f"board {board.name} must have {requirement.field} {requirement.needed}, found {requirement.found}.",
-                hint=requirement.hint,
-            )
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f"{path.name}.{what}.jsonl")
-
-
-def _own_version() -> str:
+def _energies(
+    board: Board, setting: Setting, selection: Selection, power: BoardPower, meter: str | None, tell: Progress
+) -> dict[str, EnergyMeasurement]:
+    """Energy per inference of the measured networks, by replay."""
     try:
-        return version("edgeprune")
-    except PackageNotFoundError:
-        return "source"
+        return measure_energy(
+            board,
+            _network_engines(setting, selection),
+            runtime=setting.runtime,
+            threads=setting.threads,
+            rounds=1,
+            seed=setting.seed,
+            power=power,
+            meter=meter,
+            progress=tell,
+        )
+    except ShortWindowError as error:
+        hint = "the same command without --energy, which finds every timing in its journal"
+        raise ShortWindowError(error.message, hint=hint) from error
+
+
+def _network_engines(setting: Setting, selection: Selection) -> dict[str, bytes | Path]:
+    """Engines of the measured networks by the names that the table has for them, that of the first dense one first."""
+    engines: dict[str, bytes | Path] = {}
+    for subject, chosen in zip(setting.subjects, selection.networks, strict=True):
+        for number, widths in enumerate(chosen):
+            held = subject.dense_in(setting.table) if number == 0 else None
+            name = subject.network(number) if held is None else held.name
+            engines[name] = subject.kernel_graph.network_engine(widths)
+    return engines
+
+
+def _without_process(clocks: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in clocks.items() if name != "pid"}
+
+
+def _on_clocks(clocks: Mapping[str, Any]) -> str:
+    ways = " and ".join(clocks["ways"])
+    if clocks.get("restored"):
+        return f"clocks were locked by {ways}, and are restored"
+    return f"clocks were locked by {ways}; the board restores them by itself, and has not said yet that it did"
+
+
+def _linked(base: LatencyTable, part: Part, path: Path | None) -> extending.Link:
+    """How the run compares with the table; where it does not, its journal is put aside, so that the next one begins anew."""
+    try:
+        return extending.link(base, part.anchored())
+    except LatencyError:
+        if path is not None:
+            journal = beside(path, "journal")
+            if journal.exists():
+                journal.replace(beside(path, "journal.refused"))
+        raise
 
 
 def _silent(done: int, total: int, left_s: float, message: str) -> None:

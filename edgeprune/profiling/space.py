@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.latency.features import Machine, features, vector_bits
+from edgeprune.latency.features import FeatureMatrix, Machine, features, vector_bits
 from edgeprune.spec import SMALLEST_SHARE, Kernel, smallest_width
 
 if TYPE_CHECKING:
@@ -108,11 +108,51 @@ def aligned(size: int, share: float, multiple_of: int) -> int:
     return min(size, max(least if multiple_of == 1 else multiple_of, width))
 
 
-def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int = 300) -> list[Kernel]:
-    """Kernels to measure, the most telling first: any beginning of the list is a good choice of that length.
+@dataclass(frozen=True)
+class Reach:
+    """What pruning reaches, as far as drawn candidates show it.
 
-    The dense network's kernels come first, by cost; then each operation gets a few, then its share (by cost and by how
-    many different kernels it has), within which the next kernel is always the one farthest from those chosen.
+    Attributes:
+        dense: Kernels of each dense model, with how often it runs them.
+        candidates: The same of every candidate, the dense models first.
+        isa: Instruction set flags of the board.
+    """
+
+    dense: tuple[Counter[Kernel], ...]
+    candidates: tuple[Counter[Kernel], ...]
+    isa: tuple[str, ...]
+
+    def kernels(self) -> list[Kernel]:
+        """All distinct kernels, by key."""
+        return sorted(set().union(*self.candidates), key=lambda kernel: kernel.key)
+
+    def counts(self) -> Counter[Kernel]:
+        """How often all candidates together run each kernel."""
+        seen: Counter[Kernel] = Counter()
+        for kernels in self.candidates:
+            seen.update(kernels)
+        return seen
+
+
+def reach(kernel_graphs: Sequence[KernelGraph], *, seed: int = 0, draws: int = 300) -> Reach:
+    """Draw candidates of one or more models and note the kernels that they run.
+
+    Args:
+        kernel_graphs: The lowered models, for one board.
+        seed: Of the drawn widths.
+        draws: Candidates drawn of each; more reach rarer kernels.
+    """
+    dense = tuple(Counter(kernel_graph.at(group_sizes(kernel_graph))) for kernel_graph in kernel_graphs)
+    drawn = [
+        Counter(kernel_graph.at(widths))
+        for kernel_graph in kernel_graphs
+        for widths in draw(group_sizes(kernel_graph), draws, seed=seed)
+    ]
+    return Reach(dense, (*dense, *drawn), kernel_graphs[0].isa)
+
+
+def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int = 300) -> list[Kernel]:
+    """The first `count` of what `ordered` puts into order, for one model.
 
     Args:
         kernel_graph: The lowered model.
@@ -120,13 +160,18 @@ def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int =
         seed: Of the drawn widths.
         draws: Candidates drawn; more reach rarer kernels.
     """
-    sizes = group_sizes(kernel_graph)
-    dense = kernel_graph.at(sizes)
-    seen = Counter(dense)
-    for widths in draw(sizes, draws, seed=seed):
-        seen.update(kernel_graph.at(widths))
-    pool = _Pool.of(sorted(seen, key=lambda kernel: kernel.key), seen, kernel_graph)
-    first = sorted(set(dense), key=lambda kernel: (-pool.cost_of(kernel), kernel.key))
+    return ordered(reach([kernel_graph], seed=seed, draws=draws), count)
+
+
+def ordered(reached: Reach, count: int) -> list[Kernel]:
+    """Kernels to measure, the most telling first: any beginning of the list is a good choice of that length.
+
+    The dense networks' kernels come first, by cost; then each operation gets a few, then its share (by cost and by how
+    many different kernels it has), within which the next kernel is always the one farthest from those chosen.
+    """
+    dense = {kernel for kernels in reached.dense for kernel in kernels}
+    pool = _Pool.of(reached)
+    first = sorted(dense, key=lambda kernel: (-pool.cost_of(kernel), kernel.key))
     taken = [pool.index[kernel] for kernel in first][:count]
     queues = {op: pool.spread(op, taken) for op in sorted({kernel.op for kernel in pool.kernels})}
     shares = pool.shares()
@@ -160,7 +205,7 @@ def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> li
         kernels = sorted(kernel_graph.at(widths), key=lambda kernel: kernel.key)
         identity = tuple(kernel.key for kernel in kernels)
         if identity not in distinct:
-            distinct[identity] = widths, float(price(kernels, kernel_graph).sum())
+            distinct[identity] = widths, float(price(kernels, kernel_graph.isa).sum())
     pool = [widths for widths, _ in distinct.values()]
     costs = [cost for _, cost in distinct.values()]
     chosen = [0, *(number for number in range(1, len(pool)) if pool[number] in uniform[:3])][:count]
@@ -181,14 +226,27 @@ def group_sizes(kernel_graph: KernelGraph) -> Widths:
     return {group.name: group.size for group in kernel_graph.graph.groups}
 
 
-def price(kernels: Sequence[Kernel], kernel_graph: KernelGraph) -> NDArray[np.float64]:
-    """A plain guess of each kernel's cost for sharing out measuring time; only ratios mean anything. Shape (kernels,)."""
-    matrix = features(kernels, _machine(kernel_graph))
+def price(kernels: Sequence[Kernel], isa: Sequence[str]) -> NDArray[np.float64]:
+    """A plain guess of each kernel's cost for sharing out measuring time; only ratios mean anything. Shape (kernels,).
+
+    Args:
+        kernels: At least one.
+        isa: Instruction set flags of the board.
+    """
+    return _guessed_ms(features(kernels, Machine(vector_bits(isa))))
+
+
+def coordinates(kernels: Sequence[Kernel], isa: Sequence[str]) -> NDArray[np.float64]:
+    """Where kernels lie; a distance of one is a clear difference. Shape (kernels, coordinates)."""
+    return _points(features(kernels, Machine(vector_bits(isa))))
+
+
+def _guessed_ms(matrix: FeatureMatrix) -> NDArray[np.float64]:
     return np.asarray(np.maximum(matrix.work / _MACS_PER_MS, matrix.traffic / _BYTES_PER_MS) + _START_MS)
 
 
-def _machine(kernel_graph: KernelGraph) -> Machine:
-    return Machine(vector_bits(kernel_graph.isa))
+def _points(matrix: FeatureMatrix) -> NDArray[np.float64]:
+    return np.column_stack([matrix.column(name) * weight for name, weight in _COORDINATES])
 
 
 @dataclass(frozen=True)
@@ -210,12 +268,13 @@ class _Pool:
     weights: NDArray[np.float64]
 
     @classmethod
-    def of(cls, kernels: list[Kernel], seen: Mapping[Kernel, int], kernel_graph: KernelGraph) -> _Pool:
-        matrix = features(kernels, _machine(kernel_graph))
-        points = np.column_stack([matrix.column(name) * weight for name, weight in _COORDINATES])
-        costs = price(kernels, kernel_graph)
+    def of(cls, reached: Reach) -> _Pool:
+        kernels, seen = reached.kernels(), reached.counts()
+        matrix = features(kernels, Machine(vector_bits(reached.isa)))
+        costs = _guessed_ms(matrix)
         times = np.array([seen[kernel] for kernel in kernels], dtype=np.float64)
-        return cls(kernels, {kernel: place for place, kernel in enumerate(kernels)}, points, costs, costs * times)
+        places = {kernel: place for place, kernel in enumerate(kernels)}
+        return cls(kernels, places, _points(matrix), costs, costs * times)
 
     def cost_of(self, kernel: Kernel) -> float:
         return float(self.costs[self.index[kernel]])

@@ -17,6 +17,8 @@ VERBS = {
     "probe": "probe",
     "store": "store",
     "lock": "lock",
+    "clocks": "clocks",
+    "sustain": "sustain",
     "bench": "bench",
     "power": "power",
     "energy": "energy",

@@ -52,7 +52,7 @@ def main(request, emit):
     warmup_s = request.get("warmup_ms", 20.0) / 1e3
     sample_s = request.get("sample_ms", 5.0) / 1e3
     samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
-    loaded = _load(request, runtime, threads, emit)
+    loaded = load_all(request, runtime, threads, emit)
     empty = engines.OnnxEngine(engines.EMPTY_ONNX, "empty", 1)
     before = conditions()
     gc.collect()
@@ -85,7 +85,8 @@ def main(request, emit):
     return {"conditions": {"before": before, "after": conditions()}, "overhead_ms": overhead_ms}
 
 
-def _load(request, runtime, threads, emit):
+def load_all(request, runtime, threads, emit):
+    """Load and bind the engines of a request: id to engine; those that are optional and do not load are left out."""
     store = os.path.join(os.path.expanduser(request["root"]), "store")
     wanted, optional = sorted(request["engines"]), set(request.get("optional", ()))
     loaded = {}

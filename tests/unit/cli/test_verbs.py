@@ -110,6 +110,27 @@ def table(edgeprune: Run, folder: Path) -> Path:
     return folder / "tables" / "table.parquet"
 
 
+def test_dry_run_says_what_a_further_model_would_take_and_measures_nothing(
+    edgeprune: Run, folder: Path, table: Path
+) -> None:
+    (folder / "b.py").write_text(MODEL_FILE.replace("32", "48").replace("build", "wide"))
+    before = table.read_bytes()
+    look = ("profile", "b.py:wide", *INPUT, "--minutes", "0.1", "--dry-run")
+    said = edgeprune(*look, "--table", str(table)).stdout
+    found = re.search(r"(\d+) of (\d+) known, (\d+) to measure, 0.1 min", said)
+    assert found is not None, said
+    known, wanted, to_measure = map(int, found.groups())
+    assert 0 < known < wanted == known + to_measure
+    fresh = succeed(edgeprune("profile", "net.py:build", "b.py:wide", *INPUT, "--dry-run", "--json"))
+    assert (fresh["known"], fresh["to_measure"]) == (0, fresh["wanted"])
+    assert fresh["to_measure"] == fresh["kernels"] + fresh["networks"]
+    assert not (folder / "table.parquet").exists()
+    assert [path.name for path in (folder / "tables").iterdir() if path.suffix != ".json"] == ["table.parquet"]
+    assert table.read_bytes() == before
+    fail(edgeprune("profile", "net.py:build", "b.py:wide", *INPUT, "--weights", "x.pt"), 2, "belongs to one model")
+    fail(edgeprune(*look, "--table", "absent.parquet"), 4, "there must be a latency table at absent.parquet")
+
+
 @pytest.fixture(scope="module")
 def pruned(edgeprune: Run, folder: Path, table: Path) -> dict[str, Any]:
     return succeed(

@@ -1,0 +1,129 @@
+"""What one profiling run is about: its models, its board, its settings, and the table that it extends."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.backends import registry
+from edgeprune.boards.board import Board
+from edgeprune.errors import BackendUnavailableError, ConfigError
+from edgeprune.latency.table import LatencyTable
+from edgeprune.profiling import extending
+from edgeprune.profiling.measuring import Progress
+from edgeprune.profiling.subjects import Subject, lowered_subjects
+from edgeprune.spec import Fingerprint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.lowering.kernel_graph import KernelGraph
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one run is about.
+
+    Attributes:
+        subjects: Its models.
+        fingerprint: Of the board.
+        request: What two runs must have in common for one to go on with what the other measured.
+        table: The table that is extended.
+        predictor: Fitted to that table.
+    """
+
+    subjects: Sequence[Subject]
+    fingerprint: Fingerprint
+    request: dict[str, Any]
+    table: LatencyTable | None
+    predictor: Predictor | None
+
+    @property
+    def runtime(self) -> str:
+        return self.subjects[0].kernel_graph.backend.name
+
+    @property
+    def seconds(self) -> float:
+        return float(60 * self.request["settings"][0])
+
+    @property
+    def threads(self) -> int:
+        return int(self.request["settings"][1])
+
+    @property
+    def seed(self) -> int:
+        return int(self.request["settings"][2])
+
+
+def checked(minutes: float, table: LatencyTable | Path | str | None) -> LatencyTable | None:
+    """The table that is to be extended; whatever can be refused without a board is refused here.
+
+    Raises:
+        ConfigError: `minutes` is not positive.
+        TableMissingError: There is no such table.
+        TableFormatError: It cannot be read.
+    """
+    if not minutes > 0:
+        raise ConfigError(f"minutes must be greater than 0, found {minutes}.")
+    return LatencyTable.load(table) if isinstance(table, str | Path) else table
+
+
+def set_up(
+    stack: ExitStack,
+    model: nn.Module | Mapping[str, nn.Module],
+    example_inputs: Any,
+    board: Board,
+    backend: str,
+    minutes: float,
+    base: LatencyTable | None,
+    threads: int,
+    seed: int,
+    tell: Progress,
+    graph: ChannelGraph | Mapping[str, ChannelGraph] | None,
+    kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None,
+) -> Setting:
+    """Probe the board, trace and lower the models, and fit the table that is extended.
+
+    Raises:
+        ConfigError: Models and inputs have different names.
+        TableMismatchError: The table is of another device, runtime version or thread count.
+        BackendUnavailableError: The board lacks the runtime.
+        RemoteError: The board cannot be reached.
+    """
+    from edgeprune.latency.fitting import fit
+
+    tell(0, 0, 60 * minutes, f"probing {board.name}")
+    fingerprint = board.probe()
+    _require_runtime(backend, fingerprint, board)
+    if base is not None:
+        extending.require_same(base, fingerprint.identity(backend), backend, threads)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-profile-")))
+    tell(0, 0, 60 * minutes, "lowering the model")
+    subjects = lowered_subjects(
+        model, example_inputs, backend, fingerprint, folder, graph=graph, kernel_graph=kernel_graph, table=base
+    )
+    request = {
+        "identity": fingerprint.identity(backend),
+        "board": board.name,
+        "models": [[subject.kernel_graph.graph.signature, subject.shapes()] for subject in subjects],
+        "settings": [minutes, threads, seed],
+        "table": None if base is None else base.hash,
+    }
+    if base is not None:
+        tell(0, 0, 60 * minutes, "fitting the table that is there")
+    return Setting(subjects, fingerprint, request, base, None if base is None else fit(base, seed=seed))
+
+
+def _require_runtime(backend: str, fingerprint: Fingerprint, board: Board) -> None:
+    for requirement in registry.get(backend).requirements(fingerprint):
+        if not requirement.met:
+            raise BackendUnavailableError(
+                f"board {board.name} must have {requirement.field} {requirement.needed}, found {requirement.found}.",
+                hint=requirement.hint,
+            )
