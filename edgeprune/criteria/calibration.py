@@ -135,9 +135,7 @@ class _Masked:
         self._model, self._scores = copy.deepcopy(model), scores
         parameters, members = parameter_members(groups, self._model)
         self._parameters: Mapping[str, torch.Tensor] = parameters
-        self._gates: dict[str, list[tuple[Member, npt.NDArray[np.bool_]]]] = {
-            group.name: gate_members(members[group.name], group.size) for group in groups
-        }
+        self._gates = {group.name: _closing(members[group.name], group.size) for group in groups}
 
     @contextmanager
     def closed(self, group: ChannelGroup, width: int) -> Iterator[None]:
@@ -169,6 +167,14 @@ class _Masked:
                 ]
                 total += objective.weight * float(np.mean(losses))
         return total
+
+
+def _closing(members: Sequence[Member], size: int) -> list[tuple[Member, npt.NDArray[np.bool_]]]:
+    """The weights that must be zero for a unit to be, each with the units that it closes."""
+    if any(member.role == "input" for member in members):
+        return gate_members(members, size)
+    # What no weight reads is zero when all that makes it is, biases too.
+    return [(member, np.ones(size, dtype=bool)) for member in members]
 
 
 def _scaled(curves: DamageCurves, measured: Mapping[str, Sequence[tuple[int, float]]]) -> DamageCurves:

@@ -36,8 +36,8 @@ class Fisher(Criterion):
     that cancel still count. The price is a forward and a backward pass per sample. Several objectives: the weighted sum of
     their scores.
 
-    Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, eq. 7 and 8, with one gate
-    for all that is coupled as in L. Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021. The code
+    Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, with one gate for all that is
+    coupled as in L. Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021. The code
     of the latter divides by the memory that a unit takes; here the allocator weighs damage against cost.
 
     Args:

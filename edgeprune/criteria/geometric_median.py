@@ -26,8 +26,8 @@ class GeometricMedian(Criterion):
     the channels (a residual connection, a depthwise convolution behind), their filters are one long vector, because the unit
     that stands in is the same one in all of them.
 
-    Source: Y. He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019,
-    eq. 5 to 7. Its code can remove filters of small norm beside; that is another criterion. Torch-Pruning's version takes
+    Source: Y. He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019.
+    Its code can remove filters of small norm beside; that is another criterion. Torch-Pruning's version takes
     distances between ``|w| ** 2``, in which filters of opposite sign are equal; here they are apart.
     """
 

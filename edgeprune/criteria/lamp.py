@@ -26,7 +26,7 @@ class Lamp(Criterion):
     rank as by `L2`; what is new is how groups compare. One minus a score is the share of the squared norm that is left after
     the removal, hence all of them multiply to the share that is kept. The last unit of a group has score 1.
 
-    Source: J. Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, eq. 4. Of equal units, which
+    Source: J. Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021. Of equal units, which
     the paper and its code order by chance, the last one goes first, as in `edgeprune.criteria.damage.best_units`.
     """
 

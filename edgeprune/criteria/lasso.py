@@ -25,28 +25,29 @@ if TYPE_CHECKING:
     from edgeprune.tasks.task import Task
 
 Array = npt.NDArray[np.float64]
+_CONSTANT = 1e-12
+"""Share of a mean square up to which a variance is rounding."""
 
 
 class Lasso(Criterion):
     """``largest penalty at which the unit is still used`` to reconstruct the outputs of the layers that read it.
 
-    With ``Z_u`` what unit `u` adds to such a layer's output ``Y = sum of Z_u`` (bias aside), and ``W_u`` the weights that read
-    it, the LASSO is::
+    With ``Z_u`` what unit `u` adds to such a layer's output ``Y = sum of Z_u`` (bias aside), the LASSO is::
 
-        minimize over b:  1/2 * ||Y - sum of b_u * Z_u|| ** 2 / ||Y|| ** 2  +  penalty * sum of ||W_u|| / ||Y|| * |b_u|
+        minimize over b:  1/2 * ||Y - sum of b_u * Z_u|| ** 2 / ||Y|| ** 2  +  penalty * sum of |b_u|
 
-    with norms of `Y` and `Z` per row, and both centered over the rows, because a bias can be refitted. From the largest
-    penalty downward units enter one by one; a score is the penalty at which that happens, found exactly by least angle
-    regression. So the best `w` units are those that the paper's search for a penalty with `w` of them left ends at (but for
-    units that leave again on the way).
+    with `Y` and `Z` centered over the rows, because a bias can be refitted. From the largest penalty downward units enter one
+    by one; a score is the penalty at which that happens, found exactly by least angle regression. So the best `w` units are
+    those that the paper's search for a penalty with `w` of them left ends at (but for units that leave again on the way).
+
     The coefficients are only used to choose; weights are refitted by a recovery step. Where several layers read a unit, each
     has the same weight, and `b` is common to them.
 
     Only second moments are kept, one matrix of (units, units) per group and layer. Several objectives: the weighted sum of
     their scores.
 
-    Source: Y. He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, eq. 2 and 3 with
-    ``||W_u|| = 1``. Its code leaves that normalization out, so large weights win there.
+    Source: Y. He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.1. As in its
+    code, contributions are taken as large as they are; the paper's text scales the weights that read a unit to norm 1.
 
     Args:
         batches: Most training batches per objective.
@@ -128,22 +129,17 @@ class Moments:
         self._rows += rows.shape[0]
 
     def gram(self) -> Array:
-        """Mean over the rows of ``Z_u . Z_v``, `Z` centered, shape (units, units)."""
+        """Mean over the rows of ``Z_u . Z_v``, `Z` centered, shape (units, units); 0 for a unit that is constant."""
         found = self._products / self._rows
+        least = _CONSTANT * np.diag(found)
         for conv_group, sums in self._sums.items():
-            means = self._by_unit(self._weights[conv_group] * (sums / self._rows)).sum(2)
+            of_a_unit = len(sums) // self._units
+            terms = self._weights[conv_group] * (sums / self._rows)
+            means = terms.reshape(-1, self._units, of_a_unit).sum(2)
             found = found - (means.T @ means).cpu().numpy()
+        constant = np.diag(found) <= least
+        found[constant] = found[:, constant] = 0.0
         return found
-
-    def squared_norms(self) -> Array:
-        """``||W_u|| ** 2``, shape (units,)."""
-        squares = [self._by_unit(weight.square()).sum((0, 2)) for weight in self._weights.values()]
-        found: Array = torch.stack(squares).sum(0).cpu().numpy()
-        return found
-
-    def _by_unit(self, values: torch.Tensor) -> torch.Tensor:
-        """From (outputs, units * elements) to (outputs, units, elements)."""
-        return values.reshape(len(values), self._units, -1)
 
 
 class _Outputs:
@@ -182,17 +178,13 @@ def entry_penalties(moments: Sequence[Moments]) -> Array:
     if not seen:
         return scores
     gram = np.mean([grams[index] / energies[index] for index in seen], axis=0)
-    norms = np.sqrt(np.mean([moments[index].squared_norms() / energies[index] for index in seen], axis=0))
-    # A unit that is constant on all rows is replaced by the bias.
-    alive = (np.diag(gram) > 1e-12 * np.diag(gram).max()) & (norms > 0)
-    if not alive.any():
-        return scores
-    scaled = gram[np.ix_(alive, alive)] / np.outer(norms[alive], norms[alive])
-    target = gram[alive].sum(1) / norms[alive]
+    # What is constant on all rows is replaced by the bias.
+    alive = np.diag(gram) > 0
+    used_gram, target = gram[np.ix_(alive, alive)], gram[alive].sum(1)
     with warnings.catch_warnings():
         # Units that others replace exactly are dropped by it with a warning, and rightly score 0.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        knots, _, path = lars_path_gram(target, scaled, n_samples=1, method="lasso")
+        knots, _, path = lars_path_gram(target, used_gram, n_samples=1, method="lasso")
     used = path != 0
     entered = used.any(axis=1)
     # Nonzero from the knot after the one at which it enters.

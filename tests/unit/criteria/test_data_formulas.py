@@ -204,11 +204,11 @@ def test_relu6_makes_zeros_and_a_symmetric_clamp_does_not():
 
 
 def contributions(case, hand):
-    """Per unit what it adds to the outputs of all readers, as one long vector, and the norm of the weights that read it.
+    """Per unit what it adds to the outputs of all readers, as one long vector.
 
     Outputs are centered and of total energy 1 per reader, rows are all positions of all samples.
     """
-    columns, squares = [], np.zeros(case.groups[hand].size)
+    columns = []
     seen = case.read(hand)
     for parameter, _, of in case.groups[hand].readers:
         module = case.model.get_submodule(parameter.rpartition(".")[0])
@@ -226,17 +226,11 @@ def contributions(case, hand):
                 rows.append(out.reshape(-1, out.shape[-1]))
             rows = torch.cat(rows)
             parts.append((rows - rows.mean(0)).flatten().numpy())
-        parts = np.array(parts)
-        energy = np.linalg.norm(parts.sum(axis=0))
-        columns.append(parts / energy)
-        for unit in range(case.groups[hand].size):
-            weight = module.weight.detach().double()[:, of(unit)]
-            squares[unit] += float(weight.square().sum()) / energy**2 * len(rows)
-    readers = len(columns)
-    return np.concatenate(columns, axis=1) / np.sqrt(readers), np.sqrt(squares / readers)
+        columns.append(np.array(parts) / np.linalg.norm(np.sum(parts, axis=0)))
+    return np.concatenate(columns, axis=1) / np.sqrt(len(columns))
 
 
-def solved(columns, norms, penalty):
+def solved(columns, penalty):
     """The LASSO by cyclic coordinate descent on the explicit columns' products; what is zero throughout is not used."""
     products = columns @ columns.T
     coefficients, pulls = np.zeros(len(columns)), products.sum(axis=1)
@@ -244,7 +238,7 @@ def solved(columns, norms, penalty):
         largest = 0.0
         for unit in np.flatnonzero(np.diag(products) > 0):
             pull = pulls[unit] + products[unit, unit] * coefficients[unit]
-            new = np.sign(pull) * max(abs(pull) - penalty * norms[unit], 0.0) / products[unit, unit]
+            new = np.sign(pull) * max(abs(pull) - penalty, 0.0) / products[unit, unit]
             step = new - coefficients[unit]
             pulls -= step * products[unit]
             coefficients[unit] = new
@@ -257,18 +251,18 @@ def solved(columns, norms, penalty):
 def test_lasso_scores_are_the_penalties_at_which_units_enter(case):
     scores = found(case, Lasso(positions=None))
     for hand, values in scores.items():
-        columns, norms = contributions(case, hand)
-        assert values.max() == pytest.approx(np.max(np.abs(columns @ columns.sum(axis=0)) / norms), rel=1e-5)
+        columns = contributions(case, hand)
+        assert values.max() == pytest.approx(np.max(np.abs(columns @ columns.sum(axis=0))), rel=1e-5)
         for unit, score in enumerate(values):
             if not columns[unit].any():
                 assert score == 0
                 continue
-            below, above = (solved(columns, norms, factor * score) for factor in (0.999, 1.001))
+            below, above = (solved(columns, factor * score) for factor in (0.999, 1.001))
             assert abs(below[unit]) > 0
             assert above[unit] == 0
         # At any penalty nothing is used that has not entered yet.
         for penalty in np.quantile(values, [0.1, 0.5, 0.9]):
-            assert (solved(columns, norms, penalty)[values < penalty * 0.999] == 0).all()
+            assert (solved(columns, penalty)[values < penalty * 0.999] == 0).all()
 
 
 def test_lasso_drops_one_of_two_equal_units_and_what_never_changes(small_case):
@@ -282,6 +276,14 @@ def test_lasso_drops_one_of_two_equal_units_and_what_never_changes(small_case):
     assert values[2] == 0
     assert (values[[3, 4, 5, 6]] >= 0).all()
     assert np.isfinite(values).all()
+
+
+def test_lasso_finds_nothing_where_nothing_varies(small_case):
+    data = [(torch.zeros(1, 3, 6, 6), torch.zeros(1, dtype=torch.long))]
+    task = Task.single(train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, targets: 0.0)
+    scores = Lasso().score(small_case.graph, small_case.model, task)
+    assert not scores[small_case.names["hidden"]].any()
+    assert all(np.isfinite(values).all() for values in scores.values())
 
 
 def test_lasso_looks_at_few_positions_and_the_same_ones_again(small_case):
@@ -444,6 +446,33 @@ def test_batches_that_do_not_fit_the_program_are_refused(kind, inputs, message):
     task = Task.single(train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, targets: 0.0)
     with pytest.raises(TaskError, match=message):
         kind().score(small_graph(), small_net(), task)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(4, 6), nn.Linear(3, 5), nn.Linear(11, 4)
+
+    def forward(self, left, right, scale=None):
+        return self.head(torch.cat([self.one(left).relu(), self.other(right).relu()], 1))
+
+
+def test_inputs_by_name_may_come_in_any_order():
+    torch.manual_seed(0)
+    model, left, right, labels = Named(), torch.randn(6, 4), torch.randn(6, 3), torch.zeros(6, dtype=torch.long)
+    graph = trace(model, {"left": left[:2], "right": right[:2]})
+
+    def scored(inputs):
+        data = [(inputs, labels)]
+        task = Task.single(train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, targets: 0.0)
+        return ActivationMean().score(graph, model, task)
+
+    one, other = scored({"left": left, "right": right}), scored({"right": right, "left": left})
+    with torch.no_grad():
+        expected = model.one(left).relu().mean(0).numpy()
+    assert len(one) == 2
+    np.testing.assert_allclose(one["one"], expected, rtol=1e-5)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 class Fixed(SmallNet):
