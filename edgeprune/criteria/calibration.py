@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class DamageCalibration:
     Attributes:
         kept: Shares of the units that stay at the measured widths, in the order of measuring: all groups at the first one,
             then all at the second.
-        batches: Most training batches per objective.
+        batches: Most training batches per objective; all of them are in memory together.
         seconds: Measuring ends after so much time; None means when all is measured. A limit that is reached makes the
             result depend on the machine's speed.
     """
@@ -106,6 +106,9 @@ class DamageCalibration:
             raise TaskError("damage must have a task to be calibrated, found none.", hint="give task=")
         groups = selected(graph, list(curves))
         masked = _Masked(model, groups, scores)
+        # Read once: a loader that shuffles would give every measurement other samples.
+        device = device_of(model)
+        batches = [list(objective_batches(objective, "train", device, self.batches)) for objective in task.objectives]
         wanted = {
             (group.name, width): group
             for share in self.kept
@@ -114,14 +117,14 @@ class DamageCalibration:
             if curves[group.name][width] > 0
         }
         started = time.monotonic()
-        dense_loss = masked.loss(task, self.batches)
+        dense_loss = masked.loss(task, batches)
         measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in groups}
         for done, ((name, width), group) in enumerate(wanted.items()):
             if self.seconds is not None and time.monotonic() - started > self.seconds:
                 _log.warning("damage was calibrated at %s of %s widths in %s s", done, len(wanted), self.seconds)
                 break
             with masked.closed(group, width):
-                measured[name].append((width, masked.loss(task, self.batches) - dense_loss))
+                measured[name].append((width, masked.loss(task, batches) - dense_loss))
             if progress is not None:
                 progress(done + 1, len(wanted))
         scaled = _scaled(curves, measured)
@@ -156,15 +159,12 @@ class _Masked:
                 for name, values in before.items():
                     self._parameters[name].copy_(values)
 
-    def loss(self, task: Task, batches: int) -> float:
-        """Weighted sum over the objectives of the mean loss of a batch, in eval form."""
-        total, device = 0.0, device_of(self._model)
+    def loss(self, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
+        """Weighted sum over the objectives of the mean loss of their batches, in eval form."""
+        total = 0.0
         with mode(self._model, training=False), torch.no_grad():
-            for objective in task.objectives:
-                losses = [
-                    float(loss_of(objective, call(self._model, inputs), targets))
-                    for inputs, targets in objective_batches(objective, "train", device, batches)
-                ]
+            for objective, own in zip(task.objectives, batches, strict=True):
+                losses = [float(loss_of(objective, call(self._model, inputs), targets)) for inputs, targets in own]
                 total += objective.weight * float(np.mean(losses))
         return total
 

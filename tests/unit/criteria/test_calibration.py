@@ -92,6 +92,34 @@ def test_two_runs_agree_and_progress_is_told(small_case):
     assert first.measured == second.measured
 
 
+def test_a_loader_that_shuffles_is_read_once(small_case):
+    """Losses can only be subtracted where they are of the same samples."""
+    objective = small_case.task.objectives[0]
+
+    class Shuffling:
+        read = 0
+
+        def __iter__(self):
+            self.read += 1
+            for inputs, targets in objective.train:
+                yield inputs + self.read, targets
+
+    loader = Shuffling()
+    scores, curves = scored(small_case, L1())
+    found, expected = (
+        DamageCalibration().calibrate(
+            curves,
+            scores,
+            small_case.graph,
+            small_case.model,
+            Task.single(train=train, validation=objective.validation, loss=cross_entropy, metric=objective.metric),
+        )
+        for train in (loader, [(inputs + 1, targets) for inputs, targets in objective.train])
+    )
+    assert loader.read == 1
+    assert found.measured == expected.measured
+
+
 def test_when_time_is_up_the_rest_gets_the_scale_of_the_others(small_case, caplog):
     scores, curves = scored(small_case, L1())
     arguments = (curves, scores, small_case.graph, small_case.model, small_case.task)
