@@ -37,8 +37,8 @@ class Fisher(Criterion):
     their scores.
 
     Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, with one gate for all that is
-    coupled as in L. Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021. The code
-    of the latter divides by the memory that a unit takes; here the allocator weighs damage against cost.
+    coupled as in L. Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021. The latter also divides
+    by the memory that a unit takes; here the allocator weighs damage against cost.
 
     Args:
         samples: Most training samples per objective.
