@@ -21,6 +21,7 @@ from edgeprune.cli.options import (
     WeightsOption,
     given,
 )
+from edgeprune.criteria.registry import CRITERIA
 from edgeprune.errors import ConfigError
 from edgeprune.spec import Budget, Constraints
 
@@ -60,8 +61,18 @@ def prune(
         list[str] | None, typer.Option("--same-as", metavar="PATTERN=MODULE", help="Equal widths; repeat.")
     ] = None,
     criterion: Annotated[
-        str | None, typer.Option("--criterion", help="Importance: taylor with a task, l2 without, by default.")
+        str | None,
+        typer.Option(
+            "--criterion",
+            help=f"Importance: {', '.join(CRITERIA.builtin)}; taylor with a task and l2 without by default.",
+        ),
     ] = None,
+    calibrate_damage: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate-damage", help="Measure a few losses per group first, so that groups compare as losses."
+        ),
+    ] = False,
     allocator: Annotated[str, typer.Option("--allocator", help="How widths are chosen: greedy or uniform.")] = "greedy",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
@@ -110,6 +121,7 @@ def prune(
             device = predictor.table.header["identity"]
             kernel_graph = edgeprune.lower(graph, backend, model=module, device=device, workdir=Path(scratch))
         with output.step(f"prune to {budget}") as progress:
+            from edgeprune.criteria.calibration import DamageCalibration
             from edgeprune.recovery.fine_tuning import FineTuning
 
             result = edgeprune.prune(
@@ -121,6 +133,7 @@ def prune(
                 loaded_task,
                 constraints,
                 criterion=criterion,
+                calibrate_damage=DamageCalibration() if calibrate_damage else None,
                 allocator=allocator,
                 fine_tuning=FineTuning(epochs=epochs, lr=lr, seed=seed),
                 distill=distill,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.errors import TaskError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -53,3 +55,37 @@ class Criterion(ABC):
             TaskError: The criterion needs a task and there is none, or the task cannot be used.
             ModelError: A group lacks what the criterion looks at.
         """
+
+    def _required(self, task: Task | None, what: str) -> Task:
+        """The task, which must be there.
+
+        Args:
+            task: What was given.
+            what: What it is needed for, e.g. ``"its gradients"``.
+
+        Raises:
+            TaskError: There is none.
+        """
+        if task is None:
+            raise TaskError(
+                f"the {self.name} criterion must have a task for {what}, found none.",
+                hint="give task=, or the data-free criterion l2",
+            )
+        return task
+
+    def _finite(self, scores: dict[str, npt.NDArray[np.float64]], what: str) -> dict[str, npt.NDArray[np.float64]]:
+        """Scores made from data, none of them NaN or infinite.
+
+        Args:
+            scores: Group name to scores.
+            what: What they were made of, e.g. ``"gradients"``.
+
+        Raises:
+            TaskError: Some are not finite.
+        """
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                raise TaskError(
+                    f"{what} must be finite for the {self.name} criterion, found NaN or infinity in group {name!r}."
+                )
+        return scores

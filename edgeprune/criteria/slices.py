@@ -45,6 +45,26 @@ def parameter_members(
     return {name: known[name] for name in sorted(used)}, members
 
 
+def makers(members: Sequence[Member]) -> list[Member]:
+    """Those members that make the channels; all of them where none does."""
+    return [member for member in members if member.role == "output"] or list(members)
+
+
+def unit_rows(values: torch.Tensor, member: Member) -> torch.Tensor:
+    """A tensor's slices as one row per unit.
+
+    Args:
+        values: Of the member's parameter's shape.
+        member: Axis and, per unit, indices along that axis.
+
+    Returns:
+        Shape (units, elements of a slice), float64.
+    """
+    indices = torch.tensor(member.indices, device=values.device)
+    found = values.detach().movedim(member.axis, 0)[indices.flatten()]
+    return found.double().reshape(len(member.indices), -1)
+
+
 def unit_sums(values: torch.Tensor, member: Member) -> npt.NDArray[np.float64]:
     """Sum a tensor over each unit's slice.
 

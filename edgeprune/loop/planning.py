@@ -24,6 +24,7 @@ from edgeprune.surgery.plan import PruningPlan, make_plan
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.tasks.task import Task
@@ -64,6 +65,7 @@ class Planner:
         constraints: What widths must respect.
         criterion: Name or object; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: Name or object.
+        calibrate_damage: How damage is put on the scale of measured losses; None leaves it as the criterion gives it.
         progress: Told what is being done.
 
     Attributes:
@@ -75,6 +77,7 @@ class Planner:
         rules: Constraints by group.
         criterion: The criterion in use.
         allocator: The allocator in use.
+        calibrate_damage: How damage is put on the scale of measured losses, or None.
 
     Raises:
         ConstraintError: A constraint matches nothing.
@@ -91,6 +94,7 @@ class Planner:
         constraints: Constraints | None = None,
         criterion: str | Criterion | None = None,
         allocator: str | Allocator = "greedy",
+        calibrate_damage: DamageCalibration | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.kernel_graph, self.graph = kernel_graph, kernel_graph.graph
@@ -101,6 +105,7 @@ class Planner:
         self.model, self.predictor, self.task = model, predictor, task
         self.criterion = criteria.get(criterion or ("l2" if task is None else "taylor"))
         self.allocator = allocators.get(allocator)
+        self.calibrate_damage = calibrate_damage
         self.rules = resolve(constraints or Constraints(), self.graph)
         self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
         self._progress = progress
@@ -124,7 +129,17 @@ class Planner:
     @cached_property
     def damage(self) -> DamageCurves:
         """Damage by width of the same groups."""
-        return damage_curves(self.scores, self.criterion.normalization)
+        curves = damage_curves(self.scores, self.criterion.normalization)
+        if self.calibrate_damage is None or not curves:
+            return curves
+
+        def progress(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress("calibrating damage", done, total)
+
+        return self.calibrate_damage.calibrate(
+            curves, self.scores, self.graph, self.model, self.task, progress=progress
+        ).curves
 
     def propose(self, budget_ms: float, *, margin: float = 0.0) -> Proposal:
         """A plan whose predicted latency is at most ``budget_ms * (1 - margin)``.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgeprune.allocation._base import Allocator
     from edgeprune.boards.board import Board
     from edgeprune.criteria._base import Criterion
+    from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -47,6 +48,7 @@ def prune(
     *,
     criterion: str | Criterion | None = None,
     allocator: str | Allocator = "greedy",
+    calibrate_damage: DamageCalibration | None = None,
     backend: str = "onnxruntime",
     margin: float = MARGIN,
     fine_tuning: FineTuning | None = None,
@@ -75,6 +77,8 @@ def prune(
         constraints: What widths must respect.
         criterion: Importance of channels; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: How widths are chosen.
+        calibrate_damage: How damage is put on the scale of a few measured losses (``DamageCalibration()``), which makes groups
+            comparable under any criterion; needs a task. None leaves it as the criterion gives it.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
@@ -105,11 +109,11 @@ def prune(
     if not 0 <= margin < 1:
         raise ConfigError(f"the margin must be a share in [0, 1), found {margin}.")
     if planner is not None:
-        given = (predictor, task, constraints, criterion, graph, kernel_graph)
+        given = (predictor, task, constraints, criterion, calibrate_damage, graph, kernel_graph)
         if planner.model is not model or any(option is not None for option in given) or allocator != "greedy":
             raise ConfigError(
                 "a planner must be given with its own model and without predictor, task, constraints, criterion, allocator, "
-                "graph and kernel_graph, which it holds, found another model or one of these."
+                "calibrate_damage, graph and kernel_graph, which it holds, found another model or one of these."
             )
         predictor, task, kernel_graph = planner.predictor, planner.task, planner.kernel_graph
     if predictor is None:
@@ -141,6 +145,7 @@ def prune(
                 constraints=constraints,
                 criterion=criterion,
                 allocator=allocator,
+                calibrate_damage=calibrate_damage,
                 progress=progress,
             )
         dense = dense_latency(predictor, kernel_graph)

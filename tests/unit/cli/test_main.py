@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from edgeprune.cli.commands import VERBS
 from edgeprune.cli.console import print_json
+from edgeprune.criteria.registry import CRITERIA
 
 COMMAND = [sys.executable, "-m", "edgeprune"]
 
@@ -77,6 +79,11 @@ def test_every_verb_explains_itself(verb: str, tmp_path: Path) -> None:
     assert f"Usage: edgeprune {verb}" in result.stdout
     if verb != "device":
         assert "--json" in result.stdout
+
+
+def test_prune_names_every_criterion(tmp_path: Path) -> None:
+    words = set(re.findall(r"\w+", run("prune", "--help", cwd=tmp_path).stdout))
+    assert set(CRITERIA.builtin) <= words
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from edgeprune.allocation.cost import CostModel
+from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.l2 import L2
 from edgeprune.errors import (
     BudgetInfeasibleError,
@@ -352,6 +354,32 @@ def test_one_planner_serves_many_budgets(case):
     assert damages == sorted(damages)
 
 
+def test_damage_can_be_calibrated_by_measured_losses(case):
+    steps = []
+    calibration = DamageCalibration(kept=(0.5,), batches=1)
+    (objective,) = case.task.objectives
+    # Its own loader shuffles.
+    task = Task((dataclasses.replace(objective, train=[next(iter(objective.train))]),))
+    plain = Planner(case.model, case.kernel_graph, case.predictor, task=task, criterion="l2")
+    planner = Planner(
+        case.model,
+        case.kernel_graph,
+        case.predictor,
+        task=task,
+        criterion="l2",
+        calibrate_damage=calibration,
+        progress=lambda *step: steps.append(step),
+    )
+    expected = calibration.calibrate(plain.damage, plain.scores, case.graph, case.model, task)
+    assert all(np.array_equal(curve, expected.curves[name]) for name, curve in planner.damage.items())
+    assert any(not np.array_equal(curve, plain.damage[name]) for name, curve in planner.damage.items())
+    assert steps[-1] == ("calibrating damage", len(plain.damage), len(plain.damage))
+    proposal = planner.propose(0.6 * planner.dense_ms)
+    assert proposal.predicted_ms <= 0.6 * planner.dense_ms
+    with pytest.raises(TaskError, match="damage must have a task to be calibrated"):
+        pruned(case, Budget(latency_ratio=0.6), calibrate_damage=calibration)
+
+
 def test_prune_with_a_planner_takes_its_scores_and_equals_prune_without_one(case):
     scored = []
 
@@ -364,7 +392,12 @@ def test_prune_with_a_planner_takes_its_scores_and_equals_prune_without_one(case
     results = [prune(case.model, case.example, budget, planner=planner) for budget in ("70%", "50%")]
     assert scored == [1]
     assert results[1].plan.kept == pruned(case, "50%").plan.kept
-    for options in ({"predictor": case.predictor}, {"criterion": "l2"}, {"allocator": "uniform"}):
+    for options in (
+        {"predictor": case.predictor},
+        {"criterion": "l2"},
+        {"allocator": "uniform"},
+        {"calibrate_damage": DamageCalibration()},
+    ):
         with pytest.raises(ConfigError, match="planner must be given with its own model and without predictor"):
             prune(case.model, case.example, "50%", planner=planner, **options)
     with pytest.raises(ConfigError, match="found another model"):
