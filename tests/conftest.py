@@ -25,10 +25,12 @@ ALONE = (
     "bad_input/test_boards.py",
     "bad_input/test_interrupts.py",
     "loopback/test_board_over_ssh.py",
+    "loopback/test_clocks_over_ssh.py",
     "loopback/test_deploy_over_ssh.py",
     "loopback/test_transport_links.py",
     "quickstart",
     "unit/boards/test_board.py",
+    "unit/boards/test_clocks.py",
     "unit/boards/test_local_transport.py",
     "unit/cli/test_main.py",
     "unit/cli/test_verbs.py",
@@ -41,6 +43,10 @@ ALONE = (
     "unit/profiling/test_comparing.py",
     "unit/profiling/test_measuring.py",
     "unit/profiling/test_run.py",
+    "unit/profiling/test_run_again.py",
+    "unit/profiling/test_run_conditions.py",
+    "unit/profiling/test_run_refined.py",
+    "unit/profiling/test_sustaining.py",
 )
 """Files, and folders of files, whose tests time kernels, hold boards or count on who runs first: a neighbor disturbs them."""
 

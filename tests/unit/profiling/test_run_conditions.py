@@ -28,6 +28,7 @@ esac
 """
 
 
+@pytest.mark.slow
 def test_conditions_are_held_told_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clocks, folder = tmp_path / "clocks", tmp_path / "bin"
     clocks.write_text("former\n")

@@ -37,6 +37,7 @@ def three_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("three_stages")
+@pytest.mark.slow
 def test_stages_are_decided_once_and_an_interrupted_one_goes_on(board: Board, model: nn.Module, tmp_path: Path) -> None:
     out = tmp_path / "table.parquet"
     settings: dict[str, Any] = {"minutes": 0.04, "out": out}
