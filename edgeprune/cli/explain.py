@@ -87,16 +87,9 @@ def _shares(table: Path, backend: str, graph: ChannelGraph, module: torch.nn.Mod
 
     settings = table.suffix == ".json"
     predictor = edgeprune.Predictor.load(table) if settings else edgeprune.fit(edgeprune.LatencyTable.load(table))
-    identity = predictor.table.header["identity"]
+    target = predictor.table.target()
     with tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
-        kernel_graph = edgeprune.lower(
-            graph,
-            backend,
-            model=module,
-            architecture=identity["architecture"],
-            isa=identity["isa"],
-            workdir=Path(scratch),
-        )
+        kernel_graph = edgeprune.lower(graph, backend, model=module, **target, workdir=Path(scratch))
         return latency_shares(kernel_graph, predictor)
 
 

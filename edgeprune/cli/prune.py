@@ -107,14 +107,8 @@ def prune(
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)
-            identity = predictor.table.header["identity"]
             kernel_graph = edgeprune.lower(
-                graph,
-                backend,
-                model=module,
-                architecture=identity["architecture"],
-                isa=identity["isa"],
-                workdir=Path(scratch),
+                graph, backend, model=module, **predictor.table.target(), workdir=Path(scratch)
             )
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.recovery.fine_tuning import FineTuning

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeprune.latency.features import Floats
+from edgeprune.latency.arrays import Floats
+from edgeprune.latency.transfer import Line, Monotone
 
 FEW_ROWS, MANY_ROWS, BOOSTING_ROWS = 8, 40, 4000
 
@@ -47,10 +48,16 @@ def regressor(name: str, seed: int) -> Regressor:
     from sklearn.preprocessing import StandardScaler
 
     if name == "roofline":
-        return _Constant()
-    if name == "ridge":
+        return Constant()
+    if name == "transfer":
+        return Constant(prior_rows=0.0)
+    if name == "transfer_line":
+        return Line()
+    if name == "transfer_monotone":
+        return Monotone()
+    if name in ("ridge", "transfer_ridge"):
         return _Quiet(make_pipeline(StandardScaler(), Ridge(alpha=10.0)))
-    if name == "gradient_boosting":
+    if name in ("gradient_boosting", "transfer_boosting"):
         return _Quiet(
             GradientBoostingRegressor(
                 n_estimators=500, learning_rate=0.05, max_depth=4, subsample=0.6, max_features=0.3, random_state=seed
@@ -62,17 +69,25 @@ def regressor(name: str, seed: int) -> Regressor:
                 max_iter=600, learning_rate=0.06, max_leaf_nodes=31, early_stopping=False, random_state=seed
             )
         )
-    if name == "extra_trees":
+    if name in ("extra_trees", "transfer_trees"):
         return _Forest(seed)
     raise ValueError(f"a regressor must be one that candidates() names, found {name!r}.")
 
 
-class _Constant:
-    """The roofline alone, moved by the median of what it misses."""
+class Constant:
+    """The prior alone, moved by the median of what it misses.
 
-    def fit(self, X: Floats, y: Floats) -> _Constant:
-        # One or two rows say little about an offset that the roofline has not already met.
-        self._offset = float(np.median(y)) * len(y) / (len(y) + 2)
+    Args:
+        offset: What it is moved by before it was fitted.
+        prior_rows: It is drawn towards not moving as if so many rows had said so.
+    """
+
+    def __init__(self, offset: float = 0.0, prior_rows: float = 2.0) -> None:
+        self._offset, self._prior_rows = offset, prior_rows
+
+    def fit(self, X: Floats, y: Floats) -> Constant:
+        # One or two rows say little about an offset that a roofline fitted to them has not already met.
+        self._offset = float(np.median(y)) * len(y) / (len(y) + self._prior_rows)
         return self
 
     def predict(self, X: Floats) -> Floats:

@@ -226,15 +226,13 @@ def _lowered(
     from edgeprune.graph.tracing import trace
     from edgeprune.lowering.kernel_graph import lower
 
-    identity = predictor.table.header["identity"]
+    target = predictor.table.target()
     if graph is None:
         _tell(progress, "tracing", 0)
         graph = trace(model, example_inputs)
         _tell(progress, "tracing", 1)
     _tell(progress, "lowering", 0)
-    lowered = lower(
-        graph, backend, model=model, architecture=identity["architecture"], isa=identity["isa"], workdir=folder
-    )
+    lowered = lower(graph, backend, model=model, **target, workdir=folder)
     _tell(progress, "lowering", 1)
     return lowered
 
