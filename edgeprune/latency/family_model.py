@@ -15,7 +15,7 @@ from edgeprune.latency import transfer
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.features import FeatureMatrix, Machine, channels_of, features
 from edgeprune.latency.intervals import conformal_half_width, median_noise, round_noise
-from edgeprune.latency.regressors import Constant, Regressor, candidates, regressor
+from edgeprune.latency.regressors import BLENDS, Constant, Regressor, candidates, regressor
 from edgeprune.latency.roofline import Roofline
 from edgeprune.latency.transfer import TRANSFER, SourceTimes
 from edgeprune.spec import Kernel, Measurement
@@ -140,7 +140,10 @@ def fit_family(
     tried = tuple(names or candidates(len(kernels)))
     # On equal scores the first wins: what another device says, where there is too little to tell.
     for name in tried if informed is None else (*transfer.candidates(len(kernels)), *tried):
-        predicted[name] = _out_of_fold(name, _matrix(name, plain, informed), ops, ms, folds, seed)
+        if name in BLENDS:
+            predicted[name] = np.mean([predicted[part] for part in BLENDS[name]], axis=0)
+        else:
+            predicted[name] = _out_of_fold(name, _matrix(name, plain, informed), ops, ms, folds, seed)
         errors = np.abs(predicted[name] - np.log(ms)) if len(predicted[name]) else np.array([np.inf])
         scores[name] = float(np.mean(np.minimum(errors, CLIPPED_ERROR)))
     chosen = min(scores, key=lambda name: scores[name])

@@ -4,12 +4,17 @@ Tried on 420 convolutions, held out by channels, median and mean error: extremel
 boosting 1.7 and 3.5 %, histogram boosting 1.9 and 3.7 % at three times its time per prediction (so only for many rows,
 where it fits faster), ridge 3.2 and 5.3 %, the roofline alone 3.5 and 5.6 %. A Gaussian process (1.6 and 2.8 %; behind the
 trees on 120 rows) is left out for its fitting time, which grows with the cube of the rows. With 60 rows trees and boosting
-are level at 2.5 and 4.1 %.
+are level at 2.5 and 4.1 %. The mean of trees and boosting was no better than the trees on 120 and 420 rows.
+
+Tried on convolutions of a GPU, held out by output channels, 9 000 rows, three draws, share within 10 %: the mean of trees and
+histogram boosting 74 to 81 %, boosting 73 to 82 %, trees 70 to 76 %; boosting that sees 30 % of the columns at each split is
+1 to 2 points ahead of one that sees all. On 18 000 rows, drawn at random, the trees are ahead of boosting by 3 points.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,14 +35,19 @@ class Regressor(Protocol):
         """Targets, shape (rows,)."""
 
 
+BLENDS = {"blend": ("histogram_boosting", "extra_trees")}
+"""Means of two regressors; their parts stand before them among the candidates."""
+
+
 def candidates(rows: int) -> tuple[str, ...]:
     """Names of the regressors worth trying on that many rows; the first is the simplest."""
     if rows < FEW_ROWS:
         return ("roofline",)
     if rows < MANY_ROWS:
         return ("roofline", "ridge")
-    boosting = "gradient_boosting" if rows <= BOOSTING_ROWS else "histogram_boosting"
-    return ("roofline", "ridge", boosting, "extra_trees")
+    if rows <= BOOSTING_ROWS:
+        return ("roofline", "ridge", "gradient_boosting", "extra_trees")
+    return ("roofline", "ridge", "histogram_boosting", "extra_trees", "blend")
 
 
 def regressor(name: str, seed: int) -> Regressor:
@@ -66,11 +76,19 @@ def regressor(name: str, seed: int) -> Regressor:
     if name == "histogram_boosting":
         return _Quiet(
             HistGradientBoostingRegressor(
-                max_iter=600, learning_rate=0.06, max_leaf_nodes=31, early_stopping=False, random_state=seed
+                max_iter=800,
+                learning_rate=0.05,
+                max_leaf_nodes=63,
+                min_samples_leaf=8,
+                max_features=0.3,
+                early_stopping=False,
+                random_state=seed,
             )
         )
     if name in ("extra_trees", "transfer_trees"):
         return _Forest(seed)
+    if name in BLENDS:
+        return _Mean([regressor(part, seed) for part in BLENDS[name]])
     raise ValueError(f"a regressor must be one that candidates() names, found {name!r}.")
 
 
@@ -130,3 +148,18 @@ class _Forest:
         for tree in self._trees:
             total += tree.predict(rows).reshape(len(rows))
         return total / len(self._trees)
+
+
+class _Mean:
+    """The mean of what several regressors say."""
+
+    def __init__(self, parts: Sequence[Regressor]) -> None:
+        self._parts = parts
+
+    def fit(self, X: Floats, y: Floats) -> _Mean:
+        for part in self._parts:
+            part.fit(X, y)
+        return self
+
+    def predict(self, X: Floats) -> Floats:
+        return np.mean([part.predict(X) for part in self._parts], axis=0)
