@@ -15,12 +15,13 @@ from edgeprune.latency import transfer
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.features import FeatureMatrix, Machine, channels_of, features
 from edgeprune.latency.intervals import conformal_half_width, median_noise, round_noise
-from edgeprune.latency.regressors import BLENDS, Constant, Regressor, candidates, regressor
+from edgeprune.latency.regressors import BLENDS, BOOSTING_ROWS, Constant, Regressor, candidates, regressor
 from edgeprune.latency.roofline import Roofline
 from edgeprune.latency.transfer import TRANSFER, SourceTimes
 from edgeprune.spec import Kernel, Measurement
 
-FOLDS = 5
+FOLDS, FOLDS_OF_MANY = 5, 3
+"""Of cross-validation; three tell candidates apart where there are thousands of rows."""
 
 UNKNOWN_OP_FACTOR = 2.0
 """An operation that the table lacks, in a family that it has, gets an interval this much wider, in log space."""
@@ -46,7 +47,22 @@ class Regression:
 
     def log_ms(self, matrix: FeatureMatrix, ops: NDArray[np.str_]) -> Floats:
         """Log milliseconds, shape (kernels,)."""
-        return _prior(self.roofline, matrix, ops) + self.inner.predict(matrix.values)
+        seen = matrix if self.roofline is None else matrix.without_source()
+        return _prior(self.roofline, seen, ops) + self.inner.predict(seen.values)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The mean of regressions with different priors."""
+
+    parts: tuple[Regression | Blend, ...]
+
+    def log_ms(self, matrix: FeatureMatrix, ops: NDArray[np.str_]) -> Floats:
+        """Log milliseconds, shape (kernels,)."""
+        total = np.zeros(len(matrix.work))
+        for part in self.parts:
+            total += part.log_ms(matrix, ops)
+        return total / len(self.parts)
 
 
 def _prior(roofline: Roofline | None, matrix: FeatureMatrix, ops: NDArray[np.str_]) -> Floats:
@@ -81,7 +97,7 @@ class FamilyModel:
     precision: str
     ops: tuple[str, ...]
     chosen: str
-    regression: Regression
+    regression: Regression | Blend
     scores: dict[str, float]
     residuals: Floats
     folds: NDArray[np.intp]
@@ -131,31 +147,35 @@ def fit_family(
         source: What another device's predictor says of kernels of this family.
     """
     ops = np.array([kernel.op for kernel in kernels])
-    plain = features(kernels, machine, sorted(set(ops.tolist())))
-    informed = None if source is None else plain.with_source(source(kernels))
+    matrix = features(kernels, machine, sorted(set(ops.tolist())))
+    tried = tuple(names or candidates(len(kernels)))
+    if source is not None:
+        matrix = matrix.with_source(source(kernels))
+        tried = (*tried, *transfer.candidates(len(kernels)))
     ms = np.array([measurement.median_ms for measurement in measurements])
-    folds = _folds(kernels, seed)
+    # A few rows say little about a fold of a fifth of them, and what is tried on them takes no time; thousands take some.
+    few = source is not None and len(kernels) < transfer.SOME_ROWS
+    count = len(kernels) if few else FOLDS if len(kernels) <= BOOSTING_ROWS else FOLDS_OF_MANY
+    folds = _folds(kernels, seed, count)
     scores: dict[str, float] = {}
     predicted: dict[str, Floats] = {}
-    tried = tuple(names or candidates(len(kernels)))
-    # On equal scores the first wins: what another device says, where there is too little to tell.
-    for name in tried if informed is None else (*transfer.candidates(len(kernels)), *tried):
+    for name in tried:
         if name in BLENDS:
             predicted[name] = np.mean([predicted[part] for part in BLENDS[name]], axis=0)
         else:
-            predicted[name] = _out_of_fold(name, _matrix(name, plain, informed), ops, ms, folds, seed)
+            predicted[name] = _out_of_fold(name, matrix, ops, ms, folds, seed)
         errors = np.abs(predicted[name] - np.log(ms)) if len(predicted[name]) else np.array([np.inf])
         scores[name] = float(np.mean(np.minimum(errors, CLIPPED_ERROR)))
-    chosen = min(scores, key=lambda name: scores[name])
+    chosen = transfer.chosen(scores) if source is not None else min(scores, key=lambda name: scores[name])
     residuals = predicted[chosen] - np.log(ms) if len(predicted[chosen]) else predicted[chosen]
     half_width = conformal_half_width(residuals, level)
-    extent = _extent(plain)
+    extent = _extent(matrix)
     return FamilyModel(
         family=kernels[0].family,
         precision=kernels[0].precision,
-        ops=plain.ops,
+        ops=matrix.ops,
         chosen=chosen,
-        regression=_fitted(chosen, _matrix(chosen, plain, informed), ops, ms, seed),
+        regression=_fitted(chosen, matrix, ops, ms, seed),
         scores=scores,
         residuals=residuals,
         folds=folds,
@@ -167,14 +187,14 @@ def fit_family(
     )
 
 
-def _matrix(name: str, plain: FeatureMatrix, informed: FeatureMatrix | None) -> FeatureMatrix:
-    return informed if informed is not None and name.startswith(TRANSFER) else plain
-
-
-def _fitted(name: str, matrix: FeatureMatrix, ops: NDArray[np.str_], ms: Floats, seed: int) -> Regression:
-    roofline = None if name.startswith(TRANSFER) else Roofline.fit(matrix, ops, ms)
-    target = np.log(ms) - _prior(roofline, matrix, ops)
-    return Regression(roofline, regressor(name, seed).fit(matrix.values, target))
+def _fitted(name: str, matrix: FeatureMatrix, ops: NDArray[np.str_], ms: Floats, seed: int) -> Regression | Blend:
+    if name in BLENDS:
+        return Blend(tuple(_fitted(part, matrix, ops, ms, seed) for part in BLENDS[name]))
+    informed = name.startswith(TRANSFER)
+    seen = matrix if informed else matrix.without_source()
+    roofline = None if informed else Roofline.fit(seen, ops, ms)
+    target = np.log(ms) - _prior(roofline, seen, ops)
+    return Regression(roofline, regressor(name, seed).fit(seen.values, target))
 
 
 def _out_of_fold(
@@ -190,7 +210,7 @@ def _out_of_fold(
     return predicted
 
 
-def _folds(kernels: Sequence[Kernel], seed: int) -> NDArray[np.intp]:
+def _folds(kernels: Sequence[Kernel], seed: int, count: int) -> NDArray[np.intp]:
     # Kernels of the same channels are near duplicates: apart, they would flatter the error.
     groups = [_channels(kernel) for kernel in kernels]
     distinct = sorted(set(groups))
@@ -198,7 +218,7 @@ def _folds(kernels: Sequence[Kernel], seed: int) -> NDArray[np.intp]:
         groups = [(row,) for row in range(len(kernels))]
         distinct = sorted(set(groups))
     shuffled = np.random.default_rng(seed).permutation(len(distinct))
-    fold_of = {group: int(place) % FOLDS for group, place in zip(distinct, shuffled, strict=True)}
+    fold_of = {group: int(place) % count for group, place in zip(distinct, shuffled, strict=True)}
     return np.array([fold_of[group] for group in groups], dtype=np.intp)
 
 

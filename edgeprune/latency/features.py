@@ -152,6 +152,10 @@ class FeatureMatrix:
         values = np.concatenate([self.values, log_ms[:, None]], axis=1)
         return replace(self, values=values, source=log_ms)
 
+    def without_source(self) -> FeatureMatrix:
+        """The same features without what another device's predictor says."""
+        return self if self.source is None else replace(self, values=self.values[:, :-1], source=None)
+
     def column(self, name: str) -> Floats:
         """One column of `values` by name."""
         return self.values[:, self.names.index(name)]

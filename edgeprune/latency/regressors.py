@@ -14,7 +14,6 @@ histogram boosting 74 to 81 %, boosting 73 to 82 %, trees 70 to 76 %; boosting t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,8 +34,13 @@ class Regressor(Protocol):
         """Targets, shape (rows,)."""
 
 
-BLENDS = {"blend": ("histogram_boosting", "extra_trees")}
-"""Means of two regressors; their parts stand before them among the candidates."""
+BLENDS = {
+    "blend": ("histogram_boosting", "extra_trees"),
+    "transfer_blend": ("transfer_ridge", "ridge"),
+    "transfer_trees_blend": ("transfer_trees", "transfer_ridge", "ridge"),
+    "transfer_forests": ("transfer_trees", "extra_trees"),
+}
+"""Means of several regressors; their parts stand before them among the candidates."""
 
 
 def candidates(rows: int) -> tuple[str, ...]:
@@ -67,7 +71,7 @@ def regressor(name: str, seed: int) -> Regressor:
         return Monotone()
     if name in ("ridge", "transfer_ridge"):
         return _Quiet(make_pipeline(StandardScaler(), Ridge(alpha=10.0)))
-    if name in ("gradient_boosting", "transfer_boosting"):
+    if name == "gradient_boosting":
         return _Quiet(
             GradientBoostingRegressor(
                 n_estimators=500, learning_rate=0.05, max_depth=4, subsample=0.6, max_features=0.3, random_state=seed
@@ -87,8 +91,6 @@ def regressor(name: str, seed: int) -> Regressor:
         )
     if name in ("extra_trees", "transfer_trees"):
         return _Forest(seed)
-    if name in BLENDS:
-        return _Mean([regressor(part, seed) for part in BLENDS[name]])
     raise ValueError(f"a regressor must be one that candidates() names, found {name!r}.")
 
 
@@ -148,18 +150,3 @@ class _Forest:
         for tree in self._trees:
             total += tree.predict(rows).reshape(len(rows))
         return total / len(self._trees)
-
-
-class _Mean:
-    """The mean of what several regressors say."""
-
-    def __init__(self, parts: Sequence[Regressor]) -> None:
-        self._parts = parts
-
-    def fit(self, X: Floats, y: Floats) -> _Mean:
-        for part in self._parts:
-            part.fit(X, y)
-        return self
-
-    def predict(self, X: Floats) -> Floats:
-        return np.mean([part.predict(X) for part in self._parts], axis=0)

@@ -75,32 +75,36 @@ def test_a_few_kernels_find_the_map_between_two_devices(
     assert error(moved, slow, rest) < 0.06
     assert error(moved, slow, rest) < 0.5 * error(fit(table), slow, rest)
     frame = moved.predict(rest)
-    assert set(frame["source"]) == {"transferred"}
+    known = np.array([kernel.op in {one.op for one in few} for kernel in rest])
+    assert set(frame["source"][known]) == {"transferred"}
+    assert set(frame["source"][~known]) <= {"fallback"}
     truth = np.array([slow.measurements[kernel.key].median_ms for kernel in rest])
     assert ((frame["low_ms"] <= truth) & (truth <= frame["high_ms"])).mean() > 0.85
 
 
 def test_real_devices_are_predicted_from_another_one_and_twenty_convolutions() -> None:
-    """Median error over five draws of 20 of 72 convolutions; the others are held out."""
+    """Median error of three draws of 20 of 72 convolutions; the others are held out."""
     source, target = fit(deepbench("Titan Xp")), deepbench("V100")
     moved, alone = [], []
-    for seed in range(5):
+    for seed in range(3):
         few, rest = drawn(target, 20, seed)
         moved.append(error(fit(some(target, few), transfer_from=source), target, rest))
         alone.append(error(fit(some(target, few)), target, rest))
-    assert np.mean(moved) < 0.25
-    assert np.mean(moved) < 0.7 * np.mean(alone)
+    # Two libraries with other algorithms: one device foretells the other to some 18 % at best.
+    assert np.mean(moved) < 0.15
+    assert np.mean(moved) < 0.9 * np.mean(alone)
 
 
 def test_a_source_that_says_nothing_is_not_used(measured: LatencyTable) -> None:
     """The same kernels with their times dealt out at random."""
-    times = [measured.measurements[kernel.key] for kernel in measured.kernels]
+    few, rest = drawn(measured, 39, seed=0)
+    known = [*few, *rest[:60]]
+    times = [measured.measurements[kernel.key] for kernel in known]
     order = np.random.default_rng(0).permutation(len(times))
     shuffled = LatencyTable.from_rows(
         {**measured.header, "identity": {"device": "nonsense"}},
-        [kernel_row(kernel, times[place]) for kernel, place in zip(measured.kernels, order, strict=True)],
+        [kernel_row(kernel, times[place]) for kernel, place in zip(known, order, strict=True)],
     )
-    few, rest = drawn(measured, 60, seed=0)
     table = some(measured, few)
     moved = fit(table, transfer_from=shuffled)
     assert set(moved.predict(rest)["source"]) == {"predicted"}
@@ -111,9 +115,11 @@ def test_a_source_that_says_nothing_is_not_used(measured: LatencyTable) -> None:
     assert report.transferred_from.startswith("nonsense, onnxruntime (table ")
 
 
-def test_families_that_the_new_table_lacks_are_lent(measured: LatencyTable, slow: LatencyTable) -> None:
+def test_families_that_the_new_table_lacks_are_lent(
+    measured: LatencyTable, predictor: Predictor, slow: LatencyTable
+) -> None:
     few, _ = drawn(measured, 20, seed=2)
-    moved = fit(some(slow, few), transfer_from=measured)
+    moved = fit(some(slow, few), transfer_from=predictor)
     gemms = [kernel for kernel in measured.kernels if kernel.family == "gemm"]
     frame = moved.predict(gemms)
     assert set(frame["source"]) == {"fallback"}
@@ -123,7 +129,9 @@ def test_families_that_the_new_table_lacks_are_lent(measured: LatencyTable, slow
     assert {row["family"]: row["n"] for row in moved.report().rows()} == {"conv": 20}
 
 
-def test_another_precision_is_judged_by_the_one_that_the_source_has(measured: LatencyTable) -> None:
+def test_another_precision_is_judged_by_the_one_that_the_source_has(
+    measured: LatencyTable, predictor: Predictor
+) -> None:
     few, rest = drawn(measured, 20, seed=3)
     halves = {kernel: replace(kernel, precision="fp16") for kernel in measured.kernels}
     rows = []
@@ -131,7 +139,7 @@ def test_another_precision_is_judged_by_the_one_that_the_source_has(measured: La
         ms = 0.5 * measured.measurements[kernel.key].median_ms
         rows.append(kernel_row(halves[kernel], Measurement(ms, ms, ms, 0.0, (ms,), 1)))
     half = LatencyTable.from_rows({**measured.header, "precision": "fp16"}, rows)
-    moved = fit(some(half, [halves[kernel] for kernel in few]), transfer_from=measured)
+    moved = fit(some(half, [halves[kernel] for kernel in few]), transfer_from=predictor)
     assert error(moved, half, [halves[kernel] for kernel in rest]) < 0.01
 
 
