@@ -2,9 +2,9 @@
 
 Tried on 420 convolutions, held out by channels, median and mean error: extremely randomised trees 1.6 and 3.0 %, gradient
 boosting 1.7 and 3.5 %, histogram boosting 1.9 and 3.7 % at three times its time per prediction (so only for many rows,
-where it fits faster, with few large trees), ridge 3.2 and 5.3 %, the roofline alone 3.5 and 5.6 %. A Gaussian process (1.6 and 2.8 %; behind the
-trees on 120 rows) is left out for its fitting time, which grows with the cube of the rows. With 60 rows trees and boosting
-are level at 2.5 and 4.1 %. The mean of trees and boosting was no better than the trees on 120 and 420 rows.
+where it fits faster, with few large trees), ridge 3.2 and 5.3 %, the roofline alone 3.5 and 5.6 %. A Gaussian process (1.6
+and 2.8 %; behind the trees on 120 rows) is left out for its fitting time, which grows with the cube of the rows. With 60 rows
+trees and boosting are level at 2.5 and 4.1 %. The mean of trees and boosting was no better than the trees on 120 and 420 rows.
 
 Tried on convolutions of a GPU, held out by output channels, 9 000 rows, two draws, share within 10 %: the mean of trees and
 histogram boosting 73 and 81 %, boosting 72 and 81 %, trees 70 and 76 %; boosting that sees 30 % of the columns at each split
