@@ -87,8 +87,8 @@ def _shares(table: Path, backend: str, graph: ChannelGraph, module: torch.nn.Mod
 
     settings = table.suffix == ".json"
     predictor = edgeprune.Predictor.load(table) if settings else edgeprune.fit(edgeprune.LatencyTable.load(table))
+    device = predictor.table.target()
     with tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
-        device = predictor.table.header["identity"]
         kernel_graph = edgeprune.lower(graph, backend, model=module, device=device, workdir=Path(scratch))
         return latency_shares(kernel_graph, predictor)
 

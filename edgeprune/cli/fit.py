@@ -30,6 +30,12 @@ def fit(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write (JSON); beside the table by default.")
     ] = None,
+    transfer_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--transfer-from", metavar="TABLE", help="Another device's table, for a TABLE of 10 to 200 kernels."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option("--level", help="Of the prediction intervals.")] = 0.9,
     seed: SeedOption = 0,
     json_output: JsonOption = False,
@@ -43,7 +49,8 @@ def fit(
     if target.suffix != ".json":  # the table is copied beside the settings, and must not be written over
         raise ConfigError(f"--out must be a .json file, found {target}.", hint=f"--out {target.with_suffix('.json')}")
     with output.step("fit"):
-        predictor = edgeprune.fit(edgeprune.LatencyTable.load(table), seed=seed, level=level)
+        source = None if transfer_from is None else edgeprune.LatencyTable.load(transfer_from)
+        predictor = edgeprune.fit(edgeprune.LatencyTable.load(table), seed=seed, level=level, transfer_from=source)
         report = predictor.report()
     rows = report.rows()
     output.table(
@@ -70,6 +77,7 @@ def fit(
             "level": level,
             "errors": rows,
             "edges": list(report.edges),
+            "transferred_from": report.transferred_from,
         },
         next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),
     )

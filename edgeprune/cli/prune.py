@@ -118,7 +118,7 @@ def prune(
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)
-            device = predictor.table.header["identity"]
+            device = predictor.table.target()
             kernel_graph = edgeprune.lower(graph, backend, model=module, device=device, workdir=Path(scratch))
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration

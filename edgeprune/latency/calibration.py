@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeprune.latency.features import Floats
+from edgeprune.latency.arrays import Floats
 
 TOLERANCE = 0.02
 """Relative error that one network is expected to keep; larger ones count less (Huber)."""

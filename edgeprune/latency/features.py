@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.latency.arrays import Floats, padded
+from edgeprune.latency.tiles import TILE_UNITS, tile_columns
 from edgeprune.spec import Kernel
-
-Floats = NDArray[np.float64]
 
 VECTOR_BITS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("asimd", 128), ("neon", 128), ("sse2", 128))
 """Instruction set flag to vector width, widest first."""
@@ -61,9 +61,11 @@ UNITS: Mapping[str, str] = {
     "bias": "0 or 1",
     "operands": "tensors",
 }
-"""Every feature and its unit, in column order. One 0-or-1 column per operation of the table follows."""
+"""Every feature and its unit, in column order. On a GPU `TILE_UNITS` follow, then one 0-or-1 column per operation of the
+table, then, where a table is corrected on top of another device's predictor, `SOURCE_COLUMN`."""
 
-_COLUMN = {name: index for index, name in enumerate(UNITS)}
+SOURCE_COLUMN = "log_source_ms"
+"""Log milliseconds that another device's predictor says."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ class Machine:
         vector_bits: Width of a vector register, bits.
         l1_bytes: First-level data cache; 0 when unknown.
         l2_bytes: Second-level cache; 0 when unknown.
+        multiprocessors: Of a GPU; 0 for anything else.
     """
 
     vector_bits: int = 128
     l1_bytes: int = 0
     l2_bytes: int = 0
+    multiprocessors: int = 0
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> Machine:
@@ -86,7 +90,13 @@ class Machine:
         fingerprint = header.get("fingerprint") or {}
         isa = fingerprint.get("isa") or header.get("identity", {}).get("isa") or ()
         caches = {str(name).upper(): int(size) for name, size in (fingerprint.get("caches_bytes") or {}).items()}
-        return cls(vector_bits(isa), caches.get("L1D", caches.get("L1", 0)), caches.get("L2", 0))
+        multiprocessors = fingerprint.get("multiprocessors", 0)
+        return cls(
+            vector_bits(isa),
+            caches.get("L1D", caches.get("L1", 0)),
+            caches.get("L2", 0),
+            multiprocessors if isinstance(multiprocessors, int) and multiprocessors > 0 else 0,
+        )
 
 
 def vector_bits(isa: Iterable[str]) -> int:
@@ -100,12 +110,14 @@ class FeatureMatrix:
     """Features of some kernels.
 
     Attributes:
-        values: Shape (kernels, len(`UNITS`) + len(`ops`)); units as in `UNITS`.
+        values: Shape (kernels, columns); what the columns are is in `names`, their units in `UNITS` and `TILE_UNITS`.
         work: Shape (kernels,): multiply-accumulates of whole vectors, or elements touched where nothing is multiplied.
         traffic: Shape (kernels,): bytes of inputs, outputs and weights.
         slow_traffic: Shape (kernels,): bytes that cost more than others: the unfolded input that a convolution without
             blocked layout writes, and a layout change between planes that fall into the same cache sets.
         ops: Operations with a 0-or-1 column.
+        tiled: Whether the features of tiles are there.
+        source: Shape (kernels,): log milliseconds that another device's predictor says, which is then the last column too.
     """
 
     values: Floats
@@ -113,15 +125,36 @@ class FeatureMatrix:
     traffic: Floats
     slow_traffic: Floats
     ops: tuple[str, ...] = field(default=())
+    tiled: bool = False
+    source: Floats | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Column names of `values`."""
-        return (*UNITS, *(f"op_{op}" for op in self.ops))
+        tiles = tuple(TILE_UNITS) if self.tiled else ()
+        source = () if self.source is None else (SOURCE_COLUMN,)
+        return (*UNITS, *tiles, *(f"op_{op}" for op in self.ops), *source)
 
     def take(self, rows: NDArray[np.intp]) -> FeatureMatrix:
         """The same features of some of the kernels."""
-        return FeatureMatrix(self.values[rows], self.work[rows], self.traffic[rows], self.slow_traffic[rows], self.ops)
+        return FeatureMatrix(
+            self.values[rows],
+            self.work[rows],
+            self.traffic[rows],
+            self.slow_traffic[rows],
+            self.ops,
+            self.tiled,
+            None if self.source is None else self.source[rows],
+        )
+
+    def with_source(self, log_ms: Floats) -> FeatureMatrix:
+        """The same features and what another device's predictor says, log milliseconds of shape (kernels,)."""
+        values = np.concatenate([self.values, log_ms[:, None]], axis=1)
+        return replace(self, values=values, source=log_ms)
+
+    def without_source(self) -> FeatureMatrix:
+        """The same features without what another device's predictor says."""
+        return self if self.source is None else replace(self, values=self.values[:, :-1], source=None)
 
     def column(self, name: str) -> Floats:
         """One column of `values` by name."""
@@ -142,14 +175,14 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
     lanes = machine.vector_bits / 32
     is_conv, is_gemm = family == 1, family == 2
     # Whole vectors of output channels are computed, whatever the layout; blocked kernels come with padded shapes.
-    work = macs * np.where(is_conv | is_gemm, _padded(cout, lanes) / cout, 1.0)
+    work = macs * np.where(is_conv | is_gemm, padded(cout, lanes) / cout, 1.0)
     weights = elements_weights * size
     traffic = (elements_in + elements_out) * size + weights
     columns: dict[str, Floats] = {
         "log_macs": np.log(macs),
         "log_work": np.log(work),
-        "log_work_16": np.log(macs * _padded(cin, 16) / cin * _padded(cout, 16) / cout),
-        "log_work_64": np.log(work / _padded(cout, lanes) * _padded(cout, 64)),
+        "log_work_16": np.log(macs * padded(cin, 16) / cin * padded(cout, 16) / cout),
+        "log_work_64": np.log(work / padded(cout, lanes) * padded(cout, 64)),
         "log_bytes_in": np.log(elements_in * size),
         "log_bytes_out": np.log(elements_out * size),
         "log_bytes_weights": np.log1p(elements_weights * size),
@@ -162,9 +195,9 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
         "out_channels": cout,
         **{f"in_mod_{step}": cin % step for step in (4, 8, 16, 32, 64)},
         **{f"out_mod_{step}": cout % step for step in (4, 8, 16, 32, 64)},
-        "in_vectors": _padded(cin, lanes) / lanes,
-        "out_vectors": _padded(cout, lanes) / lanes,
-        "out_vectors_mod_4": _padded(cout, lanes) / lanes % 4,
+        "in_vectors": padded(cin, lanes) / lanes,
+        "out_vectors": padded(cout, lanes) / lanes,
+        "out_vectors_mod_4": padded(cout, lanes) / lanes % 4,
         "log_pixels": np.log(pixels),
         "out_width": width,
         "out_width_mod_6": width % 6,
@@ -178,15 +211,21 @@ def features(kernels: Sequence[Kernel], machine: Machine, ops: Sequence[str] = (
         "bias": bias,
         "operands": operands,
     }
-    values = np.zeros((len(kernels), len(UNITS) + len(ops)))
-    for name, index in _COLUMN.items():
-        values[:, index] = columns[name]
-    place = {op: len(UNITS) + index for index, op in enumerate(ops)}
+    tiled = machine.multiprocessors > 0
+    if tiled:
+        product = is_conv | is_gemm
+        depth = np.where(product, macs / np.maximum(elements_out, 1), 1.0)
+        pixels_in = np.maximum(elements_in / cin, 1.0)
+        columns |= tile_columns(pixels, cout, np.maximum(depth, 1.0), cin, pixels_in, machine.multiprocessors)
+    stacked = [columns[name] for name in (*UNITS, *(TILE_UNITS if tiled else ()))]
+    values = np.zeros((len(kernels), len(stacked) + len(ops)))
+    values[:, : len(stacked)] = np.stack(stacked, axis=1)
+    place = {op: len(stacked) + index for index, op in enumerate(ops)}
     for row, kernel in enumerate(kernels):
         if kernel.op in place:
             values[row, place[kernel.op]] = 1.0
     slow = np.where(is_conv, np.where(blocked > 0, 0.0, slow), slow * traffic)
-    return FeatureMatrix(values, work, traffic, slow, tuple(ops))
+    return FeatureMatrix(values, work, traffic, slow, tuple(ops), tiled)
 
 
 def channels_of(family: str, shape: Sequence[int]) -> int:
@@ -195,10 +234,6 @@ def channels_of(family: str, shape: Sequence[int]) -> int:
         return 1
     behind_batch = len(shape) > 1 and (family in ("conv", "pool", "layout") or len(shape) > 3)
     return shape[1 if behind_batch and family != "gemm" else -1]
-
-
-def _padded(count: Floats, step: float) -> Floats:
-    return np.ceil(count / step) * step
 
 
 def _counts(kernel: Kernel) -> tuple[float, ...]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeprune.latency.arrays import Floats
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.features import Floats
 from edgeprune.latency.intervals import cross_coverage, network_half_width, repeatability
+from edgeprune.latency.transfer import TRANSFER
 from edgeprune.spec import Kernel, Measurement
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class FitReport:
         left_out: Networks of the table that hold a kernel which cannot be predicted.
         edges: Stair edges that profiling bisected down to neighboring widths, the largest first: ``model``, ``group``,
             ``width`` (the wider one), ``below_ms`` and ``at_ms`` (what the group touches, at one unit less and at it).
+        transferred_from: Device, runtime and table of the predictor that this one stands on, None where it stands alone.
+            Families whose ``model`` begins with ``transfer`` do; for the others cross-validation found it better not to.
     """
 
     families: tuple[dict[str, Any], ...]
@@ -42,6 +45,7 @@ class FitReport:
     level: float
     left_out: tuple[str, ...] = ()
     edges: tuple[dict[str, Any], ...] = ()
+    transferred_from: str | None = None
 
     def rows(self) -> list[dict[str, Any]]:
         """Families, then end to end. Keys, None where there is too little data:
@@ -71,6 +75,10 @@ class FitReport:
                     f"{'networks' if row is self.end_to_end else 'kernels'}, "
                     f"{row['within_10_percent']:.0f} % within 10 % ({ceiling})"
                 )
+        if self.transferred_from is not None:
+            used = [row["family"] for row in self.families if row["model"].startswith(TRANSFER)]
+            verb = f"used for {', '.join(used)}" if used else "of no use to any family"
+            parts.append(f"transferred from {self.transferred_from}: {verb}")
         return "; ".join(parts)
 
 
@@ -88,7 +96,9 @@ def make_report(
     left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
     total = _end_to_end_row(predictor, network_residuals, network_shares, level)
     edges = sorted(predictor.table.header.get("edges", ()), key=lambda edge: -abs(edge["at_ms"] - edge["below_ms"]))
-    return FitReport(tuple(families), total, level, left_out, tuple(edges))
+    lender = None if predictor.source is None else predictor.source.table
+    origin = None if lender is None else f"{lender.device}, {lender.header['runtime']} (table {lender.hash[:12]})"
+    return FitReport(tuple(families), total, level, left_out, tuple(edges), origin)
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:

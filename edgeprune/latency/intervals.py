@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.latency.features import Floats
+from edgeprune.latency.arrays import Floats
 
 FEW_ROWS_FLOOR = math.log(1.25)
 """Least half-width of a family with too few rows for a quantile."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from edgeprune.errors import (
     UnsupportedKernelError,
 )
 from edgeprune.files import write_text
+from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.features import Floats, Machine
+from edgeprune.latency.features import Machine
 from edgeprune.latency.intervals import network_half_width
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
@@ -59,7 +60,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 4
+    method: int = 5
 
 
 class Estimate(NamedTuple):
@@ -86,6 +87,7 @@ class Predictor:
     Attributes:
         table: What it was fitted to.
         settings: How.
+        source: Another device's predictor that it stands on; None for one that stands alone.
         calibration: From the sum of kernels to the latency of a network, fitted to all networks of the table.
         calibrated_on: Networks of the table that the calibration was fitted to.
     """
@@ -96,14 +98,19 @@ class Predictor:
         settings: FitSettings,
         models: Mapping[tuple[str, str], FamilyModel],
         substitutes: Mapping[str, FamilyModel],
+        *,
+        source: Predictor | None = None,
+        borrowed: Mapping[tuple[str, str], FamilyModel] | None = None,
     ) -> None:
         self.table = table
         self.settings = settings
+        self.source = source
         self.calibration = Calibration()
         self.calibrated_on: tuple[Network, ...] = ()
         self._models = dict(models)
         self._substitutes = dict(substitutes)
         self._own_calibrations: tuple[tuple[Skeleton, Calibration], ...] = ()
+        self._borrowed = dict(borrowed or {})
         self._network_residuals: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
         self._report: FitReport | None = None
@@ -115,6 +122,10 @@ class Predictor:
     def table_hash(self) -> str:
         """`LatencyTable.hash` of the table."""
         return self.table.hash
+
+    def families(self) -> dict[tuple[str, str], FamilyModel]:
+        """What was learned, by family and precision."""
+        return dict(self._models)
 
     def kernel_ms(self, kernels: Sequence[Kernel]) -> Floats:
         """Milliseconds of kernels, shape (kernels,); each distinct kernel is computed once in the predictor's life.
@@ -131,7 +142,8 @@ class Predictor:
 
         Returns:
             One row per kernel, in order: ``ms``, ``low_ms``, ``high_ms``, and ``source``: ``"measured"`` (in the table),
-            ``"predicted"`` (by its family's regression), or ``"fallback"`` (the table lacks its operation or family).
+            ``"predicted"`` (by its family's regression), ``"transferred"`` (by one that stands on another device's
+            predictor), or ``"fallback"`` (the table lacks its operation or family).
 
         Raises:
             UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
@@ -212,6 +224,8 @@ class Predictor:
     def save(self, path: str | Path) -> Path:
         """Write the settings as JSON and the table beside it (same stem, ``.parquet``); returns the path.
 
+        A predictor that stands on another device's writes that one too (same stem, ``.source.json`` and its table).
+
         Raises:
             ConfigError: `path` does not end in ``.json``: the table beside it could be the same file.
         """
@@ -223,13 +237,15 @@ class Predictor:
                 f"predictor settings must be a .json file, found {path}.", hint=f"{path.with_suffix('.json')}"
             )
         table = self.table.save(path.with_suffix(".parquet"))
-        document = {
+        document: dict[str, Any] = {
             "schema": 1,
             "table": table.name,
             "table_hash": self.table_hash,
             "settings": asdict(self.settings),
             "scikit_learn": sklearn.__version__,
         }
+        if self.source is not None:
+            document["source"] = self.source.save(path.with_suffix(".source.json")).name
         write_text(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
         return path
 
@@ -253,6 +269,7 @@ class Predictor:
             document = json.loads(path.read_text(encoding="utf-8"))
             settings = FitSettings(**document["settings"])
             name, digest = str(document["table"]), str(document["table_hash"])
+            lender = None if document.get("source") is None else path.parent / str(document["source"])
         except (ValueError, KeyError, TypeError) as error:
             raise TableFormatError(
                 f"a predictor must be JSON written by Predictor.save, found {path} ({error}).", hint="edgeprune fit"
@@ -271,7 +288,7 @@ class Predictor:
             )
         if document.get("scikit_learn") != sklearn.__version__:
             logger.info("fitted with scikit-learn %s, now %s", document.get("scikit_learn"), sklearn.__version__)
-        return fit_with(table, settings)
+        return fit_with(table, settings, None if lender is None else cls.load(lender))
 
     def __repr__(self) -> str:
         return f"Predictor({len(self._known)} kernels known, table {self.table_hash[:12]}, {self.calibration})"
@@ -317,12 +334,15 @@ class Predictor:
             log_ms, half_widths = model.predict(members, self._machine)
             for kernel, value, half_width in zip(members, log_ms.tolist(), half_widths.tolist(), strict=True):
                 regressed = least == 0 and kernel.op in model.ops
-                source = "predicted" if regressed else "fallback"
+                source = "fallback" if not regressed else "transferred" if model.transferred else "predicted"
                 self._known[kernel] = Estimate(math.exp(value), max(half_width, least), source)
 
     def _model(self, family: str, precision: str, kernel: Kernel) -> tuple[FamilyModel, float]:
         if (family, precision) in self._models:
             return self._models[family, precision], 0.0
+        if (family, precision) in self._borrowed:
+            logger.info("no measured %s kernel: %s is judged by another device", family, kernel.op)
+            return self._borrowed[family, precision], FALLBACK_HALF_WIDTH
         if family in MEMORY_FAMILIES and precision in self._substitutes:
             logger.info("no measured %s kernel: %s is judged by its memory traffic", family, kernel.op)
             return self._substitutes[precision], FALLBACK_HALF_WIDTH

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeprune.latency.features import FeatureMatrix, Floats
+from edgeprune.latency.arrays import Floats
+from edgeprune.latency.features import FeatureMatrix
 
 OWN_RATES_ROWS = 8
 """An operation with fewer rows gets its family's rates, scaled."""

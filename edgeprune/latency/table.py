@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from edgeprune.errors import TableFormatError, TableMismatchError
 from edgeprune.latency import table_file
@@ -26,6 +26,8 @@ from edgeprune.spec import Kernel, Measurement
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from edgeprune.latency.table_diff import TableDiff
 
 SCHEMA = 1
 """Version of header and columns that this release reads and writes."""
@@ -69,6 +71,66 @@ class LatencyTable:
             TableFormatError: If the header or a row is not valid; the message says which and why.
         """
         return cls({"schema": SCHEMA, **header}, rows)
+
+    @classmethod
+    def from_csv(
+        cls,
+        source: str | Path | TextIO,
+        *,
+        kernel: str,
+        columns: Mapping[str, str],
+        device: str,
+        latency_ms: str | None = None,
+        latency_us: str | None = None,
+        latency_s: str | None = None,
+        constants: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | None = None,
+        runtime: str = "unknown",
+        facts: Mapping[str, Any] | None = None,
+        skip_invalid: bool = False,
+    ) -> LatencyTable:
+        """Make a table of somebody else's CSV file; its header says ``label: imported``, the file and its SHA-256.
+
+        Rows of the same kernel count as rounds of one measurement. The kernels are those of ONNX Runtime's plain operators.
+
+        Args:
+            source: Path, or an open text file. Columns are told apart by commas, semicolons or tabs.
+            kernel: What the rows describe: a key of `edgeprune.latency.csv_kernels.KINDS`, e.g. ``"conv2d"`` with
+                ``in_channels``, ``out_channels``, ``height`` (of the input) and ``kernel_size``; ``width`` (as the height),
+                ``stride`` (1), ``padding`` (same), ``dilation``, ``groups``, ``activation``, ``residual``, ``bias``,
+                ``batch`` (1), ``precision`` (fp32), ``threads`` (1) may be given.
+            columns: Field to column of the file.
+            device: What it was measured on.
+            latency_ms: Column of the times in milliseconds; give one of the three.
+            latency_us: The same in microseconds.
+            latency_s: The same in seconds.
+            constants: Field to its value in all rows, e.g. ``{"batch": 1, "precision": "fp16"}``.
+            where: Column to value: rows that hold something else are left out.
+            runtime: What executed the kernels.
+            facts: What is known of the device: ``architecture``, ``cpu_model``, ``isa``, ``caches_bytes``,
+                ``runtime_version``, and for a GPU its ``multiprocessors``.
+            skip_invalid: Leave out rows that cannot be used, and count them in the header, instead of refusing the file.
+
+        Raises:
+            TableMissingError: There is no such file.
+            TableFormatError: A column is missing or a value cannot be what it is said to be; names row and column.
+            ConfigError: The mapping does not tell what the kind of kernels needs.
+        """
+        from edgeprune.latency.csv_import import read_csv
+
+        header, rows = read_csv(
+            source,
+            kernel=kernel,
+            columns=columns,
+            latency={"ms": latency_ms, "us": latency_us, "s": latency_s},
+            device=device,
+            constants=constants or {},
+            where=where or {},
+            runtime=runtime,
+            facts=facts or {},
+            skip_invalid=skip_invalid,
+        )
+        return cls.from_rows(header, rows)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -151,6 +213,41 @@ class LatencyTable:
         keys = {row["key"]: network_key(row["kernels"]) for row in self._rows if row["kind"] == "network"}
         return {name: dict(told[key]) for name, key in keys.items() if key in told}
 
+    @property
+    def device(self) -> str:
+        """What the table was measured on, for a person."""
+        identity = self.header["identity"]
+        names = (identity.get(name) for name in ("device", "cpu_model", "architecture"))
+        return next((str(name) for name in names if name), "unknown device")
+
+    def target(self) -> dict[str, Any]:
+        """Architecture and instruction set that a model must be lowered for: the ``device`` of `edgeprune.lower`.
+
+        Raises:
+            TableMismatchError: The table does not say: it was imported without these facts.
+        """
+        identity = self.header["identity"]
+        lacking = [name for name in ("architecture", "isa") if name not in identity]
+        if lacking:
+            raise TableMismatchError(
+                f"a table to prune with must say its device's architecture and isa, found no {' and '.join(lacking)} of "
+                f"{self.device}.",
+                hint="edgeprune profile, or import it with --fact architecture=... --fact 'isa=[...]'",
+            )
+        return {"architecture": identity["architecture"], "isa": identity["isa"]}
+
+    def diff(self, other: LatencyTable) -> TableDiff:
+        """Whether the times of two tables may be compared, and how they differ."""
+        from edgeprune.latency.table_diff import compared
+
+        return compared(self, other)
+
+    def card(self) -> str:
+        """Data card in Markdown: what was measured, on what, under which conditions, and how well it repeats."""
+        from edgeprune.latency.table_card import markdown
+
+        return markdown(self)
+
     def filter(
         self,
         *,
@@ -181,7 +278,7 @@ class LatencyTable:
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
         """
-        mine, theirs = _comparable(self.header), _comparable(other.header)
+        mine, theirs = comparable(self.header), comparable(other.header)
         for name in sorted(set(mine) | set(theirs)):
             if mine.get(name) != theirs.get(name):
                 raise TableMismatchError(
@@ -205,6 +302,9 @@ class LatencyTable:
         for name in ("flags", "unsupported", "energy"):
             if name in header:
                 header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
+        imports = [*self.header.get("imported", ()), *other.header.get("imported", ())]
+        if imports:
+            header["imported"] = imports
         header["merged"] = [*self.header.get("merged", [self.hash]), *other.header.get("merged", [other.hash])]
         return LatencyTable(header, rows.values())
 
@@ -218,10 +318,8 @@ class LatencyTable:
         return hash(self.hash)
 
     def __repr__(self) -> str:
-        identity = self.header["identity"]
-        device = identity.get("cpu_model") or identity.get("architecture") or "unknown device"
         kernels, networks = len(self.kernels), len(self.networks)
-        return f"LatencyTable({kernels} kernels, {networks} networks, {self.header['runtime']} on {device})"
+        return f"LatencyTable({kernels} kernels, {networks} networks, {self.header['runtime']} on {self.device})"
 
     def _with(self, rows: Iterable[Row]) -> LatencyTable:
         # Rows of a valid table in their order are valid: no second check.
@@ -266,6 +364,7 @@ def _united(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
     return {**both, **{name: sorted({*mine[name], *theirs[name]}) for name in lists}}
 
 
-def _comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+def comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What two tables must agree in to be merged, by the name of the field."""
     fields = {name: header[name] for name in ("runtime", "threads", "precision")}
     return {**{f"identity.{name}": value for name, value in header["identity"].items()}, **fields}

@@ -231,12 +231,13 @@ def _lowered(
     from edgeprune.graph.tracing import trace
     from edgeprune.lowering.kernel_graph import lower
 
+    device = predictor.table.target()
     if graph is None:
         _tell(progress, "tracing", 0)
         graph = trace(model, example_inputs)
         _tell(progress, "tracing", 1)
     _tell(progress, "lowering", 0)
-    lowered = lower(graph, backend, model=model, device=predictor.table.header["identity"], workdir=folder)
+    lowered = lower(graph, backend, model=model, device=device, workdir=folder)
     _tell(progress, "lowering", 1)
     return lowered
 

@@ -1,0 +1,201 @@
+"""``edgeprune table``: look at latency tables, compare them, import those of others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeprune.latency.table_diff import RatioRow
+
+table = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Import, compare and describe latency tables.",
+    rich_markup_mode="rich",
+)
+
+TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table (Parquet).")]
+
+
+@table.command("import")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", help="Somebody else's table, with a line of column names.")
+    ],
+    kernel: Annotated[
+        str, typer.Option("--kernel", help="What the rows describe: conv2d, depthwise_conv2d, linear, ...")
+    ],
+    device: Annotated[str, typer.Option("--device", help="What it was measured on.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="FIELD=COLUMN", help="E.g. in_channels=cin; repeat per field."),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option("--constant", metavar="FIELD=VALUE", help="E.g. precision=fp16; repeat per field."),
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="Leave out all other rows; repeat.")
+    ] = None,
+    latency_ms: Annotated[str | None, typer.Option("--latency-ms", help="Column of times in milliseconds.")] = None,
+    latency_us: Annotated[str | None, typer.Option("--latency-us", help="Column of times in microseconds.")] = None,
+    latency_s: Annotated[str | None, typer.Option("--latency-s", help="Column of times in seconds.")] = None,
+    runtime: Annotated[str, typer.Option("--runtime", help="What executed the kernels.")] = "unknown",
+    fact: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=80; JSON or text; repeat."
+        ),
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Leave out rows that cannot be used, and count them.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a latency table of somebody else's CSV file."""
+    import edgeprune
+
+    output = Output(json_output)
+    if out.suffix == ".csv" or (out.resolve() == file.resolve()):
+        raise ConfigError(f"--out must not be a CSV file, found {out}.", hint=f"--out {out.with_suffix('.parquet')}")
+    with output.step(f"import {file.name}"):
+        made = edgeprune.LatencyTable.from_csv(
+            file,
+            kernel=kernel,
+            columns=_pairs("--column", column),
+            constants=_pairs("--constant", constant),
+            where=_pairs("--where", where),
+            latency_ms=latency_ms,
+            latency_us=latency_us,
+            latency_s=latency_s,
+            device=device,
+            runtime=runtime,
+            facts={name: _json_or_text(value) for name, value in _pairs("--fact", fact).items()},
+            skip_invalid=skip_invalid,
+        )
+    (entry,) = made.header["imported"]
+    left_out = f", {entry['left_out']} left out" if entry["left_out"] else ""
+    output.say(
+        f"{len(made.kernels)} kernels of {entry['rows']} rows{left_out}, {made.header['runtime']} on {made.device}"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    output.wrote(made.save(out), "latency table")
+    output.finish(
+        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entry},
+        next_command=command_line("edgeprune", "fit", out),
+    )
+
+
+@table.command()
+def diff(
+    first: TableArgument, second: TableArgument, json_output: JsonOption = False, verbose: VerboseOption = False
+) -> None:
+    """Say whether two tables may be compared, what differs, and by how much their kernels in common do."""
+    import edgeprune
+
+    output = Output(json_output)
+    found = edgeprune.LatencyTable.load(first).diff(edgeprune.LatencyTable.load(second))
+    output.say(found.summary())
+    rows = [
+        [what, *(_short(value) for value in difference)]
+        for what, differences in (("device", found.identity), ("protocol", found.protocol))
+        for difference in differences
+    ]
+    if rows:
+        output.table("what differs", ["", "field", "first", "second"], rows)
+    counts = [
+        ["only in the first", found.only_first],
+        ["only in the second", found.only_second],
+        ["in both", found.common],
+    ]
+    output.table("", ["rows", "count"], counts)
+    if found.ratios:
+        output.table(
+            "second over first, rows in both",
+            ["family", "rows", "median", "10 %", "90 %", "noise %"],
+            [
+                [
+                    row.family,
+                    row.count,
+                    *(f"{value:.3f}" for value in (row.median, row.low, row.high)),
+                    f"{row.noise_percent:.1f}",
+                ]
+                for row in found.ratios
+            ],
+        )
+    output.finish(
+        {
+            "may_be_merged": found.may_be_merged,
+            "summary": found.summary(),
+            "identity": [difference._asdict() for difference in found.identity],
+            "protocol": [difference._asdict() for difference in found.protocol],
+            "only_first": found.only_first,
+            "only_second": found.only_second,
+            "common": found.common,
+            "ratios": [asdict(row) for row in found.ratios],
+        }
+    )
+
+
+@table.command()
+def card(
+    file: TableArgument,
+    out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write; printed by default.")] = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Describe a table in Markdown: device, conditions, what it holds, how well it repeats."""
+    import edgeprune
+    from edgeprune.files import write_text
+
+    output = Output(json_output)
+    text = edgeprune.LatencyTable.load(file).card()
+    if out is None:
+        output.say(text.rstrip("\n"))
+    else:
+        if out.suffix == ".parquet" or (out.resolve() == file.resolve()):
+            raise ConfigError(f"--out must not be the table, found {out}.", hint=f"--out {out.with_suffix('.md')}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+        output.wrote(out, "data card")
+    output.finish({"table": str(file), "card": text})
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in values or ():
+        name, equals, value = text.partition("=")
+        if not (equals and name):
+            raise ConfigError(f"{option} must be NAME=VALUE, found {text!r}.", hint=f"{option} in_channels=cin")
+        if name in pairs:
+            raise ConfigError(f"{option} must name {name} once, found it twice.")
+        pairs[name] = value
+    return pairs
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _ratio_cells(row: RatioRow) -> list[object]:
+    ratios = [f"{value:.3f}" for value in (row.median, row.low, row.high)]
+    return [row.family, row.count, *ratios, f"{row.noise_percent:.1f}"]
+
+
+def _short(value: object) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
