@@ -13,6 +13,7 @@ ALLOCATORS: Extensions[Allocator] = Extensions(
     "an allocator",
     "edgeprune.allocation",
     {
+        "exact": "edgeprune.allocation.exact:Exact",
         "greedy": "edgeprune.allocation.greedy:Greedy",
         "uniform": "edgeprune.allocation.uniform:Uniform",
     },

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.graph.forms import SizeForm
 
 Shape = tuple[int, ...]
 
@@ -62,6 +63,21 @@ class KernelGraph:
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""
         return self.backend.network_engine(self.operators, self._shapes(widths))
+
+    def forms(self, node: str) -> tuple[SizeForm, ...]:
+        """The sizes that change with widths in the shapes of the operators that compute a node, as far as they are known.
+
+        Args:
+            node: A node of the traced program, as in `Kernel.origin`.
+        """
+        found: dict[SizeForm, None] = {}
+        axes = self.graph.size_forms()
+        for operator in self.operators.operators:
+            if node in (self.operators.sources.get(name, name) for name in operator.outputs[:1]):
+                for tensor in (*operator.inputs, *operator.outputs):
+                    if tensor in self._nodes:
+                        found |= dict.fromkeys(form for form in axes[self._nodes[tensor]] if form.terms)
+        return tuple(found)
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         shapes = self.graph.shapes({**self.graph.widths(), **widths})

@@ -1,0 +1,364 @@
+"""Tables of a cost that does not state its terms: found by looking it up at planned widths, and tried at random ones.
+
+A cost that tells what each part of the network takes (`TellsParts`) is taken apart part by part. Which decisions a part
+depends on is found by changing one at a time; a part that depends on at most two gets a table over their candidates, whose
+cells are read off an orthogonal array of states: with q levels, q * q states hold every pair of candidates of *all* pairs of
+decisions that meet in some part, whatever their number. A part that depends on more (a layer behind a concat, a projection
+to heads times head dimensions) gets a table over at most two sizes that cover its shape, in ranges of values. What no two
+sizes cover, and a cost that tells nothing of its parts, is written as a sum over single decisions and pairs, relative to the
+dense widths.
+
+Nothing of this is assumed to be right: tables are compared with the cost at random states, and the difference is told.
+
+Source: the arrays are those of R. Bose, K. Bush, "Orthogonal arrays of strength two and three", 1952; sums relative to a
+point are the cut-HDMR of H. Rabitz, O. Alis, "General foundations of high-dimensional model representations", 1999.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from edgeprune.allocation._base import Cost, Widths
+from edgeprune.allocation.nodes import Nodes
+from edgeprune.allocation.problem import Problem
+from edgeprune.allocation.sampling import color, levels, orthogonal, prime_at_least
+from edgeprune.allocation.tables import CostTable
+from edgeprune.allocation.terms import Floats, Form, Ints, in_decisions
+from edgeprune.graph.forms import SizeForm
+
+BASES = 6
+"""Random states at which every decision is changed by itself."""
+RANGES = 24
+"""Ranges of values of a size over several decisions."""
+TRIALS = 32
+"""Random states at which tables are compared with the cost."""
+MOST_LOOKUPS = 12_000
+"""Pairs relative to the dense widths are looked up only as far as that."""
+SAME = 1e-9
+"""Relative difference up to which two costs are one."""
+
+
+@runtime_checkable
+class TellsParts(Protocol):
+    """A cost that is the sum of what the parts of a network take."""
+
+    def parts_ms(self, many: Sequence[Widths]) -> list[dict[str, float]]:
+        """Per widths, what each part takes, milliseconds; a part that does not run may be left out."""
+
+    def forms_of(self, part: str) -> tuple[SizeForm, ...]:
+        """The sizes in the shapes of one part; empty where they are not known."""
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """Tables of a cost, and how far they are from it.
+
+    Attributes:
+        table: The tables.
+        error: Largest relative difference at the random states.
+        lookups: States at which the cost was looked up.
+    """
+
+    table: CostTable
+    error: float
+    lookups: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether no difference was found."""
+        return self.error <= SAME
+
+
+def decompose(problem: Problem, cost: Cost, nodes: Nodes, seed: int = 0) -> Decomposed:
+    """Tables of a cost over the decisions of a problem.
+
+    Args:
+        problem: Decisions and candidates.
+        cost: What to take apart.
+        nodes: Of that problem; nodes are added.
+        seed: Of the random states.
+    """
+    return _Decomposition(problem, cost, nodes, seed).run()
+
+
+class _Decomposition:
+    def __init__(self, problem: Problem, cost: Cost, nodes: Nodes, seed: int) -> None:
+        self.problem, self.cost, self.nodes = problem, cost, nodes
+        self.dice = np.random.default_rng(seed)
+        self.counts = np.array([len(widths) for widths in nodes.widths])
+        self.table = CostTable(nodes.all)
+        self.lookups = 0
+        self.parts: list[str] = []
+
+    def run(self) -> Decomposed:
+        movable = self.problem.movable
+        scopes = self._scopes()
+        narrow = {part: scope for part, scope in scopes.items() if len(scope) <= 2}
+        covers = {part: self._cover(part) for part in scopes if part not in narrow}
+        self._add_narrow(narrow)
+        self._add_covered({part: forms for part, forms in covers.items() if forms})
+        self._add_relative({part: scopes[part] for part, forms in covers.items() if not forms}, movable)
+        self.table.settle()
+        return Decomposed(self.table, self._error(), self.lookups)
+
+    def _look_up(self, states: Ints) -> dict[str, Floats]:
+        """What each part takes at each state."""
+        many = [self.problem.widths(tuple(int(w) for w in self._widths(state))) for state in states]
+        self.lookups += len(many)
+        if not isinstance(self.cost, TellsParts):
+            return {"": self.cost.many_ms(many)}
+        found = self.cost.parts_ms(many)
+        names = dict.fromkeys(name for row in found for name in row)
+        return {name: np.array([row.get(name, 0.0) for row in found]) for name in names}
+
+    def _widths(self, state: Ints) -> list[int]:
+        return [int(widths[option]) for widths, option in zip(self.nodes.widths, state, strict=True)]
+
+    def _random(self, count: int) -> Ints:
+        return (self.dice.random((count, len(self.counts))) * self.counts).astype(np.int64)
+
+    def _scopes(self) -> dict[str, tuple[int, ...]]:
+        """The decisions that change what a part takes, found by changing each from several states."""
+        bases = self._random(BASES)
+        # Dense and smallest widths are where most plans are near in some group.
+        bases[0], bases[1] = 0, self.counts - 1
+        states, changed = [*bases], [-1] * len(bases)
+        for number, base in enumerate(bases):
+            for index in self.problem.movable:
+                other = base.copy()
+                shift = 1 + self.dice.integers(0, self.counts[index] - 1)
+                far = self.counts[index] - 1 if base[index] < self.counts[index] / 2 else 0
+                other[index] = far if number % 2 else (base[index] + shift) % self.counts[index]
+                states.append(other)
+                changed.append(index)
+        found = self._look_up(np.array(states))
+        scopes = {}
+        for part, values in found.items():
+            scope = set()
+            each = len(self.problem.movable)
+            for number in range(len(bases)):
+                rows = slice(len(bases) + number * each, len(bases) + (number + 1) * each)
+                differs = np.abs(values[rows] - values[number]) > SAME * max(1e-12, abs(values[number]))
+                scope |= {index for index, one in zip(changed[rows], differs, strict=True) if one}
+            scopes[part] = tuple(sorted(scope))
+        return scopes
+
+    def _add_narrow(self, scopes: Mapping[str, tuple[int, ...]]) -> None:
+        """Parts over at most two decisions: one orthogonal array holds every cell of every table."""
+        pairs = {scope for scope in scopes.values() if len(scope) == 2}
+        colors = color(len(self.counts), pairs)
+        q = prime_at_least(max(int(self.counts.max(initial=2)), max(colors, default=0)))
+        array = orthogonal(q)
+        states = np.stack([array[:, colors[index]] % self.counts[index] for index in range(len(self.counts))], axis=1)
+        found = self._look_up(states)
+        for part, scope in scopes.items():
+            values = found.get(part, np.zeros(len(states)))
+            if not scope:
+                self.table.constant += float(values[0])
+            elif len(scope) == 1:
+                self.table.add_single(scope[0], _means([states[:, scope[0]]], values, (int(self.counts[scope[0]]),)))
+            else:
+                shape = (int(self.counts[scope[0]]), int(self.counts[scope[1]]))
+                self.table.add_pair(*scope, _means([states[:, index] for index in scope], values, shape))
+
+    def _cover(self, part: str) -> tuple[Form, ...]:
+        """At most two of the part's sizes that hold all the decisions of its shapes; empty where there are none."""
+        if not isinstance(self.cost, TellsParts):
+            return ()
+        sizes = [form for form in self.cost.forms_of(part) if all(len(groups) <= 2 for groups, _ in form.terms)]
+        forms = {in_decisions(form, self.problem.choices, self.problem.movable) for form in sizes}
+        forms = {form for form in forms if form.scope}
+        scope = {index for form in forms for index in form.scope}
+        if len(scope) <= 2:
+            return tuple(Form(0, (((index,), 1),)) for index in sorted(scope))
+        sets = [(form,) for form in forms] + list(itertools.combinations(sorted(forms, key=repr), 2))
+        fitting = [some for some in sets if {index for form in some for index in form.scope} == scope]
+        return min(fitting, key=lambda some: (sum(len(form.scope) for form in some), len(some), repr(some)), default=())
+
+    def _add_covered(self, covers: Mapping[str, tuple[Form, ...]]) -> None:
+        """Parts behind sums and products: tables over ranges of values, from states in which sums are spread evenly."""
+        if not covers:
+            return
+        cluster = self._clusters([form for forms in covers.values() for form in forms])
+        conflicts = set()
+        for forms in covers.values():
+            met = {cluster[index] for form in forms for index in form.scope}
+            conflicts |= set(itertools.combinations(sorted(met), 2))
+        colors = color(len(self.counts), conflicts)
+        q = prime_at_least(max(int(self.counts.max(initial=2)), max(colors), 16))
+        array = orthogonal(q)
+        columns = []
+        members = {index: [other for other, head in enumerate(cluster) if head == index] for index in set(cluster)}
+        for index, count in enumerate(self.counts):
+            level = array[:, colors[cluster[index]]]
+            if len(members[cluster[index]]) == 1:
+                columns.append(level % count)
+            else:
+                columns.append(levels(level / (q - 1), int(count), self.dice))
+        states = np.stack(columns, axis=1)
+        found = self._look_up(states)
+        for part, forms in covers.items():
+            self._add_ranges(forms, states, found.get(part, np.zeros(len(states))))
+
+    def _clusters(self, forms: Sequence[Form]) -> list[int]:
+        """Decisions that are added up in one size move together; per decision the first of those."""
+        head = list(range(len(self.counts)))
+        for form in forms:
+            if len(form.scope) > 2:
+                heads = {head[index] for index in form.scope}
+                head = [min(heads) if one in heads else one for one in head]
+        return head
+
+    def _add_ranges(self, forms: tuple[Form, ...], states: Ints, cost: Floats) -> None:
+        places, options, sizes, centers = [], [], [], []
+        for form in forms:
+            values = form.at({index: self.nodes.widths[index][states[:, index]] for index in form.scope})
+            if len(form.scope) == 1:
+                place = form.scope[0]
+                center = form.at({place: self.nodes.widths[place]}).astype(np.float64)
+            else:
+                every = self.nodes.values(form)
+                cuts = np.unique(np.searchsorted(every, np.linspace(every[0], every[-1], RANGES + 1)[1:]))
+                upper = every[np.minimum(cuts, len(every) - 1)]
+                upper = np.unique(np.concatenate([upper, every[-1:]]))
+                place = self.nodes.bucketed(form, upper)
+                starts = np.concatenate([[0], np.searchsorted(every, upper[:-1], side="right")])
+                center = (every[starts] + upper) / 2
+            places.append(place)
+            options.append(self.nodes.all[place].option(states))
+            sizes.append(values.astype(np.float64))
+            centers.append(center)
+        plane = _Plane(sizes, cost)
+        rest = cost - plane.at(*sizes)
+        shape = tuple(len(center) for center in centers)
+        if len(places) == 1:
+            self.table.add_single(places[0], plane.at(centers[0]) + _filled(options, rest, (*shape, 1))[:, 0])
+        else:
+            base = plane.at(centers[0][:, None], centers[1][None, :])
+            self.table.add_pair(places[0], places[1], base + _filled(options, rest, shape))
+
+    def _add_relative(self, scopes: Mapping[str, tuple[int, ...]], movable: Sequence[int]) -> None:
+        """Other parts: their value at the dense widths, what each decision adds alone, and what two add together."""
+        if not scopes:
+            return
+        dense = np.zeros(len(self.counts), dtype=np.int64)
+        singles = [(index, option) for index in movable for option in range(1, self.counts[index])]
+        states = [dense, *(_with(dense, {index: option}) for index, option in singles)]
+        found = self._look_up(np.array(states))
+        base = {part: found[part][0] if part in found else 0.0 for part in scopes}
+        alone: dict[str, dict[tuple[int, int], float]] = {part: {} for part in scopes}
+        for part, scope in scopes.items():
+            self.table.constant += base[part]
+            for row, (index, option) in enumerate(singles):
+                if index in scope:
+                    alone[part][index, option] = float(found[part][row + 1] - base[part]) if part in found else 0.0
+            for index in scope:
+                steps = [alone[part][index, option] for option in range(1, self.counts[index])]
+                self.table.add_single(index, np.array([0.0, *steps]))
+        self._add_pairs_relative(scopes, base, alone)
+
+    def _add_pairs_relative(
+        self,
+        scopes: Mapping[str, tuple[int, ...]],
+        base: Mapping[str, float],
+        alone: Mapping[str, Mapping[tuple[int, int], float]],
+    ) -> None:
+        dense = np.zeros(len(self.counts), dtype=np.int64)
+        pairs = sorted({pair for scope in scopes.values() for pair in itertools.combinations(scope, 2)})
+
+        def together(states: Ints, cells: Sequence[tuple[int, int, int, int]]) -> dict[str, Floats]:
+            found = self._look_up(states)
+            return {
+                part: np.array(
+                    [
+                        (found[part][row] - base[part] - alone[part][first, one] - alone[part][second, other])
+                        if part in found and first in scopes[part] and second in scopes[part]
+                        else 0.0
+                        for row, (first, second, one, other) in enumerate(cells)
+                    ]
+                )
+                for part in scopes
+            }
+
+        # Whether two decisions meet at all shows at a few of their candidates.
+        probes = []
+        for first, second in pairs:
+            ends = (int(self.counts[first]) - 1, int(self.counts[second]) - 1)
+            inner = tuple(int(self.dice.integers(1, end + 1)) for end in ends)
+            probes += [(first, second, *ends), (first, second, *inner)]
+        if not probes:
+            return
+        states = np.array([_with(dense, {first: one, second: other}) for first, second, one, other in probes])
+        found = together(states, probes)
+        scale = SAME * max(1e-12, max(abs(value) for value in base.values()))
+        size = sum(np.abs(values) for values in found.values())
+        strength = {pair: float(max(size[2 * row], size[2 * row + 1])) for row, pair in enumerate(pairs)}
+        left = MOST_LOOKUPS
+        for pair in sorted(pairs, key=lambda pair: (-strength[pair], pair)):
+            shape = (int(self.counts[pair[0]]), int(self.counts[pair[1]]))
+            left -= (shape[0] - 1) * (shape[1] - 1)
+            if strength[pair] <= scale or left < 0:
+                break
+            cells = [(*pair, one, other) for one in range(1, shape[0]) for other in range(1, shape[1])]
+            states = np.array([_with(dense, {first: one, second: other}) for first, second, one, other in cells])
+            added = np.zeros(shape)
+            added[1:, 1:] = sum(together(states, cells).values()).reshape(shape[0] - 1, shape[1] - 1)
+            self.table.add_pair(*pair, added)
+
+    def _error(self) -> float:
+        """Largest relative difference at random states: half of them of any widths, half of one share with some spread."""
+        states = self._random(TRIALS)
+        for row in range(TRIALS // 2):
+            share = np.full(1, (row + 0.5) / (TRIALS // 2))
+            states[row] = [int(levels(share, int(count), self.dice)[0]) for count in self.counts]
+        true = sum(self._look_up(states).values())
+        return float(np.abs(self.table.total(states) / true - 1).max())
+
+
+class _Plane:
+    """A cost as ``a + b x``, or ``a + b x + c y + d x y``, by least squares."""
+
+    def __init__(self, sizes: Sequence[Floats], cost: Floats) -> None:
+        self.units = [max(1.0, float(np.abs(size).max())) for size in sizes]
+        self.weights = np.linalg.lstsq(np.stack(self._terms(*sizes), axis=-1), cost, rcond=None)[0]
+
+    def at(self, *sizes: Floats) -> Floats:
+        """The cost at some sizes."""
+        return np.asarray(sum(weight * term for weight, term in zip(self.weights, self._terms(*sizes), strict=True)))
+
+    def _terms(self, *sizes: Floats) -> list[Floats]:
+        scaled = [size / unit for size, unit in zip(sizes, self.units, strict=True)]
+        ones = np.ones(np.broadcast_shapes(*(size.shape for size in scaled)))
+        found = [ones, *(ones * size for size in scaled)]
+        return [*found, scaled[0] * scaled[1]] if len(scaled) == 2 else found
+
+
+def _with(state: Ints, changes: Mapping[int, int]) -> Ints:
+    other = state.copy()
+    for index, option in changes.items():
+        other[index] = option
+    return other
+
+
+def _means(options: Sequence[Ints], values: Floats, shape: tuple[int, ...]) -> Floats:
+    """Mean of the values in each cell; not a number where there are none."""
+    cell = np.ravel_multi_index(tuple(options), shape)
+    count = np.bincount(cell, minlength=int(np.prod(shape)))
+    total = np.bincount(cell, weights=values, minlength=int(np.prod(shape)))
+    with np.errstate(invalid="ignore"):
+        return (total / count).reshape(shape)
+
+
+def _filled(options: Sequence[Ints], values: Floats, shape: tuple[int, int]) -> Floats:
+    """Means by cell; cells without values between their neighbors along the first axis, 0 in a column without any."""
+    cells = list(options) if len(options) == 2 else [options[0], np.zeros_like(options[0])]
+    means = _means(cells, values, shape)
+    for column in means.T:
+        known = np.flatnonzero(~np.isnan(column))
+        column[:] = np.interp(np.arange(len(column)), known, column[known]) if len(known) else 0.0
+    return means
