@@ -3,10 +3,11 @@
 A cost that tells what each part of the network takes (`TellsParts`) is taken apart part by part. Which decisions a part
 depends on is found by changing one at a time; a part that depends on at most two gets a table over their candidates, whose
 cells are read off an orthogonal array of states: with q levels, q * q states hold every pair of candidates of *all* pairs of
-decisions that meet in some part, whatever their number. A part that depends on more (a layer behind a concat, a projection
-to heads times head dimensions) gets a table over at most two sizes that cover its shape, in ranges of values. What no two
-sizes cover, and a cost that tells nothing of its parts, is written as a sum over single decisions and pairs, relative to the
-dense widths.
+decisions that meet in some part, whatever their number. A part that depends on more is told by at most two sizes that cover
+its shape. In a sum of widths (a layer behind a concat) it is taken to be a straight line, one for each width on the other
+side; a product (a projection to heads times head dimensions) gets a table over ranges of its values. A part that no two sizes
+cover becomes a sum over single decisions. A cost that tells nothing of its parts is written as a sum over single decisions
+and pairs, relative to the dense widths.
 
 Nothing of this is assumed to be right: tables are compared with the cost at random states, and the difference is told.
 
@@ -96,13 +97,14 @@ class _Decomposition:
         self.parts: list[str] = []
 
     def run(self) -> Decomposed:
-        movable = self.problem.movable
         scopes = self._scopes()
         narrow = {part: scope for part, scope in scopes.items() if len(scope) <= 2}
         covers = {part: self._cover(part) for part in scopes if part not in narrow}
         self._add_narrow(narrow)
-        self._add_covered({part: forms for part, forms in covers.items() if forms})
-        self._add_relative({part: scopes[part] for part, forms in covers.items() if not forms}, movable)
+        if isinstance(self.cost, TellsParts):
+            self._add_covered(covers, scopes)
+        else:
+            self._add_relative({part: scopes[part] for part in covers})
         self.table.settle()
         return Decomposed(self.table, self._error(), self.lookups)
 
@@ -180,8 +182,8 @@ class _Decomposition:
         fitting = [some for some in sets if {index for form in some for index in form.scope} == scope]
         return min(fitting, key=lambda some: (sum(len(form.scope) for form in some), len(some), repr(some)), default=())
 
-    def _add_covered(self, covers: Mapping[str, tuple[Form, ...]]) -> None:
-        """Parts behind sums and products: tables over ranges of values, from states in which sums are spread evenly."""
+    def _add_covered(self, covers: Mapping[str, tuple[Form, ...]], scopes: Mapping[str, tuple[int, ...]]) -> None:
+        """Parts over several decisions: read off states in which sums of widths are spread evenly."""
         if not covers:
             return
         cluster = self._clusters([form for forms in covers.values() for form in forms])
@@ -203,7 +205,14 @@ class _Decomposition:
         states = np.stack(columns, axis=1)
         found = self._look_up(states)
         for part, forms in covers.items():
-            self._add_ranges(forms, states, found.get(part, np.zeros(len(states))))
+            values = found.get(part, np.zeros(len(states)))
+            sums = [form for form in forms if len(form.scope) > 2]
+            if not forms:
+                self._add_effects(scopes[part], states, values)
+            elif len(sums) == 1 and all(len(set(indices)) == 1 for indices, _ in sums[0].terms):
+                self._add_lines(sums[0], [form for form in forms if form is not sums[0]], states, values)
+            else:
+                self._add_ranges(forms, states, values)
 
     def _clusters(self, forms: Sequence[Form]) -> list[int]:
         """Decisions that are added up in one size move together; per decision the first of those."""
@@ -214,6 +223,48 @@ class _Decomposition:
                 head = [min(heads) if one in heads else one for one in head]
         return head
 
+    def _add_effects(self, scope: Sequence[int], states: Ints, cost: Floats) -> None:
+        """A sum over single decisions: what each candidate changes on average."""
+        mean = float(cost.mean())
+        self.table.constant += mean
+        for index in scope:
+            effect = _means([states[:, index]], cost, (int(self.counts[index]),)) - mean
+            self.table.add_single(index, np.where(np.isnan(effect), 0.0, effect))
+
+    def _add_lines(self, form: Form, others: Sequence[Form], states: Ints, cost: Floats) -> None:
+        """A straight line in a sum of widths, one for each option of what is on the other side."""
+        size = form.at({index: self.nodes.widths[index][states[:, index]] for index in form.scope}).astype(np.float64)
+        place, option = -1, np.zeros(len(states), dtype=np.int64)
+        if others:
+            place = others[0].scope[0] if len(others[0].scope) == 1 else self._ranged(others[0])[0]
+            option = self.nodes.all[place].option(states)
+        count = self.nodes.all[place].count if others else 1
+        everywhere = np.polynomial.polynomial.polyfit(size, cost, 1)
+        lines = np.tile(everywhere, (count, 1))
+        for one in range(count):
+            rows = option == one
+            if len(np.unique(size[rows])) > 1:
+                lines[one] = np.polynomial.polynomial.polyfit(size[rows], cost[rows], 1)
+        base, slope = lines[:, 0] + lines[:, 1] * form.constant, lines[:, 1]
+        if others:
+            self.table.add_single(place, base)
+        else:
+            self.table.constant += float(base[0])
+        for indices, coefficient in form.terms:
+            width = coefficient * self.nodes.widths[indices[0]] ** len(indices)
+            if others:
+                self.table.add_pair(indices[0], place, np.outer(width, slope))
+            else:
+                self.table.add_single(indices[0], width * slope[0])
+
+    def _ranged(self, form: Form) -> tuple[int, Floats]:
+        """The node of a form in even ranges of its values, and the middle of each range."""
+        every = self.nodes.values(form)
+        cuts = np.searchsorted(every, np.linspace(every[0], every[-1], RANGES + 1)[1:])
+        upper = np.unique(np.concatenate([every[np.minimum(cuts, len(every) - 1)], every[-1:]]))
+        starts = np.concatenate([[0], np.searchsorted(every, upper[:-1], side="right")])
+        return self.nodes.bucketed(form, upper), (every[starts] + upper) / 2
+
     def _add_ranges(self, forms: tuple[Form, ...], states: Ints, cost: Floats) -> None:
         places, options, sizes, centers = [], [], [], []
         for form in forms:
@@ -222,13 +273,7 @@ class _Decomposition:
                 place = form.scope[0]
                 center = form.at({place: self.nodes.widths[place]}).astype(np.float64)
             else:
-                every = self.nodes.values(form)
-                cuts = np.unique(np.searchsorted(every, np.linspace(every[0], every[-1], RANGES + 1)[1:]))
-                upper = every[np.minimum(cuts, len(every) - 1)]
-                upper = np.unique(np.concatenate([upper, every[-1:]]))
-                place = self.nodes.bucketed(form, upper)
-                starts = np.concatenate([[0], np.searchsorted(every, upper[:-1], side="right")])
-                center = (every[starts] + upper) / 2
+                place, center = self._ranged(form)
             places.append(place)
             options.append(self.nodes.all[place].option(states))
             sizes.append(values.astype(np.float64))
@@ -242,12 +287,12 @@ class _Decomposition:
             base = plane.at(centers[0][:, None], centers[1][None, :])
             self.table.add_pair(places[0], places[1], base + _filled(options, rest, shape))
 
-    def _add_relative(self, scopes: Mapping[str, tuple[int, ...]], movable: Sequence[int]) -> None:
-        """Other parts: their value at the dense widths, what each decision adds alone, and what two add together."""
+    def _add_relative(self, scopes: Mapping[str, tuple[int, ...]]) -> None:
+        """The cost at the dense widths, what each decision adds alone, and what two add together."""
         if not scopes:
             return
         dense = np.zeros(len(self.counts), dtype=np.int64)
-        singles = [(index, option) for index in movable for option in range(1, self.counts[index])]
+        singles = [(index, option) for index in self.problem.movable for option in range(1, self.counts[index])]
         states = [dense, *(_with(dense, {index: option}) for index, option in singles)]
         found = self._look_up(np.array(states))
         base = {part: found[part][0] if part in found else 0.0 for part in scopes}

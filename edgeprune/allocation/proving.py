@@ -17,7 +17,7 @@ from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem, State
 from edgeprune.allocation.program import Program, Solved
 from edgeprune.allocation.refinement import refine
-from edgeprune.allocation.tables import from_terms
+from edgeprune.allocation.tables import CostTable, from_terms
 from edgeprune.allocation.terms import Floats, Ints, Limit, StatesTerms
 
 if TYPE_CHECKING:
@@ -60,6 +60,18 @@ class _Found:
     in_blocks: bool = False
 
 
+def tabulated(problem: Problem, cost: Cost, nodes: Nodes) -> tuple[CostTable, float, int]:
+    """Tables of a latency: from its terms where it states them, found by looking it up where not.
+
+    Returns:
+        The tables, the largest relative difference from the cost that was found, and the number of latencies looked up.
+    """
+    if isinstance(cost, StatesTerms):
+        return from_terms(problem, nodes, [cost.terms()])[0], 0.0, 0
+    found = decompose(problem, cost, nodes)
+    return found.table, found.error, found.lookups
+
+
 class Prepared:
     """Tables and program of one problem, for any number of budgets.
 
@@ -84,14 +96,8 @@ class Prepared:
         self.problem = Problem(groups, damage, cost, rules, limits)
         self.cost, self.limits, self.settings = cost, tuple(limits), settings
         self.nodes = Nodes(self.problem.candidates)
-        further = [limit.cost.terms() for limit in limits]
-        if isinstance(cost, StatesTerms):
-            self.tables = from_terms(self.problem, self.nodes, [cost.terms(), *further])
-            self.error, self.lookups = 0.0, 0
-        else:
-            found = decompose(self.problem, cost, self.nodes)
-            self.tables = [found.table, *from_terms(self.problem, self.nodes, further)]
-            self.error, self.lookups = found.error, found.lookups
+        latency, self.error, self.lookups = tabulated(self.problem, cost, self.nodes)
+        self.tables = [latency, *from_terms(self.problem, self.nodes, [limit.cost.terms() for limit in limits])]
         self.damages = [self.problem.damages(index) for index in range(len(self.problem.choices))]
         self.program = Program(self.nodes.all, self.damages, self.tables)
         self.descent = Descent(self.nodes.all, self.damages, self.tables)

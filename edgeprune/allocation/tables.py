@@ -80,8 +80,8 @@ def from_terms(
     """Tables of costs that state their terms.
 
     A term over at most two decisions in all becomes a table over their candidates: exact. A form over two decisions (a
-    product, a sum) that meets another becomes a node whose options are its values, tied to both by equalities: exact. A form
-    over three or more becomes a node whose options are ranges of values, cut wherever a cost changes; where those are more
+    product, a sum) that meets another becomes a node whose options are its values, tied to both by equalities: exact. A term
+    that is linear in a sum of widths is taken apart into its addends: exact. Any other form over three or more becomes a node whose options are ranges of values, cut wherever a cost changes; where those are more
     than `most_buckets`, neighbors share one, at the *lowest* of their costs, so that what is proven with the tables holds
     for the cost itself.
 
@@ -96,7 +96,7 @@ def from_terms(
     for table, terms in zip(tables, costs, strict=True):
         for term in terms:
             forms = tuple(in_decisions(form, problem.choices, problem.movable) for form in term.forms)
-            if not _add_narrow(table, nodes, forms, term.at):
+            if not _add_narrow(table, nodes, forms, term.at) and not _add_linear(table, nodes, forms, term.at):
                 wide.append((table, forms, term.at))
     uppers = _uppers(nodes, wide, most_buckets)
     for table, forms, at in wide:
@@ -122,6 +122,36 @@ def _add_narrow(table: CostTable, nodes: Nodes, forms: tuple[Form, ...], at: Cal
         widths = {first: nodes.widths[first][:, None], second: nodes.widths[second][None, :]}
         shape = (len(nodes.widths[first]), len(nodes.widths[second]))
         table.add_pair(first, second, np.broadcast_to(at(*(form.at(widths) for form in forms)), shape))
+    return True
+
+
+def _add_linear(table: CostTable, nodes: Nodes, forms: tuple[Form, ...], at: Callable[..., Floats]) -> bool:
+    """Add a term that is linear in a sum, at each width of at most one other decision; False where it is not."""
+    sums = [place for place, form in enumerate(forms) if len(form.scope) > 2]
+    others = [place for place in _changing(forms) if place not in sums]
+    if len(sums) != 1 or any(len(forms[place].scope) > 1 for place in others):
+        return False
+    form = forms[sums[0]]
+    if any(len(set(indices)) > 1 for indices, _ in form.terms):
+        return False
+    values, cost = _evaluated(nodes, forms, at)
+    axis = _changing(forms).index(sums[0])
+    rows = np.moveaxis(cost, axis, 0).reshape(len(values[axis]), -1)
+    slope = (rows[-1] - rows[0]) / max(1, values[axis][-1] - values[axis][0])
+    straight = rows[0] + np.outer(values[axis] - values[axis][0], slope)
+    if np.abs(rows - straight).max() > 1e-9 * max(1e-300, float(np.abs(rows).max())):
+        return False
+    base = rows[0] - slope * (values[axis][0] - form.constant)
+    if others:
+        table.add_single(forms[others[0]].scope[0], base)
+    else:
+        table.constant += float(base[0])
+    for indices, coefficient in form.terms:
+        width = coefficient * nodes.widths[indices[0]] ** len(indices)
+        if others:
+            table.add_pair(indices[0], forms[others[0]].scope[0], np.outer(width, slope))
+        else:
+            table.add_single(indices[0], width * slope[0])
     return True
 
 

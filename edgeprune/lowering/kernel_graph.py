@@ -10,13 +10,16 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
+from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
+from edgeprune.lowering.fitted_forms import FittedForms
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.graph.channel_graph import ChannelGraph
-    from edgeprune.graph.forms import SizeForm
 
 Shape = tuple[int, ...]
 
@@ -71,13 +73,21 @@ class KernelGraph:
             node: A node of the traced program, as in `Kernel.origin`.
         """
         found: dict[SizeForm, None] = {}
-        axes = self.graph.size_forms()
         for operator in self.operators.operators:
             if node in (self.operators.sources.get(name, name) for name in operator.outputs[:1]):
                 for tensor in (*operator.inputs, *operator.outputs):
-                    if tensor in self._nodes:
-                        found |= dict.fromkeys(form for form in axes[self._nodes[tensor]] if form.terms)
+                    found |= dict.fromkeys(form for form in self._forms.get(tensor, ()) if form.terms)
         return tuple(found)
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[SizeForm, ...]]:
+        """Forms of the axes of every tensor; of one that is not joined to a node, as its sizes at some widths tell."""
+        axes = self.graph.size_forms()
+        found = {tensor: axes[node] for tensor, node in self._nodes.items()}
+        if self._inferring:
+            fitted = FittedForms(self.graph.widths(), self._shapes)
+            found |= {tensor: fitted.of(tensor) for tensor in fitted.dense if tensor not in found}
+        return found
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         shapes = self.graph.shapes({**self.graph.widths(), **widths})

@@ -19,6 +19,7 @@ from edgeprune.graph.forms import SizeForm
 from edgeprune.spec import smallest_width
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Layer:
     traffic_ms: float = 0.0
     vector: int = 4
 
-    def at(self, source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]) -> Floats:
+    def at(self, source: Ints, target: Ints) -> Floats:
         """Milliseconds at these channels."""
         before, after = -(-source // self.vector), -(-target // self.vector)
         found: Floats = self.work_ms * before * after + self.traffic_ms * (before + after)
         return found
 
-    def parameters_at(self, source: npt.NDArray[np.int64], target: npt.NDArray[np.int64]) -> Floats:
+    def parameters_at(self, source: Ints, target: Ints) -> Floats:
         """Weights at these channels."""
         return (source * target).astype(np.float64)
 
@@ -69,8 +70,14 @@ class LayeredCost:
     def ms(self, widths: Mapping[str, int]) -> float:
         """Latency, milliseconds."""
         every = {**self.sizes, **widths}
-        parts = [layer.at(np.array(layer.source.at(every)), np.array(layer.target.at(every))) for layer in self.layers]
-        return self.fixed_ms + float(sum(float(part) for part in parts))
+        return float(self.at({name: np.array([width]) for name, width in every.items()})[0])
+
+    def at(self, widths: Mapping[str, Ints]) -> Floats:
+        """Latency at many widths, milliseconds; one array per group, all of one length."""
+        total: Floats = np.full(len(next(iter(widths.values()))), self.fixed_ms)
+        for layer in self.layers:
+            total = total + layer.at(_sizes(layer.source, widths), _sizes(layer.target, widths))
+        return total
 
     def many_ms(self, many: Sequence[Mapping[str, int]]) -> Floats:
         """`ms` of each."""
@@ -95,7 +102,12 @@ class LayeredParameters:
     def value(self, widths: Mapping[str, int]) -> float:
         """Weights at these widths."""
         every = {**self.cost.sizes, **widths}
-        return float(sum(layer.source.at(every) * layer.target.at(every) for layer in self.cost.layers))
+        return float(self.at({name: np.array([width]) for name, width in every.items()})[0])
+
+    def at(self, widths: Mapping[str, Ints]) -> Floats:
+        """Weights at many widths; one array per group, all of one length."""
+        parts = [_sizes(layer.source, widths) * _sizes(layer.target, widths) for layer in self.cost.layers]
+        return np.sum(parts, axis=0).astype(np.float64)
 
     def terms(self) -> list[CostTerm]:
         """One per layer."""
@@ -136,16 +148,20 @@ class LayeredInstance:
 
     def best_damage(self, budget_ms: float, parameters: float = np.inf) -> float:
         """Least total damage within the budgets, by trying every combination of candidate widths."""
-        counted = LayeredParameters(self.cost)
-        plans = (dict(zip(self.cost.steps, widths, strict=True)) for widths in itertools.product(*self.cost.steps.values()))
-        return min(
-            (
-                self.total_damage(plan)
-                for plan in plans
-                if self.cost.ms(plan) <= budget_ms and counted.value(plan) <= parameters
-            ),
-            default=np.inf,
-        )
+        axes = np.meshgrid(*self.cost.steps.values(), indexing="ij")
+        every = {name: axis.ravel() for name, axis in zip(self.cost.steps, axes, strict=True)}
+        fits = self.cost.at(every) <= budget_ms
+        if np.isfinite(parameters):
+            fits &= LayeredParameters(self.cost).at(every) <= parameters
+        damage = np.sum([self.damage[name][widths] for name, widths in every.items()], axis=0)
+        return float(damage[fits].min(initial=np.inf))
+
+
+def _sizes(form: SizeForm, widths: Mapping[str, Ints]) -> Ints:
+    total: Ints = np.full(len(next(iter(widths.values()))), form.constant, dtype=np.int64)
+    for groups, coefficient in form.terms:
+        total = total + coefficient * np.prod([widths[name] for name in groups], axis=0)
+    return total
 
 
 def width_of(name: str, coefficient: int = 1) -> SizeForm:
