@@ -57,8 +57,8 @@ class Certificate:
         bound: No widths within the budget (among the candidates) have less damage than this; None where the method proves
             nothing.
         evaluations: Number of latencies that were looked up.
-        table_error: Relative difference between the tables that `bound` is proven with and the cost model, at these widths;
-            0 where the two are one, None where no tables were used.
+        table_error: Largest relative difference that was found between the tables that `bound` is proven with and the cost
+            model, at these widths and at random ones; 0 where the two are one, None where no tables were used.
         note: What a person should know, one sentence, or empty.
     """
 

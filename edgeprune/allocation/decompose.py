@@ -34,8 +34,8 @@ from edgeprune.graph.forms import SizeForm
 
 BASES = 6
 """Random states at which every decision is changed by itself."""
-RANGES = 24
-"""Ranges of values of a size over several decisions."""
+RANGES = 48
+"""Ranges of values of a product of two widths."""
 TRIALS = 32
 """Random states at which tables are compared with the cost."""
 MOST_LOOKUPS = 12_000
@@ -282,10 +282,10 @@ class _Decomposition:
         rest = cost - plane.at(*sizes)
         shape = tuple(len(center) for center in centers)
         if len(places) == 1:
-            self.table.add_single(places[0], plane.at(centers[0]) + _filled(options, rest, (*shape, 1))[:, 0])
+            self.table.add_single(places[0], plane.at(centers[0]) + _filled(options[0], None, rest, (shape[0], 1))[:, 0])
         else:
             base = plane.at(centers[0][:, None], centers[1][None, :])
-            self.table.add_pair(places[0], places[1], base + _filled(options, rest, shape))
+            self.table.add_pair(places[0], places[1], base + _filled(options[0], options[1], rest, (shape[0], shape[1])))
 
     def _add_relative(self, scopes: Mapping[str, tuple[int, ...]]) -> None:
         """The cost at the dense widths, what each decision adds alone, and what two add together."""
@@ -399,10 +399,9 @@ def _means(options: Sequence[Ints], values: Floats, shape: tuple[int, ...]) -> F
         return (total / count).reshape(shape)
 
 
-def _filled(options: Sequence[Ints], values: Floats, shape: tuple[int, int]) -> Floats:
+def _filled(rows: Ints, columns: Ints | None, values: Floats, shape: tuple[int, int]) -> Floats:
     """Means by cell; cells without values between their neighbors along the first axis, 0 in a column without any."""
-    cells = list(options) if len(options) == 2 else [options[0], np.zeros_like(options[0])]
-    means = _means(cells, values, shape)
+    means = _means([rows, np.zeros_like(rows) if columns is None else columns], values, shape)
     for column in means.T:
         known = np.flatnonzero(~np.isnan(column))
         column[:] = np.interp(np.arange(len(column)), known, column[known]) if len(known) else 0.0

@@ -132,11 +132,11 @@ class Descent:
             scale = max(1e-300, self.damage(state))
             found = program.solve(list(limits), seconds=until - time.monotonic(), gap=gap, fixed=fixed, scale=scale)
             better = found.state
-            if better is not None and (self.costs(better) <= limits).all():
-                if self.damage(better) < self.damage(state) * (1 - 1e-9):
-                    state = better
-                    waiting = [index for index in dice.permutation(movable) if index not in block]
-                    continue
+            fits = better is not None and bool((self.costs(better) <= limits).all())
+            if better is not None and fits and self.damage(better) < self.damage(state) * (1 - 1e-9):
+                state = better
+                waiting = [index for index in dice.permutation(movable) if index not in block]
+                continue
             waiting = [index for index in waiting if index not in block]
         return state
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules
 from edgeprune.allocation.proving import Prepared, Settings
+from edgeprune.allocation.tables import MOST_BUCKETS
 from edgeprune.allocation.terms import Limit
 from edgeprune.errors import ConfigError
 
@@ -33,6 +34,7 @@ class Exact(Allocator):
         max_variables: Programs with more columns are solved in blocks of decisions, with the bound of the linear
             relaxation.
         max_evaluations: Latencies that the refinement at the end may look up; 0 leaves it out.
+        most_buckets: Most ranges of a sum over three or more decisions; more are tighter and slower.
     """
 
     name: ClassVar[str] = "exact"
@@ -44,17 +46,21 @@ class Exact(Allocator):
         corrections: int = 4,
         max_variables: int = 200_000,
         max_evaluations: int = 1_000,
+        most_buckets: int = MOST_BUCKETS,
     ) -> None:
         if not 0 <= gap < 1:
             raise ConfigError(f"gap must be a share in [0, 1), found {gap}.")
         if time_limit_s <= 0:
             raise ConfigError(f"time_limit_s must be greater than 0 s, found {time_limit_s}.")
-        if corrections < 0 or max_variables < 1 or max_evaluations < 0:
-            raise ConfigError(
-                f"corrections and max_evaluations must be at least 0 and max_variables at least 1, found {corrections}, "
-                f"{max_evaluations} and {max_variables}."
-            )
-        self.settings = Settings(gap, time_limit_s, corrections, max_variables, max_evaluations)
+        for what, number, least in (
+            ("corrections", corrections, 0),
+            ("max_variables", max_variables, 1),
+            ("max_evaluations", max_evaluations, 0),
+            ("most_buckets", most_buckets, 2),
+        ):
+            if number < least:
+                raise ConfigError(f"{what} must be at least {least}, found {number}.")
+        self.settings = Settings(gap, time_limit_s, corrections, max_variables, max_evaluations, most_buckets)
 
     def allocate(
         self,

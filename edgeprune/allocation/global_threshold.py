@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -100,7 +101,7 @@ def _corners(curve: dict[int, float]) -> list[tuple[float, int]]:
         while len(hull) > 1 and _step(curve, hull[-1], width) <= _step(curve, hull[-2], hull[-1]):
             hull.pop()
         hull.append(width)
-    steps = [_step(curve, wide, narrow) for wide, narrow in zip(hull, hull[1:], strict=False)]
+    steps = [_step(curve, wide, narrow) for wide, narrow in pairwise(hull)]
     return [(float("-inf"), hull[0]), *zip(steps, hull[1:], strict=True)]
 
 

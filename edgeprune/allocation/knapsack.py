@@ -55,7 +55,7 @@ class Knapsack(Allocator):
         floor = tuple(widths[-1] for widths in problem.candidates)
         fits_at_all = problem.ms(floor) <= budget_ms
         nodes = Nodes(problem.candidates)
-        table, _, _ = tabulated(problem, cost, nodes)
+        (table, *_), _, _ = tabulated(problem, cost, nodes)
         damages = [problem.damages(index) for index in range(len(problem.choices))]
         target_ms = budget_ms
         # Even if the smallest widths are too slow, others may not be: some tries, then it is given up.
@@ -64,10 +64,14 @@ class Knapsack(Allocator):
             fitting = problem.fitting(plans, budget_ms)
             if fitting:
                 best = min(fitting, key=problem.damage)
-                return self._result(problem, best, budget_ms, "layers were charged to one group each; nothing is proven.")
+                return self._result(
+                    problem, best, budget_ms, "layers were charged to one group each; nothing is proven."
+                )
             target_ms *= _TIGHTER
         if fits_at_all:
-            return self._result(problem, floor, budget_ms, "no knapsack led to the budget; these are the smallest widths.")
+            return self._result(
+                problem, floor, budget_ms, "no knapsack led to the budget; these are the smallest widths."
+            )
         widths, best_ms = problem.fastest_seen()
         raise infeasible(cost, problem.widths(widths), best_ms, budget_ms)
 
@@ -133,11 +137,12 @@ def fill(damages: Sequence[Floats], prices: Sequence[Floats], capacity: float, s
     room = capacity - sum(least)
     if room < 0:
         return np.array([int(np.argmin(price)) for price in prices], dtype=np.int64)
-    unit = room / steps if room > 0 else 1.0
+    unit = max(room / steps, 1e-300)
     best = np.zeros(steps + 1)
     chosen = []
     for curve, price, low in zip(damages, prices, least, strict=True):
-        taken = np.minimum(np.ceil((price - low) / unit - 1e-9), steps + 1).astype(np.int64)
+        with np.errstate(over="ignore"):
+            taken = np.minimum(np.ceil((price - low) / unit - 1e-9), steps + 1).astype(np.int64)
         found = np.full((len(curve), steps + 1), np.inf)
         for option, weight in enumerate(taken):
             if weight <= steps:

@@ -17,7 +17,7 @@ from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem, State
 from edgeprune.allocation.program import Program, Solved
 from edgeprune.allocation.refinement import refine
-from edgeprune.allocation.tables import CostTable, from_terms
+from edgeprune.allocation.tables import MOST_BUCKETS, CostTable, from_terms
 from edgeprune.allocation.terms import Floats, Ints, Limit, StatesTerms
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Settings:
     corrections: int = 4
     max_variables: int = 200_000
     max_evaluations: int = 1_000
+    most_buckets: int = MOST_BUCKETS
 
 
 @dataclass
@@ -60,16 +61,20 @@ class _Found:
     in_blocks: bool = False
 
 
-def tabulated(problem: Problem, cost: Cost, nodes: Nodes) -> tuple[CostTable, float, int]:
-    """Tables of a latency: from its terms where it states them, found by looking it up where not.
+def tabulated(
+    problem: Problem, cost: Cost, nodes: Nodes, limits: Sequence[Limit] = (), most_buckets: int = MOST_BUCKETS
+) -> tuple[list[CostTable], float, int]:
+    """Tables of a latency and of further costs: from the terms that they state, found by looking it up where there are none.
 
     Returns:
-        The tables, the largest relative difference from the cost that was found, and the number of latencies looked up.
+        The tables, the latency's first, its largest relative difference from the cost that was found, and the number of
+        latencies looked up.
     """
+    further = [limit.cost.terms() for limit in limits]
     if isinstance(cost, StatesTerms):
-        return from_terms(problem, nodes, [cost.terms()])[0], 0.0, 0
+        return from_terms(problem, nodes, [cost.terms(), *further], most_buckets), 0.0, 0
     found = decompose(problem, cost, nodes)
-    return found.table, found.error, found.lookups
+    return [found.table, *from_terms(problem, nodes, further, most_buckets)], found.error, found.lookups
 
 
 class Prepared:
@@ -96,8 +101,7 @@ class Prepared:
         self.problem = Problem(groups, damage, cost, rules, limits)
         self.cost, self.limits, self.settings = cost, tuple(limits), settings
         self.nodes = Nodes(self.problem.candidates)
-        latency, self.error, self.lookups = tabulated(self.problem, cost, self.nodes)
-        self.tables = [latency, *from_terms(self.problem, self.nodes, [limit.cost.terms() for limit in limits])]
+        self.tables, self.error, self.lookups = tabulated(self.problem, cost, self.nodes, limits, settings.most_buckets)
         self.damages = [self.problem.damages(index) for index in range(len(self.problem.choices))]
         self.program = Program(self.nodes.all, self.damages, self.tables)
         self.descent = Descent(self.nodes.all, self.damages, self.tables)
@@ -116,15 +120,11 @@ class Prepared:
         dense = self.problem.dense
         if self.problem.fitting([dense], budget_ms):
             return self._allocation(_Found(dense, 0.0, True, 0.0), budget_ms, "the dense widths meet the budget.")
-        found = self._search(budget_ms, until)
-        if found is None:
-            found = self._rescued(budget_ms, until)
+        found = self._search(budget_ms, until) or self._rescued(budget_ms, until)
         fitting = self.problem.fitting(list(known), budget_ms)
         better = min([found.state, *fitting], key=self.problem.damage)
         if self.settings.max_evaluations and not (self.error <= SAME and found.finished and self.settings.gap == 0):
-            better = refine(
-                self.problem, better, budget_ms, self.problem.evaluations + self.settings.max_evaluations
-            )
+            better = refine(self.problem, better, budget_ms, self.problem.evaluations + self.settings.max_evaluations)
         return self._allocation(replace(found, state=better), budget_ms)
 
     def front(self, budgets_ms: Sequence[float] | int) -> list[Allocation]:
@@ -168,7 +168,7 @@ class Prepared:
         target, best = limits.copy(), None
         forbidden: list[Ints] = []
         seen: set[State] = set()
-        shifts = 0
+        shifts, lowest = 0, np.inf
         while True:
             share = _FIRST if not shifts else 1.0
             solved = self._solve(target, forbidden, share * (until - time.monotonic()))
@@ -176,10 +176,14 @@ class Prepared:
                 return best
             state = self._state(solved.state)
             true, said = self._costs(state), self.descent.costs(solved.state)
+            lowest = min(lowest, solved.bound)
+            # Terms are never overestimated: what was proven before they were shifted is true, what came after is not.
+            shifted_terms = (target[1:] != limits[1:]).any() or self.error <= SAME
+            bound = lowest if shifted_terms else solved.bound
             if (true <= limits).all():
                 shift = float(limits[0] - target[0]) / budget_ms
                 if best is None or self.problem.damage(state) < self.problem.damage(best.state):
-                    best = _Found(state, solved.bound, solved.finished, shift, solved.in_blocks)
+                    best = _Found(state, bound, solved.finished, shift, solved.in_blocks)
             off = np.abs(true - said) > SAME * np.abs(true)
             if not off.any():
                 if best is not None or len(forbidden) >= _RULED_OUT:
@@ -283,7 +287,7 @@ class Prepared:
             bound=bound,
             evaluations=self.problem.evaluations + self.lookups,
             note=note or self._note(found, bound, exact, off),
-            table_error=0.0 if exact else off,
+            table_error=0.0 if exact else max(off, self.error),
         )
         return Allocation(self.problem.widths(found.state), certificate)
 

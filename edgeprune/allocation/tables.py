@@ -79,9 +79,10 @@ def from_terms(
 ) -> list[CostTable]:
     """Tables of costs that state their terms.
 
-    A term over at most two decisions in all becomes a table over their candidates: exact. A form over two decisions (a
-    product, a sum) that meets another becomes a node whose options are its values, tied to both by equalities: exact. A term
-    that is linear in a sum of widths is taken apart into its addends: exact. Any other form over three or more becomes a node whose options are ranges of values, cut wherever a cost changes; where those are more
+    A term over at most two decisions in all becomes a table over their candidates, and a term that is linear in a sum of widths
+    is taken apart into its addends: both exact. Of any other form, one over two decisions (a product, a sum) becomes a node
+    whose options are its values, tied to both by equalities; one over three or more becomes a node whose options are ranges
+    of values, between which its addends must add up. Ranges end wherever a cost changes: exact too. Where those are more
     than `most_buckets`, neighbors share one, at the *lowest* of their costs, so that what is proven with the tables holds
     for the cost itself.
 
@@ -127,7 +128,7 @@ def _add_narrow(table: CostTable, nodes: Nodes, forms: tuple[Form, ...], at: Cal
 
 def _add_linear(table: CostTable, nodes: Nodes, forms: tuple[Form, ...], at: Callable[..., Floats]) -> bool:
     """Add a term that is linear in a sum, at each width of at most one other decision; False where it is not."""
-    sums = [place for place, form in enumerate(forms) if len(form.scope) > 2]
+    sums = [place for place, form in enumerate(forms) if len(form.scope) > 1]
     others = [place for place in _changing(forms) if place not in sums]
     if len(sums) != 1 or any(len(forms[place].scope) > 1 for place in others):
         return False
