@@ -6,13 +6,12 @@ cells are read off an orthogonal array of states: with q levels, q * q states ho
 decisions that meet in some part, whatever their number. A part that depends on more is told by at most two sizes that cover
 its shape. In a sum of widths (a layer behind a concat) it is taken to be a straight line, one for each width on the other
 side; a product (a projection to heads times head dimensions) gets a table over ranges of its values. A part that no two sizes
-cover becomes a sum over single decisions. A cost that tells nothing of its parts is written as a sum over single decisions
-and pairs, relative to the dense widths.
+cover becomes a sum over single decisions. A cost that tells nothing of its parts is taken as one part
+(`edgeprune.allocation.relative`).
 
 Nothing of this is assumed to be right: tables are compared with the cost at random states, and the difference is told.
 
-Source: the arrays are those of R. Bose, K. Bush, "Orthogonal arrays of strength two and three", 1952; sums relative to a
-point are the cut-HDMR of H. Rabitz, O. Alis, "General foundations of high-dimensional model representations", 1999.
+Source: the arrays are those of R. Bose, K. Bush, "Orthogonal arrays of strength two and three", 1952.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import numpy as np
 from edgeprune.allocation._base import Cost, Widths
 from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem
+from edgeprune.allocation.relative import add_relative
 from edgeprune.allocation.sampling import color, levels, orthogonal, prime_at_least
 from edgeprune.allocation.tables import CostTable
 from edgeprune.allocation.terms import Floats, Form, Ints, in_decisions
@@ -38,8 +38,6 @@ RANGES = 48
 """Ranges of values of a product of two widths."""
 TRIALS = 32
 """Random states at which tables are compared with the cost."""
-MOST_LOOKUPS = 12_000
-"""Pairs relative to the dense widths are looked up only as far as that."""
 SAME = 1e-9
 """Relative difference up to which two costs are one."""
 
@@ -90,7 +88,7 @@ def decompose(problem: Problem, cost: Cost, nodes: Nodes, seed: int = 0) -> Deco
 class _Decomposition:
     def __init__(self, problem: Problem, cost: Cost, nodes: Nodes, seed: int) -> None:
         self.problem, self.cost, self.nodes = problem, cost, nodes
-        self.dice = np.random.default_rng(seed)
+        self.dice, self.seed = np.random.default_rng(seed), seed
         self.counts = np.array([len(widths) for widths in nodes.widths])
         self.table = CostTable(nodes.all)
         self.lookups = 0
@@ -103,8 +101,9 @@ class _Decomposition:
         self._add_narrow(narrow)
         if isinstance(self.cost, TellsParts):
             self._add_covered(covers, scopes)
-        else:
-            self._add_relative({part: scopes[part] for part in covers})
+        elif covers:
+            counts = self.counts.tolist()
+            add_relative(self.table, lambda states: self._look_up(states)[""], counts, scopes[""], self.seed)
         self.table.settle()
         return Decomposed(self.table, self._error(), self.lookups)
 
@@ -122,7 +121,8 @@ class _Decomposition:
         return [int(widths[option]) for widths, option in zip(self.nodes.widths, state, strict=True)]
 
     def _random(self, count: int) -> Ints:
-        return (self.dice.random((count, len(self.counts))) * self.counts).astype(np.int64)
+        drawn: Ints = (self.dice.random((count, len(self.counts))) * self.counts).astype(np.int64)
+        return drawn
 
     def _scopes(self) -> dict[str, tuple[int, ...]]:
         """The decisions that change what a part takes, found by changing each from several states."""
@@ -166,7 +166,7 @@ class _Decomposition:
                 self.table.add_single(scope[0], _means([states[:, scope[0]]], values, (int(self.counts[scope[0]]),)))
             else:
                 shape = (int(self.counts[scope[0]]), int(self.counts[scope[1]]))
-                self.table.add_pair(*scope, _means([states[:, index] for index in scope], values, shape))
+                self.table.add_pair(scope[0], scope[1], _means([states[:, index] for index in scope], values, shape))
 
     def _cover(self, part: str) -> tuple[Form, ...]:
         """At most two of the part's sizes that hold all the decisions of its shapes; empty where there are none."""
@@ -282,78 +282,14 @@ class _Decomposition:
         rest = cost - plane.at(*sizes)
         shape = tuple(len(center) for center in centers)
         if len(places) == 1:
-            self.table.add_single(places[0], plane.at(centers[0]) + _filled(options[0], None, rest, (shape[0], 1))[:, 0])
+            self.table.add_single(
+                places[0], plane.at(centers[0]) + _filled(options[0], None, rest, (shape[0], 1))[:, 0]
+            )
         else:
             base = plane.at(centers[0][:, None], centers[1][None, :])
-            self.table.add_pair(places[0], places[1], base + _filled(options[0], options[1], rest, (shape[0], shape[1])))
-
-    def _add_relative(self, scopes: Mapping[str, tuple[int, ...]]) -> None:
-        """The cost at the dense widths, what each decision adds alone, and what two add together."""
-        if not scopes:
-            return
-        dense = np.zeros(len(self.counts), dtype=np.int64)
-        singles = [(index, option) for index in self.problem.movable for option in range(1, self.counts[index])]
-        states = [dense, *(_with(dense, {index: option}) for index, option in singles)]
-        found = self._look_up(np.array(states))
-        base = {part: found[part][0] if part in found else 0.0 for part in scopes}
-        alone: dict[str, dict[tuple[int, int], float]] = {part: {} for part in scopes}
-        for part, scope in scopes.items():
-            self.table.constant += base[part]
-            for row, (index, option) in enumerate(singles):
-                if index in scope:
-                    alone[part][index, option] = float(found[part][row + 1] - base[part]) if part in found else 0.0
-            for index in scope:
-                steps = [alone[part][index, option] for option in range(1, self.counts[index])]
-                self.table.add_single(index, np.array([0.0, *steps]))
-        self._add_pairs_relative(scopes, base, alone)
-
-    def _add_pairs_relative(
-        self,
-        scopes: Mapping[str, tuple[int, ...]],
-        base: Mapping[str, float],
-        alone: Mapping[str, Mapping[tuple[int, int], float]],
-    ) -> None:
-        dense = np.zeros(len(self.counts), dtype=np.int64)
-        pairs = sorted({pair for scope in scopes.values() for pair in itertools.combinations(scope, 2)})
-
-        def together(states: Ints, cells: Sequence[tuple[int, int, int, int]]) -> dict[str, Floats]:
-            found = self._look_up(states)
-            return {
-                part: np.array(
-                    [
-                        (found[part][row] - base[part] - alone[part][first, one] - alone[part][second, other])
-                        if part in found and first in scopes[part] and second in scopes[part]
-                        else 0.0
-                        for row, (first, second, one, other) in enumerate(cells)
-                    ]
-                )
-                for part in scopes
-            }
-
-        # Whether two decisions meet at all shows at a few of their candidates.
-        probes = []
-        for first, second in pairs:
-            ends = (int(self.counts[first]) - 1, int(self.counts[second]) - 1)
-            inner = tuple(int(self.dice.integers(1, end + 1)) for end in ends)
-            probes += [(first, second, *ends), (first, second, *inner)]
-        if not probes:
-            return
-        states = np.array([_with(dense, {first: one, second: other}) for first, second, one, other in probes])
-        found = together(states, probes)
-        scale = SAME * max(1e-12, max(abs(value) for value in base.values()))
-        size = sum(np.abs(values) for values in found.values())
-        strength = {pair: float(max(size[2 * row], size[2 * row + 1])) for row, pair in enumerate(pairs)}
-        left = MOST_LOOKUPS
-        for pair in sorted(pairs, key=lambda pair: (-strength[pair], pair)):
-            shape = (int(self.counts[pair[0]]), int(self.counts[pair[1]]))
-            left -= (shape[0] - 1) * (shape[1] - 1)
-            if strength[pair] <= scale or left < 0:
-                break
-            cells = [(*pair, one, other) for one in range(1, shape[0]) for other in range(1, shape[1])]
-            states = np.array([_with(dense, {first: one, second: other}) for first, second, one, other in cells])
-            added = np.zeros(shape)
-            added[1:, 1:] = sum(together(states, cells).values()).reshape(shape[0] - 1, shape[1] - 1)
-            self.table.add_pair(*pair, added)
+            self.table.add_pair(
+                places[0], places[1], base + _filled(options[0], options[1], rest, (shape[0], shape[1]))
+            )
 
     def _error(self) -> float:
         """Largest relative difference at random states: half of them of any widths, half of one share with some spread."""
@@ -361,7 +297,7 @@ class _Decomposition:
         for row in range(TRIALS // 2):
             share = np.full(1, (row + 0.5) / (TRIALS // 2))
             states[row] = [int(levels(share, int(count), self.dice)[0]) for count in self.counts]
-        true = sum(self._look_up(states).values())
+        true = np.sum(list(self._look_up(states).values()), axis=0)
         return float(np.abs(self.table.total(states) / true - 1).max())
 
 
@@ -381,13 +317,6 @@ class _Plane:
         ones = np.ones(np.broadcast_shapes(*(size.shape for size in scaled)))
         found = [ones, *(ones * size for size in scaled)]
         return [*found, scaled[0] * scaled[1]] if len(scaled) == 2 else found
-
-
-def _with(state: Ints, changes: Mapping[int, int]) -> Ints:
-    other = state.copy()
-    for index, option in changes.items():
-        other[index] = option
-    return other
 
 
 def _means(options: Sequence[Ints], values: Floats, shape: tuple[int, ...]) -> Floats:

@@ -64,7 +64,7 @@ class Descent:
 
     def by_option(self, index: int, state: Ints) -> Floats:
         """What depends on one decision, by its options while all others stay, shape (costs, options)."""
-        found = self._single[index].copy()
+        found: Floats = self._single[index].copy()
         for cost, other, values in self._pairs[index]:
             found[cost] += values[:, state[other]]
         if self._wide[index]:

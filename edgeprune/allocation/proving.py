@@ -134,15 +134,17 @@ class Prepared:
             BudgetInfeasibleError: A budget is out of reach.
         """
         if isinstance(budgets_ms, int):
-            least = self.fastest()
-            budgets_ms = np.linspace(self.problem.ms(least), self.problem.ms(self.problem.dense), budgets_ms).tolist()
-        order = sorted(range(len(budgets_ms)), key=lambda place: budgets_ms[place])
+            ends = (self.problem.ms(self.fastest()), self.problem.ms(self.problem.dense))
+            every = [float(budget_ms) for budget_ms in np.linspace(*ends, budgets_ms)]
+        else:
+            every = list(budgets_ms)
+        order = sorted(range(len(every)), key=lambda place: every[place])
         found: dict[int, Allocation] = {}
         known: list[State] = []
         for place in order:
-            found[place] = self.within(budgets_ms[place], known[-1:])
+            found[place] = self.within(every[place], known[-1:])
             known.append(tuple(found[place].widths[choice.groups[0]] for choice in self.problem.choices))
-        return [self._lifted(found, order, place) for place in range(len(budgets_ms))]
+        return [self._lifted(found, order, place) for place in range(len(every))]
 
     def fastest(self) -> State:
         """The state with the smallest latency that is known, limits aside."""
@@ -253,9 +255,9 @@ class Prepared:
         for place, limit in enumerate(self.limits):
             solved = self.program.least(place + 1, seconds=max(1.0, until - time.monotonic()))
             states = [floor] if solved.state is None else [floor, self._state(solved.state)]
-            smallest = min(states, key=lambda state, limit=limit: limit.cost.value(self.problem.widths(state)))
-            if limit.cost.value(self.problem.widths(smallest)) > limit.at_most:
-                raise limit_infeasible(self.problem, limit, smallest)
+            values = [limit.cost.value(self.problem.widths(state)) for state in states]
+            if min(values) > limit.at_most:
+                raise limit_infeasible(self.problem, limit, states[values.index(min(values))])
         raise together_infeasible(self.problem, budget_ms, floor)
 
     def _largest(self) -> float:
@@ -276,9 +278,9 @@ class Prepared:
         off = abs(said / predicted_ms - 1) if predicted_ms > 0 else 0.0
         exact = self.error <= SAME and off <= SAME
         # Damage is never negative, whatever the solver proved.
-        bound: float | None = max(0.0, found.bound)
-        if bound > damage:
-            bound = damage if exact or bound - damage <= _ROUNDING * bound else None
+        proven = max(0.0, found.bound)
+        contradicted = proven > damage and not exact and proven - damage > _ROUNDING * proven
+        bound = None if contradicted else min(proven, damage)
         certificate = Certificate(
             method="exact",
             budget_ms=budget_ms,

@@ -43,4 +43,5 @@ def color(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 def levels(shares: Floats, count: int, dice: np.random.Generator) -> Ints:
     """Options near shares of the way through `count` of them, up to one aside, shape as `shares`."""
     options = np.rint(shares * (count - 1)).astype(np.int64) + dice.integers(-1, 2, len(shares))
-    return np.clip(options, 0, count - 1)
+    clipped: Ints = np.clip(options, 0, count - 1)
+    return clipped

@@ -107,7 +107,8 @@ class LayeredParameters:
     def at(self, widths: Mapping[str, Ints]) -> Floats:
         """Weights at many widths; one array per group, all of one length."""
         parts = [_sizes(layer.source, widths) * _sizes(layer.target, widths) for layer in self.cost.layers]
-        return np.sum(parts, axis=0).astype(np.float64)
+        total: Floats = np.sum(parts, axis=0).astype(np.float64)
+        return total
 
     def terms(self) -> list[CostTerm]:
         """One per layer."""
