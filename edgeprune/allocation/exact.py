@@ -41,7 +41,7 @@ class Exact(Allocator):
 
     def __init__(
         self,
-        gap: float = 0.005,
+        gap: float = 0.001,
         time_limit_s: float = 30.0,
         corrections: int = 4,
         max_variables: int = 200_000,

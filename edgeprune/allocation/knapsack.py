@@ -18,29 +18,31 @@ from edgeprune.errors import ConfigError
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
 
-_TIGHTER = 0.97
+_SIZES = 12
+"""Sizes of the knapsack that are tried."""
 
 
 class Knapsack(Allocator):
-    """A multiple-choice knapsack, solved exactly over latency in steps, with the inputs of layers frozen.
+    """A multiple-choice knapsack, solved exactly over latency in steps, with the other side of each layer frozen.
 
-    A layer's latency depends on its inputs and outputs, which is no knapsack. So every layer is charged to one of its groups,
-    the later one in the program, while the other keeps the width that it has; then each candidate width is an item with a
-    price, and dynamic programming finds the best choice of items. What it chose is frozen in the next pass, until the widths
-    repeat. The plans are looked up as a whole, the best that meets the budget counts, and where none does the knapsack is made
-    smaller. No bound is proven: what is solved exactly is not the problem itself.
+    A layer's latency depends on its inputs and outputs, which is no knapsack. So every layer is charged to its groups in equal
+    shares, to each while the others keep the width that they have; then each candidate width is an item with a price, and
+    dynamic programming finds the best choice of items. What it chose is frozen in the next pass, until the widths repeat. The
+    plans are looked up as a whole, and the size of the knapsack is halved in on, since its prices are not what the plan takes
+    in the end; the best that meets the budget counts. No bound is proven: what is solved exactly is not the problem itself.
 
-    Source: M. Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (HALP), 2022; R. Humble et al., "Soft Masking
-    for Cost-Constrained Channel Pruning", 2022, which re-evaluates the frozen widths.
+    Source: M. Shen et al., "Structural Pruning via Latency-Saliency Knapsack" (HALP), 2022, where a layer is charged to its
+    outputs alone; R. Humble et al., "Soft Masking for Cost-Constrained Channel Pruning", 2022, where it is charged to its
+    inputs, and frozen widths are evaluated anew.
 
     Args:
-        passes: How often inputs are frozen anew at most, for one size of the knapsack.
+        passes: How often widths are frozen anew at most, for one size of the knapsack.
         steps: Steps into which the latency is cut; latencies are rounded up to them.
     """
 
     name: ClassVar[str] = "knapsack"
 
-    def __init__(self, passes: int = 8, steps: int = 4_000) -> None:
+    def __init__(self, passes: int = 6, steps: int = 2_000) -> None:
         if passes < 1 or steps < 1:
             raise ConfigError(f"passes and steps must be at least 1, found {passes} and {steps}.")
         self.passes, self.steps = passes, steps
@@ -57,21 +59,16 @@ class Knapsack(Allocator):
         nodes = Nodes(problem.candidates)
         (table, *_), _, _ = tabulated(problem, cost, nodes)
         damages = [problem.damages(index) for index in range(len(problem.choices))]
-        target_ms = budget_ms
-        # Even if the smallest widths are too slow, others may not be: some tries, then it is given up.
-        for _ in range(200 if fits_at_all else 20):
-            plans = self._passes(problem, table, damages, target_ms)
-            fitting = problem.fitting(plans, budget_ms)
-            if fitting:
-                best = min(fitting, key=problem.damage)
-                return self._result(
-                    problem, best, budget_ms, "layers were charged to one group each; nothing is proven."
-                )
-            target_ms *= _TIGHTER
-        if fits_at_all:
-            return self._result(
-                problem, floor, budget_ms, "no knapsack led to the budget; these are the smallest widths."
-            )
+        found = [floor] if fits_at_all else []
+        low_ms, high_ms, target_ms = min(budget_ms, problem.ms(floor)), problem.ms(problem.dense), budget_ms
+        for _ in range(_SIZES):
+            fitting = problem.fitting(self._passes(problem, table, damages, target_ms), budget_ms)
+            found += fitting
+            low_ms, high_ms = (target_ms, high_ms) if fitting else (low_ms, target_ms)
+            target_ms = (low_ms + high_ms) / 2
+        if found:
+            note = "layers were charged to their groups in equal shares; nothing is proven."
+            return self._result(problem, min(found, key=problem.damage), budget_ms, note)
         widths, best_ms = problem.fastest_seen()
         raise infeasible(cost, problem.widths(widths), best_ms, budget_ms)
 
@@ -102,7 +99,7 @@ class Knapsack(Allocator):
 
 
 def charges(table: CostTable, counts: Sequence[int], state: Ints) -> tuple[list[Floats], float]:
-    """Every table of a cost, charged to its last decision while the others stay as they are.
+    """Every table of a cost, charged in equal shares to its decisions, to each while the others stay as they are.
 
     Args:
         table: The cost.
@@ -115,10 +112,12 @@ def charges(table: CostTable, counts: Sequence[int], state: Ints) -> tuple[list[
     prices = [np.zeros(count) for count in counts]
     entries = [((node,), values) for node, values in table.single.items()]
     for places, values in [*entries, *table.pairs.items()]:
-        last = max(index for place in places for index in table.nodes[place].scope)
-        states = np.repeat(state[None, :], counts[last], axis=0)
-        states[:, last] = np.arange(counts[last])
-        prices[last] += values[tuple(table.nodes[place].option(states) for place in places)]
+        scope = sorted({index for place in places for index in table.nodes[place].scope})
+        for index in scope:
+            states = np.repeat(state[None, :], counts[index], axis=0)
+            states[:, index] = np.arange(counts[index])
+            options = tuple(table.nodes[place].option(states) for place in places)
+            prices[index] += values[options] / len(scope)
     return prices, table.constant
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ _RULED_OUT = 20
 class Settings:
     """See `edgeprune.allocation.exact.Exact`."""
 
-    gap: float = 0.005
+    gap: float = 0.001
     time_limit_s: float = 30.0
     corrections: int = 4
     max_variables: int = 200_000
@@ -134,7 +135,7 @@ class Prepared:
             BudgetInfeasibleError: A budget is out of reach.
         """
         if isinstance(budgets_ms, int):
-            ends = (self.problem.ms(self.fastest()), self.problem.ms(self.problem.dense))
+            ends = (self.problem.ms(self.fastest), self.problem.ms(self.problem.dense))
             every = [float(budget_ms) for budget_ms in np.linspace(*ends, budgets_ms)]
         else:
             every = list(budgets_ms)
@@ -146,6 +147,7 @@ class Prepared:
             known.append(tuple(found[place].widths[choice.groups[0]] for choice in self.problem.choices))
         return [self._lifted(found, order, place) for place in range(len(every))]
 
+    @cached_property
     def fastest(self) -> State:
         """The state with the smallest latency that is known, limits aside."""
         solved = self.program.least(0, seconds=self.settings.time_limit_s)
@@ -246,10 +248,10 @@ class Prepared:
     def _rescued(self, budget_ms: float, until: float) -> _Found:
         """A plan where the tables lead to none: the fastest, refined by the cost itself; or the reason why there is none."""
         floor = tuple(widths[-1] for widths in self.problem.candidates)
-        fitting = self.problem.fitting([self.fastest(), floor], budget_ms)
+        fitting = self.problem.fitting([self.fastest, floor], budget_ms)
         if fitting:
             return _Found(min(fitting, key=self.problem.damage), -np.inf, False, 0.0)
-        least = self.fastest()
+        least = self.fastest
         if self.problem.ms(least) > budget_ms:
             raise infeasible(self.cost, self.problem.widths(least), self.problem.ms(least), budget_ms)
         for place, limit in enumerate(self.limits):

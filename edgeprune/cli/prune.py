@@ -62,7 +62,12 @@ def prune(
     criterion: Annotated[
         str | None, typer.Option("--criterion", help="Importance: taylor with a task, l2 without, by default.")
     ] = None,
-    allocator: Annotated[str, typer.Option("--allocator", help="How widths are chosen: greedy or uniform.")] = "greedy",
+    allocator: Annotated[
+        str,
+        typer.Option(
+            "--allocator", help="How widths are chosen: exact, global_threshold, greedy, knapsack or uniform."
+        ),
+    ] = "greedy",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
     distill: Annotated[bool, typer.Option("--distill", help="Let the dense model teach the pruned one.")] = False,

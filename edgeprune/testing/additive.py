@@ -83,6 +83,10 @@ class LayeredCost:
         """`ms` of each."""
         return np.array([self.ms(widths) for widths in many])
 
+    def value(self, widths: Mapping[str, int]) -> float:
+        """`ms`, where it is a budget besides another latency."""
+        return self.ms(widths)
+
     def candidates(self, group: str) -> tuple[int, ...]:
         """The widths of `steps`."""
         return self.steps[group]
