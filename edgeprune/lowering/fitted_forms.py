@@ -32,10 +32,9 @@ class FittedForms:
         drawn = [{name: dice.randint(1, size) for name, size in self.sizes.items()} for _ in range(_TRIALS)]
         self._trials = [(widths, shapes(widths)) for widths in drawn]
 
-    def of(self, tensor: str) -> tuple[SizeForm, ...]:
-        """Forms of the axes of a tensor that have one: constants, sums of widths, multiples of a product of two."""
-        found = (self._axis(tensor, axis) for axis in range(len(self.dense[tensor])))
-        return tuple(form for form in found if form is not None)
+    def of(self, tensor: str) -> tuple[SizeForm | None, ...]:
+        """Forms of the axes of a tensor: constants, sums of widths, multiples of a product of two; None of any other."""
+        return tuple(self._axis(tensor, axis) for axis in range(len(self.dense[tensor])))
 
     def _axis(self, tensor: str, axis: int) -> SizeForm | None:
         size = self.dense[tensor][axis]

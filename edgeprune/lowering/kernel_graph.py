@@ -76,14 +76,18 @@ class KernelGraph:
         for operator in self.operators.operators:
             if node in (self.operators.sources.get(name, name) for name in operator.outputs[:1]):
                 for tensor in (*operator.inputs, *operator.outputs):
-                    found |= dict.fromkeys(form for form in self._forms.get(tensor, ()) if form.terms)
+                    axes = self.tensor_forms.get(tensor, ())
+                    found |= {form: None for form in axes if form is not None and form.terms}
         return tuple(found)
 
     @cached_property
-    def _forms(self) -> dict[str, tuple[SizeForm, ...]]:
-        """Forms of the axes of every tensor; of one that is not joined to a node, as its sizes at some widths tell."""
+    def tensor_forms(self) -> dict[str, tuple[SizeForm | None, ...]]:
+        """Forms of the axes of the tensors in `operators`, None where one is not known.
+
+        A tensor that is not joined to a node has those that its sizes at some widths tell.
+        """
         axes = self.graph.size_forms()
-        found = {tensor: axes[node] for tensor, node in self._nodes.items()}
+        found: dict[str, tuple[SizeForm | None, ...]] = {tensor: axes[node] for tensor, node in self._nodes.items()}
         if self._inferring:
             fitted = FittedForms(self.graph.widths(), self._shapes)
             found |= {tensor: fitted.of(tensor) for tensor in fitted.dense if tensor not in found}

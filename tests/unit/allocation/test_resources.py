@@ -4,7 +4,7 @@ from torch import nn
 
 import edgeprune
 from edgeprune.allocation.exact import Exact
-from edgeprune.allocation.resources import Parameters
+from edgeprune.allocation.resources import MultiplyAccumulates, Parameters
 from edgeprune.allocation.terms import Limit
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.surgery.magnitude import l2_norms
@@ -30,21 +30,51 @@ def graph():
     return edgeprune.trace(Net().eval(), torch.zeros(1, 3, 12, 12))
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5])
-def test_parameters_are_those_of_the_cut_model(graph, ratio):
-    plan = edgeprune.uniform_plan(graph, ratio=ratio)
-    cut = edgeprune.apply(graph.model, plan)
-    names = {id(parameter): name for name, parameter in cut.named_parameters()}
-    assert names
+def cut_uniformly(graph, ratio):
+    cut = edgeprune.apply(graph.model, edgeprune.uniform_plan(graph, ratio=ratio))
     widths = {}
     for group in graph.groups:
         member = next(member for member in group.members if member.role == "output")
         kept = dict(cut.named_parameters())[member.parameter].shape[member.axis]
         widths[group.name] = kept * group.size // graph.shapes({})[member.parameter][member.axis]
     assert widths != graph.widths()
+    return cut, widths
+
+
+def counted_by_running(model, inputs):
+    total = 0
+
+    def count(module, args, output):
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += (
+                output.numel() * module.in_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+            )
+        elif isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+
+    handles = [module.register_forward_hook(count) for module in model.modules()]
+    model(inputs)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_parameters_are_those_of_the_cut_model(graph, ratio):
+    cut, widths = cut_uniformly(graph, ratio)
     counted = Parameters(graph)
     assert counted.value(widths) == sum(parameter.numel() for parameter in cut.parameters())
     assert counted.value({}) == sum(parameter.numel() for parameter in graph.model.parameters())
+
+
+def test_multiply_accumulates_are_those_of_the_cut_model(graph, tmp_path):
+    lowered = edgeprune.lower(graph, workdir=tmp_path)
+    counted = MultiplyAccumulates(lowered)
+    inputs = torch.zeros(1, 3, 12, 12)
+    assert counted.value({}) == counted_by_running(graph.model, inputs)
+    cut, widths = cut_uniformly(graph, 0.5)
+    assert counted.value(widths) == counted_by_running(cut, inputs)
 
 
 def test_a_budget_of_parameters_is_met_where_it_binds(graph):

@@ -22,5 +22,5 @@ def test_sums_and_products_are_recognized_and_anything_else_is_left_out():
     assert fitted.of("queries") == (SizeForm(64), SizeForm(0, ((("head_size", "heads"), 3),)))
     assert fitted.of("concat")[1] == SizeForm(5, ((("embedding",), 1), (("inner",), 2)))
     assert fitted.of("flat") == (SizeForm(0, ((("embedding",), 49),)),)
-    assert fitted.of("curved") == (SizeForm(3),)
-    assert fitted.of("three") == ()
+    assert fitted.of("curved") == (None, SizeForm(3))
+    assert fitted.of("three") == (None,)
