@@ -53,6 +53,7 @@ class _Found:
         finished: Whether that reached its gap.
         shift: By how much of the budget the tables had been shifted for it.
         in_blocks: Whether that was solved in blocks.
+        rescued: Whether the tables led to no plan, and the fastest one stands in.
     """
 
     state: State
@@ -60,6 +61,7 @@ class _Found:
     finished: bool
     shift: float
     in_blocks: bool = False
+    rescued: bool = False
 
 
 def tabulated(
@@ -107,6 +109,11 @@ class Prepared:
         self.program = Program(self.nodes.all, self.damages, self.tables)
         self.descent = Descent(self.nodes.all, self.damages, self.tables)
 
+    @property
+    def exact(self) -> bool:
+        """Whether no difference between the tables and the costs is known."""
+        return self.error <= SAME and all(table.lossless for table in self.tables)
+
     def within(self, budget_ms: float, known: Sequence[State] = ()) -> Allocation:
         """The allocation for one budget.
 
@@ -124,7 +131,8 @@ class Prepared:
         found = self._search(budget_ms, until) or self._rescued(budget_ms, until)
         fitting = self.problem.fitting(list(known), budget_ms)
         better = min([found.state, *fitting], key=self.problem.damage)
-        if self.settings.max_evaluations and not (self.error <= SAME and found.finished and self.settings.gap == 0):
+        # Within the gap by tables that are the cost itself there is next to nothing to gain.
+        if self.settings.max_evaluations and not (self.exact and found.finished and not found.rescued):
             better = refine(self.problem, better, budget_ms, self.problem.evaluations + self.settings.max_evaluations)
         return self._allocation(replace(found, state=better), budget_ms)
 
@@ -250,7 +258,8 @@ class Prepared:
         floor = tuple(widths[-1] for widths in self.problem.candidates)
         fitting = self.problem.fitting([self.fastest, floor], budget_ms)
         if fitting:
-            return _Found(min(fitting, key=self.problem.damage), -np.inf, False, 0.0)
+            best = min(fitting, key=self.problem.damage)
+            return _Found(best, -np.inf, time.monotonic() < until, 0.0, rescued=True)
         least = self.fastest
         if self.problem.ms(least) > budget_ms:
             raise infeasible(self.cost, self.problem.widths(least), self.problem.ms(least), budget_ms)
@@ -298,7 +307,7 @@ class Prepared:
     def _note(self, found: _Found, bound: float | None, exact: bool, off: float) -> str:
         if isinstance(self.cost, StatesTerms):
             note = "the bound is proven among the candidate widths."
-            if not self.tables[0].lossless:
+            if not self.exact:
                 note = "the bound is proven among the candidate widths, with ranges of sums at their lowest cost."
         elif exact:
             note = (
@@ -313,6 +322,8 @@ class Prepared:
                 f"the bound is that of tables{shifted} that differ from the cost model by {off:.1%} at this plan and by up to "
                 f"{self.error:.1%} at {TRIALS} random ones."
             )
+        if found.rescued:
+            return f"{note} The tables led to no plan within the budget: the fastest one was refined."
         if found.in_blocks:
             return f"{note} The program was too large for one solve: solved in blocks, bound of the linear relaxation."
         if not found.finished:
