@@ -45,6 +45,33 @@ def _resnet(blocks: Sequence[int], widths: Sequence[int]) -> nn.Module:
     return _classifier(features, channels)
 
 
+class _Bottleneck(nn.Module):
+    """He et al., 2016, figure 5 right."""
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(inputs, inner, 1), _conv(inner, inner, 3, stride), _conv(inner, 4 * inner, 1, act=False)
+        )
+        plain = stride == 1 and inputs == 4 * inner
+        self.shortcut: nn.Module = nn.Identity() if plain else _conv(inputs, 4 * inner, 1, stride, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def resnet50() -> tuple[nn.Module, Tensor]:
+    """ResNet-50 in eval form and its example input at batch 1, shape (1, 3, 96, 96); He et al., 2016, table 1."""
+    torch.manual_seed(0)
+    features: list[nn.Module] = [_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for index in range(count):
+            features.append(_Bottleneck(channels, 64 * 2**stage, 2 if stage and not index else 1))
+            channels = 256 * 2**stage
+    return _classifier(features, channels).eval(), torch.randn(1, 3, _SIZE, _SIZE)
+
+
 class _Inverted(nn.Module):
     """Sandler et al., "MobileNetV2", 2018, figure 4."""
 

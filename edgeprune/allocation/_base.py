@@ -57,6 +57,8 @@ class Certificate:
         bound: No widths within the budget (among the candidates) have less damage than this; None where the method proves
             nothing.
         evaluations: Number of latencies that were looked up.
+        table_error: Largest relative difference that was found between the tables that `bound` is proven with and the cost
+            model, at these widths and at random ones; 0 where the two are one, None where no tables were used.
         note: What a person should know, one sentence, or empty.
     """
 
@@ -67,6 +69,7 @@ class Certificate:
     bound: float | None = None
     evaluations: int = 0
     note: str = ""
+    table_error: float | None = None
 
     @property
     def gap(self) -> float | None:

@@ -14,6 +14,7 @@ from edgeprune.allocation.choices import Choice, choices
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeprune.graph.forms import SizeForm
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.spec import Kernel
@@ -85,6 +86,28 @@ class CostModel:
             found = self.predictor.kernel_ms(unseen)
             self._kernel_ms.update(zip(unseen, (float(value) for value in found), strict=True))
         return [self._kernel_ms[kernel] for kernel in wanted]
+
+    def parts_ms(self, many: Sequence[Widths]) -> list[dict[str, float]]:
+        """Per widths, what each part of the network takes, milliseconds; they add up to `ms`.
+
+        A part is named after the first program node that its kernels compute; what a network pays once is ``""``. The
+        calibration is shared out: a kernel's own time scaled, and what each kernel adds.
+        """
+        lowered = [self.kernels(widths) for widths in many]
+        self.kernels_ms(kernel for kernels in lowered for kernel in kernels)
+        calibration = self.predictor.calibration
+        found = []
+        for kernels in lowered:
+            parts = {"": calibration.fixed_ms}
+            for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
+                part = kernel.origin[0] if kernel.origin else ""
+                parts[part] = parts.get(part, 0.0) + calibration.scale * ms + calibration.per_kernel_ms
+            found.append(parts)
+        return found
+
+    def forms_of(self, part: str) -> tuple[SizeForm, ...]:
+        """The sizes in the shapes of the operators that a part consists of, as forms in group widths."""
+        return self.kernel_graph.forms(part)
 
     def candidates(self, group: str) -> tuple[int, ...]:
         """Stair edges of a group, descending, the full size first.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
 from edgeprune.allocation.problem import Problem, State, moved
+from edgeprune.allocation.refinement import VERIFIED_AT_ONCE, less_damaging, moves_down, refine
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 _EXHAUSTIVE_MOVES = 160
 """Up to so many open moves every one is looked up again after each step; above, only those that look best."""
-_VERIFIED_AT_ONCE = 24
 _PAIR_DEPTH = 3
 
 
@@ -52,7 +52,7 @@ class Greedy(Allocator):
         if state is None:
             widths, best_ms = problem.fastest_seen()
             raise infeasible(cost, problem.widths(widths), best_ms, budget_ms)
-        complete = self._refine(problem, state, budget_ms)
+        complete = refine(problem, state, budget_ms, self.max_evaluations)
         note = "a greedy search proves no bound."
         if problem.evaluations >= self.max_evaluations:
             note = f"refinement ended after {problem.evaluations} evaluations; {note}"
@@ -72,42 +72,30 @@ class Greedy(Allocator):
         )
         return Allocation(problem.widths(state), certificate)
 
-    def _refine(self, problem: Problem, state: State, budget_ms: float) -> State:
-        while problem.evaluations < self.max_evaluations:
-            better = _refill(problem, state, budget_ms) or _swap(problem, state, budget_ms)
-            if better is None:
-                break
-            state = better
-        return state
-
 
 def _descend(problem: Problem, budget_ms: float) -> State | None:
     """Follow the best ratio down; the least damaging state within the budget on the way, or None."""
     state, complete = problem.dense, None
     saved: dict[tuple[int, int], float] = {}
-    stale = _moves_down(problem, state)
+    stale = moves_down(problem, state)
     while problem.ms(state) > budget_ms:
-        moves = _moves_down(problem, state)
+        moves = moves_down(problem, state)
         if len(moves) <= _EXHAUSTIVE_MOVES:
             stale = moves
         chosen = _best_move(problem, state, moves, set(stale), saved)
-        complete = _less_damaging(problem, complete, _completions(problem, state, moves, saved, budget_ms))
+        complete = less_damaging(problem, complete, _completions(problem, state, moves, saved, budget_ms))
         following = moved(state, *chosen) if chosen is not None else _pair_down(problem, state)
         if following is None:
             break
         changed = [index for index in problem.movable if following[index] != state[index]]
         state = following
-        stale = [move for move in _moves_down(problem, state) if move[0] in changed]
+        stale = [move for move in moves_down(problem, state) if move[0] in changed]
     if problem.ms(state) <= budget_ms:
-        complete = _less_damaging(problem, complete, [state])
+        complete = less_damaging(problem, complete, [state])
     if complete is None:
         floor = tuple(widths[-1] for widths in problem.candidates)
         complete = floor if problem.ms(floor) <= budget_ms else None
     return complete
-
-
-def _moves_down(problem: Problem, state: State) -> list[tuple[int, int]]:
-    return [(index, width) for index in problem.movable for width in problem.candidates[index] if width < state[index]]
 
 
 def _best_move(
@@ -131,7 +119,7 @@ def _best_move(
     refresh([move for move in moves if move in stale or move not in saved])
     fresh = {move for move in moves if move in stale}
     while True:
-        leading = sorted(moves, key=lambda move: (ratio(move), -saved[move]))[:_VERIFIED_AT_ONCE]
+        leading = sorted(moves, key=lambda move: (ratio(move), -saved[move]))[:VERIFIED_AT_ONCE]
         if not leading:
             return None
         if leading[0] in fresh and ratio(leading[0]) < math.inf:
@@ -156,13 +144,9 @@ def _completions(
     needed = problem.ms(state) - budget_ms
     enough = [move for move in moves if saved[move] >= needed]
     enough.sort(key=lambda move: problem.added(move[0], state[move[0]], move[1]))
-    states = [moved(state, *move) for move in enough[:_VERIFIED_AT_ONCE]]
+    states = [moved(state, *move) for move in enough[:VERIFIED_AT_ONCE]]
     latencies = problem.many_ms(states)
     return [found for found, latency in zip(states, latencies, strict=True) if latency <= budget_ms]
-
-
-def _less_damaging(problem: Problem, best: State | None, others: Sequence[State]) -> State | None:
-    return min([*([] if best is None else [best]), *others], key=problem.damage, default=None)
 
 
 def _pair_down(problem: Problem, state: State) -> State | None:
@@ -186,51 +170,3 @@ def _pair_down(problem: Problem, state: State) -> State | None:
         if latency < now
     ]
     return min(saving)[1] if saving else None
-
-
-def _refill(problem: Problem, state: State, budget_ms: float) -> State | None:
-    """Raise one width: the largest relief that fits, or None."""
-    raised = _moves_up(problem, state)
-    latencies = problem.many_ms(raised)
-    fitting = [up for up, latency in zip(raised, latencies, strict=True) if latency <= budget_ms]
-    best = _less_damaging(problem, None, fitting)
-    return best if best is not None and problem.damage(best) < problem.damage(state) else None
-
-
-def _swap(problem: Problem, state: State, budget_ms: float) -> State | None:
-    """Raise one width and lower another for less damage in all: the best trade that fits, or None."""
-    now, before = problem.ms(state), problem.damage(state)
-    raised = _moves_up(problem, state)
-    lowered = [moved(state, *move) for move in _moves_down(problem, state)]
-    more = problem.many_ms(raised) - now
-    less = problem.many_ms(lowered) - now
-    trades = []
-    for up, added_ms in zip(raised, more, strict=True):
-        index = _changed(state, up)
-        relief = before - problem.damage(up)
-        for down, saved_ms in zip(lowered, less, strict=True):
-            other = _changed(state, down)
-            gain = relief - (problem.damage(down) - before)
-            # The two changes interact, so their sum only sorts out what is far off; what is left is looked up.
-            if other != index and gain > 1e-12 and now + added_ms + saved_ms <= budget_ms * 1.02:
-                trades.append((-gain, moved(up, other, down[other])))
-    trades.sort()
-    for start in range(0, min(len(trades), 8 * _VERIFIED_AT_ONCE), _VERIFIED_AT_ONCE):
-        states = [trade for _, trade in trades[start : start + _VERIFIED_AT_ONCE]]
-        for trade, latency in zip(states, problem.many_ms(states), strict=True):
-            if latency <= budget_ms:
-                return trade
-    return None
-
-
-def _moves_up(problem: Problem, state: State) -> list[State]:
-    return [
-        moved(state, index, width)
-        for index in problem.movable
-        for width in problem.candidates[index]
-        if width > state[index]
-    ]
-
-
-def _changed(state: State, other: State) -> int:
-    return next(index for index, (one, two) in enumerate(zip(state, other, strict=True)) if one != two)

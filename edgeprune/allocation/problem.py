@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from edgeprune.allocation._base import Cost, Damage, Rules
 from edgeprune.allocation.choices import Choice, choices, expand
+from edgeprune.allocation.terms import Limit
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
@@ -26,14 +27,23 @@ class Problem:
         candidates: Per decision its candidate widths, descending.
         movable: Indices of the decisions with more than one candidate.
         dense: The state with every width at full size.
+        limits: Budgets besides the latency.
     """
 
-    def __init__(self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, rules: Rules | None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        damage: Damage,
+        cost: Cost,
+        rules: Rules | None,
+        limits: Sequence[Limit] = (),
+    ) -> None:
         self.choices: tuple[Choice, ...] = choices(groups, rules)
         self.candidates = [choice.candidates(cost) for choice in self.choices]
         self.movable = [index for index, widths in enumerate(self.candidates) if len(widths) > 1]
         self.dense: State = tuple(choice.size for choice in self.choices)
         self._damage = [choice.damage(damage) for choice in self.choices]
+        self.limits = tuple(limits)
         self._cost = cost
         self._seen: dict[State, float] = {}
 
@@ -58,6 +68,18 @@ class Problem:
             self._seen.update(zip(unseen, (float(value) for value in found), strict=True))
         return np.array([self._seen[state] for state in states], dtype=np.float64)
 
+    def fitting(self, states: Sequence[State], budget_ms: float) -> list[State]:
+        """Those of the states that meet the latency budget and all limits, in order."""
+        within = [state for state in states if self.keeps_limits(state)]
+        return [state for state, ms in zip(within, self.many_ms(within), strict=True) if ms <= budget_ms]
+
+    def keeps_limits(self, state: State) -> bool:
+        """Whether a state meets the budgets besides the latency."""
+        if not self.limits:
+            return True
+        widths = self.widths(state)
+        return all(limit.cost.value(widths) <= limit.at_most for limit in self.limits)
+
     def damage(self, state: State) -> float:
         """Total damage of a state."""
         return sum(curve[width] for curve, width in zip(self._damage, state, strict=True))
@@ -65,6 +87,10 @@ class Problem:
     def added(self, index: int, old: int, new: int) -> float:
         """Damage that one decision adds when it goes from one width to another; negative when it recovers."""
         return self._damage[index][new] - self._damage[index][old]
+
+    def damages(self, index: int) -> npt.NDArray[np.float64]:
+        """Damage of each candidate of one decision, in the order of the candidates."""
+        return np.array([self._damage[index][width] for width in self.candidates[index]])
 
     def fastest_seen(self) -> tuple[State, float]:
         """The state with the smallest latency of all that were looked up, and that latency in milliseconds."""

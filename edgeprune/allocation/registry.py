@@ -13,7 +13,10 @@ ALLOCATORS: Extensions[Allocator] = Extensions(
     "an allocator",
     "edgeprune.allocation",
     {
+        "exact": "edgeprune.allocation.exact:Exact",
+        "global_threshold": "edgeprune.allocation.global_threshold:GlobalThreshold",
         "greedy": "edgeprune.allocation.greedy:Greedy",
+        "knapsack": "edgeprune.allocation.knapsack:Knapsack",
         "uniform": "edgeprune.allocation.uniform:Uniform",
     },
 )

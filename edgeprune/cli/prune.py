@@ -73,7 +73,12 @@ def prune(
             "--calibrate-damage", help="Measure a few losses per group first, so that groups compare as losses."
         ),
     ] = False,
-    allocator: Annotated[str, typer.Option("--allocator", help="How widths are chosen: greedy or uniform.")] = "greedy",
+    allocator: Annotated[
+        str,
+        typer.Option(
+            "--allocator", help="How widths are chosen: exact, global_threshold, greedy, knapsack or uniform."
+        ),
+    ] = "greedy",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
     distill: Annotated[bool, typer.Option("--distill", help="Let the dense model teach the pruned one.")] = False,

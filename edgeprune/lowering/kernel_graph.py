@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
 from edgeprune.graph.capture import module_path, source_of
+from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
+from edgeprune.lowering.fitted_forms import FittedForms
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
 
@@ -63,6 +66,33 @@ class KernelGraph:
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""
         return self.backend.network_engine(self.operators, self._shapes(widths))
+
+    def forms(self, node: str) -> tuple[SizeForm, ...]:
+        """The sizes that change with widths in the shapes of the operators that compute a node, as far as they are known.
+
+        Args:
+            node: A node of the traced program, as in `Kernel.origin`.
+        """
+        found: dict[SizeForm, None] = {}
+        for operator in self.operators.operators:
+            if node in (self.operators.sources.get(name, name) for name in operator.outputs[:1]):
+                for tensor in (*operator.inputs, *operator.outputs):
+                    axes = self.tensor_forms.get(tensor, ())
+                    found |= {form: None for form in axes if form is not None and form.terms}
+        return tuple(found)
+
+    @cached_property
+    def tensor_forms(self) -> dict[str, tuple[SizeForm | None, ...]]:
+        """Forms of the axes of the tensors in `operators`, None where one is not known.
+
+        A tensor that is not joined to a node has those that its sizes at some widths tell.
+        """
+        axes = self.graph.size_forms()
+        found: dict[str, tuple[SizeForm | None, ...]] = {tensor: axes[node] for tensor, node in self._nodes.items()}
+        if self._inferring:
+            fitted = FittedForms(self.graph.widths(), self._shapes)
+            found |= {tensor: fitted.of(tensor) for tensor in fitted.dense if tensor not in found}
+        return found
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         shapes = self.graph.shapes({**self.graph.widths(), **widths})

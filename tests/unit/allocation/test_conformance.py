@@ -1,13 +1,31 @@
 from edgeprune.allocation import registry
 from edgeprune.allocation._base import Allocator
+from edgeprune.allocation.exact import Exact
+from edgeprune.allocation.global_threshold import GlobalThreshold
 from edgeprune.allocation.greedy import Greedy
+from edgeprune.allocation.knapsack import Knapsack
 from edgeprune.allocation.uniform import Uniform
 from edgeprune.testing.allocation import AllocatorConformance
+
+
+class TestExact(AllocatorConformance):
+    def allocator(self) -> Allocator:
+        return Exact()
+
+
+class TestGlobalThreshold(AllocatorConformance):
+    def allocator(self) -> Allocator:
+        return GlobalThreshold()
 
 
 class TestGreedy(AllocatorConformance):
     def allocator(self) -> Allocator:
         return Greedy()
+
+
+class TestKnapsack(AllocatorConformance):
+    def allocator(self) -> Allocator:
+        return Knapsack()
 
 
 class TestUniform(AllocatorConformance):
@@ -16,4 +34,4 @@ class TestUniform(AllocatorConformance):
 
 
 def test_every_allocator_of_the_table_has_a_conformance_test():
-    assert {cls.name for cls in (Greedy, Uniform)} == set(registry.names())
+    assert {cls.name for cls in (Exact, GlobalThreshold, Greedy, Knapsack, Uniform)} == set(registry.names())

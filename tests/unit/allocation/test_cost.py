@@ -1,5 +1,6 @@
 """The cost model on a real trace, a real lowering, and a predictor fitted to real measurements."""
 
+import itertools
 import random
 import time
 from itertools import pairwise
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from edgeprune.allocation.cost import CostModel
+from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.greedy import Greedy
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
@@ -158,3 +160,72 @@ def test_names_and_settings_are_checked(lowered):
         CostModel(*lowered, noise=1.0)
     with pytest.raises(ConfigError, match="max_probes must be at least 2, found 1"):
         CostModel(*lowered, max_probes=1)
+
+
+def test_what_the_parts_take_adds_up_to_the_latency(lowered, names):
+    cost = CostModel(*lowered)
+    many = [{}, {names[0]: 48, names[1]: 17}, {names[0]: 61, names[1]: 61, names[2]: 61}]
+    for widths, parts in zip(many, cost.parts_ms(many), strict=True):
+        assert sum(parts.values()) == pytest.approx(cost.ms(widths))
+    nodes = {node for group in lowered[0].graph.groups for node in group.nodes}
+    assert nodes & set(parts)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_exact_meets_budgets_on_it_with_a_bound_and_no_more_damage_than_greedy(lowered, names, share):
+    kernel_graph, predictor = lowered
+    cost = CostModel(kernel_graph, predictor)
+    scores = {group.name: np.random.default_rng(1).random(group.size) for group in kernel_graph.graph.groups}
+    damage = damage_curves(scores, "log_share")
+    found = Exact(gap=0.0).allocate(kernel_graph.graph.groups, damage, cost, share * cost.dense_ms)
+    assert cost.ms(found.widths) <= share * cost.dense_ms
+    greedy = Greedy().allocate(kernel_graph.graph.groups, damage, cost, share * cost.dense_ms)
+    assert found.certificate.damage <= greedy.certificate.damage * (1 + 1e-9)
+    assert found.certificate.table_error <= 0.05
+    every = [
+        dict(zip(names, widths, strict=True))
+        for widths in itertools.product(*(cost.candidates(name) for name in names))
+    ]
+    within = [
+        sum(damage[name][width] for name, width in widths.items())
+        for widths, ms in zip(every, cost.many_ms(every), strict=True)
+        if ms <= share * cost.dense_ms
+    ]
+    assert found.certificate.damage == pytest.approx(min(within), rel=0.02)
+    assert found.certificate.damage >= min(within) * (1 - 1e-9)
+
+
+class Concats(nn.Module):
+    """Every layer reads what all before it made; one of them reads a width of its own too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Conv2d(32 + 32 * index, 32, 3, padding=1) for index in range(4))
+        self.last = nn.Conv2d(160, 64, 1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images):
+        hidden = self.stem(images).relu()
+        for layer in self.layers:
+            hidden = torch.cat([hidden, layer(hidden).relu()], 1)
+        return self.head(self.last(hidden).relu().mean((2, 3)))
+
+
+def test_sums_of_widths_are_taken_apart_and_the_difference_is_told(lowered, tmp_path):
+    _, predictor = lowered
+    model = Concats()
+    graph = trace(model, torch.zeros(1, 3, 28, 28))
+    kernel_graph = lower(graph, model=model, device=predictor.table.header["identity"], workdir=tmp_path)
+    scores = {group.name: np.random.default_rng(2).random(group.size) for group in graph.groups}
+    damage = damage_curves(scores, "log_share")
+    # Multiples of 8 change what is stored in blocks behind a concat, multiples of 16 do not.
+    for multiple, most in ((16, 0.1), (8, 2.0)):
+        rules = {group.name: WidthRule(multiple_of=multiple) for group in graph.groups}
+        cost = CostModel(kernel_graph, predictor, rules=rules)
+        found = Exact().allocate(graph.groups, damage, cost, 0.5 * cost.dense_ms, rules)
+        assert cost.ms(found.widths) <= 0.5 * cost.dense_ms
+        assert 0 < found.certificate.table_error < most
+        assert "differ from the cost model by" in found.certificate.note
+        greedy = Greedy().allocate(graph.groups, damage, cost, 0.5 * cost.dense_ms, rules)
+        assert found.certificate.damage <= greedy.certificate.damage * 1.02
