@@ -78,7 +78,7 @@ def prune(
         typer.Option(
             "--allocator", help="How widths are chosen: exact, global_threshold, greedy, knapsack or uniform."
         ),
-    ] = "greedy",
+    ] = "exact",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
     distill: Annotated[bool, typer.Option("--distill", help="Let the dense model teach the pruned one.")] = False,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError, RemoteError, TableMismatchError, TableMissingError
 from edgeprune.loop.dense import DenseLatency, dense_latency
-from edgeprune.loop.planning import Planner, Progress, Proposal
+from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, realize
 from edgeprune.loop.result import LatencyCheck, PruningRound, Result
 from edgeprune.recovery.evaluation import evaluate
@@ -47,7 +47,7 @@ def prune(
     constraints: Constraints | None = None,
     *,
     criterion: str | Criterion | None = None,
-    allocator: str | Allocator = "greedy",
+    allocator: str | Allocator = ALLOCATOR,
     calibrate_damage: DamageCalibration | None = None,
     backend: str = "onnxruntime",
     margin: float = MARGIN,
@@ -110,7 +110,7 @@ def prune(
         raise ConfigError(f"the margin must be a share in [0, 1), found {margin}.")
     if planner is not None:
         given = (predictor, task, constraints, criterion, calibrate_damage, graph, kernel_graph)
-        if planner.model is not model or any(option is not None for option in given) or allocator != "greedy":
+        if planner.model is not model or any(option is not None for option in given) or allocator != ALLOCATOR:
             raise ConfigError(
                 "a planner must be given with its own model and without predictor, task, constraints, criterion, allocator, "
                 "calibrate_damage, graph and kernel_graph, which it holds, found another model or one of these."

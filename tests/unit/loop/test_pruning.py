@@ -183,13 +183,20 @@ def test_without_task_and_board_the_result_says_what_is_not_known(case):
     notes = " ".join(result.notes)
     assert "unverified: it is predicted, no board was given to measure it on" in notes
     assert "Accuracy was not measured: there is no task, the criterion l2 used no data" in notes
-    assert "not proven optimal" in notes
-    assert result.certificate.method == "greedy"
-    assert result.certificate.bound is None
-    assert result.certificate.gap is None
+    assert "not proven optimal" not in notes
+    assert result.certificate.method == "exact"
+    assert result.certificate.gap is not None
+    assert 0 <= result.certificate.gap <= 0.01
     assert result.plan.predicted["criterion"] == "l2"
     with torch.no_grad():
         assert result.module(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_a_search_that_proves_nothing_says_so(case):
+    result = pruned(case, "60%", allocator="greedy")
+    assert result.certificate.bound is None
+    assert result.certificate.gap is None
+    assert any("not proven optimal" in note for note in result.notes)
 
 
 def test_predicted_latency_is_that_of_the_plan_looked_up_afresh(case):
