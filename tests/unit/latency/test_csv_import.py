@@ -52,13 +52,13 @@ def test_a_real_table_of_another_project_fits_and_predicts(v100: LatencyTable, t
     assert len(v100.kernels) == 400
     assert {kernel.precision for kernel in v100.kernels} == {"fp16"}
     assert {kernel.attribute("groups") == kernel.inputs[0][1] for kernel in v100.kernels} == {True, False}
-    held_out = v100.kernels[::5]
+    held_out = v100.kernels[::2]
     hidden = {kernel.key for kernel in held_out}
     predictor = fit(v100.filter(key=[row["key"] for row in v100.rows if row["key"] not in hidden]))
     truth = np.array([v100.measurements[kernel.key].median_ms for kernel in held_out])
     errors = np.abs(np.log(predictor.kernel_ms(held_out) / truth))
     constant = np.abs(np.log(truth / np.median(truth)))
-    # Tactics of TensorRT jump; 320 kernels that span four orders of magnitude give no more than the rough size.
+    # Tactics of TensorRT jump; 200 kernels that span four orders of magnitude give no more than the rough size.
     assert np.median(errors) < 0.35
     assert np.median(errors) < np.median(constant) / 3
     assert LatencyTable.load(v100.save(tmp_path / "v100.parquet")) == v100
