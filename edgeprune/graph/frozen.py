@@ -11,7 +11,7 @@ from edgeprune.graph.capture import module_path
 from edgeprune.graph.channel_graph import FrozenAxis
 from edgeprune.graph.naming import PLURAL
 from edgeprune.graph.propagation import Producer, Propagation
-from edgeprune.graph.units import IN_STEP, Units
+from edgeprune.graph.units import Units
 
 _ALONE = "no other channel goes to the same layers, and a group must keep one"
 
@@ -62,11 +62,13 @@ def _factors(walk: Propagation, units: Units, code_of: Ids) -> Iterator[FrozenAx
             if event < 0 or not layers or key in told:
                 continue
             told.add(key)
-            kind = next((kind for ids, kind in walk.kinds if np.isin(part, ids).all()), "part")
-            name = f"{layers[0]} {PLURAL.get(kind, 'parts')}" + (f" (+{len(layers) - 1})" if len(layers) > 1 else "")
+            kind = next((kind for ids, kind in walk.kinds if np.isin(part, ids).all()), None)
+            if kind is None:
+                # The three of a fused projection, conv groups, halves: nobody would remove one of those.
+                continue
+            name = f"{layers[0]} {PLURAL[kind]}" + (f" (+{len(layers) - 1})" if len(layers) > 1 else "")
             why = walk.atoms.events[event]
-            if why.reason != IN_STEP:
-                yield FrozenAxis(name, len(part), why.reason, why.op, why.source, ())
+            yield FrozenAxis(name, len(part), why.reason, why.op, why.source, ())
 
 
 def _event_of(classes: Classes, part: Ids) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch.fx import Node
 
@@ -9,6 +11,8 @@ from edgeprune.graph.capture import shape_of
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.rules import movement, shaping
 from edgeprune.graph.rules._base import Call, named_arguments
+
+log = logging.getLogger("edgeprune.graph")
 
 _LAYERS = ("aten.linear.default", "aten.layer_norm.default", "aten.rms_norm.default")
 _UNCHANGED = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.alias.default")
@@ -33,9 +37,15 @@ def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
     left: object = torch.arange(shape[-1]).expand(shape)
     for step in reversed(chain):
         call = Call(step, graph.batch)
+        # The program's tensors lie in memory in another way, and a view asks for theirs.
+        left = left.contiguous() if isinstance(left, torch.Tensor) else left
         arguments = [left if value is node else call[name] for name, value in call.arguments.items()]
         if str(step.target) not in _UNCHANGED:
-            left = step.target(*arguments)  # type: ignore[operator]
+            try:
+                left = step.target(*arguments)  # type: ignore[operator]
+            except (RuntimeError, TypeError, ValueError) as error:
+                log.debug("rows that make %s are not known: %s", node.name, error)
+                return {}
         node = step
     assert isinstance(left, torch.Tensor)
     found = torch.unique(left).tolist()

@@ -13,9 +13,6 @@ from edgeprune.graph.atoms import KEPT, Classes, Ids
 from edgeprune.graph.labels import Label
 from edgeprune.graph.propagation import Propagation
 
-IN_STEP = "it goes in step with finer parts of the same axis"
-"""Why conv groups and halves stay whose channels go: it is no loss, all of them are cut alike."""
-
 
 @dataclass(frozen=True)
 class Units:
@@ -99,7 +96,7 @@ def _pin_coarse(walk: Propagation, classes: Classes, marked: npt.NDArray[np.bool
             continue
         if marked[classes.of(product.ids)].all() or all(marked[part].all() for part in found):
             continue
-        event = event if event >= 0 else walk.atoms.event(IN_STEP, "view")
+        event = event if event >= 0 else walk.atoms.event("it goes in step with finer parts of the same axis", "view")
         finest = max(range(len(found)), key=lambda axis: len(found[axis]))
         for axis, part in enumerate(found):
             if axis != finest and len(part):

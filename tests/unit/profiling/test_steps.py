@@ -34,7 +34,7 @@ def subject() -> Subject:
     ).eval()
     graph = trace(model, torch.zeros(1, 3, 16, 16))
     # Without vector instructions the runtime leaves channels as they are: every width is a kernel of its own.
-    return Subject("stack", "", lower(graph, model=model, isa=(), architecture="riscv64"))
+    return Subject("stack", "", lower(graph, model=model, device={"architecture": "riscv64", "isa": ()}))
 
 
 def stair_ms(kernel: Kernel) -> float:
