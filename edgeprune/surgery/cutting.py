@@ -117,18 +117,19 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
             table[leaf] = done[id(old)]
 
 
-class _Beside:
-    """A cut copy beside the cut program, in eval form and float64, on random inputs and random weights.
+_DRAWS = 4
+"""Comparisons of own class and program: one with the model's own weights, the others with random ones."""
 
-    The weights are random, too, since fresh or well-behaved ones hide mistakes: scores of an attention that are nearly zero
-    look the same at any scale.
+
+class _Beside:
+    """A cut copy beside the cut program, in eval form and float64, on random inputs: with its own weights, and with random ones.
+
+    Fresh weights hide mistakes: scores of an attention that are nearly zero look the same at any scale. Random ones can do so,
+    too, in a small network whose units they turn off; so there are several draws.
     """
 
     def __init__(self, model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
-        assert plan.program is not None
-        self._dense, self._plan = model, plan
-        self._twin = _with_random_weights(copy.deepcopy(cut).double().eval())
-        self._program = ProgramModule.of(self._twin, plan.program).eval()
+        self._dense, self._cut, self._plan = model, cut, plan
         self._device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
 
     def run(self, model: nn.Module) -> Any:
@@ -137,29 +138,38 @@ class _Beside:
         Raises:
             SurgeryError: If forward also takes things that are not tensors.
         """
+        return self._run(self._plan.traced(model, None)[0], self._program(model), 0)
+
+    def _program(self, model: nn.Module) -> ProgramModule:
+        assert self._plan.program is not None
+        return ProgramModule.of(model, self._plan.program).eval()
+
+    def _run(self, module: nn.Module, program: ProgramModule, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             inputs = [
                 (torch.randn_like(tensor, dtype=torch.float64) + 0.5 if tensor.is_floating_point() else tensor)
                 for tensor in self._plan.empty_inputs()
             ]
-            args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
-            module = model if model is self._program else self._plan.traced(model, None)[0]
+            args, kwargs = program.arguments([tensor.to(self._device) for tensor in inputs])
             return module(*args, **kwargs)
-
-    @cached_property
-    def _expected(self) -> list[Any]:
-        return torch.utils._pytree.tree_leaves(self.run(self._program))
 
     def agrees(self, change: Callable[[nn.Module], None]) -> bool:
         """Whether the cut copy computes what the program does once it is changed, and runs in train form as the model does.
 
         False where nothing that they compute is finite.
         """
-        twin = copy.deepcopy(self._twin)
-        change(twin)
+        return all(self._agrees(change, draw) for draw in range(_DRAWS))
+
+    def _agrees(self, change: Callable[[nn.Module], None], draw: int) -> bool:
+        twin = copy.deepcopy(self._cut).double().eval()
+        if draw:
+            _set_random_weights(twin, draw)
+        program = self._program(twin)
         try:
-            expected, found = self._expected, torch.utils._pytree.tree_leaves(self.run(twin))
+            expected = torch.utils._pytree.tree_leaves(self._run(program, program, draw))
+            change(twin)
+            found = torch.utils._pytree.tree_leaves(self._run(self._plan.traced(twin, None)[0], program, draw))
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
@@ -167,11 +177,11 @@ class _Beside:
         equal = len(expected) == len(found) and all(
             isinstance(y, torch.Tensor)
             and x.shape == y.shape
-            and (not x.numel() or bool(x.isfinite().any()))
+            and (not draw or not x.numel() or bool(x.isfinite().any()))
             and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
             for x, y in pairs
         )
-        return equal and (self._runs(twin.train()) or not self._dense_trains)
+        return equal and (draw > 0 or self._runs(twin.train()) or not self._dense_trains)
 
     @cached_property
     def _dense_trains(self) -> bool:
@@ -187,10 +197,10 @@ class _Beside:
         return True
 
 
-def _with_random_weights(model: nn.Module) -> nn.Module:
-    """The model with other weights, whose activations stay about as large as they come in; buffers are left alone."""
+def _set_random_weights(model: nn.Module, seed: int) -> None:
+    """Other weights, with which activations stay about as large as they come in; buffers are left alone."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         for parameter in model.parameters():
             if not parameter.is_floating_point():
                 continue
@@ -200,7 +210,6 @@ def _with_random_weights(model: nn.Module) -> nn.Module:
                 parameter.copy_(noise * math.sqrt(2 * len(parameter) / parameter.numel()))
             else:
                 parameter.add_(0.3 * noise)
-    return model
 
 
 def _places(plan: PruningPlan) -> str:

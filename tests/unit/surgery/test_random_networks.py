@@ -44,3 +44,13 @@ def test_random_networks_cut_equals_masked(
 
     compared()
     assert sum(removing) > 0.8 * len(removing)
+
+
+def test_a_rotation_that_random_weights_may_not_show_is_kept(random_nets: ModuleType, compare: Any) -> None:
+    """Its shift is an integer that forward reads and that equals a size that changes; a dead unit behind it hides the shift."""
+    torch.manual_seed(0)
+    dice = random.Random(0)
+    steps = [("residual", 0), ("transposed", 0), ("rotate", 1), ("concat", 0), ("grouped", 7)]
+    graph = trace(random_nets.RandomNet(steps, [], []).double(), X)
+    kept = {g.name: sorted(dice.sample(range(g.size), dice.randint(1, g.size))) for g in graph.groups}
+    assert compare(graph, make_plan(graph, kept)) < 1e-9
