@@ -24,6 +24,10 @@ Rules = Mapping[str, "WidthRule"]
 """Group name to what its width must respect; a group that is not named is free."""
 
 
+_AT_ONCE = 32
+"""Plans whose latencies are asked for together."""
+
+
 class Cost(Protocol):
     """Latency as a function of widths. Groups that a mapping does not name are dense."""
 
@@ -118,6 +122,39 @@ class Allocator(ABC):
             BudgetInfeasibleError: No widths that were found meet the budget.
             ConstraintError: Rules contradict each other.
         """
+
+
+def unproven(
+    method: str,
+    widths: dict[str, int],
+    *,
+    budget_ms: float,
+    predicted_ms: float,
+    damage: float,
+    evaluations: int,
+    note: str,
+) -> Allocation:
+    """The result of a search that proves nothing, but for this: damage is never negative, so none is the least."""
+    bound = 0.0 if damage == 0 else None
+    certificate = Certificate(method, budget_ms, predicted_ms, damage, bound, evaluations, note)
+    return Allocation(widths, certificate)
+
+
+def first_fitting(plans: Sequence[dict[str, int]], cost: Cost, budget_ms: float) -> tuple[dict[str, int], float, int]:
+    """The first plan whose latency meets the budget, its latency in milliseconds, and how many were looked up.
+
+    Raises:
+        BudgetInfeasibleError: None does.
+    """
+    seen: list[tuple[float, dict[str, int]]] = []
+    for start in range(0, len(plans), _AT_ONCE):
+        some = plans[start : start + _AT_ONCE]
+        for widths, latency in zip(some, cost.many_ms(some), strict=True):
+            seen.append((float(latency), widths))
+            if latency <= budget_ms:
+                return widths, float(latency), len(seen)
+    best_ms, widths = min(seen, key=lambda pair: pair[0])
+    raise infeasible(cost, widths, best_ms, budget_ms)
 
 
 def infeasible(cost: Cost, widths: Widths, best_ms: float, budget_ms: float) -> BudgetInfeasibleError:

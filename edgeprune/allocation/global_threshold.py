@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
+from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, first_fitting, unproven
 from edgeprune.allocation.choices import Choice, choices, expand
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
-
-_AT_ONCE = 32
 
 
 class GlobalThreshold(Allocator):
@@ -45,15 +43,16 @@ class GlobalThreshold(Allocator):
         decisions = choices(groups, rules)
         curves = [choice.damage(damage) for choice in decisions]
         plans = [expand(decisions, state) for state in self._states(decisions, curves)]
-        seen: list[tuple[float, dict[str, int]]] = []
-        for start in range(0, len(plans), _AT_ONCE):
-            some = plans[start : start + _AT_ONCE]
-            for widths, latency in zip(some, cost.many_ms(some), strict=True):
-                seen.append((float(latency), widths))
-                if latency <= budget_ms:
-                    return self._result(decisions, curves, widths, float(latency), budget_ms, len(seen))
-        best_ms, widths = min(seen, key=lambda pair: pair[0])
-        raise infeasible(cost, widths, best_ms, budget_ms)
+        widths, predicted_ms, evaluations = first_fitting(plans, cost, budget_ms)
+        return unproven(
+            self.name,
+            widths,
+            budget_ms=budget_ms,
+            predicted_ms=predicted_ms,
+            damage=sum(curve[widths[choice.groups[0]]] for choice, curve in zip(decisions, curves, strict=True)),
+            evaluations=evaluations,
+            note="one threshold for all groups; latency per unit plays no part.",
+        )
 
     def _states(self, decisions: Sequence[Choice], curves: Sequence[dict[int, float]]) -> list[tuple[int, ...]]:
         """The widths at ever larger thresholds, from the dense ones to the smallest, without repeats."""
@@ -69,27 +68,6 @@ class GlobalThreshold(Allocator):
             state = tuple([width for begun, width in some if begun <= threshold][-1] for some in corners)
             found[state] = None
         return list(found)
-
-    def _result(
-        self,
-        decisions: Sequence[Choice],
-        curves: Sequence[dict[int, float]],
-        widths: dict[str, int],
-        predicted_ms: float,
-        budget_ms: float,
-        evaluations: int,
-    ) -> Allocation:
-        total = sum(curve[widths[choice.groups[0]]] for choice, curve in zip(decisions, curves, strict=True))
-        certificate = Certificate(
-            method=self.name,
-            budget_ms=budget_ms,
-            predicted_ms=predicted_ms,
-            damage=total,
-            bound=0.0 if total == 0 else None,
-            evaluations=evaluations,
-            note="one threshold for all groups; latency per unit plays no part.",
-        )
-        return Allocation(widths, certificate)
 
 
 def _corners(curve: dict[int, float]) -> list[tuple[float, int]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
+from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, infeasible
 from edgeprune.allocation.problem import Problem, State, moved
 from edgeprune.allocation.refinement import VERIFIED_AT_ONCE, less_damaging, moves_down, refine
 from edgeprune.errors import ConfigError
@@ -47,7 +47,7 @@ class Greedy(Allocator):
         """See `Allocator.allocate`."""
         problem = Problem(groups, damage, cost, rules)
         if problem.ms(problem.dense) <= budget_ms:
-            return self._result(problem, problem.dense, budget_ms, "the dense widths meet the budget.")
+            return problem.unproven(self.name, problem.dense, budget_ms, "the dense widths meet the budget.")
         state = _descend(problem, budget_ms)
         if state is None:
             widths, best_ms = problem.fastest_seen()
@@ -56,21 +56,7 @@ class Greedy(Allocator):
         note = "a greedy search proves no bound."
         if problem.evaluations >= self.max_evaluations:
             note = f"refinement ended after {problem.evaluations} evaluations; {note}"
-        return self._result(problem, complete, budget_ms, note)
-
-    def _result(self, problem: Problem, state: State, budget_ms: float, note: str) -> Allocation:
-        damage = problem.damage(state)
-        certificate = Certificate(
-            method=self.name,
-            budget_ms=budget_ms,
-            predicted_ms=problem.ms(state),
-            damage=damage,
-            # Damage is never negative, so a plan without any is optimal; nothing else is proven here.
-            bound=0.0 if damage == 0 else None,
-            evaluations=problem.evaluations,
-            note=note,
-        )
-        return Allocation(problem.widths(state), certificate)
+        return problem.unproven(self.name, complete, budget_ms, note)
 
 
 def _descend(problem: Problem, budget_ms: float) -> State | None:

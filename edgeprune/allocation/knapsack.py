@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
+from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, infeasible
 from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem, State
 from edgeprune.allocation.proving import tabulated
@@ -53,7 +53,7 @@ class Knapsack(Allocator):
         """See `Allocator.allocate`."""
         problem = Problem(groups, damage, cost, rules)
         if problem.ms(problem.dense) <= budget_ms:
-            return self._result(problem, problem.dense, budget_ms, "the dense widths meet the budget.")
+            return problem.unproven(self.name, problem.dense, budget_ms, "the dense widths meet the budget.")
         floor = tuple(widths[-1] for widths in problem.candidates)
         fits_at_all = problem.ms(floor) <= budget_ms
         nodes = Nodes(problem.candidates)
@@ -68,7 +68,7 @@ class Knapsack(Allocator):
             target_ms = (low_ms + high_ms) / 2
         if found:
             note = "layers were charged to their groups in equal shares; nothing is proven."
-            return self._result(problem, min(found, key=problem.damage), budget_ms, note)
+            return problem.unproven(self.name, min(found, key=problem.damage), budget_ms, note)
         widths, best_ms = problem.fastest_seen()
         raise infeasible(cost, problem.widths(widths), best_ms, budget_ms)
 
@@ -83,19 +83,6 @@ class Knapsack(Allocator):
                 break
             plans.append(plan)
         return plans
-
-    def _result(self, problem: Problem, state: State, budget_ms: float, note: str) -> Allocation:
-        damage = problem.damage(state)
-        certificate = Certificate(
-            method=self.name,
-            budget_ms=budget_ms,
-            predicted_ms=problem.ms(state),
-            damage=damage,
-            bound=0.0 if damage == 0 else None,
-            evaluations=problem.evaluations,
-            note=note,
-        )
-        return Allocation(problem.widths(state), certificate)
 
 
 def charges(table: CostTable, counts: Sequence[int], state: Ints) -> tuple[list[Floats], float]:

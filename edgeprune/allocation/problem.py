@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.allocation._base import Cost, Damage, Rules
+from edgeprune.allocation._base import Allocation, Cost, Damage, Rules, unproven
 from edgeprune.allocation.choices import Choice, choices, expand
 from edgeprune.allocation.terms import Limit
 
@@ -91,6 +91,18 @@ class Problem:
     def damages(self, index: int) -> npt.NDArray[np.float64]:
         """Damage of each candidate of one decision, in the order of the candidates."""
         return np.array([self._damage[index][width] for width in self.candidates[index]])
+
+    def unproven(self, method: str, state: State, budget_ms: float, note: str) -> Allocation:
+        """A state as the result of a search that proves nothing."""
+        return unproven(
+            method,
+            self.widths(state),
+            budget_ms=budget_ms,
+            predicted_ms=self.ms(state),
+            damage=self.damage(state),
+            evaluations=self.evaluations,
+            note=note,
+        )
 
     def fastest_seen(self) -> tuple[State, float]:
         """The state with the smallest latency of all that were looked up, and that latency in milliseconds."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, Cost, Damage, Rules, infeasible
+from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, first_fitting, unproven
 from edgeprune.allocation.choices import Choice, choices, expand
 from edgeprune.errors import ConfigError
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
 
 _MOST_RATIOS = 256
-_AT_ONCE = 32
 
 
 class Uniform(Allocator):
@@ -39,15 +38,8 @@ class Uniform(Allocator):
     ) -> Allocation:
         """See `Allocator.allocate`; `damage` is only summed up for the certificate."""
         decisions, plans = _uniform_widths(groups, rules, self.multiple_of)
-        seen: list[tuple[float, dict[str, int]]] = []
-        for start in range(0, len(plans), _AT_ONCE):
-            some = plans[start : start + _AT_ONCE]
-            for widths, latency in zip(some, cost.many_ms(some), strict=True):
-                seen.append((float(latency), widths))
-                if latency <= budget_ms:
-                    return _result(decisions, widths, damage, float(latency), budget_ms, len(seen))
-        best_ms, widths = min(seen, key=lambda pair: pair[0])
-        raise infeasible(cost, widths, best_ms, budget_ms)
+        widths, predicted_ms, evaluations = first_fitting(plans, cost, budget_ms)
+        return _result(decisions, widths, damage, predicted_ms, budget_ms, evaluations)
 
 
 def closest_uniform(
@@ -113,13 +105,12 @@ def _result(
         for name in choice.groups
         if name in damage
     )
-    certificate = Certificate(
-        method="uniform",
+    return unproven(
+        "uniform",
+        widths,
         budget_ms=budget_ms,
         predicted_ms=predicted_ms,
         damage=total,
-        bound=0.0 if total == 0 else None,
         evaluations=evaluations,
         note="one share for all groups; nothing is optimized.",
     )
-    return Allocation(widths, certificate)

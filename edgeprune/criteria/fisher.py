@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from edgeprune.criteria._base import Criterion, Normalization
-from edgeprune.criteria.gates import gate_derivatives
+from edgeprune.criteria.gates import mean_squares
 from edgeprune.criteria.slices import selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.tasks.batches import device_of, objective_batches, sample_count
@@ -61,16 +61,10 @@ class Fisher(Criterion):
         task, chosen = self._required(task, "its gradients"), selected(graph, groups)
         scores = {group.name: np.zeros(group.size) for group in chosen}
         for objective in task.objectives:
-            sums = {group.name: np.zeros(group.size) for group in chosen}
-            count = 0
             batches = objective_batches(objective, "train", device_of(model), self.samples)
             samples = islice(_single(batches), self.samples)
-            for derivatives in gate_derivatives(chosen, model, objective, samples):
-                for name, values in derivatives.items():
-                    sums[name] += values**2
-                count += 1
-            for name, total in sums.items():
-                scores[name] += objective.weight * total / (2 * count)
+            for name, squares in mean_squares(chosen, model, objective, samples).items():
+                scores[name] += objective.weight * squares / 2
         return self._finite(scores, "gradients")
 
 

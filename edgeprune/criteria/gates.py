@@ -93,6 +93,19 @@ def gate_derivatives(
         yield derivatives
 
 
+def mean_squares(
+    groups: Sequence[ChannelGroup], model: nn.Module, objective: Objective, batches: Iterable[tuple[Any, Any]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean over batches of the squared derivatives by gates, see `gate_derivatives`, shape (size,) per group."""
+    sums = {group.name: np.zeros(group.size) for group in groups}
+    count = 0
+    for derivatives in gate_derivatives(groups, model, objective, batches):
+        for name, values in derivatives.items():
+            sums[name] += values**2
+        count += 1
+    return {name: total / count for name, total in sums.items()}
+
+
 @contextmanager
 def _differentiable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Frozen parameters can be pruned too, so they need gradients for the time of scoring."""

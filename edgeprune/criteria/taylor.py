@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.criteria._base import Criterion, Normalization
-from edgeprune.criteria.gates import gate_derivatives
+from edgeprune.criteria.gates import mean_squares
 from edgeprune.criteria.slices import selected
 from edgeprune.errors import ConfigError
 from edgeprune.tasks.batches import device_of, objective_batches
@@ -55,13 +55,7 @@ class Taylor(Criterion):
         task, chosen = self._required(task, "its gradients"), selected(graph, groups)
         scores = {group.name: np.zeros(group.size) for group in chosen}
         for objective in task.objectives:
-            sums = {group.name: np.zeros(group.size) for group in chosen}
-            count = 0
             batches = objective_batches(objective, "train", device_of(model), self.batches)
-            for derivatives in gate_derivatives(chosen, model, objective, batches):
-                for name, values in derivatives.items():
-                    sums[name] += values**2
-                count += 1
-            for name, total in sums.items():
-                scores[name] += objective.weight * total / count
+            for name, squares in mean_squares(chosen, model, objective, batches).items():
+                scores[name] += objective.weight * squares
         return self._finite(scores, "gradients")

@@ -26,13 +26,13 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
 
     Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
-    beside the cut program, both with random weights on random inputs. If they disagree, integer attributes follow that
-    ``forward`` reads and that equal a size that the plan changes (``num_heads``, ``head_dim``); and where fused attention
-    takes its scale from the head dimension, the query weights make up for it, see `edgeprune.surgery.following`. If copy and
-    program agree, and the copy runs in train form where the model does, the copy is returned; otherwise (``forward`` spells
-    out or computes with sizes in another way) a `ProgramModule`, our module around the cut program, with the same parameter
-    names. A plan whose program could not be written down leaves nothing to compare with: the copy is returned as it is,
-    unless the plan changes sizes that ``forward`` spells out.
+    beside the cut program on random inputs, with its own weights and with random ones. If they disagree, integer attributes
+    follow that ``forward`` reads and that equal a size that the plan changes (``num_heads``, ``head_dim``); and where fused
+    attention takes its scale from the head dimension, the query weights make up for it, see `edgeprune.surgery.following`. If
+    copy and program agree, and the copy runs in train form where the model does, the copy is returned; otherwise
+    (``forward`` spells out or computes with sizes in another way) a `ProgramModule`, our module around the cut program, with
+    the same parameter names. A plan whose program could not be written down leaves nothing to compare with: the copy is
+    returned as it is, unless the plan changes sizes that ``forward`` spells out.
 
     Args:
         model: The model that the plan was made for.
@@ -66,7 +66,7 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
-    beside = _Beside(model, cut, plan)
+    beside = _Beside(model, cut, program, plan)
     if beside.agrees(lambda twin: None):
         return cut
     own = followed(model, cut, plan, beside.run, beside.agrees)
@@ -128,8 +128,8 @@ class _Beside:
     too, in a small network whose units they turn off; so there are several draws.
     """
 
-    def __init__(self, model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
-        self._dense, self._cut, self._plan = model, cut, plan
+    def __init__(self, model: nn.Module, cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> None:
+        self._dense, self._cut, self._program, self._plan = model, cut, program, plan
         self._device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
 
     def run(self, model: nn.Module) -> Any:
@@ -138,20 +138,16 @@ class _Beside:
         Raises:
             SurgeryError: If forward also takes things that are not tensors.
         """
-        return self._run(self._plan.traced(model, None)[0], self._program(model), 0)
+        return self._run(self._plan.traced(model, None)[0], 0)
 
-    def _program(self, model: nn.Module) -> ProgramModule:
-        assert self._plan.program is not None
-        return ProgramModule.of(model, self._plan.program).eval()
-
-    def _run(self, module: nn.Module, program: ProgramModule, seed: int) -> Any:
+    def _run(self, module: nn.Module, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             inputs = [
                 (torch.randn_like(tensor, dtype=torch.float64) + 0.5 if tensor.is_floating_point() else tensor)
                 for tensor in self._plan.empty_inputs()
             ]
-            args, kwargs = program.arguments([tensor.to(self._device) for tensor in inputs])
+            args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
             return module(*args, **kwargs)
 
     def agrees(self, change: Callable[[nn.Module], None]) -> bool:
@@ -165,11 +161,12 @@ class _Beside:
         twin = copy.deepcopy(self._cut).double().eval()
         if draw:
             _set_random_weights(twin, draw)
-        program = self._program(twin)
         try:
-            expected = torch.utils._pytree.tree_leaves(self._run(program, program, draw))
+            # Before the change: the program shares the tensors of the copy.
+            program = ProgramModule.of(twin, self._program.program).eval()
+            expected = torch.utils._pytree.tree_leaves(self._run(program, draw))
             change(twin)
-            found = torch.utils._pytree.tree_leaves(self._run(self._plan.traced(twin, None)[0], program, draw))
+            found = torch.utils._pytree.tree_leaves(self._run(self._plan.traced(twin, None)[0], draw))
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
