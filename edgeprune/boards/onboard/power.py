@@ -96,12 +96,14 @@ def chosen(sources, names):
 
 def sample(sources, interval_s, emit):
     """Emit readings until standard input ends; returns how often a source gave nothing, {channel name: count}."""
-    lock, missed = threading.Lock(), {}
+    lock, missed, ended = threading.Lock(), {}, threading.Event()
     polled = [source for source in sources if source.read is not None]
     children = [(source, tree.start(source.stream)) for source in sources if source.stream is not None]
 
     def note(source, t_s, values):
         with lock:
+            if ended.is_set():
+                return
             for channel in source.channels:
                 if channel.name not in values:
                     missed[channel.name] = missed.get(channel.name, 0) + 1
@@ -113,6 +115,8 @@ def sample(sources, interval_s, emit):
             t_s, values = source.parse(line.decode("utf-8", "replace").strip())
             if values:
                 note(source, time.monotonic() if t_s is None else t_s, values)
+            if ended.is_set():
+                return
 
     threads = [threading.Thread(target=follow, args=entry, daemon=True) for entry in children]
     for thread in threads:
@@ -130,5 +134,7 @@ def sample(sources, interval_s, emit):
             if ready and not os.read(descriptor, 4096):
                 return {"missed": missed}
     finally:
+        with lock:  # A thread may hold a line that it has read already, and the result must stay the last event.
+            ended.set()
         for _, child in children:
             tree.stop(child)

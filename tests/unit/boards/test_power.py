@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,10 +174,7 @@ def test_an_external_meter_is_what_its_command_prints(board: Board) -> None:
     assert "not ready" in next(absence.reason for absence in refused.absences if absence.source == "meter")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["polled", "streamed"],
-)
+@pytest.mark.parametrize("kind", ["polled", "streamed"])
 def test_the_sampler_reads_until_its_input_ends(board: Board, tmp_path: Path, kind: str) -> None:
     zone = tmp_path / "tree/sys/class/powercap/intel-rapl:0"
     zone.mkdir(parents=True)
@@ -186,9 +185,6 @@ def test_the_sampler_reads_until_its_input_ends(board: Board, tmp_path: Path, ki
     request = {"action": "sample", "names": ["rapl package-0"], "interval_s": 0.02, "sysroot": str(tmp_path / "tree")}
     if kind == "streamed":
         request |= {"names": ["meter meter"], "meter": f"echo $$ > {tmp_path}/pid; while echo 2.5; do sleep 0.02; done"}
-    import json
-    import subprocess
-
     child = subprocess.Popen(
         [sys.executable, str(runner), "power"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -208,6 +204,35 @@ def test_the_sampler_reads_until_its_input_ends(board: Board, tmp_path: Path, ki
         pid = (tmp_path / "pid").read_text().split()[-1]
         state = Path(f"/proc/{pid}/stat")
         assert not state.exists() or re.search(r"\) Z", state.read_text())
+
+
+SLOW_TO_PARSE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import power
+from power_source import Channel, Source
+
+def parse(line):
+    time.sleep(0.5)
+    return None, {"meter meter": 1.0}
+
+channel = Channel("meter", "meter", "power", "total")
+source = Source([channel], stream=["/bin/sh", "-c", "echo 1; exec sleep 30"], parse=parse)
+polled = Source([Channel("other", "other", "power", "total")], read=lambda: time.sleep(0.2) or {})
+events = []
+events.append(power.sample([source, polled], 0.02, events.append))
+time.sleep(1.0)
+print(events)
+"""
+
+
+def test_a_reading_that_comes_after_the_end_does_not_follow_the_result(board: Board) -> None:
+    board.power()  # brings the runner
+    runner = next(Path(board.root, "runner").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_PARSE, str(runner)], input="", capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[{'missed': {'other other': 1}}]", "")
 
 
 def test_a_channel_that_is_not_there_is_named(board: Board, tmp_path: Path) -> None:
