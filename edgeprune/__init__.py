@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.latency.fitting import fit
     from edgeprune.latency.predictor import Predictor
     from edgeprune.latency.table import LatencyTable
+    from edgeprune.loop.pareto import pareto
     from edgeprune.loop.pruning import prune
     from edgeprune.lowering.kernel_graph import KernelGraph, lower
     from edgeprune.profiling.run import profile
@@ -51,6 +52,7 @@ _MODULES = {
     "fit": "latency.fitting",
     "load": "surgery.storage",
     "lower": "lowering.kernel_graph",
+    "pareto": "loop.pareto",
     "profile": "profiling.run",
     "prune": "loop.pruning",
     "save": "surgery.storage",
@@ -78,6 +80,7 @@ __all__ = [
     "fit",
     "load",
     "lower",
+    "pareto",
     "profile",
     "prune",
     "save",

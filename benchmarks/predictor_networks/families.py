@@ -72,6 +72,61 @@ def resnet50() -> tuple[nn.Module, Tensor]:
     return _classifier(features, channels).eval(), torch.randn(1, 3, _SIZE, _SIZE)
 
 
+def cifar_resnet56() -> tuple[nn.Module, Tensor]:
+    """ResNet-56 for 32x32 images in eval form, and its example input, shape (1, 3, 32, 32); He et al., 2016, section 4.2."""
+    torch.manual_seed(0)
+    features: list[nn.Module] = [_conv(3, 16)]
+    channels = 16
+    for stage in range(3):
+        for index in range(9):
+            features.append(_Residual(channels, 16 * 2**stage, 2 if stage and not index else 1))
+            channels = 16 * 2**stage
+    return _classifier(features, channels).eval(), torch.randn(1, 3, 32, 32)
+
+
+class _Squeezed(nn.Module):
+    """Tan and Le, "EfficientNet", 2019: an inverted residual with squeeze and excitation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = inputs * expand
+        self.expand = nn.Sequential(nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.SiLU())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.SiLU(),
+        )
+        self.squeeze, self.excite = nn.Conv2d(inner, max(1, inputs // 4), 1), nn.Conv2d(max(1, inputs // 4), inner, 1)
+        self.project = _conv(inner, outputs, 1, act=False)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(self.expand(x))
+        y = y * torch.sigmoid(self.excite(nn.functional.silu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        projected: Tensor = self.project(y)
+        return x + projected if self.adds else projected
+
+
+def efficientnet() -> tuple[nn.Module, Tensor]:
+    """A network like EfficientNet-B0 without its last stage, in eval form, and its input, shape (1, 3, 96, 96)."""
+    torch.manual_seed(0)
+    features: list[nn.Module] = [_conv(3, 32, 3, 2)]
+    channels = 32
+    plan = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 3, 2, 5),
+    )
+    for expand, outputs, count, stride, kernel in plan:
+        for index in range(count):
+            features.append(_Squeezed(channels, outputs, kernel, stride if not index else 1, expand))
+            channels = outputs
+    return _classifier([*features, _conv(channels, 640, 1)], 640).eval(), torch.randn(1, 3, _SIZE, _SIZE)
+
+
 class _Inverted(nn.Module):
     """Sandler et al., "MobileNetV2", 2018, figure 4."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -96,6 +96,20 @@ class Allocation:
     certificate: Certificate
 
 
+class Ready(Protocol):
+    """A problem that was made ready for any number of budgets."""
+
+    def within(self, budget_ms: float) -> Allocation:
+        """As `Allocator.allocate`, for one budget in milliseconds."""
+
+    def front(self, budgets_ms: Sequence[float] | int) -> list[Allocation]:
+        """One allocation per budget; a number stands for so many, evenly from the smallest reachable latency to the dense one.
+
+        Raises:
+            BudgetInfeasibleError: A budget is out of reach.
+        """
+
+
 class Allocator(ABC):
     """Chooses widths: least damage within a latency budget.
 
@@ -122,6 +136,36 @@ class Allocator(ABC):
             BudgetInfeasibleError: No widths that were found meet the budget.
             ConstraintError: Rules contradict each other.
         """
+
+    def prepare(self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, rules: Rules | None = None) -> Ready:
+        """The same problem for any number of budgets; what does not depend on the budget is done once, where it can be.
+
+        Args:
+            groups: All channel groups of the model.
+            damage: Damage curve of each group that is not frozen.
+            cost: Latency by widths.
+            rules: What widths must respect, by group name.
+        """
+        return _OneByOne(lambda budget_ms: self.allocate(groups, damage, cost, budget_ms, rules), cost.ms({}))
+
+
+class _OneByOne:
+    """Every budget is a problem of its own."""
+
+    def __init__(self, allocate: Callable[[float], Allocation], dense_ms: float) -> None:
+        self.within, self._dense_ms = allocate, dense_ms
+
+    def front(self, budgets_ms: Sequence[float] | int) -> list[Allocation]:
+        every: Sequence[float]
+        if isinstance(budgets_ms, int):
+            try:
+                least_ms = self.within(0.0).certificate.predicted_ms
+            except BudgetInfeasibleError as error:
+                least_ms = error.best_ms * (1 + 1e-9)
+            every = np.linspace(least_ms, self._dense_ms, budgets_ms).tolist()
+        else:
+            every = budgets_ms
+        return [self.within(budget_ms) for budget_ms in every]
 
 
 def unproven(

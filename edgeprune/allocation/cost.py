@@ -95,9 +95,9 @@ class CostModel:
         """
         lowered = [self.kernels(widths) for widths in many]
         self.kernels_ms(kernel for kernels in lowered for kernel in kernels)
-        calibration = self.predictor.calibration
         found = []
         for kernels in lowered:
+            calibration = self.predictor.calibration_of(kernels)
             parts = {"": calibration.fixed_ms}
             for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
                 part = kernel.origin[0] if kernel.origin else ""

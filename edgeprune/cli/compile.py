@@ -102,8 +102,8 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
     record = PruningRecord.load(folder)
     plan = edgeprune.PruningPlan.load(folder / PLAN_NAME)
     example = load_inputs(folder / INPUTS_NAME)
-    weights = None if record.weights is None else Path(record.weights)
-    original: torch.nn.Module = load_model(record.model, weights, seed=record.seed)
+    options = record.options
+    original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
     if dense is not None:
         traced, traced_example = plan.traced(original, example)
@@ -113,7 +113,7 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
                 traced_example,
                 dense,
                 name=type(original).__name__,
-                backend=record.backend,
+                backend=options.backend,
                 progress=progress.told,
                 **extras,
             )
@@ -125,7 +125,7 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
             pruned,
             example,
             out,
-            backend=record.backend,
+            backend=options.backend,
             plan=plan,
             predicted_ms=record.predicted_ms,
             measured=_measured(record),
@@ -133,10 +133,10 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
             **extras,
         )
     # A share of the dense latency can only be checked against the dense model.
-    checkable = dense is not None or Budget.parse(record.budget).latency_ratio is None
+    checkable = dense is not None or Budget.parse(options.latency).latency_ratio is None
     following = command_line(
         *("edgeprune", "deploy", out, "--board", record.board),
-        *given(threads=record.threads, latency=record.budget if checkable else None, reference=dense),
+        *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
     )
     _finish(output, artifact, following, more)
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeprune.errors import ConfigError
+from edgeprune.loop.result import PruningRound
+from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
     import torch
@@ -25,17 +27,67 @@ REPORT_NAME = "report.html"
 DEPLOYMENT_SUFFIX = ".deployment.json"
 
 
+class PruneOptions(BaseModel):
+    """What a user asked `edgeprune prune` for; paths and file references are absolute, so that they mean the same later.
+
+    Attributes:
+        model: ``package.module:factory`` or ``/absolute/file.py:factory``.
+        table: Latency table or predictor settings.
+        latency: Budget as the user wrote it.
+        input: ``NAME=SHAPE[:DTYPE]`` each.
+        inputs: File of example inputs instead.
+        weights: Weights of the dense model.
+        task: ``/absolute/file.py:factory`` of the task.
+        board: Where the result is measured, or ``"none"``.
+        backend: Backend of the run.
+        keep: See `edgeprune.spec.Constraints`, as the next three.
+        min_width: Pattern to fewest units.
+        multiple_of: Pattern to divisor.
+        same_as: Pattern to module.
+        criterion: Importance, or None for the default.
+        calibrate_damage: Whether damage is calibrated by measured losses.
+        allocator: How widths are chosen.
+        epochs: Of fine-tuning.
+        lr: Learning rate of fine-tuning.
+        distill: Whether the dense model teaches.
+        seed: Of the factory, of example inputs and of tuning.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str
+    table: Path
+    latency: str
+    input: tuple[str, ...] = ()
+    inputs: Path | None = None
+    weights: Path | None = None
+    task: str | None = None
+    board: str = "none"
+    backend: str
+    keep: tuple[str, ...] = ()
+    min_width: dict[str, int] = Field(default_factory=dict)
+    multiple_of: dict[str, int] = Field(default_factory=dict)
+    same_as: dict[str, str] = Field(default_factory=dict)
+    criterion: str | None = None
+    calibrate_damage: bool = False
+    allocator: str
+    epochs: int
+    lr: float
+    distill: bool = False
+    seed: int = 0
+
+    @property
+    def constraints(self) -> Constraints:
+        """What widths must respect."""
+        return Constraints(self.keep, self.min_width, self.multiple_of, self.same_as)
+
+
 class PruningRecord(BaseModel):
     """Settings and figures of one `edgeprune prune`.
 
     Attributes:
         schema_version: Of this file.
-        model: ``package.module:factory`` or ``/absolute/file.py:factory``.
-        weights: Weights of the dense model, absolute path.
-        seed: Seed of the factory.
-        backend: Backend of the run.
+        options: What it was asked for.
         table_hash: Latency table that the widths were chosen with.
-        budget: As the user wrote it.
         budget_ms: Budget, milliseconds.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
@@ -45,16 +97,17 @@ class PruningRecord(BaseModel):
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
         plan_hash: Hash of the plan.
+        rounds: What the closed loop tried, in order.
+        chosen: Index of the round whose plan was taken.
+        check_max_abs: Largest difference between cut and masked model.
+        metrics_before: Validation metric of the dense model by objective.
+        metrics_after: The same of the pruned model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
-    model: str
-    weights: str | None
-    seed: int
-    backend: str
+    schema_version: Literal[2] = 2
+    options: PruneOptions
     table_hash: str
-    budget: str
     budget_ms: float
     dense_predicted_ms: float
     predicted_ms: float
@@ -64,6 +117,16 @@ class PruningRecord(BaseModel):
     threads: int
     conditions: str
     plan_hash: str
+    rounds: tuple[PruningRound, ...]
+    chosen: int
+    check_max_abs: float
+    metrics_before: dict[str, float]
+    metrics_after: dict[str, float]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last plan still waits for a board."""
+        return self.rounds[-1].measured is None
 
     @classmethod
     def load(cls, folder: Path) -> PruningRecord:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.allocation import registry as allocators
-from edgeprune.allocation._base import Allocation, Allocator, Certificate, infeasible
+from edgeprune.allocation._base import Allocation, Allocator, Certificate, Ready, infeasible
 from edgeprune.allocation.cost import CostModel
 from edgeprune.criteria import registry as criteria
 from edgeprune.criteria._base import Criterion
@@ -152,15 +152,15 @@ class Planner:
         Raises:
             BudgetInfeasibleError: The budget itself is out of reach.
         """
-        damage = self.damage
+        _ = self.damage  # scoring tells its own progress
         self._tell("allocating", 0)
         aim_ms = budget_ms * (1 - margin)
         try:
-            allocation = self._allocate(damage, aim_ms)
+            allocation = self._ready.within(aim_ms)
         except BudgetInfeasibleError as error:
             if aim_ms < error.best_ms <= budget_ms:
                 aim_ms = error.best_ms
-                allocation = self._allocate(damage, aim_ms)
+                allocation = self._ready.within(aim_ms)
             elif error.widths is None:
                 raise
             else:
@@ -169,14 +169,37 @@ class Planner:
         self._tell("allocating", 1)
         return self.proposal(allocation, aim_ms)
 
-    def proposal(self, allocation: Allocation, aim_ms: float) -> Proposal:
-        """The plan for widths from any allocator: in each group the units with the best scores are kept."""
+    def front(self, points: int = 20) -> tuple[Proposal, ...]:
+        """Plans along the Pareto front of damage and predicted latency, from the fastest to the dense one.
+
+        Args:
+            points: Number of latencies, evenly from the smallest that was found to the dense one; a plan that is the best at
+                several of them is there once.
+        """
+        _ = self.damage  # scoring tells its own progress
+        self._tell("allocating", 0)
+        found: dict[tuple[int, ...], Allocation] = {}
+        for allocation in self._ready.front(points):
+            found.setdefault(tuple(allocation.widths.values()), allocation)
+        self._tell("allocating", 1)
+        return tuple(self.proposal(allocation, allocation.certificate.budget_ms) for allocation in found.values())
+
+    def proposal(self, allocation: Allocation, aim_ms: float, plan: PruningPlan | None = None) -> Proposal:
+        """The plan for widths from any allocator: in each group the units with the best scores are kept.
+
+        Args:
+            allocation: The widths.
+            aim_ms: Predicted latency that they had to stay below, milliseconds.
+            plan: One with these widths that is there already; it is taken, whatever the scores are now.
+        """
+        predicted_ms, low_ms, high_ms = self.cost.interval(allocation.widths)
+        if plan is not None:
+            return Proposal(plan, allocation, aim_ms, predicted_ms, low_ms, high_ms)
         kept = {
             name: best_units(values, allocation.widths[name])
             for name, values in self.scores.items()
             if allocation.widths[name] < len(values)
         }
-        predicted_ms, low_ms, high_ms = self.cost.interval(allocation.widths)
         plan = make_plan(self.graph, kept, predicted=self._information(allocation.widths), allow_empty=True)
         return Proposal(plan, allocation, aim_ms, predicted_ms, low_ms, high_ms)
 
@@ -196,8 +219,9 @@ class Planner:
         plan = make_plan(self.graph, {}, predicted=self._information(widths), allow_empty=True)
         return Proposal(plan, Allocation(widths, certificate), budget_ms, predicted_ms, low_ms, high_ms)
 
-    def _allocate(self, damage: DamageCurves, aim_ms: float) -> Allocation:
-        return self.allocator.allocate(self.graph.groups, damage, self.cost, aim_ms, self.rules)
+    @cached_property
+    def _ready(self) -> Ready:
+        return self.allocator.prepare(self.graph.groups, self.damage, self.cost, self.rules)
 
     def _information(self, widths: Mapping[str, int]) -> dict[str, object]:
         predicted_ms, low_ms, high_ms = self.cost.interval(widths)

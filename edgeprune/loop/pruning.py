@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError, RemoteError, TableMismatchError, TableMissingError
+from edgeprune.allocation._base import Allocation
+from edgeprune.errors import ConfigError, RemoteError, TableMissingError
+from edgeprune.loop.closing import MOST_ROUNDS, ClosedLoop, unmeasured
 from edgeprune.loop.dense import DenseLatency, dense_latency
+from edgeprune.loop.lowering import lowered, require_runtime
+from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, realize
-from edgeprune.loop.result import LatencyCheck, PruningRound, Result
+from edgeprune.loop.result import LatencyCheck, Result
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget, Constraints
@@ -58,20 +62,25 @@ def prune(
     kernel_graph: KernelGraph | None = None,
     planner: Planner | None = None,
     plan_path: Path | str | None = None,
+    most_rounds: int = MOST_ROUNDS,
     measuring_rounds: int = 20,
+    earlier: Result | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Prune a model to a latency budget.
 
-    The plan, with its prediction, is made and (with `plan_path`) written before any pruned model is compiled or timed. The
-    model itself is not changed.
+    The first plan, with its prediction, is made and (with `plan_path`) written before any pruned model is compiled or timed.
+    With a board the loop is closed: the cut model is timed there, interleaved with the dense one; what it took corrects the
+    predictions, and a plan that misses the budget, or leaves more of it unused than 3 %, is followed by another one. Latency
+    does not depend on the values of weights, so only the plan that is taken is tuned, and what is handed over is measured once
+    more. The model itself is not changed.
 
     Args:
         model: The dense model.
         example_inputs: Tensor, tuple or dict; fixes the deployment batch.
         budget: Upper bound of the latency; a share is one of the dense model's latency, measured where the predictor's table
             holds it (`dense_latency`). Text as in `Budget.parse`.
-        board: Where dense and pruned engines are compared in the end; None leaves the latency predicted only.
+        board: Where dense and pruned engines are compared; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
         task: Data, loss and metric. Without it scores are data-free, nothing is recovered, and accuracy is not measured.
         constraints: What widths must respect.
@@ -89,11 +98,15 @@ def prune(
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
             holds, none of which may then be given too.
         plan_path: Where the plan is written.
-        measuring_rounds: Rounds of the comparison on the board.
+        most_rounds: Most plans that are tried on the board.
+        measuring_rounds: Rounds of each comparison on the board.
+        earlier: What an earlier call of this model, budget and settings came to whose last plan was not measured: the loop goes
+            on with that plan, and a model that was tuned for the plan that is taken is not tuned again.
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: The budget or margin is none, or a planner comes with what it holds already.
+        ConfigError: The budget or margin is none, a planner comes with what it holds already, or the earlier result is of
+            another model or budget, or has nothing left to measure.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
         BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
@@ -134,8 +147,10 @@ def prune(
             require_same_device(predictor.table, target)
         if kernel_graph is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-lower-")))
-            kernel_graph = _lowered(model, example_inputs, backend, predictor, graph, folder, progress)
-        _require_runtime(predictor, kernel_graph)
+            kernel_graph = lowered(
+                model, example_inputs, backend, predictor, graph=graph, folder=folder, progress=progress
+            )
+        require_runtime(predictor, kernel_graph)
         if planner is None:
             planner = Planner(
                 model,
@@ -150,30 +165,57 @@ def prune(
             )
         dense = dense_latency(predictor, kernel_graph)
         budget_ms = chosen.resolve_ms(dense.ms)
-        proposal = _proposed(planner, dense, budget_ms, margin)
-        unchanged = proposal.plan.widths() == planner.graph.widths()
+        if earlier is not None:
+            _require_unfinished(earlier, planner, budget_ms)
+        proposal = _first(planner, dense, budget_ms, margin, earlier)
+        first = proposal.plan
         if plan_path is not None:
-            proposal.plan.save(plan_path)
+            first.save(plan_path)
             _log.info("plan written to %s", plan_path)
         metrics_before = evaluate(model, task) if task is not None else {}
+        closed = None
+        if target is not None:
+            loop = ClosedLoop(
+                planner,
+                dense,
+                budget_ms,
+                target,
+                most_rounds=most_rounds,
+                measuring_rounds=measuring_rounds,
+                progress=progress,
+            )
+            closed = loop.run(proposal, () if earlier is None else earlier.rounds[:-1])
+            proposal = closed.proposal
+            if plan_path is not None and proposal.plan.hash != first.hash:
+                proposal.plan.save(plan_path)
+        unchanged = proposal.plan.widths() == planner.graph.widths()
+        metrics_after = metrics_before
         if unchanged:
             realized = Realized(copy.deepcopy(model), 0.0, ())
+        elif earlier is not None and earlier.plan.kept == proposal.plan.kept:
+            realized = Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
+            metrics_after = dict(earlier.metrics_after)
         else:
             realized = realize(
                 planner,
                 proposal,
                 example_inputs,
+                module=None if closed is None else closed.module,
                 fine_tuning=fine_tuning,
                 distill=distill,
                 calibration_batches=calibration_batches,
                 progress=progress,
             )
-        checked, lost = None, ""
-        if target is not None:
-            pruned = None if unchanged else realized.module
-            checked, lost = _measured(target, planner, pruned, measuring_rounds, progress)
-    metrics_after = realized.recovery[-1].after if realized.recovery else metrics_before
-    met = None if checked is None else checked.ratio * dense.ms <= budget_ms
+            if realized.recovery:
+                metrics_after = dict(realized.recovery[-1].after)
+        rounds = (unmeasured(proposal),) if closed is None else closed.rounds
+        chosen_round = 0 if closed is None else closed.chosen
+        measured, lost = rounds[chosen_round].measured, "" if closed is None else closed.lost
+        if target is not None and measured is not None and task is not None and not unchanged:
+            # What is handed over is the tuned model, so that one has the last word.
+            again, lost = _measured(target, planner, realized.module, measuring_rounds, progress)
+            measured = again or measured
+    measured_ms = None if measured is None else measured.ratio * dense.ms
     return Result(
         module=realized.module,
         plan=proposal.plan,
@@ -182,18 +224,11 @@ def prune(
         dense_measured=dense.measured,
         dense_predicted_ms=dense.predicted_ms,
         predicted_ms=proposal.predicted_ms,
-        measured_ms=None if checked is None else checked.ratio * dense.ms,
-        budget_met=met,
-        rounds=(
-            PruningRound(
-                aim_ms=proposal.aim_ms,
-                widths=proposal.allocation.widths,
-                predicted_ms=proposal.predicted_ms,
-                predicted_low_ms=proposal.low_ms,
-                predicted_high_ms=proposal.high_ms,
-                measured=checked,
-            ),
-        ),
+        measured_ms=measured_ms,
+        measured=measured,
+        budget_met=None if measured_ms is None else measured_ms <= budget_ms,
+        rounds=rounds,
+        chosen=chosen_round,
         certificate=proposal.allocation.certificate,
         check_max_abs=realized.check_max_abs,
         metrics_before=metrics_before,
@@ -201,16 +236,30 @@ def prune(
         recovery=realized.recovery,
         unchanged=unchanged,
         notes=(
-            *_table_notes(predictor, kernel_graph, dense),
-            *_latency_notes(chosen, budget_ms, dense, proposal, checked, lost, met, unchanged),
+            *table_notes(predictor, kernel_graph, dense),
+            *latency_notes(
+                chosen,
+                dense,
+                budget_ms=budget_ms,
+                predicted_ms=proposal.predicted_ms,
+                measured=measured,
+                unchanged=unchanged,
+                lost=lost,
+            ),
+            *(() if closed is None else round_notes(closed, dense, budget_ms)),
             *realized.notes,
-            *_accuracy_notes(planner, metrics_after),
-            *_search_notes(proposal, unchanged),
+            *accuracy_notes(planner, metrics_after),
+            *search_notes(proposal.allocation.certificate, unchanged),
         ),
     )
 
 
-def _proposed(planner: Planner, dense: DenseLatency, budget_ms: float, margin: float) -> Proposal:
+def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: float, earlier: Result | None) -> Proposal:
+    """The plan to begin with: the one that an earlier run left unmeasured, or the best by the predictor."""
+    if earlier is not None:
+        turn = earlier.rounds[-1]
+        plan = earlier.plan if earlier.chosen == len(earlier.rounds) - 1 else None
+        return planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, plan)
     if dense.ms <= budget_ms:
         return planner.dense(budget_ms)
     # Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion:
@@ -219,42 +268,22 @@ def _proposed(planner: Planner, dense: DenseLatency, budget_ms: float, margin: f
     return planner.propose(budget_ms, margin=1 - aimed)
 
 
-def _lowered(
-    model: nn.Module,
-    example_inputs: Any,
-    backend: str,
-    predictor: Predictor,
-    graph: ChannelGraph | None,
-    folder: Path,
-    progress: Progress | None,
-) -> KernelGraph:
-    from edgeprune.graph.tracing import trace
-    from edgeprune.lowering.kernel_graph import lower
-
-    device = predictor.table.target()
-    if graph is None:
-        _tell(progress, "tracing", 0)
-        graph = trace(model, example_inputs)
-        _tell(progress, "tracing", 1)
-    _tell(progress, "lowering", 0)
-    lowered = lower(graph, backend, model=model, device=device, workdir=folder)
-    _tell(progress, "lowering", 1)
-    return lowered
-
-
-def _require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
-    runtime = predictor.table.header["runtime"]
-    if runtime != kernel_graph.backend.name:
-        raise TableMismatchError(
-            f"the latency table must have been measured with {kernel_graph.backend.name}, found {runtime}.",
-            hint=f"edgeprune profile --backend {kernel_graph.backend.name}",
+def _require_unfinished(earlier: Result, planner: Planner, budget_ms: float) -> None:
+    if earlier.plan.signature != planner.graph.signature or not math.isclose(
+        earlier.budget_ms, budget_ms, rel_tol=1e-6
+    ):
+        raise ConfigError(
+            f"an earlier result must be of the same model, table and budget, found one for {earlier.budget_ms:.4g} ms "
+            f"instead of {budget_ms:.4g} ms, or of another model."
         )
+    if earlier.rounds[-1].measured is not None:
+        raise ConfigError("an earlier result must have a plan that was not measured, found that all its rounds were.")
 
 
 def _measured(
-    board: Board, planner: Planner, pruned: nn.Module | None, rounds: int, progress: Progress | None
+    board: Board, planner: Planner, pruned: nn.Module, rounds: int, progress: Progress | None
 ) -> tuple[LatencyCheck | None, str]:
-    """What the board says, or None and a clause on why it says nothing."""
+    """What the board says of the tuned model, or None and a clause on why it says nothing."""
     from edgeprune.loop.verification import measure_ratio
 
     threads = int(planner.predictor.table.header["threads"])
@@ -265,69 +294,3 @@ def _measured(
         lost = f"{board.name} could not measure it: {error.message}"
         _log.warning("%s", lost)
         return None, lost
-
-
-def _latency_notes(
-    budget: Budget,
-    budget_ms: float,
-    dense: DenseLatency,
-    proposal: Proposal,
-    checked: LatencyCheck | None,
-    lost: str,
-    met: bool | None,
-    unchanged: bool,
-) -> Iterator[str]:
-    if unchanged and dense.ms <= budget_ms:
-        known = "was measured" if dense.measured else "is predicted"
-        yield (
-            f"The dense model {known} to take {dense.ms:.4g} ms, which is within the budget of {budget_ms:.4g} ms: "
-            "nothing was pruned."
-        )
-    elif unchanged:
-        yield f"No smaller widths come closer to the budget of {budget_ms:.4g} ms: nothing was pruned."
-    if checked is None:
-        yield f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}"
-    elif not met:
-        yield (
-            f"The budget of {budget} is not met as measured on {checked.board}: {checked.ratio:.1%} of the dense model's "
-            f"{dense.ms:.4g} ms, where {proposal.predicted_ms:.4g} ms were predicted."
-        )
-
-
-def _table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:
-    """What of the dense model the table does not hold: of another input or model it is extrapolated, and that must be said."""
-    if dense.measured:
-        return
-    predicted = predictor.predict(kernel_graph.at(kernel_graph.graph.widths()))
-    unknown = predicted[predicted["source"] != "measured"]
-    if len(unknown):
-        share = float(unknown["ms"].sum() / predicted["ms"].sum())
-        yield (
-            f"{len(unknown)} of {len(predicted)} kernels of the dense model ({share:.0%} of its time) are not in the latency "
-            "table, so its predictions are extrapolated: profile this model with this input."
-        )
-    else:
-        yield "The dense model as a whole is not in the latency table, so its latency is predicted: profile this model."
-
-
-def _accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iterator[str]:
-    if planner.task is None:
-        yield (
-            f"Accuracy was not measured: there is no task, the criterion {planner.criterion.name} used no data, "
-            "and nothing was fine-tuned."
-        )
-        return
-    for objective in planner.task.objectives:
-        if not objective.meets_limit(metrics_after[objective.name]):
-            yield f"The metric of {objective.name} is {metrics_after[objective.name]:.4g}, beyond its limit {objective.limit}."
-
-
-def _search_notes(proposal: Proposal, unchanged: bool) -> Iterator[str]:
-    certificate = proposal.allocation.certificate
-    if not unchanged and certificate.bound is None:
-        yield f"The widths are not proven optimal: {certificate.note}"
-
-
-def _tell(progress: Progress | None, step: str, done: int) -> None:
-    if progress is not None:
-        progress(step, done, 1)

@@ -46,6 +46,7 @@ def realize(
     proposal: Proposal,
     example_inputs: Any,
     *,
+    module: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
     distill: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
@@ -57,6 +58,7 @@ def realize(
         planner: Holds the dense model, which is not changed, and the task.
         proposal: What to cut.
         example_inputs: Tensor, tuple or dict, as the model was traced with.
+        module: The planner's model cut as proposed, where the caller has it; it is tuned in place.
         fine_tuning: How the cut model is tuned; ``FineTuning(epochs=0)`` only re-estimates batch norm.
         distill: Whether the dense model teaches the cut one by its logits.
         calibration_batches: Most training batches for batch-norm re-estimation; all when None.
@@ -77,9 +79,10 @@ def realize(
             progress(step, done, 1)
 
     model, task = planner.model, planner.task
-    tell("cutting", 0)
-    module = apply(model, proposal.plan)
-    tell("cutting", 1)
+    if module is None:
+        tell("cutting", 0)
+        module = apply(model, proposal.plan)
+        tell("cutting", 1)
     tell("checking", 0)
     notes: tuple[str, ...] = ()
     try:

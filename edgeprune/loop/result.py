@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgeprune.allocation._base import Certificate
+
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.allocation._base import Certificate
     from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.surgery.plan import PruningPlan
 
@@ -45,7 +47,8 @@ class PruningRound:
         predicted_ms: Predicted latency, milliseconds.
         predicted_low_ms: Lower end of the predictor's interval.
         predicted_high_ms: Upper end.
-        measured: What the board said, or None without a board.
+        certificate: How good the widths are.
+        measured: What the board said of the cut model, before it was tuned; None where it was not asked or did not answer.
     """
 
     aim_ms: float
@@ -53,7 +56,16 @@ class PruningRound:
     predicted_ms: float
     predicted_low_ms: float
     predicted_high_ms: float
+    certificate: Certificate
     measured: LatencyCheck | None = None
+
+    def measured_ms(self, dense_ms: float) -> float:
+        """Latency as measured on the scale of a dense latency, milliseconds; infinite where it was not measured."""
+        return math.inf if self.measured is None else self.measured.ratio * dense_ms
+
+    def high_ms(self, dense_ms: float) -> float:
+        """Upper end of the interval of `measured_ms`."""
+        return math.inf if self.measured is None else self.measured.ratio_high * dense_ms
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,13 @@ class Result:
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of `module`, milliseconds.
         measured_ms: `dense_ms` times the ratio to the dense engine, timed interleaved on the board in the end, milliseconds:
-            on the scale of the budget and of `predicted_ms`, however fast the board happened to be. The milliseconds as
-            timed are in ``rounds[-1].measured``. None without a board.
-        budget_met: Whether `measured_ms` is within the budget; None without a board.
+            on the scale of the budget and of `predicted_ms`, however fast the board happened to be. None where no board
+            measured it: it is *unverified*.
+        measured: The comparison that `measured_ms` comes from, with the milliseconds as timed: of `module` itself where it
+            was tuned, else of its round.
+        budget_met: Whether `measured_ms` is within the budget; None where it was not measured.
         rounds: What was tried, in order.
+        chosen: Index of the round whose plan was taken.
         certificate: How good the widths are.
         check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
         metrics_before: Validation metric of the dense model by objective; empty without a task.
@@ -98,5 +113,7 @@ class Result:
     metrics_before: Mapping[str, float] = field(default_factory=dict)
     metrics_after: Mapping[str, float] = field(default_factory=dict)
     recovery: tuple[RecoveryRecord, ...] = ()
+    measured: LatencyCheck | None = None
+    chosen: int = 0
     unchanged: bool = False
     notes: tuple[str, ...] = ()

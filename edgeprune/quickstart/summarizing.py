@@ -72,7 +72,7 @@ def verified(result: Result, compared: Comparison, *, board: str, tolerance: flo
         result,
         measured_ms=ratio.ratio * result.dense_ms,
         budget_met=ratio.ratio * result.dense_ms <= (1 + tolerance) * result.budget_ms,
-        rounds=(replace(result.rounds[-1], measured=check),),
+        measured=check,
         notes=tuple(note for note in result.notes if "unverified" not in note),
     )
 

@@ -96,6 +96,25 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One plan that the closed loop tried.
+
+    Attributes:
+        aim_ms: Predicted latency that it had to stay below, milliseconds.
+        predicted_ms: Its predicted latency, milliseconds.
+        measured_ms: As the board said, on the page's scale, milliseconds; None where it was not measured.
+        of_budget: That as a share of the budget.
+        taken: Whether it is the plan of this page.
+    """
+
+    aim_ms: float
+    predicted_ms: float
+    measured_ms: float | None = None
+    of_budget: float | None = None
+    taken: bool = False
+
+
+@dataclass(frozen=True)
 class FrozenGroup:
     """An axis that was left alone, and why."""
 
@@ -119,6 +138,7 @@ class ReportData:
         dense_ms: Dense latency that all milliseconds of latencies as a whole are scaled to, where it is known.
         candidates: Dense, uniform and pruned model.
         metric: What the accuracy column holds.
+        rounds: What the closed loop tried, in order.
         staircases: Kernels over widths.
         layers: Layers in order of execution.
         layer_source: Where the milliseconds per layer come from.
@@ -142,6 +162,7 @@ class ReportData:
     dense_ms: float | None = None
     candidates: tuple[Candidate, ...] = ()
     metric: str = "accuracy"
+    rounds: tuple[Round, ...] = ()
     staircases: tuple[Staircase, ...] = ()
     layers: tuple[Layer, ...] = ()
     layer_source: str = ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.boards import fingerprint
 from edgeprune.report import collecting
-from edgeprune.report.data import Candidate, Card, ReportData
+from edgeprune.report.data import Candidate, Card, ReportData, Round
 
 if TYPE_CHECKING:
     from edgeprune.latency.predictor import Predictor
@@ -71,6 +71,7 @@ def from_result(
         dense_ms=result.dense_ms,
         candidates=_candidates(result, parameters_before, parameters_after),
         metric=next(iter(result.metrics_before), "metric"),
+        rounds=_rounds(result),
         staircases=collecting.staircases(kernel_graph, predictor, widths),
         layers=collecting.layers(kernel_graph, predictor, kernel_graph.graph.widths(), widths),
         layer_source=collecting.LAYER_SOURCE,
@@ -123,7 +124,7 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
 
 
 def _latency_card(result: Result, budget: str) -> Card:
-    checked = result.rounds[-1].measured if result.rounds else None
+    checked = result.measured
     if checked is None:
         value = f"{result.dense_predicted_ms:.3f} → {result.predicted_ms:.3f} ms"
         return Card("latency, predicted only", value, f"budget {budget}; not measured on a board")
@@ -140,15 +141,26 @@ def _latency_card(result: Result, budget: str) -> Card:
 def _prediction_card(result: Result) -> Card:
     detail = ""
     if result.rounds:
-        last = result.rounds[-1]
+        last = result.rounds[result.chosen]
         detail = f"interval {last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f} ms"
     if result.measured_ms is not None:
         detail = f"{result.predicted_ms / result.measured_ms - 1:+.1%} of measured, {detail}"
     return Card("predicted before compiling", f"{result.predicted_ms:.3f} ms", detail)
 
 
+def _rounds(result: Result) -> tuple[Round, ...]:
+    if not any(turn.measured for turn in result.rounds):
+        return ()
+    rows = []
+    for place, turn in enumerate(result.rounds):
+        measured_ms = None if turn.measured is None else turn.measured_ms(result.dense_ms)
+        share = None if measured_ms is None else measured_ms / result.budget_ms
+        rows.append(Round(turn.aim_ms, turn.predicted_ms, measured_ms, share, place == result.chosen))
+    return tuple(rows)
+
+
 def _candidates(result: Result, parameters_before: int, parameters_after: int) -> tuple[Candidate, ...]:
-    checked = result.rounds[-1].measured if result.rounds else None
+    checked = result.measured
     lead = next(iter(result.metrics_before), None)
     before = None if lead is None else result.metrics_before[lead]
     after = None if lead is None else result.metrics_after[lead]

@@ -216,3 +216,18 @@ class AllocatorConformance(ABC):
             self.allocator().allocate(problem.groups, problem.damage, problem.cost, budget_ms).widths for _ in range(2)
         ]
         assert found[0] == found[1]
+
+    def test_what_was_made_ready_serves_many_budgets_and_a_front(self) -> None:
+        problem = instance(2)
+        ready = self.allocator().prepare(problem.groups, problem.damage, problem.cost)
+        dense_ms = problem.cost.ms({})
+        for share in (0.9, 0.5):
+            budget_ms = problem.floor_ms + share * (dense_ms - problem.floor_ms)
+            alone = self.allocator().allocate(problem.groups, problem.damage, problem.cost, budget_ms)
+            assert np.isclose(ready.within(budget_ms).certificate.damage, alone.certificate.damage)
+        front = ready.front(5)
+        assert np.allclose([found.certificate.budget_ms for found in front], np.linspace(problem.floor_ms, dense_ms, 5))
+        assert all(found.certificate.predicted_ms <= found.certificate.budget_ms for found in front)
+        assert front[-1].widths == problem.dense
+        asked = [0.7 * dense_ms, 0.9 * dense_ms, 0.7 * dense_ms]
+        assert [found.certificate.budget_ms for found in ready.front(asked)] == asked

@@ -345,3 +345,31 @@ def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
     line = next(line for line in away.stdout.splitlines() if "connection" in line)
     assert line.startswith("missing ")
     assert " -> " in line
+
+
+def test_a_run_without_a_board_is_finished_when_there_is_one(
+    edgeprune: Run, folder: Path, table: Path, pruned: dict[str, Any]
+) -> None:
+    resume = ("prune", "--resume", "--out", "later")
+    fail(edgeprune(*resume), 2, "later must hold a finished pruning run")
+    for name in (path for path in (folder / "pruned").rglob("*") if path.is_file() and "artifact" not in path.parts):
+        target = folder / "later" / name.relative_to(folder / "pruned")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(name.read_bytes())
+    fail(edgeprune(*resume), 2, "needs a board to measure on, found none", "--board local")
+    fail(edgeprune(*resume, "--board", "local", "--latency", "50%"), 2, "found --latency too")
+    fail(edgeprune("prune", "net.py:build"), 2, "found no --table, --latency")
+    finished = succeed(edgeprune(*resume, "--board", "local", "--json"))
+    first, *_ = finished["rounds"]
+    assert first["widths"] == pruned["rounds"][0]["widths"]
+    assert first["measured"]["board"] == "local"
+    assert finished["measured_ms"] > 0
+    assert finished["budget_met"] is not None
+    assert finished["options"]["latency"] == "75%"
+    if finished["plan_hash"] == pruned["plan_hash"]:
+        assert finished["metrics_after"] == pruned["metrics_after"]
+    assert finished["next"].startswith("edgeprune compile later")
+    page = succeed(edgeprune("report", "later", "--out", "later.html", "--json"))
+    assert page
+    assert "Rounds of the closed loop" in (folder / "later.html").read_text(encoding="utf-8")
+    fail(edgeprune(*resume), 2, "it is finished", "edgeprune compile later")

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from edgeprune.boards.board import Board
+from edgeprune.errors import ConnectError
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
@@ -96,3 +97,22 @@ def case(tmp_path_factory):
         yield Case(model, example, task, graph, kernel_graph, fit(table), board)
     patch.undo()
     torch.set_num_threads(threads)
+
+
+class LostBoard:
+    """The local board, whose link breaks when engines are brought to it."""
+
+    def __init__(self, board):
+        self._board = board
+        self.name = board.name
+
+    def __getattr__(self, name):
+        return getattr(self._board, name)
+
+    def push(self, content, **options):
+        raise ConnectError("the board must answer, found no route to it.")
+
+
+@pytest.fixture
+def lost_board(case):
+    return LostBoard(case.board)

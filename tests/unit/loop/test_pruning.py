@@ -14,7 +14,6 @@ from edgeprune.criteria.l2 import L2
 from edgeprune.errors import (
     BudgetInfeasibleError,
     ConfigError,
-    ConnectError,
     ConstraintError,
     EmptyPlanError,
     TableMismatchError,
@@ -24,6 +23,7 @@ from edgeprune.errors import (
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.dense import dense_latency
+from edgeprune.loop.pareto import pareto
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
@@ -64,6 +64,7 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
         task=case.task,
         fine_tuning=FineTuning(epochs=2, lr=3e-3),
         plan_path=path,
+        most_rounds=1,
         measuring_rounds=8,
         progress=progress,
     )
@@ -79,7 +80,8 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert result.rounds[0].widths == result.plan.widths()
     # The plan was on disk, with its prediction, before anything was cut, compiled or timed.
     assert steps == [
-        "scoring", "allocating", "cutting", "checking", "re-estimating batch norm", "fine-tuning", "measuring on the board",
+        "scoring", "allocating", "cutting", "measuring on the board", "checking", "re-estimating batch norm", "fine-tuning",
+        "measuring on the board",
     ]  # fmt: skip
     assert [step for step, written in seen if not written] == ["scoring", "allocating"]
     written = PruningPlan.load(path)
@@ -97,8 +99,10 @@ def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
     assert result.metrics_after["accuracy"] > max(0.5, (cut + result.metrics_before["accuracy"]) / 2)
     assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
     assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
-    # The board has the last word.
-    measured = result.rounds[0].measured
+    # The board has the last word, on the tuned model.
+    measured = result.measured
+    assert measured != result.rounds[0].measured
+    assert measured.ratio == pytest.approx(result.rounds[0].measured.ratio, rel=0.2)
     assert measured.board == case.board.name
     assert measured.pruned_ms > 0
     assert result.measured_ms == measured.ratio * result.dense_ms, "on the scale of the budget, not of the day"
@@ -169,7 +173,7 @@ def test_met_is_the_ratio_on_the_board_times_the_dense_latency(case):
         kernel_graph=case.kernel_graph,
         measuring_rounds=4,
     )
-    ratio = result.rounds[0].measured.ratio
+    ratio = result.measured.ratio
     assert result.budget_met == (ratio <= 0.6)
     assert abs(ratio - 1) > 0.05
 
@@ -326,22 +330,8 @@ def test_a_model_without_channel_groups_is_refused(case, tmp_path):
         prune(model, example, "50%", predictor=case.predictor, kernel_graph=kernel_graph)
 
 
-class LostBoard:
-    """The local board, whose link breaks when engines are brought to it."""
-
-    def __init__(self, board):
-        self._board = board
-        self.name = board.name
-
-    def __getattr__(self, name):
-        return getattr(self._board, name)
-
-    def push(self, content, **options):
-        raise ConnectError("the board must answer, found no route to it.")
-
-
-def test_a_board_that_is_lost_at_the_end_does_not_take_the_model_along(case):
-    result = pruned(case, Budget(latency_ratio=0.6), board=LostBoard(case.board), measuring_rounds=2)
+def test_a_board_that_is_lost_at_the_end_does_not_take_the_model_along(case, lost_board):
+    result = pruned(case, Budget(latency_ratio=0.6), board=lost_board, measuring_rounds=2)
     assert result.measured_ms is None
     assert result.budget_met is None
     assert any("unverified" in note and "could not measure it: the board must answer" in note for note in result.notes)
@@ -409,6 +399,31 @@ def test_prune_with_a_planner_takes_its_scores_and_equals_prune_without_one(case
             prune(case.model, case.example, "50%", planner=planner, **options)
     with pytest.raises(ConfigError, match="found another model"):
         prune(copy.deepcopy(case.model), case.example, "50%", planner=planner)
+
+
+def test_the_front_goes_from_the_fastest_plan_to_the_dense_one(case):
+    front = pareto(case.model, case.example, case.predictor, kernel_graph=case.kernel_graph, points=8)
+    latencies = [proposal.predicted_ms for proposal in front]
+    damages = [proposal.allocation.certificate.damage for proposal in front]
+    assert latencies == sorted(latencies)
+    assert damages == sorted(damages, reverse=True)
+    assert len(set(damages)) == len(front) > 3
+    assert front[-1].plan.widths() == case.graph.widths()
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        pruned(case, Budget(latency_ms=1e-4))
+    assert latencies[0] == pytest.approx(caught.value.best_ms)
+    # Each point is what a budget of its latency gives; every way of choosing has a front.
+    planner = Planner(case.model, case.kernel_graph, case.predictor)
+    again = planner.propose(front[2].predicted_ms)
+    assert again.allocation.certificate.damage == pytest.approx(damages[2])
+    uniform = pareto(
+        case.model, case.example, case.predictor, kernel_graph=case.kernel_graph, points=4, allocator="uniform"
+    )
+    assert uniform[-1].plan.widths() == case.graph.widths()
+    assert uniform[0].predicted_ms < 0.7 * uniform[-1].predicted_ms
+    assert {proposal.allocation.certificate.method for proposal in uniform} == {"uniform"}
+    with pytest.raises(ConfigError, match="at least 2 points, found 1"):
+        pareto(case.model, case.example, case.predictor, kernel_graph=case.kernel_graph, points=1)
 
 
 def test_realize_makes_of_a_proposal_what_prune_returns(case):

@@ -1,0 +1,256 @@
+"""The run behind ``edgeprune prune``: from its options to a folder of results, at once or after an interruption."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.cli import record as records
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.inputs import example_inputs
+from edgeprune.cli.loading import load_model, load_task
+from edgeprune.cli.options import given
+from edgeprune.cli.record import PruneOptions, PruningRecord
+from edgeprune.errors import ConfigError, TableMismatchError
+from edgeprune.spec import Budget
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.result import Result
+
+
+def begin(options: PruneOptions, out: Path, output: Output) -> None:
+    """Prune from the start.
+
+    Raises:
+        EdgepruneError: Whatever `edgeprune.prune` and the loading of its arguments raise.
+    """
+    # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
+    Budget.parse(options.latency)
+    records.check_out(out)
+    if options.weights is None:
+        output.say("no --weights: the model is taken with the weights that its factory gives it")
+    table = _table(options.table)
+    module = load_model(options.model, options.weights, seed=options.seed)
+    example = example_inputs(module, options.input, options.inputs, seed=options.seed)
+    _carry_out(options, out, output, module, example, table, None)
+
+
+def go_on(out: Path, board: str | None, output: Output) -> None:
+    """Go on with a run whose last plan no board has measured.
+
+    Args:
+        out: Folder of the run.
+        board: Where to measure now, in place of the run's own board.
+        output: Where to tell it.
+
+    Raises:
+        ConfigError: There is no such run, nothing is left of it, or no board is known.
+        TableMismatchError: The table is not the one of the run any more.
+        EdgepruneError: As in `begin`.
+    """
+    record = PruningRecord.load(out)
+    options = record.options if board is None else record.options.model_copy(update={"board": board})
+    if not record.unfinished:
+        raise ConfigError(
+            f"a run to go on with must have a plan that was not measured, {out} has none: it is finished.",
+            hint=f"edgeprune compile {out}",
+        )
+    if options.board == "none":
+        raise ConfigError(
+            f"going on with {out} needs a board to measure on, found none.",
+            hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", "local"),
+        )
+    table = _table(options.table)
+    module = load_model(options.model, options.weights, seed=options.seed)
+    example = records.load_inputs(out / records.INPUTS_NAME)
+    _carry_out(options, out, output, module, example, table, record)
+
+
+def _table(path: Path) -> Any:
+    """A table, still to be fitted, or None for settings of a predictor."""
+    import edgeprune
+
+    return None if path.suffix == ".json" else edgeprune.LatencyTable.load(path)
+
+
+def _carry_out(
+    options: PruneOptions,
+    out: Path,
+    output: Output,
+    module: torch.nn.Module,
+    example: Any,
+    table: Any,
+    earlier: PruningRecord | None,
+) -> None:
+    import edgeprune
+    from edgeprune.report import pruning, stored
+
+    budget = Budget.parse(options.latency)
+    task = None if options.task is None else load_task(options.task)
+    if task is not None:
+        from edgeprune.tasks.batches import validate
+
+        with output.step("try the task on one batch"):
+            validate(task, module)
+    with output.step("fit the predictor"):
+        predictor = edgeprune.Predictor.load(options.table) if table is None else edgeprune.fit(table)
+    if earlier is not None and predictor.table_hash != earlier.table_hash:
+        raise TableMismatchError(
+            f"the latency table of the run must be at {options.table}, found another one.", hint="edgeprune prune"
+        )
+    with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
+        with output.step("trace and lower"):
+            graph = edgeprune.trace(module, example)
+            device = predictor.table.target()
+            kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
+        with output.step(f"prune to {budget}") as progress:
+            from edgeprune.criteria.calibration import DamageCalibration
+            from edgeprune.recovery.fine_tuning import FineTuning
+
+            result = edgeprune.prune(
+                module,
+                example,
+                budget,
+                None if options.board == "none" else options.board,
+                predictor,
+                task,
+                options.constraints,
+                criterion=options.criterion,
+                calibrate_damage=DamageCalibration() if options.calibrate_damage else None,
+                allocator=options.allocator,
+                fine_tuning=FineTuning(epochs=options.epochs, lr=options.lr, seed=options.seed),
+                distill=options.distill,
+                graph=graph,
+                kernel_graph=kernel_graph,
+                plan_path=folder / records.PLAN_NAME,
+                earlier=None if earlier is None else _earlier(earlier, out, module),
+                progress=progress.stepped,
+            )
+        with output.step("write"):
+            edgeprune.save(result.module, folder / records.MODEL_FOLDER, result.plan)
+            records.save_inputs(example, folder / records.INPUTS_NAME)
+            data = pruning.from_result(
+                result,
+                kernel_graph,
+                predictor,
+                title=f"{type(module).__name__} pruned to {budget}",
+                budget=str(budget),
+                parameters_before=_parameters(module),
+            )
+            stored.save(data, folder / stored.FILE_NAME)
+            record = _record(result, predictor, options)
+            (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _tell(output, result, module)
+    output.wrote(out / records.PLAN_NAME, "plan")
+    output.wrote(out / records.MODEL_FOLDER, "pruned model")
+    output.wrote(out / records.INPUTS_NAME, "example inputs")
+    output.wrote(out / stored.FILE_NAME, "data of the report")
+    output.wrote(out / records.FILE_NAME, "settings and figures of the run, for compile")
+    taken = result.rounds[result.chosen]
+    output.finish(
+        {
+            **record.model_dump(mode="json"),
+            "out": str(out),
+            "budget_met": result.budget_met,
+            "parameters_before": _parameters(module),
+            "parameters_after": _parameters(result.module),
+            "predicted_low_ms": taken.predicted_low_ms,
+            "predicted_high_ms": taken.predicted_high_ms,
+            "unchanged": result.unchanged,
+            "notes": list(result.notes),
+        },
+        next_command=_next(result, options, out),
+    )
+
+
+def _next(result: Result, options: PruneOptions, out: Path) -> str:
+    if result.measured is None and options.board != "none":
+        return command_line("edgeprune", "prune", "--resume", "--out", out)
+    return command_line(
+        *("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
+        *given(seed=options.seed or None),
+    )
+
+
+def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Result:
+    """The result of the run in a folder, as far as going on with it needs it."""
+    import edgeprune
+    from edgeprune.loop.result import Result
+
+    taken = record.rounds[record.chosen]
+    plan = edgeprune.PruningPlan.load(out / records.PLAN_NAME)
+    return Result(
+        module=edgeprune.load(out / records.MODEL_FOLDER, module),
+        plan=plan,
+        budget_ms=record.budget_ms,
+        dense_ms=record.dense_predicted_ms if record.dense_ms is None else record.dense_ms,
+        dense_measured=record.dense_ms is not None,
+        dense_predicted_ms=record.dense_predicted_ms,
+        predicted_ms=record.predicted_ms,
+        measured_ms=None,
+        budget_met=None,
+        rounds=record.rounds,
+        chosen=record.chosen,
+        certificate=taken.certificate,
+        check_max_abs=record.check_max_abs,
+        metrics_before=record.metrics_before,
+        metrics_after=record.metrics_after,
+    )
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _record(result: Result, predictor: Predictor, options: PruneOptions) -> PruningRecord:
+    from edgeprune.report.pruning import threads
+
+    header = predictor.table.header
+    checked = result.measured
+    cpu = header["identity"].get("cpu_model", "unknown")
+    return PruningRecord(
+        options=options,
+        table_hash=predictor.table_hash,
+        budget_ms=result.budget_ms,
+        dense_predicted_ms=result.dense_predicted_ms,
+        predicted_ms=result.predicted_ms,
+        dense_ms=None if checked is None else result.dense_ms,
+        measured_ms=result.measured_ms,
+        board=header["board"] if options.board == "none" else options.board,
+        threads=header["threads"],
+        conditions=""
+        if checked is None
+        else f"measured on {checked.board} ({cpu}, {header['runtime']}, {threads(header['threads'])})",
+        plan_hash=result.plan.hash,
+        rounds=result.rounds,
+        chosen=result.chosen,
+        check_max_abs=result.check_max_abs,
+        metrics_before=dict(result.metrics_before),
+        metrics_after=dict(result.metrics_after),
+    )
+
+
+def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
+    rows: list[list[Any]] = [
+        ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
+    ]
+    if result.rounds:
+        last = result.rounds[result.chosen]
+        rows.append(["interval of the prediction", "", f"{last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f}"])
+    checked = result.measured
+    if checked is not None:
+        rows.append([f"latency on {checked.board}, ms", f"{result.dense_ms:.3f}", f"{result.measured_ms:.3f}"])
+        rows.append(["of dense, interleaved", "100.0%", f"{checked.ratio:.1%}"])
+        rows.append(["as timed in that comparison, ms", f"{checked.dense_ms:.3f}", f"{checked.pruned_ms:.3f}"])
+    rows += [
+        [name, f"{before:.4f}", f"{result.metrics_after[name]:.4f}"] for name, before in result.metrics_before.items()
+    ]
+    rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
+    output.table(f"budget {result.budget_ms:.3f} ms", ["", "dense", "pruned"], rows)
+    output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
+    for note in result.notes:
+        output.say(note)

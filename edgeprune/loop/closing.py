@@ -1,0 +1,200 @@
+"""The rounds of the closed loop: cut as planned, measure on the board, correct the predictions, aim again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from edgeprune.allocation._base import Allocation
+from edgeprune.errors import BudgetInfeasibleError, RemoteError
+from edgeprune.loop.aiming import Seen, aim_ms
+from edgeprune.loop.result import PruningRound
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.boards.board import Board
+    from edgeprune.loop.dense import DenseLatency
+    from edgeprune.loop.planning import Planner, Progress, Proposal
+
+MOST_ROUNDS = 3
+NEXT_MARGIN = 0.01
+"""Share of the budget that the aim of a corrected round stays below it: what is left of the scatter between plans."""
+UNUSED = 0.03
+"""Share of the budget that a plan may leave unused before a further round tries to use it."""
+
+_log = logging.getLogger("edgeprune.loop")
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What the rounds came to.
+
+    Attributes:
+        rounds: All of them, in order; only the last may be unmeasured.
+        chosen: Index of the one to go on with.
+        proposal: Its plan.
+        module: Its cut model, not yet tuned; None where it was not cut here (an earlier run's, or the dense one).
+        lost: A clause on why the last round was not measured, or empty.
+        ended: A clause on why there was no further round, or empty where the budget was met.
+    """
+
+    rounds: tuple[PruningRound, ...]
+    chosen: int
+    proposal: Proposal
+    module: nn.Module | None
+    lost: str
+    ended: str
+
+
+def unmeasured(proposal: Proposal) -> PruningRound:
+    """A round of which only the prediction is known."""
+    return PruningRound(
+        aim_ms=proposal.aim_ms,
+        widths=proposal.allocation.widths,
+        predicted_ms=proposal.predicted_ms,
+        predicted_low_ms=proposal.low_ms,
+        predicted_high_ms=proposal.high_ms,
+        certificate=proposal.allocation.certificate,
+    )
+
+
+class ClosedLoop:
+    """Rounds on one board, for one budget.
+
+    Args:
+        planner: Of the model.
+        dense: Its dense latency: the scale of all others.
+        budget_ms: What has to be met, milliseconds.
+        board: Where it is measured.
+        most_rounds: Most rounds, those of an earlier run included.
+        measuring_rounds: Rounds of each comparison with the dense engine.
+        progress: Called with (step, done, in all).
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        dense: DenseLatency,
+        budget_ms: float,
+        board: Board,
+        *,
+        most_rounds: int = MOST_ROUNDS,
+        measuring_rounds: int = 20,
+        progress: Progress | None = None,
+    ) -> None:
+        self.planner, self.dense, self.budget_ms, self.board = planner, dense, budget_ms, board
+        self.most_rounds, self.measuring_rounds, self.progress = most_rounds, measuring_rounds, progress
+
+    def run(self, first: Proposal, begun: Sequence[PruningRound] = ()) -> Closed:
+        """Measure `first`, and go on until a plan meets the budget, the rounds are used up, or the board is lost.
+
+        Args:
+            first: The plan to begin with.
+            begun: Measured rounds of an earlier run; where there are any, `first` is the plan that comes after them.
+
+        Raises:
+            ExportError: A cut model cannot be exported.
+            BoardBusyError: Another run holds the board.
+        """
+        rounds = list(begun)
+        tried: dict[int, tuple[Proposal, nn.Module | None]] = {}
+        proposal: Proposal | None = first
+        lost = ended = ""
+        while proposal is not None and not lost:
+            turn, module, lost = self.measure(proposal)
+            tried[len(rounds)] = (proposal, module)
+            rounds.append(turn)
+            proposal, ended = (None, "") if lost else self._next(rounds)
+        chosen = self._choose(rounds)
+        if chosen not in tried:
+            tried[chosen] = (self._again(rounds[chosen]), None)
+        return Closed(
+            rounds=tuple(rounds),
+            chosen=chosen,
+            proposal=tried[chosen][0],
+            module=tried[chosen][1],
+            lost=lost if rounds[chosen].measured is None else "",
+            ended=ended,
+        )
+
+    def _again(self, turn: PruningRound) -> Proposal:
+        """The plan of a round of which only the widths were kept."""
+        return self.planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms)
+
+    def measure(self, proposal: Proposal) -> tuple[PruningRound, nn.Module | None, str]:
+        """The round with what the board says, the cut model, and a clause on why the board says nothing."""
+        from edgeprune.loop.verification import measure_ratio
+        from edgeprune.surgery.cutting import apply
+
+        turn, planner = unmeasured(proposal), self.planner
+        module = None
+        if turn.widths != planner.graph.widths():
+            self._tell("cutting", 0)
+            module = apply(planner.model, proposal.plan)
+            self._tell("cutting", 1)
+        try:
+            found = measure_ratio(
+                self.board,
+                planner.kernel_graph,
+                module,
+                threads=int(planner.predictor.table.header["threads"]),
+                rounds=self.measuring_rounds,
+                progress=self.progress,
+            )
+        except RemoteError as error:
+            # A lost board must not take the plan along.
+            _log.warning("%s could not measure it: %s", self.board.name, error.message)
+            return turn, module, f"{self.board.name} could not measure it: {error.message}"
+        return replace(turn, measured=found), module, ""
+
+    def _next(self, rounds: Sequence[PruningRound]) -> tuple[Proposal | None, str]:
+        """The plan of a further round; or None, with a clause on why there is none where one was wanted."""
+        last = rounds[-1]
+        if self._met_for_sure(last) and (
+            last.measured_ms(self.dense.ms) >= (1 - UNUSED) * self.budget_ms
+            or last.widths == self.planner.graph.widths()
+        ):
+            return None, ""
+        if len(rounds) >= self.most_rounds:
+            return None, f"{len(rounds)} rounds were made"
+        known: list[Mapping[str, int]] = [self.planner.graph.widths(), *(turn.widths for turn in rounds)]
+        seen = [Seen(self.dense.predicted_ms, self.dense.ms, self.dense.ms)]
+        seen += [
+            Seen(turn.predicted_ms, turn.measured_ms(self.dense.ms), turn.high_ms(self.dense.ms)) for turn in rounds
+        ]
+        aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
+        _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
+        try:
+            proposal = self.planner.propose(aim)
+        except BudgetInfeasibleError as error:
+            proposal = self.planner.propose(error.best_ms * (1 + 1e-9))
+            if proposal.allocation.widths in known:
+                return None, f"no plan with a smaller predicted latency than {error.best_ms:.4g} ms was found"
+        if proposal.allocation.widths in known:
+            return None, "no plan between those that were measured was found"
+        return proposal, ""
+
+    def _choose(self, rounds: Sequence[PruningRound]) -> int:
+        """The round to go on with: of those that surely meet the budget, or else meet it, the one with the least damage.
+
+        Where none does, the last one if it is still to be measured, and else the fastest.
+        """
+        measured = [place for place, turn in enumerate(rounds) if turn.measured is not None]
+        sure = [place for place in measured if self._met_for_sure(rounds[place])]
+        met = [place for place in measured if rounds[place].measured_ms(self.dense.ms) <= self.budget_ms]
+        for places in (sure, met):
+            if places:
+                return min(places, key=lambda place: rounds[place].certificate.damage)
+        if rounds[-1].measured is None:
+            return len(rounds) - 1
+        return min(measured, key=lambda place: rounds[place].measured_ms(self.dense.ms))
+
+    def _met_for_sure(self, turn: PruningRound) -> bool:
+        return turn.measured is not None and turn.high_ms(self.dense.ms) <= self.budget_ms
+
+    def _tell(self, step: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(step, done, 1)

@@ -1,0 +1,71 @@
+"""From a model to the kernels that a predictor's device would run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import TableMismatchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.planning import Progress
+    from edgeprune.lowering.kernel_graph import KernelGraph
+
+
+def lowered(
+    model: nn.Module,
+    example_inputs: Any,
+    backend: str,
+    predictor: Predictor,
+    *,
+    graph: ChannelGraph | None,
+    folder: Path,
+    progress: Progress | None,
+) -> KernelGraph:
+    """The model's kernels at any widths, on the device of the predictor's table.
+
+    Args:
+        model: The dense model.
+        example_inputs: Tensor, tuple or dict; fixes the deployment batch.
+        backend: Runtime of the engines.
+        predictor: Of the board.
+        graph: The traced model, where the caller has it.
+        folder: For engines; must outlive the result.
+        progress: Called with (step, done, in all).
+    """
+    from edgeprune.graph.tracing import trace
+    from edgeprune.lowering.kernel_graph import lower
+
+    device = predictor.table.target()
+    if graph is None:
+        _tell(progress, "tracing", 0)
+        graph = trace(model, example_inputs)
+        _tell(progress, "tracing", 1)
+    _tell(progress, "lowering", 0)
+    lowered = lower(graph, backend, model=model, device=device, workdir=folder)
+    _tell(progress, "lowering", 1)
+    return lowered
+
+
+def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
+    """Refuse a table that was measured with another runtime than the engines are for.
+
+    Raises:
+        TableMismatchError: Names both.
+    """
+    runtime = predictor.table.header["runtime"]
+    if runtime != kernel_graph.backend.name:
+        raise TableMismatchError(
+            f"the latency table must have been measured with {kernel_graph.backend.name}, found {runtime}.",
+            hint=f"edgeprune profile --backend {kernel_graph.backend.name}",
+        )
+
+
+def _tell(progress: Progress | None, step: str, done: int) -> None:
+    if progress is not None:
+        progress(step, done, 1)

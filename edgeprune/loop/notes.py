@@ -1,0 +1,108 @@
+"""Sentences of a pruning result that a person should read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeprune.allocation._base import Certificate
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.closing import Closed
+    from edgeprune.loop.dense import DenseLatency
+    from edgeprune.loop.planning import Planner
+    from edgeprune.loop.result import LatencyCheck
+    from edgeprune.lowering.kernel_graph import KernelGraph
+    from edgeprune.spec import Budget
+
+
+def latency_notes(
+    budget: Budget,
+    dense: DenseLatency,
+    *,
+    budget_ms: float,
+    predicted_ms: float,
+    measured: LatencyCheck | None,
+    unchanged: bool,
+    lost: str,
+) -> Iterator[str]:
+    """Why nothing was pruned, whether the latency is verified, and what became of the budget.
+
+    Args:
+        budget: As it was asked for.
+        dense: Latency of the dense model.
+        budget_ms: The budget in milliseconds.
+        predicted_ms: Predicted latency of the pruned model, milliseconds.
+        measured: What a board said.
+        unchanged: Whether the plan removes nothing.
+        lost: A clause on why the board did not answer in the end, or empty.
+    """
+    if unchanged and dense.ms <= budget_ms:
+        known = "was measured" if dense.measured else "is predicted"
+        yield (
+            f"The dense model {known} to take {dense.ms:.4g} ms, which is within the budget of {budget_ms:.4g} ms: "
+            "nothing was pruned."
+        )
+    elif unchanged:
+        yield f"No smaller widths come closer to the budget of {budget_ms:.4g} ms: nothing was pruned."
+    if measured is None:
+        yield f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}"
+        return
+    if measured.ratio * dense.ms > budget_ms:
+        yield (
+            f"The budget of {budget} is not met as measured on {measured.board}: {measured.ratio:.1%} of the dense model's "
+            f"{dense.ms:.4g} ms, where {predicted_ms:.4g} ms were predicted."
+        )
+    if lost:
+        yield f"The latency is that of the cut model before it was tuned; afterwards {lost}"
+
+
+def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterator[str]:
+    """What the rounds came to, where there was more than one or the budget was not met."""
+    turn = closed.rounds[closed.chosen]
+    if len(closed.rounds) > 1:
+        shares = [
+            "not measured" if one.measured is None else f"{one.measured_ms(dense.ms) / budget_ms:.1%}"
+            for one in closed.rounds
+        ]
+        yield (
+            f"{len(closed.rounds)} plans were tried on the board ({', '.join(shares)} of the budget); "
+            f"plan {closed.chosen + 1} was taken."
+        )
+    if turn.measured is not None and turn.measured_ms(dense.ms) > budget_ms and closed.ended:
+        yield f"No further plan was tried: {closed.ended}. This is the fastest one that was measured."
+
+
+def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:
+    """What of the dense model the table does not hold: of another input or model it is extrapolated, and that must be said."""
+    if dense.measured:
+        return
+    predicted = predictor.predict(kernel_graph.at(kernel_graph.graph.widths()))
+    unknown = predicted[predicted["source"] != "measured"]
+    if len(unknown):
+        share = float(unknown["ms"].sum() / predicted["ms"].sum())
+        yield (
+            f"{len(unknown)} of {len(predicted)} kernels of the dense model ({share:.0%} of its time) are not in the latency "
+            "table, so its predictions are extrapolated: profile this model with this input."
+        )
+    else:
+        yield "The dense model as a whole is not in the latency table, so its latency is predicted: profile this model."
+
+
+def accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iterator[str]:
+    """That accuracy was not measured, or which limit of the task is not kept."""
+    if planner.task is None:
+        yield (
+            f"Accuracy was not measured: there is no task, the criterion {planner.criterion.name} used no data, "
+            "and nothing was fine-tuned."
+        )
+        return
+    for objective in planner.task.objectives:
+        if not objective.meets_limit(metrics_after[objective.name]):
+            yield f"The metric of {objective.name} is {metrics_after[objective.name]:.4g}, beyond its limit {objective.limit}."
+
+
+def search_notes(certificate: Certificate, unchanged: bool) -> Iterator[str]:
+    """That widths are not proven optimal, where they are not."""
+    if not unchanged and certificate.bound is None:
+        yield f"The widths are not proven optimal: {certificate.note}"
