@@ -1,5 +1,6 @@
 """The cost model on a real trace, a real lowering, and a predictor fitted to real measurements."""
 
+import copy
 import itertools
 import random
 import time
@@ -17,7 +18,9 @@ from edgeprune.allocation.greedy import Greedy
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.graph.tracing import trace
+from edgeprune.latency.calibration import Calibration
 from edgeprune.latency.fitting import fit
+from edgeprune.latency.likeness import skeleton
 from edgeprune.latency.table import LatencyTable
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.surgery.constraints import WidthRule
@@ -169,6 +172,19 @@ def test_what_the_parts_take_adds_up_to_the_latency(lowered, names):
         assert sum(parts.values()) == pytest.approx(cost.ms(widths))
     nodes = {node for group in lowered[0].graph.groups for node in group.nodes}
     assert nodes & set(parts)
+
+
+def test_they_add_up_where_the_model_has_a_calibration_of_its_own(lowered):
+    """A table of several models: what is shared out is this model's calibration, not that of all."""
+    kernel_graph, fitted = lowered
+    predictor = copy.copy(fitted)
+    own = Calibration(scale=1.3, per_kernel_ms=0.002, fixed_ms=0.05)
+    predictor.calibrate(fitted.calibration, (), (), [(skeleton(kernel_graph.at(kernel_graph.graph.widths())), own)])
+    cost = CostModel(kernel_graph, predictor)
+    (parts,) = cost.parts_ms([{}])
+    assert parts[""] == own.fixed_ms
+    assert sum(parts.values()) == pytest.approx(cost.ms({}))
+    assert cost.ms({}) != pytest.approx(CostModel(kernel_graph, fitted).ms({}))
 
 
 @pytest.mark.parametrize("share", [0.7, 0.4])
