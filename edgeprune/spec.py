@@ -17,6 +17,8 @@ from edgeprune.errors import ConfigError
 Precision = Literal["fp32", "fp16", "int8"]
 AttributeValue = int | float | str | bool | tuple[int | float, ...]
 
+_NUMBER = r"[0-9]*\.?[0-9]+(?:e-?[0-9]+)?"
+
 SMALLEST_SHARE = 1 / 8
 """Share of a channel group's units below which nothing is profiled, and nothing pruned without an explicit constraint."""
 
@@ -106,32 +108,61 @@ def _frozen(value: Any) -> AttributeValue:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the pruned model may cost; give exactly one of the two.
+    """What the pruned model may cost; all that is given holds at once, each as a number or as a share, not both.
 
     Attributes:
         latency_ms: Upper bound of the latency, milliseconds.
         latency_ratio: Upper bound of the latency as a share of the dense model's, in (0, 1].
+        parameters: Upper bound of the number of parameters.
+        parameters_ratio: The same as a share of the dense model's, in (0, 1].
+        macs: Upper bound of the multiply-accumulates of convolutions and matrix products, at the deployment batch.
+        macs_ratio: The same as a share of the dense model's, in (0, 1].
     """
 
     latency_ms: float | None = None
     latency_ratio: float | None = None
+    parameters: float | None = None
+    parameters_ratio: float | None = None
+    macs: float | None = None
+    macs_ratio: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.latency_ms is None) == (self.latency_ratio is None):
-            raise ConfigError("a budget must have exactly one of latency_ms and latency_ratio.")
-        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
-            raise ConfigError(f"a latency budget must be greater than 0 ms, found {self.latency_ms}.")
-        if self.latency_ratio is not None and not 0 < self.latency_ratio <= 1:
-            raise ConfigError(f"a relative latency budget must lie in (0 %, 100 %], found {self.latency_ratio:.3%}.")
+        pairs = {
+            "latency": ("latency_ms", "latency_ratio", " ms"),
+            "parameter": ("parameters", "parameters_ratio", ""),
+            "multiply-accumulate": ("macs", "macs_ratio", ""),
+        }
+        for what, (amount, share, unit) in pairs.items():
+            number, ratio = getattr(self, amount), getattr(self, share)
+            if number is not None and ratio is not None:
+                raise ConfigError(f"a budget must have exactly one of {amount} and {share}, found both.")
+            if number is not None and not (math.isfinite(number) and number > 0):
+                raise ConfigError(f"a {what} budget must be greater than 0{unit}, found {number}.")
+            if ratio is not None and not 0 < ratio <= 1:
+                raise ConfigError(f"a relative {what} budget must lie in (0 %, 100 %], found {ratio:.3%}.")
+        if not self.bounds_latency and not self.bounds_more:
+            raise ConfigError(
+                "a budget must bound something: exactly one of latency_ms and latency_ratio, or another cost."
+            )
+
+    @property
+    def bounds_latency(self) -> bool:
+        """Whether it bounds the latency."""
+        return self.latency_ms is not None or self.latency_ratio is not None
+
+    @property
+    def bounds_more(self) -> bool:
+        """Whether it bounds something besides the latency."""
+        return any(value is not None for value in (self.parameters, self.parameters_ratio, self.macs, self.macs_ratio))
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``"12ms"``, ``"800us"``, ``"0.012s"`` or ``"50%"``.
+        """Read a latency budget: ``"12ms"``, ``"800us"``, ``"0.012s"`` or ``"50%"``.
 
         Raises:
             ConfigError: If the text is none of these.
         """
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(ms|us|s|%)\s*", text)
+        match = re.fullmatch(rf"\s*({_NUMBER})\s*(ms|us|s|%)\s*", text)
         if match is None:
             raise ConfigError(
                 f"a latency budget must be a number with a unit, found {text!r}.",
@@ -142,12 +173,53 @@ class Budget:
             return cls(latency_ratio=value / 100)
         return cls(latency_ms=value * {"s": 1e3, "ms": 1.0, "us": 1e-3}[unit])
 
+    @classmethod
+    def of(cls, latency: str | None = None, params: str | None = None, macs: str | None = None) -> Budget:
+        """Read several bounds: a latency as in `parse`, the others ``"40%"``, ``"250000"``, ``"500k"``, ``"1.2M"`` or ``"4G"``.
+
+        Raises:
+            ConfigError: If a text is none of these, or there is none at all.
+        """
+        given: dict[str, float] = {}
+        if latency is not None:
+            timed = cls.parse(latency)
+            given |= (
+                {"latency_ratio": timed.latency_ratio} if timed.latency_ratio else {"latency_ms": timed.latency_ms or 0}
+            )
+        for option, name, text in (("--params", "parameters", params), ("--macs", "macs", macs)):
+            if text is None:
+                continue
+            match = re.fullmatch(rf"\s*({_NUMBER})\s*([kMG%]?)\s*", text)
+            if match is None:
+                raise ConfigError(
+                    f"{option} must be a number or a share, found {text!r}.", hint=f"{option} 40% or {option} 1.2M"
+                )
+            value, unit = float(match[1]), match[2]
+            if unit == "%":
+                given[f"{name}_ratio"] = value / 100
+            else:
+                given[name] = value * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
+        return cls(**given)
+
     def resolve_ms(self, dense_ms: float) -> float:
-        """The budget in milliseconds, given the dense model's latency in milliseconds."""
+        """The latency in milliseconds, given the dense model's; that itself where the latency is not bounded."""
         return self.latency_ms if self.latency_ms is not None else (self.latency_ratio or 1.0) * dense_ms
 
     def __str__(self) -> str:
-        return f"{self.latency_ms:g} ms" if self.latency_ms is not None else f"{self.latency_ratio:.0%} of dense"
+        texts = []
+        if self.latency_ms is not None:
+            texts.append(f"{self.latency_ms:g} ms")
+        if self.latency_ratio is not None:
+            texts.append(f"{self.latency_ratio:.0%} of dense")
+        for name, number, share in (
+            ("parameters", self.parameters, self.parameters_ratio),
+            ("multiply-accumulates", self.macs, self.macs_ratio),
+        ):
+            if number is not None:
+                texts.append(f"{number:,.0f} {name}")
+            if share is not None:
+                texts.append(f"{share:.0%} of the {name}")
+        return ", ".join(texts)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError
 
 if TYPE_CHECKING:
+    from edgeprune.allocation.terms import Limit
     from edgeprune.graph.channel_graph import ChannelGroup
     from edgeprune.surgery.constraints import WidthRule
 
@@ -137,7 +138,14 @@ class Allocator(ABC):
             ConstraintError: Rules contradict each other.
         """
 
-    def prepare(self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, rules: Rules | None = None) -> Ready:
+    def prepare(
+        self,
+        groups: Sequence[ChannelGroup],
+        damage: Damage,
+        cost: Cost,
+        rules: Rules | None = None,
+        limits: Sequence[Limit] = (),
+    ) -> Ready:
         """The same problem for any number of budgets; what does not depend on the budget is done once, where it can be.
 
         Args:
@@ -145,7 +153,16 @@ class Allocator(ABC):
             damage: Damage curve of each group that is not frozen.
             cost: Latency by widths.
             rules: What widths must respect, by group name.
+            limits: Further budgets, which hold at the same time.
+
+        Raises:
+            ConfigError: There are limits, and this allocator knows latency only.
         """
+        if limits:
+            raise ConfigError(
+                f"an allocator must be exact to keep a budget of {limits[0].name}, found {self.name}.",
+                hint="--allocator exact",
+            )
         return _OneByOne(lambda budget_ms: self.allocate(groups, damage, cost, budget_ms, rules), cost.ms({}))
 
 

@@ -90,10 +90,15 @@ class Exact(Allocator):
         return Prepared(groups, damage, cost, rules, limits, self.settings).within(budget_ms)
 
     def prepare(
-        self, groups: Sequence[ChannelGroup], damage: Damage, cost: Cost, rules: Rules | None = None
+        self,
+        groups: Sequence[ChannelGroup],
+        damage: Damage,
+        cost: Cost,
+        rules: Rules | None = None,
+        limits: Sequence[Limit] = (),
     ) -> Prepared:
         """See `Allocator.prepare`: one set of tables serves all budgets."""
-        return Prepared(groups, damage, cost, rules, (), self.settings)
+        return Prepared(groups, damage, cost, rules, limits, self.settings)
 
     def front(
         self,

@@ -48,4 +48,4 @@ def together_infeasible(problem: Problem, budget_ms: float, smallest: State) -> 
 
 
 def _with_unit(value: float, limit: Limit) -> str:
-    return f"{value:.4g} {limit.unit}".rstrip()
+    return f"{value:.4g} {limit.unit}" if limit.unit else f"{value:,.0f}"

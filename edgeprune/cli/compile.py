@@ -20,7 +20,6 @@ from edgeprune.cli.options import (
     given,
 )
 from edgeprune.errors import ConfigError
-from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +132,7 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
             **extras,
         )
     # A share of the dense latency can only be checked against the dense model.
-    checkable = dense is not None or Budget.parse(options.latency).latency_ratio is None
+    checkable = dense is not None or options.budget.latency_ratio is None
     following = command_line(
         *("edgeprune", "deploy", out, "--board", record.board),
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),

@@ -34,6 +34,13 @@ def prune(
         Path | None, typer.Option("--table", help="Latency table, or predictor settings of `edgeprune fit`.")
     ] = None,
     latency: LatencyOption = None,
+    params: Annotated[
+        str | None, typer.Option("--params", metavar="40%|1.2M", help="Budget of parameters, beside or instead.")
+    ] = None,
+    macs: Annotated[
+        str | None,
+        typer.Option("--macs", metavar="50%|300M", help="Budget of multiply-accumulates, beside or instead."),
+    ] = None,
     input_: InputOption = None,
     inputs: InputsOption = None,
     weights: WeightsOption = None,
@@ -79,6 +86,9 @@ def prune(
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
     distill: Annotated[bool, typer.Option("--distill", help="Let the dense model teach the pruned one.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Refit layers by least squares before they are tuned; needs a task.")
+    ] = False,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("pruned"),
     resume: Annotated[
@@ -105,8 +115,8 @@ def prune(
             )
         go_on(out, board if _was_given(context, "board") else None, output)
         return
-    if model is None or table is None or latency is None:
-        needed = {"MODEL": model, "--table": table, "--latency": latency}
+    if model is None or table is None or latency is params is macs is None:
+        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -115,6 +125,8 @@ def prune(
         model=absolute_reference(model),
         table=table.absolute(),
         latency=latency,
+        params=params,
+        macs=macs,
         input=tuple(input_ or ()),
         inputs=None if inputs is None else inputs.absolute(),
         weights=None if weights is None else weights.absolute(),
@@ -131,6 +143,7 @@ def prune(
         epochs=epochs,
         lr=lr,
         distill=distill,
+        refit=refit,
         seed=seed,
     )
     begin(options, out, output)

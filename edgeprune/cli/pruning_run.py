@@ -13,13 +13,13 @@ from edgeprune.cli.loading import load_model, load_task
 from edgeprune.cli.options import given
 from edgeprune.cli.record import PruneOptions, PruningRecord
 from edgeprune.errors import ConfigError, TableMismatchError
-from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     import torch
 
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.result import Result
+    from edgeprune.spec import Budget
 
 
 def begin(options: PruneOptions, out: Path, output: Output) -> None:
@@ -29,14 +29,14 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
         EdgepruneError: Whatever `edgeprune.prune` and the loading of its arguments raise.
     """
     # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
-    Budget.parse(options.latency)
+    budget = options.budget
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
     table = _table(options.table)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = example_inputs(module, options.input, options.inputs, seed=options.seed)
-    _carry_out(options, out, output, module, example, table, None)
+    _carry_out(options, budget, out, output, module, example, table, None)
 
 
 def go_on(out: Path, board: str | None, output: Output) -> None:
@@ -67,7 +67,7 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
     table = _table(options.table)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = records.load_inputs(out / records.INPUTS_NAME)
-    _carry_out(options, out, output, module, example, table, record)
+    _carry_out(options, options.budget, out, output, module, example, table, record)
 
 
 def _table(path: Path) -> Any:
@@ -79,6 +79,7 @@ def _table(path: Path) -> Any:
 
 def _carry_out(
     options: PruneOptions,
+    budget: Budget,
     out: Path,
     output: Output,
     module: torch.nn.Module,
@@ -89,7 +90,6 @@ def _carry_out(
     import edgeprune
     from edgeprune.report import pruning, stored
 
-    budget = Budget.parse(options.latency)
     task = None if options.task is None else load_task(options.task)
     if task is not None:
         from edgeprune.tasks.batches import validate
@@ -124,6 +124,7 @@ def _carry_out(
                 allocator=options.allocator,
                 fine_tuning=FineTuning(epochs=options.epochs, lr=options.lr, seed=options.seed),
                 distill=options.distill,
+                refit=options.refit,
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,
@@ -228,6 +229,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         plan_hash=result.plan.hash,
         rounds=result.rounds,
         chosen=result.chosen,
+        spent=result.spent,
         check_max_abs=result.check_max_abs,
         metrics_before=dict(result.metrics_before),
         metrics_after=dict(result.metrics_after),
@@ -250,6 +252,9 @@ def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
         [name, f"{before:.4f}", f"{result.metrics_after[name]:.4f}"] for name, before in result.metrics_before.items()
     ]
     rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
+    rows += [
+        [f"{one.name}, at most {one.at_most:,.0f}", f"{one.dense:,.0f}", f"{one.value:,.0f}"] for one in result.spent
+    ]
     output.table(f"budget {result.budget_ms:.3f} ms", ["", "dense", "pruned"], rows)
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:

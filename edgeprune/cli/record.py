@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeprune.errors import ConfigError
-from edgeprune.loop.result import PruningRound
-from edgeprune.spec import Constraints
+from edgeprune.loop.result import PruningRound, Spent
+from edgeprune.spec import Budget, Constraints
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,9 @@ class PruneOptions(BaseModel):
     Attributes:
         model: ``package.module:factory`` or ``/absolute/file.py:factory``.
         table: Latency table or predictor settings.
-        latency: Budget as the user wrote it.
+        latency: Latency budget as the user wrote it, or None.
+        params: Budget of parameters as the user wrote it, or None.
+        macs: Budget of multiply-accumulates as the user wrote it, or None.
         input: ``NAME=SHAPE[:DTYPE]`` each.
         inputs: File of example inputs instead.
         weights: Weights of the dense model.
@@ -50,13 +52,16 @@ class PruneOptions(BaseModel):
         epochs: Of fine-tuning.
         lr: Learning rate of fine-tuning.
         distill: Whether the dense model teaches.
+        refit: Whether layers are refitted before they are tuned.
         seed: Of the factory, of example inputs and of tuning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str
     table: Path
-    latency: str
+    latency: str | None = None
+    params: str | None = None
+    macs: str | None = None
     input: tuple[str, ...] = ()
     inputs: Path | None = None
     weights: Path | None = None
@@ -73,7 +78,17 @@ class PruneOptions(BaseModel):
     epochs: int
     lr: float
     distill: bool = False
+    refit: bool = False
     seed: int = 0
+
+    @property
+    def budget(self) -> Budget:
+        """What the pruned model may cost.
+
+        Raises:
+            ConfigError: A text cannot be read, or there is none.
+        """
+        return Budget.of(self.latency, self.params, self.macs)
 
     @property
     def constraints(self) -> Constraints:
@@ -99,6 +114,7 @@ class PruningRecord(BaseModel):
         plan_hash: Hash of the plan.
         rounds: What the closed loop tried, in order.
         chosen: Index of the round whose plan was taken.
+        spent: What the plan takes of budgets besides the latency.
         check_max_abs: Largest difference between cut and masked model.
         metrics_before: Validation metric of the dense model by objective.
         metrics_after: The same of the pruned model.
@@ -119,6 +135,7 @@ class PruningRecord(BaseModel):
     plan_hash: str
     rounds: tuple[PruningRound, ...]
     chosen: int
+    spent: tuple[Spent, ...]
     check_max_abs: float
     metrics_before: dict[str, float]
     metrics_after: dict[str, float]

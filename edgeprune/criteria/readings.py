@@ -180,7 +180,7 @@ def watch(
     with torch.no_grad():
         for inputs, _ in batches:
             count += 1
-            for leaves in _fitting(graph, inputs):
+            for leaves in program_inputs(graph, inputs):
                 rest = iter(leaves)
                 values = [
                     next(rest) if spec.kind == InputKind.USER_INPUT else tensors[str(spec.target)]
@@ -191,8 +191,12 @@ def watch(
     return count
 
 
-def _fitting(graph: ChannelGraph, inputs: Any) -> Iterator[list[Any]]:
-    """A batch as flat inputs of the program; in pieces where that is captured for one batch size."""
+def program_inputs(graph: ChannelGraph, inputs: Any) -> Iterator[list[Any]]:
+    """A batch as flat inputs of the program; in pieces where that is captured for one batch size.
+
+    Raises:
+        TaskError: The batch does not fit the program.
+    """
     leaves = _flat(graph, inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     expected = [tuple(example.shape) for example in graph.example_inputs]

@@ -97,7 +97,6 @@ class ClosedLoop:
 
         Raises:
             ExportError: A cut model cannot be exported.
-            BoardBusyError: Another run holds the board.
         """
         rounds = list(begun)
         tried: dict[int, tuple[Proposal, nn.Module | None]] = {}
@@ -170,12 +169,20 @@ class ClosedLoop:
         try:
             proposal = self.planner.propose(aim)
         except BudgetInfeasibleError as error:
-            proposal = self.planner.propose(error.best_ms * (1 + 1e-9))
-            if proposal.allocation.widths in known:
+            smallest = self._smallest(error)
+            if smallest is None or smallest.allocation.widths in known:
                 return None, f"no plan with a smaller predicted latency than {error.best_ms:.4g} ms was found"
+            proposal = smallest
         if proposal.allocation.widths in known:
             return None, "no plan between those that were measured was found"
         return proposal, ""
+
+    def _smallest(self, error: BudgetInfeasibleError) -> Proposal | None:
+        """The fastest plan that was found where an aim is out of reach."""
+        try:
+            return self.planner.propose(error.best_ms * (1 + 1e-9))
+        except BudgetInfeasibleError:
+            return None
 
     def _choose(self, rounds: Sequence[PruningRound]) -> int:
         """The round to go on with: of those that surely meet the budget, or else meet it, the one with the least damage.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from edgeprune.surgery.plan import PruningPlan, make_plan
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.allocation.terms import Limit
     from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -69,6 +70,7 @@ class Planner:
         criterion: Name or object; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: Name or object.
         calibrate_damage: How damage is put on the scale of measured losses; None leaves it as the criterion gives it.
+        limits: Budgets besides the latency, which every plan keeps.
         progress: Told what is being done.
 
     Attributes:
@@ -81,6 +83,7 @@ class Planner:
         criterion: The criterion in use.
         allocator: The allocator in use.
         calibrate_damage: How damage is put on the scale of measured losses, or None.
+        limits: Budgets besides the latency.
 
     Raises:
         ConstraintError: A constraint matches nothing.
@@ -98,6 +101,7 @@ class Planner:
         criterion: str | Criterion | None = None,
         allocator: str | Allocator = ALLOCATOR,
         calibrate_damage: DamageCalibration | None = None,
+        limits: Sequence[Limit] = (),
         progress: Progress | None = None,
     ) -> None:
         self.kernel_graph, self.graph = kernel_graph, kernel_graph.graph
@@ -108,7 +112,7 @@ class Planner:
         self.model, self.predictor, self.task = model, predictor, task
         self.criterion = criteria.get(criterion or ("l2" if task is None else "taylor"))
         self.allocator = allocators.get(allocator)
-        self.calibrate_damage = calibrate_damage
+        self.calibrate_damage, self.limits = calibrate_damage, tuple(limits)
         self.rules = resolve(constraints or Constraints(), self.graph)
         self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
         self._progress = progress
@@ -144,6 +148,10 @@ class Planner:
             curves, self.scores, self.graph, self.model, self.task, progress=progress
         ).curves
 
+    def keeps_limits(self, widths: Mapping[str, int]) -> bool:
+        """Whether some widths keep the budgets besides the latency."""
+        return all(limit.cost.value(widths) <= limit.at_most for limit in self.limits)
+
     def propose(self, budget_ms: float, *, margin: float = 0.0) -> Proposal:
         """A plan whose predicted latency is at most ``budget_ms * (1 - margin)``.
 
@@ -161,8 +169,8 @@ class Planner:
             if aim_ms < error.best_ms <= budget_ms:
                 aim_ms = error.best_ms
                 allocation = self._ready.within(aim_ms)
-            elif error.widths is None:
-                raise
+            elif error.widths is None or error.best_ms <= budget_ms:
+                raise  # it is not the latency that is out of reach
             else:
                 # The allocator speaks of its aim; the user asked for a budget.
                 raise infeasible(self.cost, error.widths, error.best_ms, budget_ms) from error
@@ -221,7 +229,7 @@ class Planner:
 
     @cached_property
     def _ready(self) -> Ready:
-        return self.allocator.prepare(self.graph.groups, self.damage, self.cost, self.rules)
+        return self.allocator.prepare(self.graph.groups, self.damage, self.cost, self.rules, self.limits)
 
     def _information(self, widths: Mapping[str, int]) -> dict[str, object]:
         predicted_ms, low_ms, high_ms = self.cost.interval(widths)

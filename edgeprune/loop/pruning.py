@@ -14,6 +14,7 @@ from edgeprune.allocation._base import Allocation
 from edgeprune.errors import ConfigError, RemoteError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS, ClosedLoop, unmeasured
 from edgeprune.loop.dense import DenseLatency, dense_latency
+from edgeprune.loop.limits import limits_of, spent
 from edgeprune.loop.lowering import lowered, require_runtime
 from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
@@ -57,6 +58,7 @@ def prune(
     margin: float = MARGIN,
     fine_tuning: FineTuning | None = None,
     distill: bool = False,
+    refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
@@ -67,7 +69,7 @@ def prune(
     earlier: Result | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Prune a model to a latency budget.
+    """Prune a model to a budget: of latency, and of other costs at the same time.
 
     The first plan, with its prediction, is made and (with `plan_path`) written before any pruned model is compiled or timed.
     With a board the loop is closed: the cut model is timed there, interleaved with the dense one; what it took corrects the
@@ -79,7 +81,8 @@ def prune(
         model: The dense model.
         example_inputs: Tensor, tuple or dict; fixes the deployment batch.
         budget: Upper bound of the latency; a share is one of the dense model's latency, measured where the predictor's table
-            holds it (`dense_latency`). Text as in `Budget.parse`.
+            holds it (`dense_latency`). Text as in `Budget.parse`. Parameters and multiply-accumulates are counted, not
+            measured; only the exact allocator keeps them.
         board: Where dense and pruned engines are compared; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
         task: Data, loss and metric. Without it scores are data-free, nothing is recovered, and accuracy is not measured.
@@ -92,6 +95,8 @@ def prune(
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
         distill: Whether the dense model teaches the cut one by its logits.
+        refit: Whether the layers of the cut model are refitted by least squares before they are tuned
+            (`edgeprune.recovery.reconstruction`); needs a task, and no labels.
         calibration_batches: Most training batches for batch-norm re-estimation.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
@@ -122,6 +127,8 @@ def prune(
     if not 0 <= margin < 1:
         raise ConfigError(f"the margin must be a share in [0, 1), found {margin}.")
     if planner is not None:
+        if chosen.bounds_more:
+            raise ConfigError("a planner must be made with limits besides the latency, found some in the budget too.")
         given = (predictor, task, constraints, criterion, calibrate_damage, graph, kernel_graph)
         if planner.model is not model or any(option is not None for option in given) or allocator != ALLOCATOR:
             raise ConfigError(
@@ -161,6 +168,7 @@ def prune(
                 criterion=criterion,
                 allocator=allocator,
                 calibrate_damage=calibrate_damage,
+                limits=limits_of(chosen, kernel_graph),
                 progress=progress,
             )
         dense = dense_latency(predictor, kernel_graph)
@@ -203,6 +211,7 @@ def prune(
                 module=None if closed is None else closed.module,
                 fine_tuning=fine_tuning,
                 distill=distill,
+                refit=refit,
                 calibration_batches=calibration_batches,
                 progress=progress,
             )
@@ -234,6 +243,7 @@ def prune(
         metrics_before=metrics_before,
         metrics_after=metrics_after,
         recovery=realized.recovery,
+        spent=spent(planner.limits, proposal.plan.widths()),
         unchanged=unchanged,
         notes=(
             *table_notes(predictor, kernel_graph, dense),
@@ -261,7 +271,9 @@ def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: floa
         plan = earlier.plan if earlier.chosen == len(earlier.rounds) - 1 else None
         return planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, plan)
     if dense.ms <= budget_ms:
-        return planner.dense(budget_ms)
+        if planner.keeps_limits(planner.graph.widths()):
+            return planner.dense(budget_ms)
+        return planner.propose(max(budget_ms, planner.dense_ms))
     # Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion:
     # otherwise dense widths could pass for meeting a budget that they were measured not to meet.
     aimed = (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.errors import ModelError
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def realize(
     module: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
     distill: bool = False,
+    refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     progress: Progress | None = None,
 ) -> Realized:
@@ -61,6 +63,7 @@ def realize(
         module: The planner's model cut as proposed, where the caller has it; it is tuned in place.
         fine_tuning: How the cut model is tuned; ``FineTuning(epochs=0)`` only re-estimates batch norm.
         distill: Whether the dense model teaches the cut one by its logits.
+        refit: Whether layers are refitted by least squares before they are tuned, where the model allows it.
         calibration_batches: Most training batches for batch-norm re-estimation; all when None.
         progress: Called with (step, done, in all).
 
@@ -71,6 +74,7 @@ def realize(
     import torch
 
     from edgeprune.recovery.batch_norm import reestimate_batch_norm
+    from edgeprune.recovery.reconstruction import reconstruct
     from edgeprune.surgery.checking import PrecisionError, check
     from edgeprune.surgery.cutting import apply
 
@@ -105,6 +109,15 @@ def realize(
     if task is None:
         return Realized(module, difference, (), notes)
     train = task.objectives[0].train
-    statistics = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
+    first = None
+    if refit:
+        try:
+            first = reconstruct(
+                module, planner.graph, proposal.plan, example_inputs, train, task=task, progress=progress
+            )
+        except ModelError as error:
+            notes = (*notes, f"Layers were not refitted: {error.message}")
+    if first is None:
+        first = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
     tuning = fine_tune(module, task, fine_tuning, teacher=model if distill else None, progress=progress)
-    return Realized(module, difference, (statistics, tuning), notes)
+    return Realized(module, difference, (first, tuning), notes)

@@ -38,6 +38,23 @@ class LatencyCheck:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a plan takes of a budget besides the latency.
+
+    Attributes:
+        name: ``"parameters"`` or ``"multiply-accumulates"``.
+        value: What the pruned model has.
+        at_most: The budget.
+        dense: What the dense model has.
+    """
+
+    name: str
+    value: float
+    at_most: float
+    dense: float
+
+
+@dataclass(frozen=True)
 class PruningRound:
     """One turn of the loop: widths, what was predicted for them, and what the board said.
 
@@ -75,7 +92,8 @@ class Result:
     Attributes:
         module: The pruned model; the dense one, copied, when `unchanged`.
         plan: What was cut.
-        budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_ms`.
+        budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_ms`, which it is where only other
+            costs were bounded.
         dense_ms: Latency of the dense model that the budget refers to, milliseconds.
         dense_measured: Whether `dense_ms` was measured while profiling; it is the predicted one where the latency table does
             not hold the dense network of this model.
@@ -94,6 +112,7 @@ class Result:
         metrics_before: Validation metric of the dense model by objective; empty without a task.
         metrics_after: The same of `module`.
         recovery: What each recovery step did.
+        spent: What the plan takes of budgets besides the latency.
         unchanged: Whether the dense model already meets the budget, so that nothing was cut.
         notes: Sentences that a person should read.
     """
@@ -115,5 +134,6 @@ class Result:
     recovery: tuple[RecoveryRecord, ...] = ()
     measured: LatencyCheck | None = None
     chosen: int = 0
+    spent: tuple[Spent, ...] = ()
     unchanged: bool = False
     notes: tuple[str, ...] = ()

@@ -456,3 +456,32 @@ def test_a_model_that_casts_inside_forward_is_checked_in_float32_and_says_so(cas
     assert result.module.net.stem.weight.shape[0] < 32
     assert 0 < result.check_max_abs < 1e-3
     assert [note for note in result.notes if "was compared with the masked one in float32" in note]
+
+
+def test_several_budgets_hold_at_once_and_are_counted(case):
+    dense = sum(parameter.numel() for parameter in case.model.parameters())
+    free = pruned(case, "80%")
+    both = pruned(case, Budget(latency_ratio=0.8, parameters_ratio=0.4, macs_ratio=0.7))
+    parameters, macs = both.spent
+    assert parameters.name == "parameters"
+    assert parameters.dense == dense
+    assert parameters.value == sum(parameter.numel() for parameter in both.module.parameters())
+    assert parameters.value <= 0.4 * dense < sum(parameter.numel() for parameter in free.module.parameters())
+    assert macs.value <= macs.at_most == 0.7 * macs.dense
+    assert both.predicted_ms <= 0.8 * both.dense_ms
+    assert both.certificate.damage > free.certificate.damage
+    alone = pruned(case, Budget(parameters=0.4 * dense))
+    assert alone.spent[0].value <= 0.4 * dense
+    assert alone.certificate.damage <= both.certificate.damage
+    measured = pruned(case, Budget(macs_ratio=0.6), board=case.board, measuring_rounds=2)
+    assert measured.budget_met is not None
+    assert measured.spent[0].value <= measured.spent[0].at_most
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"^parameters must be <= 100, the smallest plan found has [\d,]+\."
+    ):
+        pruned(case, Budget(latency_ratio=0.9, parameters=100))
+    with pytest.raises(ConfigError, match="must be exact to keep a budget of parameters, found uniform"):
+        pruned(case, Budget(parameters_ratio=0.5), allocator="uniform")
+    planner = Planner(case.model, case.kernel_graph, case.predictor)
+    with pytest.raises(ConfigError, match="planner must be made with limits"):
+        prune(case.model, case.example, Budget(parameters_ratio=0.5), planner=planner)

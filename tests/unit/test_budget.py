@@ -1,0 +1,58 @@
+"""Budgets: what can be asked for, in numbers and in words."""
+
+import pytest
+
+from edgeprune.errors import ConfigError
+from edgeprune.spec import Budget
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "said"),
+    [
+        ({"latency": "12ms"}, Budget(latency_ms=12), "12 ms"),
+        ({"latency": " 800us "}, Budget(latency_ms=0.8), "0.8 ms"),
+        ({"latency": "0.012s"}, Budget(latency_ms=12), "12 ms"),
+        ({"latency": "50%"}, Budget(latency_ratio=0.5), "50% of dense"),
+        ({"params": "40%"}, Budget(parameters_ratio=0.4), "40% of the parameters"),
+        ({"params": "1.2M"}, Budget(parameters=1.2e6), "1,200,000 parameters"),
+        ({"macs": "300k"}, Budget(macs=3e5), "300,000 multiply-accumulates"),
+        (
+            {"latency": "50%", "params": "250000", "macs": "4G"},
+            Budget(latency_ratio=0.5, parameters=250000, macs=4e9),
+            "50% of dense, 250,000 parameters, 4,000,000,000 multiply-accumulates",
+        ),
+    ],
+)
+def test_texts(given, expected, said):
+    assert Budget.of(**given) == expected
+    assert str(expected) == said
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "must bound something"),
+        ({"latency": "12"}, "a latency budget must be a number with a unit, found '12'"),
+        ({"latency": "0%"}, r"must lie in \(0 %, 100 %\], found 0.000%"),
+        ({"params": "12ms"}, "--params must be a number or a share, found '12ms'"),
+        ({"params": "0"}, "a parameter budget must be greater than 0, found 0"),
+        ({"macs": "120%"}, r"a relative multiply-accumulate budget must lie in \(0 %, 100 %\], found 120"),
+        ({"macs": "-3M"}, "--macs must be a number or a share"),
+    ],
+)
+def test_what_is_none_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Budget.of(**given)
+
+
+def test_a_number_and_a_share_of_one_cost_are_too_much():
+    with pytest.raises(ConfigError, match="exactly one of latency_ms and latency_ratio, found both"):
+        Budget(latency_ms=1, latency_ratio=0.5)
+    with pytest.raises(ConfigError, match="exactly one of macs and macs_ratio, found both"):
+        Budget(macs=1, macs_ratio=0.5)
+
+
+def test_latency_resolves_against_the_dense_one_which_it_is_where_nothing_bounds_it():
+    assert Budget(latency_ms=3).resolve_ms(10) == 3
+    assert Budget(latency_ratio=0.25).resolve_ms(10) == 2.5
+    assert Budget(parameters=5).resolve_ms(10) == 10
