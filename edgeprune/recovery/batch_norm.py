@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.errors import TaskError
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
+from edgeprune.surgery.program_module import ProgramModule, RunningStatistics
 from edgeprune.tasks.batches import batch_count, call, device_of, mode
 from edgeprune.tasks.batches import batches as unpacked
 from edgeprune.tasks.task import Batches, Task
@@ -44,11 +46,7 @@ def reestimate_batch_norm(
     Raises:
         TaskError: The loader is empty, a batch is not a pair, or a batch norm sees a single value per channel.
     """
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
-    }
+    norms = _batch_norms(model)
     before = evaluate(model, task) if task is not None else {}
     count = 0
     if norms:
@@ -61,9 +59,17 @@ def reestimate_batch_norm(
             torch.no_grad(),
         ):
             sums = {name: _Moments() for name in norms}
-            for name, norm in norms.items():
-                norm.training = True
-                hooks.callback(norm.register_forward_pre_hook(_watch(name, sums[name])).remove)
+
+            def look(name: str, values: torch.Tensor) -> None:
+                _require_spread(name, values)
+                sums[name].add(values)
+
+            for prefix, module in model.named_modules():
+                if isinstance(module, ProgramModule):
+                    hooks.enter_context(module.watched(partial(_in_program, look, prefix)))
+                elif prefix in norms:
+                    module.training = True
+                    hooks.callback(module.register_forward_pre_hook(partial(_before, look, prefix)).remove)
             for inputs, _ in unpacked(loader, "calibration data", device, batches):
                 call(model, inputs)
                 count += 1
@@ -100,44 +106,58 @@ class _Moments:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def store(self, norm: _BatchNorm, batches: int) -> None:
+    def store(self, norm: RunningStatistics, batches: int) -> None:
         """Write the statistics into a batch norm that data has reached; one that no data reached keeps its own."""
-        if self.mean is None or self.deviations is None or norm.running_mean is None or norm.running_var is None:
+        if self.mean is None or self.deviations is None:
             return
-        norm.running_mean.copy_(self.mean)
-        norm.running_var.copy_(self.deviations / max(self.count - 1, 1))
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.fill_(batches)
+        norm.mean.copy_(self.mean)
+        norm.variance.copy_(self.deviations / max(self.count - 1, 1))
+        if norm.counter is not None:
+            norm.counter.fill_(batches)
 
 
-def _watch(name: str, moments: _Moments) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        values = args[0]
-        if values.numel() // values.shape[1] < 2:
-            raise TaskError(
-                f"calibration batches must give batch norm {name!r} at least 2 values per channel, "
-                f"found 1 at shape {tuple(values.shape)}.",
-                hint="a larger batch size, or drop_last=True",
-            )
-        moments.add(values)
+def _batch_norms(model: nn.Module) -> dict[str, RunningStatistics]:
+    """Every batch norm with running statistics: modules by their name, operations of a cut program by its and theirs."""
+    found: dict[str, RunningStatistics] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ProgramModule):
+            found |= {f"{name}:{step}": norm for step, norm in module.batch_norms().items()}
+        elif isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            found[name] = RunningStatistics(module.running_mean, module.running_var, module.num_batches_tracked)
+    return found
 
-    return hook
+
+Look = Callable[[str, torch.Tensor], None]
+
+
+def _before(look: Look, name: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    look(name, args[0])
+
+
+def _in_program(look: Look, prefix: str, step: str, values: torch.Tensor) -> None:
+    look(f"{prefix}:{step}", values)
+
+
+def _require_spread(name: str, values: torch.Tensor) -> None:
+    if values.numel() // values.shape[1] < 2:
+        raise TaskError(
+            f"calibration batches must give batch norm {name!r} at least 2 values per channel, "
+            f"found 1 at shape {tuple(values.shape)}.",
+            hint="a larger batch size, or drop_last=True",
+        )
 
 
 @contextmanager
-def _kept_unless_complete(norms: dict[str, _BatchNorm]) -> Iterator[list[bool]]:
+def _kept_unless_complete(norms: dict[str, RunningStatistics]) -> Iterator[list[bool]]:
     """Put the statistics back unless the block marks itself complete; passing data changes them on the way."""
-    kept = [
-        (norm, {name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)}) for norm in norms.values()
-    ]
+    kept = [(buffer, buffer.clone()) for norm in norms.values() for buffer in norm if buffer is not None]
     complete: list[bool] = []
     try:
         yield complete
     finally:
-        for norm, buffers in kept:
-            if not complete:
-                for name, buffer in buffers.items():
-                    norm.get_buffer(name).copy_(buffer)
+        if not complete:
+            for buffer, before in kept:
+                buffer.copy_(before)
 
 
 def _length(loader: Batches, limit: int | None) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -27,8 +28,17 @@ _TRAINING_ARGUMENT = {
 }
 
 
-_MOMENTUM = 6
-"""Position of the momentum among the arguments of ``aten.batch_norm``."""
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+_RUNNING_MEAN, _RUNNING_VAR, _TRAINING, _MOMENTUM = 3, 4, 5, 6
+"""Positions among the arguments of ``aten.batch_norm``."""
+
+
+class RunningStatistics(NamedTuple):
+    """Buffers of one batch norm of a program; `counter` of batches is None where it has none."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    counter: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class ProgramModule(nn.Module):
         """
         super().__init__()
         self.program = program
+        self._look: Callable[[str, torch.Tensor], None] | None = None
         try:
             self._build(program, tensors)
         except PlanError:
@@ -143,11 +154,39 @@ class ProgramModule(nn.Module):
                 arguments[step.training] = True
             if step.counter is not None:
                 self._count(step, arguments)
+            if self._look is not None and step.function is _BATCH_NORM and arguments[_RUNNING_MEAN] is not None:
+                self._look(step.name, arguments[0])
+                arguments[_TRAINING], arguments[_MOMENTUM] = True, 0.0
             keywords = {name: _resolved(value, values) for name, value in step.kwargs.items()}
             values[step.name] = step.function(*arguments, **keywords)
             for name in step.last_use:
                 del values[name]
         return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
+
+    def batch_norms(self) -> dict[str, RunningStatistics]:
+        """The running statistics of every batch norm that has some, by the name of its operation."""
+        found = {}
+        for step in self._steps:
+            if step.function is _BATCH_NORM and isinstance(step.args[_RUNNING_MEAN], _Reference):
+                mean, variance = (
+                    self._tensor(self._tensors[step.args[at].name]) for at in (_RUNNING_MEAN, _RUNNING_VAR)
+                )
+                counter = None if step.counter is None else self._tensor(step.counter)
+                found[step.name] = RunningStatistics(mean, variance, counter)
+        return found
+
+    @contextmanager
+    def watched(self, look: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Batch norms with running statistics normalize by the batch meanwhile, and leave those statistics alone.
+
+        Args:
+            look: Called with the name of the operation and what it normalizes, shape (batch, channels, ...).
+        """
+        self._look = look
+        try:
+            yield
+        finally:
+            self._look = None
 
     def _count(self, step: _Step, arguments: list[Any]) -> None:
         """Count the batch; without a momentum, the batch norm averages over all batches so far."""

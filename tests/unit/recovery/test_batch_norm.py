@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,8 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeprune.errors import TaskError
+from edgeprune.graph.tracing import trace
 from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.fine_tuning import fine_tune
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.plan import uniform_plan
+from edgeprune.surgery.program_module import ProgramModule
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,3 +101,28 @@ def test_it_recovers_accuracy_that_wrong_statistics_cost(task, small_net):
     assert record.before["accuracy"] < 0.6
     assert record.after["accuracy"] > record.before["accuracy"] + 0.2
     assert told[-1] == ("re-estimating batch norm", 20, 20)
+
+
+def test_a_cut_program_gets_the_statistics_that_its_own_class_gets():
+    """Where the user's forward cannot run with the new sizes the cut model has no batch-norm modules, only their operations."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6)
+    ).eval()
+    data = [(torch.randn(5, 3, 9, 9) + 1, None) for _ in range(3)]
+    plan = uniform_plan(trace(model, data[0][0]), 0.5)
+    own = apply(model, plan)
+    program = ProgramModule.of(copy.deepcopy(own), plan.program).eval()
+    for module in (own, program):
+        record = reestimate_batch_norm(module, data)
+        assert record.details == {"batches": 3, "batch_norms": 2}
+        assert not module.training
+    expected = own.state_dict()
+    assert not torch.equal(expected["1.running_mean"], apply(model, plan).state_dict()["1.running_mean"])
+    for name, value in program.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
+    assert torch.equal(program(data[0][0]), program(data[0][0]))
+    before = copy.deepcopy(program.state_dict())
+    with pytest.raises(TaskError):
+        reestimate_batch_norm(program, [*data, (torch.randn(1, 3, 5, 5), None)])
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
