@@ -125,7 +125,7 @@ class ClosedLoop:
 
     def measure(self, proposal: Proposal) -> tuple[PruningRound, nn.Module | None, str]:
         """The round with what the board says, the cut model, and a clause on why the board says nothing."""
-        from edgeprune.loop.verification import measure_ratio
+        from edgeprune.loop.verification import PRECISION, measure_ratio
         from edgeprune.surgery.cutting import apply
 
         turn, planner = unmeasured(proposal), self.planner
@@ -141,6 +141,7 @@ class ClosedLoop:
                 module,
                 threads=int(planner.predictor.table.header["threads"]),
                 rounds=self.measuring_rounds,
+                precision=PRECISION,
                 progress=self.progress,
             )
         except RemoteError as error:
@@ -165,6 +166,8 @@ class ClosedLoop:
             Seen(turn.predicted_ms, turn.measured_ms(self.dense.ms), turn.high_ms(self.dense.ms)) for turn in rounds
         ]
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
+        if self._met_for_sure(last) and aim <= last.aim_ms:
+            return None, "what is left unused is within what the measurements leave open"
         _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
         try:
             proposal = self.planner.propose(aim)

@@ -296,11 +296,19 @@ def _measured(
     board: Board, planner: Planner, pruned: nn.Module, rounds: int, progress: Progress | None
 ) -> tuple[LatencyCheck | None, str]:
     """What the board says of the tuned model, or None and a clause on why it says nothing."""
-    from edgeprune.loop.verification import measure_ratio
+    from edgeprune.loop.verification import PRECISION, measure_ratio
 
-    threads = int(planner.predictor.table.header["threads"])
     try:
-        return measure_ratio(board, planner.kernel_graph, pruned, threads=threads, rounds=rounds, progress=progress), ""
+        found = measure_ratio(
+            board,
+            planner.kernel_graph,
+            pruned,
+            threads=int(planner.predictor.table.header["threads"]),
+            rounds=rounds,
+            precision=PRECISION,
+            progress=progress,
+        )
+        return found, ""
     except RemoteError as error:
         # The model is pruned and tuned by now; a lost board must not take that along.
         lost = f"{board.name} could not measure it: {error.message}"

@@ -17,9 +17,11 @@ from edgeprune.loop.dense import DenseLatency
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.result import LatencyCheck
+from edgeprune.loop.verification import mean_of, measure_ratio
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.plan import PruningPlan, uniform_plan
 
 INTERVAL = 0.003
 
@@ -94,7 +96,8 @@ def test_what_is_taken_meets_the_budget_under_any_smooth_law(planner, share, fac
             if turn.high_ms(dense.ms) <= budget_ms and turn.certificate.damage < taken.certificate.damage
         ]
         assert not better
-    used_up = taken.measured_ms(dense.ms) >= (1 - UNUSED) * budget_ms
+    # Of plans that meet the budget the least damage counts, which may be that of a faster one.
+    used_up = max(ms for ms in reached if ms <= budget_ms or ms == min(reached)) >= (1 - UNUSED) * budget_ms
     assert used_up or found.ended or taken.measured_ms(dense.ms) > budget_ms
     assert all(earlier.widths != later.widths for earlier, later in itertools.combinations(found.rounds, 2)), (
         "no plan is measured twice"
@@ -225,3 +228,31 @@ def test_what_a_lost_board_left_is_finished_without_tuning_again(case, lost_boar
     ):
         with pytest.raises(ConfigError, match=words):
             prune(case.model, case.example, "70%", board=case.board, earlier=changed, **options)
+
+
+def test_comparisons_that_are_not_precise_enough_are_repeated_and_averaged(case):
+    once = measure_ratio(case.board, case.kernel_graph, None, threads=1, rounds=2)
+    assert once.ratio == once.ratio_low == once.ratio_high == 1.0
+    model = apply(case.model, uniform_plan(case.graph, 0.5))
+    counted = []
+
+    def progress(step, done, total):
+        counted.append(done == total)
+
+    rough = measure_ratio(case.board, case.kernel_graph, model, threads=1, rounds=2, progress=progress)
+    assert sum(counted) == 1
+    counted.clear()
+    fine = measure_ratio(case.board, case.kernel_graph, model, threads=1, rounds=2, precision=1e-6, progress=progress)
+    assert sum(counted) == 4
+    assert fine.ratio_low < fine.ratio < fine.ratio_high < 1
+    assert fine.ratio == pytest.approx(rough.ratio, rel=0.3)
+
+
+def test_the_mean_of_comparisons_has_the_interval_of_independent_ones():
+    one = LatencyCheck("bench", 2.0, 1.0, 0.50, 0.47, 0.54)
+    two = LatencyCheck("bench", 4.0, 3.0, 0.54, 0.50, 0.57)
+    found = mean_of([one, two])
+    assert (found.dense_ms, found.pruned_ms) == (3.0, 2.0)
+    assert found.ratio == pytest.approx(0.52)
+    assert found.ratio_low == pytest.approx(0.52 - 0.05 / 2)
+    assert found.ratio_high == pytest.approx(0.52 + 0.05 / 2)
