@@ -129,6 +129,7 @@ def one(
         "chosen": result.chosen,
         "rounds": [rounded(turn, result.dense_ms, result.budget_ms) for turn in result.rounds],
         "again": [{**asdict(check), "of_budget": check.ratio * result.dense_ms / result.budget_ms} for check in again],
+        "gap": result.certificate.gap,
         "notes": list(result.notes),
     }
 
@@ -149,6 +150,12 @@ def off(found: dict[str, Any]) -> float:
     return float(found["again"][0]["of_budget"]) - 1
 
 
+def nothing_to_gain(found: dict[str, Any]) -> bool:
+    """Whether less of the budget is used because it is proven that no candidate widths within it have less damage."""
+    proven = found["gap"] is not None and found["gap"] <= 0.01
+    return off(found) < LOW and proven and any("no plan with less damage" in note for note in found["notes"])
+
+
 def describe(found: dict[str, Any]) -> str:
     rounds = ", ".join(f"{turn['of_budget'] - 1:+.1%}" for turn in found["rounds"])
     return f"budget {found['budget_ms']:.3f} ms, rounds {rounds}; measured again {off(found):+.2%}"
@@ -167,8 +174,11 @@ def table(wanted: Sequence[Pair]) -> None:
     rows = {pair: json.loads(pair.path.read_text()) for pair in wanted if pair.path.exists()}
     missing = [pair.path.stem for pair in wanted if pair not in rows]
     if rows:
-        print("| network | pairs | in the window | below it | above +0.5 % | above +1 % | rounds used | repeats, sd |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(
+            "| network | pairs | in the window | below, nothing to gain | below | above +0.5 % | above +1 % | rounds | "
+            "repeats, sd |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
         for name in [*MODELS, "all"]:
             part = [found for pair, found in rows.items() if name in ("all", pair.model)]
             if part:
@@ -178,7 +188,7 @@ def table(wanted: Sequence[Pair]) -> None:
         print(f"\nin the window by the rounds' own measurement, after 1, 2, 3 rounds: {', '.join(shares)}")
         for pair, found in rows.items():
             if not LOW <= off(found) <= HIGH:
-                why = " ".join(note for note in found["notes"] if "plans were tried" in note or "No further" in note)
+                why = " ".join(note for note in found["notes"] if "left unused" in note or "No further" in note)
                 print(f"outside: {pair.path.stem}: {describe(found)}; {why}")
     print(f"missing: {', '.join(missing) or 'nothing'}")
 
@@ -193,7 +203,8 @@ def row(name: str, part: Sequence[dict[str, Any]]) -> str:
         name,
         str(len(part)),
         f"{sum(LOW <= value <= HIGH for value in offs)} of {len(part)}",
-        str(sum(value < LOW for value in offs)),
+        str(sum(nothing_to_gain(found) for found in part)),
+        str(sum(value < LOW for value in offs) - sum(nothing_to_gain(found) for found in part)),
         str(sum(value > HIGH for value in offs)),
         str(sum(value > WORST for value in offs)),
         f"{statistics.mean(len(found['rounds']) for found in part):.1f}",

@@ -167,7 +167,7 @@ class ClosedLoop:
         ]
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
         if self._met_for_sure(last) and aim <= last.aim_ms:
-            return None, "what is left unused is within what the measurements leave open"
+            return None, "that is within what the measurements leave open"
         _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
         try:
             proposal = self.planner.propose(aim)
@@ -177,7 +177,7 @@ class ClosedLoop:
                 return None, f"no plan with a smaller predicted latency than {error.best_ms:.4g} ms was found"
             proposal = smallest
         if proposal.allocation.widths in known:
-            return None, "no plan between those that were measured was found"
+            return None, "no plan with less damage was found that is predicted to meet it"
         return proposal, ""
 
     def _smallest(self, error: BudgetInfeasibleError) -> Proposal | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from edgeprune.loop.closing import UNUSED
+
 if TYPE_CHECKING:
     from edgeprune.allocation._base import Certificate
     from edgeprune.latency.predictor import Predictor
@@ -71,6 +73,8 @@ def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterat
         )
     if turn.measured is not None and turn.measured_ms(dense.ms) > budget_ms and closed.ended:
         yield f"No further plan was tried: {closed.ended}. This is the fastest one that was measured."
+    elif turn.measured is not None and closed.ended and (left := 1 - turn.measured_ms(dense.ms) / budget_ms) > UNUSED:
+        yield f"{left:.1%} of the budget is left unused: {closed.ended}."
 
 
 def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:

@@ -104,16 +104,17 @@ def measure_ratio(
                     rounds=rounds,
                     progress=tell,
                 )
-                checks.append(_check(board.name, found, "dense" if pruned is None else "pruned"))
+                checks.append(check_of(board.name, found, "dense" if pruned is None else "pruned"))
     return mean_of(checks)
 
 
-def _check(board: str, found: Comparison, last: str) -> LatencyCheck:
-    ratio = found.ratios[last]
+def check_of(board: str, found: Comparison, pruned: str = "pruned") -> LatencyCheck:
+    """What a comparison with an engine named ``"dense"`` says of another one."""
+    ratio = found.ratios[pruned]
     return LatencyCheck(
         board=board,
         dense_ms=found.measurements["dense"].median_ms,
-        pruned_ms=found.measurements[last].median_ms,
+        pruned_ms=found.measurements[pruned].median_ms,
         ratio=ratio.ratio,
         ratio_low=ratio.low,
         ratio_high=ratio.high,

@@ -7,7 +7,8 @@ from typing import Any
 
 from edgeprune.deployment.result import Deployment
 from edgeprune.latency.predictor import Predictor
-from edgeprune.loop.result import LatencyCheck, Result
+from edgeprune.loop.result import Result
+from edgeprune.loop.verification import check_of
 from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.profiling.comparing import Comparison
 from edgeprune.report import pruning
@@ -59,19 +60,12 @@ def verified(result: Result, compared: Comparison, *, board: str, tolerance: flo
         board: Name of the board.
         tolerance: Share by which the budget may be exceeded.
     """
-    ratio = compared.ratios["pruned"]
-    check = LatencyCheck(
-        board=board,
-        dense_ms=compared.measurements["dense"].median_ms,
-        pruned_ms=compared.measurements["pruned"].median_ms,
-        ratio=ratio.ratio,
-        ratio_low=ratio.low,
-        ratio_high=ratio.high,
-    )
+    check = check_of(board, compared)
+    measured_ms = check.ratio * result.dense_ms
     return replace(
         result,
-        measured_ms=ratio.ratio * result.dense_ms,
-        budget_met=ratio.ratio * result.dense_ms <= (1 + tolerance) * result.budget_ms,
+        measured_ms=measured_ms,
+        budget_met=measured_ms <= (1 + tolerance) * result.budget_ms,
         measured=check,
         notes=tuple(note for note in result.notes if "unverified" not in note),
     )
