@@ -36,7 +36,7 @@ from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.result import PruningRound
-from edgeprune.loop.verification import measure_ratio
+from edgeprune.loop.verification import PRECISION, measure_ratio
 
 RESULTS = Path(__file__).parent / "results" / "budget"
 PAIRS = 50
