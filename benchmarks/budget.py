@@ -36,7 +36,7 @@ from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.result import PruningRound
-from edgeprune.loop.verification import PRECISION, measure_ratio
+from edgeprune.loop.verification import measure_ratio
 
 RESULTS = Path(__file__).parent / "results" / "budget"
 PAIRS = 50
@@ -97,7 +97,7 @@ def run(name: str, wanted: Sequence[Pair], repeated: Pair, minutes: float) -> No
             found = one(pair, board, planner, x, budget, REPEATS if pair == repeated else 1)
             found |= {"dense_ms": dense_ms, "least_ms": least_ms, "minutes": minutes, "host": host()}
             partial = pair.path.with_suffix(".partial")
-            partial.write_text(json.dumps(found, indent=1) + "\n")
+            partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
             partial.replace(pair.path)
             print(f"{pair.path.stem}: {describe(found)}", flush=True)
 
@@ -115,6 +115,8 @@ def one(
 ) -> dict[str, Any]:
     """One pair: the closed loop, and what it handed over measured independently."""
     result = edgeprune.prune(planner.model, x, budget, board, planner=planner)
+    if any(turn.measured is None for turn in result.rounds):
+        raise RuntimeError(f"the board was lost: {' '.join(result.notes)}")
     again = [
         measure_ratio(
             board, planner.kernel_graph, None if result.unchanged else result.module, threads=1, rounds=ROUNDS

@@ -134,6 +134,10 @@ class SurgeryError(ModelError):
     """The cut model does not equal the masked one."""
 
 
+class ReconstructionError(ModelError):
+    """The layers of a cut model cannot be refitted from the dense one."""
+
+
 class BudgetInfeasibleError(EdgepruneError):
     """No plan that was found meets the budget.
 

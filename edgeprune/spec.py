@@ -210,7 +210,7 @@ class Budget:
         if self.latency_ms is not None:
             texts.append(f"{self.latency_ms:g} ms")
         if self.latency_ratio is not None:
-            texts.append(f"{self.latency_ratio:.0%} of dense")
+            texts.append(f"{100 * self.latency_ratio:g}% of dense")
         for name, number, share in (
             ("parameters", self.parameters, self.parameters_ratio),
             ("multiply-accumulates", self.macs, self.macs_ratio),
@@ -218,7 +218,7 @@ class Budget:
             if number is not None:
                 texts.append(f"{number:,.0f} {name}")
             if share is not None:
-                texts.append(f"{share:.0%} of the {name}")
+                texts.append(f"{100 * share:g}% of the {name}")
         return ", ".join(texts)
 
 

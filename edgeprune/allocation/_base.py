@@ -119,6 +119,8 @@ class Allocator(ABC):
     """
 
     name: ClassVar[str]
+    keeps_limits: ClassVar[bool] = False
+    """Whether budgets besides the latency can hold at the same time."""
 
     @abstractmethod
     def allocate(
@@ -158,12 +160,20 @@ class Allocator(ABC):
         Raises:
             ConfigError: There are limits, and this allocator knows latency only.
         """
-        if limits:
+        self.require_limits(limits)
+        return _OneByOne(lambda budget_ms: self.allocate(groups, damage, cost, budget_ms, rules), cost.ms({}))
+
+    def require_limits(self, limits: Sequence[Limit]) -> None:
+        """Refuse limits where this allocator knows latency only.
+
+        Raises:
+            ConfigError: It does, and there are some.
+        """
+        if limits and not self.keeps_limits:
             raise ConfigError(
                 f"an allocator must be exact to keep a budget of {limits[0].name}, found {self.name}.",
                 hint="--allocator exact",
             )
-        return _OneByOne(lambda budget_ms: self.allocate(groups, damage, cost, budget_ms, rules), cost.ms({}))
 
 
 class _OneByOne:

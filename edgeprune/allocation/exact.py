@@ -39,6 +39,7 @@ class Exact(Allocator):
     """
 
     name: ClassVar[str] = "exact"
+    keeps_limits: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     """
     # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
     budget = options.budget
+    _ = options.constraints
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
@@ -52,17 +53,28 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
         TableMismatchError: The table is not the one of the run any more.
         EdgepruneError: As in `begin`.
     """
+    if not (out / records.FILE_NAME).is_file():
+        raise ConfigError(
+            f"--resume goes on with a finished run whose last plan no board has measured, {out} holds no finished run; one that "
+            "was interrupted begins anew.",
+            hint="edgeprune prune MODEL --table TABLE --latency 12ms, without --resume",
+        )
     record = PruningRecord.load(out)
+    if record.weights_hash != records.file_hash(record.options.weights):
+        raise ConfigError(
+            f"the weights of the run must still be those at {record.options.weights}, found others.",
+            hint="edgeprune prune, without --resume",
+        )
     options = record.options if board is None else record.options.model_copy(update={"board": board})
     if not record.unfinished:
         raise ConfigError(
-            f"a run to go on with must have a plan that was not measured, {out} has none: it is finished.",
+            f"a run to go on with must have a plan that was not measured, every plan of {out} was.",
             hint=f"edgeprune compile {out}",
         )
     if options.board == "none":
         raise ConfigError(
             f"going on with {out} needs a board to measure on, found none.",
-            hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", "local"),
+            hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", record.board),
         )
     table = _table(options.table)
     module = load_model(options.model, options.weights, seed=options.seed)
@@ -100,7 +112,8 @@ def _carry_out(
         predictor = edgeprune.Predictor.load(options.table) if table is None else edgeprune.fit(table)
     if earlier is not None and predictor.table_hash != earlier.table_hash:
         raise TableMismatchError(
-            f"the latency table of the run must be at {options.table}, found another one.", hint="edgeprune prune"
+            f"the latency table of the run must be at {options.table}, found another one.",
+            hint="edgeprune prune, without --resume",
         )
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
@@ -145,7 +158,7 @@ def _carry_out(
             stored.save(data, folder / stored.FILE_NAME)
             record = _record(result, predictor, options)
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _tell(output, result, module)
+    _tell(output, budget, result, module)
     output.wrote(out / records.PLAN_NAME, "plan")
     output.wrote(out / records.MODEL_FOLDER, "pruned model")
     output.wrote(out / records.INPUTS_NAME, "example inputs")
@@ -184,6 +197,11 @@ def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Resul
 
     taken = record.rounds[record.chosen]
     plan = edgeprune.PruningPlan.load(out / records.PLAN_NAME)
+    if plan.hash != record.plan_hash:
+        raise ConfigError(
+            f"{out / records.PLAN_NAME} must be the plan of the run, found another.",
+            hint="edgeprune prune, without --resume",
+        )
     return Result(
         module=edgeprune.load(out / records.MODEL_FOLDER, module),
         plan=plan,
@@ -216,6 +234,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
     return PruningRecord(
         options=options,
         table_hash=predictor.table_hash,
+        weights_hash=records.file_hash(options.weights),
         budget_ms=result.budget_ms,
         dense_predicted_ms=result.dense_predicted_ms,
         predicted_ms=result.predicted_ms,
@@ -236,7 +255,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
     )
 
 
-def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
+def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
     ]
@@ -255,7 +274,7 @@ def _tell(output: Output, result: Result, dense: torch.nn.Module) -> None:
     rows += [
         [f"{one.name}, at most {one.at_most:,.0f}", f"{one.dense:,.0f}", f"{one.value:,.0f}"] for one in result.spent
     ]
-    output.table(f"budget {result.budget_ms:.3f} ms", ["", "dense", "pruned"], rows)
+    output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:
         output.say(note)

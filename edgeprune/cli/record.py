@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tempfile
@@ -103,6 +104,7 @@ class PruningRecord(BaseModel):
         schema_version: Of this file.
         options: What it was asked for.
         table_hash: Latency table that the widths were chosen with.
+        weights_hash: SHA-256 of the weights file, or None without one.
         budget_ms: Budget, milliseconds.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
@@ -124,6 +126,7 @@ class PruningRecord(BaseModel):
     schema_version: Literal[2] = 2
     options: PruneOptions
     table_hash: str
+    weights_hash: str | None
     budget_ms: float
     dense_predicted_ms: float
     predicted_ms: float
@@ -169,6 +172,11 @@ def deployment_record(artifact: Path, board: str) -> Path:
     """Where `edgeprune deploy` keeps what it found: beside the artifact, one file per board."""
     whole = artifact.absolute()
     return whole.parent / f"{whole.name}.{re.sub(r'[^A-Za-z0-9.@_-]+', '_', board)}{DEPLOYMENT_SUFFIX}"
+
+
+def file_hash(path: Path | None) -> str | None:
+    """SHA-256 of a file; None where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None
 
 
 def absolute_reference(reference: str) -> str:

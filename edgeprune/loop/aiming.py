@@ -18,10 +18,9 @@ _HALVINGS = 60
 
 
 class Seen(NamedTuple):
-    """A latency that was predicted and then measured, milliseconds; `high_ms` is the upper end of its interval."""
+    """A latency that was predicted, and the upper end of the interval of what was measured, milliseconds."""
 
     predicted_ms: float
-    measured_ms: float
     high_ms: float
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeprune.allocation._base import Allocation
-from edgeprune.errors import BudgetInfeasibleError, RemoteError
+from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.aiming import Seen, aim_ms
 from edgeprune.loop.result import PruningRound
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeprune.boards.board import Board
     from edgeprune.loop.dense import DenseLatency
     from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.surgery.plan import PruningPlan
 
 MOST_ROUNDS = 3
 NEXT_MARGIN = 0.01
@@ -88,12 +89,15 @@ class ClosedLoop:
         self.planner, self.dense, self.budget_ms, self.board = planner, dense, budget_ms, board
         self.most_rounds, self.measuring_rounds, self.progress = most_rounds, measuring_rounds, progress
 
-    def run(self, first: Proposal, begun: Sequence[PruningRound] = ()) -> Closed:
+    def run(
+        self, first: Proposal, begun: Sequence[PruningRound] = (), plans: Mapping[int, PruningPlan] | None = None
+    ) -> Closed:
         """Measure `first`, and go on until a plan meets the budget, the rounds are used up, or the board is lost.
 
         Args:
             first: The plan to begin with.
             begun: Measured rounds of an earlier run; where there are any, `first` is the plan that comes after them.
+            plans: Plans of those rounds by their index, where they are known; others are made again from their widths.
 
         Raises:
             ExportError: A cut model cannot be exported.
@@ -109,23 +113,21 @@ class ClosedLoop:
             proposal, ended = (None, "") if lost else self._next(rounds)
         chosen = self._choose(rounds)
         if chosen not in tried:
-            tried[chosen] = (self._again(rounds[chosen]), None)
+            turn = rounds[chosen]
+            allocation = Allocation(dict(turn.widths), turn.certificate)
+            tried[chosen] = (self.planner.proposal(allocation, turn.aim_ms, (plans or {}).get(chosen)), None)
         return Closed(
             rounds=tuple(rounds),
             chosen=chosen,
             proposal=tried[chosen][0],
             module=tried[chosen][1],
-            lost=lost if rounds[chosen].measured is None else "",
+            lost=lost,
             ended=ended,
         )
 
-    def _again(self, turn: PruningRound) -> Proposal:
-        """The plan of a round of which only the widths were kept."""
-        return self.planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms)
-
     def measure(self, proposal: Proposal) -> tuple[PruningRound, nn.Module | None, str]:
         """The round with what the board says, the cut model, and a clause on why the board says nothing."""
-        from edgeprune.loop.verification import PRECISION, measure_ratio
+        from edgeprune.loop.verification import measured_or_lost
         from edgeprune.surgery.cutting import apply
 
         turn, planner = unmeasured(proposal), self.planner
@@ -134,21 +136,10 @@ class ClosedLoop:
             self._tell("cutting", 0)
             module = apply(planner.model, proposal.plan)
             self._tell("cutting", 1)
-        try:
-            found = measure_ratio(
-                self.board,
-                planner.kernel_graph,
-                module,
-                threads=int(planner.predictor.table.header["threads"]),
-                rounds=self.measuring_rounds,
-                precision=PRECISION,
-                progress=self.progress,
-            )
-        except RemoteError as error:
-            # A lost board must not take the plan along.
-            _log.warning("%s could not measure it: %s", self.board.name, error.message)
-            return turn, module, f"{self.board.name} could not measure it: {error.message}"
-        return replace(turn, measured=found), module, ""
+        found, lost = measured_or_lost(
+            self.board, planner, module, rounds=self.measuring_rounds, progress=self.progress
+        )
+        return replace(turn, measured=found), module, lost
 
     def _next(self, rounds: Sequence[PruningRound]) -> tuple[Proposal | None, str]:
         """The plan of a further round; or None, with a clause on why there is none where one was wanted."""
@@ -161,13 +152,11 @@ class ClosedLoop:
         if len(rounds) >= self.most_rounds:
             return None, f"{len(rounds)} rounds were made"
         known: list[Mapping[str, int]] = [self.planner.graph.widths(), *(turn.widths for turn in rounds)]
-        seen = [Seen(self.dense.predicted_ms, self.dense.ms, self.dense.ms)]
-        seen += [
-            Seen(turn.predicted_ms, turn.measured_ms(self.dense.ms), turn.high_ms(self.dense.ms)) for turn in rounds
-        ]
+        seen = [Seen(self.dense.predicted_ms, self.dense.ms)]
+        seen += [Seen(turn.predicted_ms, turn.high_ms(self.dense.ms)) for turn in rounds]
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
         if self._met_for_sure(last) and aim <= last.aim_ms:
-            return None, "that is within what the measurements leave open"
+            return None, "what was measured leaves no room to aim higher"
         _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
         try:
             proposal = self.planner.propose(aim)

@@ -39,7 +39,9 @@ def latency_notes(
         unchanged: Whether the plan removes nothing.
         lost: A clause on why the board did not answer in the end, or empty.
     """
-    if unchanged and dense.ms <= budget_ms:
+    if unchanged and not budget.bounds_latency:
+        yield f"The dense model is within the budget of {budget}: nothing was pruned."
+    elif unchanged and dense.ms <= budget_ms:
         known = "was measured" if dense.measured else "is predicted"
         yield (
             f"The dense model {known} to take {dense.ms:.4g} ms, which is within the budget of {budget_ms:.4g} ms: "
@@ -50,7 +52,7 @@ def latency_notes(
     if measured is None:
         yield f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}"
         return
-    if measured.ratio * dense.ms > budget_ms:
+    if budget.bounds_latency and measured.ratio * dense.ms > budget_ms:
         yield (
             f"The budget of {budget} is not met as measured on {measured.board}: {measured.ratio:.1%} of the dense model's "
             f"{dense.ms:.4g} ms, where {predicted_ms:.4g} ms were predicted."
@@ -64,13 +66,14 @@ def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterat
     turn = closed.rounds[closed.chosen]
     if len(closed.rounds) > 1:
         shares = [
-            "not measured" if one.measured is None else f"{one.measured_ms(dense.ms) / budget_ms:.1%}"
+            "not measured" if one.measured is None else f"{one.measured_ms(dense.ms) / budget_ms:.1%} of the budget"
             for one in closed.rounds
         ]
         yield (
-            f"{len(closed.rounds)} plans were tried on the board ({', '.join(shares)} of the budget); "
-            f"plan {closed.chosen + 1} was taken."
+            f"{len(closed.rounds)} plans were tried on the board ({', '.join(shares)}); plan {closed.chosen + 1} was taken."
         )
+    if closed.lost and turn.measured is not None:
+        yield f"The last of them was not measured: {closed.lost}"
     if turn.measured is not None and turn.measured_ms(dense.ms) > budget_ms and closed.ended:
         yield f"No further plan was tried: {closed.ended}. This is the fastest one that was measured."
     elif turn.measured is not None and closed.ended and (left := 1 - turn.measured_ms(dense.ms) / budget_ms) > UNUSED:

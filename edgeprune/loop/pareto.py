@@ -41,8 +41,8 @@ def pareto(
 ) -> tuple[Proposal, ...]:
     """Plans along the Pareto front of damage and predicted latency, from the fastest to the dense one.
 
-    Nothing is cut, tuned or measured: a plan's `Proposal.plan` goes to `edgeprune.apply`, its `Proposal.predicted_ms` as a
-    budget to `edgeprune.prune`. Damage is in ``proposal.allocation.certificate.damage``.
+    Nothing is cut, tuned or measured: a plan's `Proposal.plan` goes to `edgeprune.apply`. Latencies are predicted ones, before
+    any board has corrected them. Damage is in ``proposal.allocation.certificate.damage``.
 
     Args:
         model: The dense model.

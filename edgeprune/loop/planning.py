@@ -113,6 +113,7 @@ class Planner:
         self.criterion = criteria.get(criterion or ("l2" if task is None else "taylor"))
         self.allocator = allocators.get(allocator)
         self.calibrate_damage, self.limits = calibrate_damage, tuple(limits)
+        self.allocator.require_limits(self.limits)
         self.rules = resolve(constraints or Constraints(), self.graph)
         self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
         self._progress = progress

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation._base import Allocation
-from edgeprune.errors import ConfigError, RemoteError, TableMissingError
+from edgeprune.errors import ConfigError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS, ClosedLoop, unmeasured
 from edgeprune.loop.dense import DenseLatency, dense_latency
 from edgeprune.loop.limits import limits_of, spent
@@ -19,7 +19,7 @@ from edgeprune.loop.lowering import lowered, require_runtime
 from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, realize
-from edgeprune.loop.result import LatencyCheck, Result
+from edgeprune.loop.result import Result
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget, Constraints
@@ -141,6 +141,10 @@ def prune(
             "pruning to a latency needs a predictor of the board, found none.",
             hint="edgeprune profile, then edgeprune fit",
         )
+    if earlier is not None and board is None:
+        raise ConfigError("going on with an earlier result needs a board to measure on, found none.")
+    if refit and task is None:
+        raise ConfigError("refitting layers needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
     if task is not None:
         from edgeprune.tasks.batches import validate
 
@@ -174,7 +178,7 @@ def prune(
         dense = dense_latency(predictor, kernel_graph)
         budget_ms = chosen.resolve_ms(dense.ms)
         if earlier is not None:
-            _require_unfinished(earlier, planner, budget_ms)
+            _require_unfinished(earlier, planner, dense, budget_ms)
         proposal = _first(planner, dense, budget_ms, margin, earlier)
         first = proposal.plan
         if plan_path is not None:
@@ -188,11 +192,15 @@ def prune(
                 dense,
                 budget_ms,
                 target,
-                most_rounds=most_rounds,
+                # What is only counted holds as planned: there is nothing to correct.
+                most_rounds=most_rounds if chosen.bounds_latency else 1,
                 measuring_rounds=measuring_rounds,
                 progress=progress,
             )
-            closed = loop.run(proposal, () if earlier is None else earlier.rounds[:-1])
+            if earlier is None:
+                closed = loop.run(proposal)
+            else:
+                closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
             proposal = closed.proposal
             if plan_path is not None and proposal.plan.hash != first.hash:
                 proposal.plan.save(plan_path)
@@ -219,10 +227,13 @@ def prune(
                 metrics_after = dict(realized.recovery[-1].after)
         rounds = (unmeasured(proposal),) if closed is None else closed.rounds
         chosen_round = 0 if closed is None else closed.chosen
-        measured, lost = rounds[chosen_round].measured, "" if closed is None else closed.lost
+        measured = rounds[chosen_round].measured
+        lost = closed.lost if closed is not None and measured is None else ""
         if target is not None and measured is not None and task is not None and not unchanged:
             # What is handed over is the tuned model, so that one has the last word.
-            again, lost = _measured(target, planner, realized.module, measuring_rounds, progress)
+            from edgeprune.loop.verification import measured_or_lost
+
+            again, lost = measured_or_lost(target, planner, realized.module, rounds=measuring_rounds, progress=progress)
             measured = again or measured
     measured_ms = None if measured is None else measured.ratio * dense.ms
     return Result(
@@ -235,7 +246,7 @@ def prune(
         predicted_ms=proposal.predicted_ms,
         measured_ms=measured_ms,
         measured=measured,
-        budget_met=None if measured_ms is None else measured_ms <= budget_ms,
+        budget_met=None if measured_ms is None or not chosen.bounds_latency else measured_ms <= budget_ms,
         rounds=rounds,
         chosen=chosen_round,
         certificate=proposal.allocation.certificate,
@@ -256,7 +267,7 @@ def prune(
                 unchanged=unchanged,
                 lost=lost,
             ),
-            *(() if closed is None else round_notes(closed, dense, budget_ms)),
+            *(round_notes(closed, dense, budget_ms) if closed is not None and chosen.bounds_latency else ()),
             *realized.notes,
             *accuracy_notes(planner, metrics_after),
             *search_notes(proposal.allocation.certificate, unchanged),
@@ -280,37 +291,13 @@ def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: floa
     return planner.propose(budget_ms, margin=1 - aimed)
 
 
-def _require_unfinished(earlier: Result, planner: Planner, budget_ms: float) -> None:
-    if earlier.plan.signature != planner.graph.signature or not math.isclose(
-        earlier.budget_ms, budget_ms, rel_tol=1e-6
-    ):
+def _require_unfinished(earlier: Result, planner: Planner, dense: DenseLatency, budget_ms: float) -> None:
+    pairs = ((earlier.budget_ms, budget_ms), (earlier.dense_predicted_ms, dense.predicted_ms))
+    same = all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs)
+    if earlier.plan.signature != planner.graph.signature or not same:
         raise ConfigError(
-            f"an earlier result must be of the same model, table and budget, found one for {earlier.budget_ms:.4g} ms "
-            f"instead of {budget_ms:.4g} ms, or of another model."
+            f"an earlier result must be of the same model, predictor and budget, found one for {earlier.budget_ms:.4g} ms "
+            f"instead of {budget_ms:.4g} ms, or of another model or predictor."
         )
     if earlier.rounds[-1].measured is not None:
         raise ConfigError("an earlier result must have a plan that was not measured, found that all its rounds were.")
-
-
-def _measured(
-    board: Board, planner: Planner, pruned: nn.Module, rounds: int, progress: Progress | None
-) -> tuple[LatencyCheck | None, str]:
-    """What the board says of the tuned model, or None and a clause on why it says nothing."""
-    from edgeprune.loop.verification import PRECISION, measure_ratio
-
-    try:
-        found = measure_ratio(
-            board,
-            planner.kernel_graph,
-            pruned,
-            threads=int(planner.predictor.table.header["threads"]),
-            rounds=rounds,
-            precision=PRECISION,
-            progress=progress,
-        )
-        return found, ""
-    except RemoteError as error:
-        # The model is pruned and tuned by now; a lost board must not take that along.
-        lost = f"{board.name} could not measure it: {error.message}"
-        _log.warning("%s", lost)
-        return None, lost

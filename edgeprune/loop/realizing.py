@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import ReconstructionError
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def realize(
             first = reconstruct(
                 module, planner.graph, proposal.plan, example_inputs, train, task=task, progress=progress
             )
-        except ModelError as error:
+        except ReconstructionError as error:
             notes = (*notes, f"Layers were not refitted: {error.message}")
     if first is None:
         first = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)

@@ -103,8 +103,8 @@ class Result:
             on the scale of the budget and of `predicted_ms`, however fast the board happened to be. None where no board
             measured it: it is *unverified*.
         measured: The comparison that `measured_ms` comes from, with the milliseconds as timed: of `module` itself where it
-            was tuned, else of its round.
-        budget_met: Whether `measured_ms` is within the budget; None where it was not measured.
+            was tuned and the board was still there, else of its round.
+        budget_met: Whether `measured_ms` is within the budget; None where it was not measured, or the latency is not bounded.
         rounds: What was tried, in order.
         chosen: Index of the round whose plan was taken.
         certificate: How good the widths are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from edgeprune.errors import TableMismatchError
+from edgeprune.errors import RemoteError, TableMismatchError
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import Comparison, compare
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
     from edgeprune.boards.board import Board
     from edgeprune.latency.table import LatencyTable
-    from edgeprune.loop.planning import Progress
+    from edgeprune.loop.planning import Planner, Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
+
+_log = logging.getLogger("edgeprune.loop")
 
 PRECISION = 0.007
 """Half-width of the interval, as a share of the ratio, that the closed loop measures to."""
@@ -95,17 +98,55 @@ def measure_ratio(
         checks: list[LatencyCheck] = []
         with board.hold("prune"):
             while not checks or (len(checks) < _MOST_COMPARISONS and _half_width(mean_of(checks)) > precision):
-                found = compare(
-                    board,
-                    engines,
-                    "dense",
-                    runtime=kernel_graph.backend.name,
-                    threads=threads,
-                    rounds=rounds,
-                    progress=tell,
-                )
+                try:
+                    found = compare(
+                        board,
+                        engines,
+                        "dense",
+                        runtime=kernel_graph.backend.name,
+                        threads=threads,
+                        rounds=rounds,
+                        progress=tell,
+                    )
+                except RemoteError:
+                    if not checks:
+                        raise
+                    break  # what was measured before the board was lost is good
                 checks.append(check_of(board.name, found, "dense" if pruned is None else "pruned"))
     return mean_of(checks)
+
+
+def measured_or_lost(
+    board: Board, planner: Planner, pruned: nn.Module | None, *, rounds: int, progress: Progress | None
+) -> tuple[LatencyCheck | None, str]:
+    """As `measure_ratio`, to `PRECISION`; None and a clause on what happened where the board is lost.
+
+    Args:
+        board: Where.
+        planner: Holds the lowered dense model and the table, whose number of threads is used.
+        pruned: The pruned model; None times the dense engine alone.
+        rounds: Rounds of each comparison.
+        progress: Told the items done.
+
+    Raises:
+        ExportError: The pruned model cannot be exported.
+    """
+    threads = int(planner.predictor.table.header["threads"])
+    try:
+        found = measure_ratio(
+            board,
+            planner.kernel_graph,
+            pruned,
+            threads=threads,
+            rounds=rounds,
+            precision=PRECISION,
+            progress=progress,
+        )
+    except RemoteError as error:
+        # A lost board must not take the plan or the tuned model along.
+        _log.warning("%s could not measure it: %s", board.name, error.message)
+        return None, f"{board.name} could not measure it: {error.message}"
+    return found, ""
 
 
 def check_of(board: str, found: Comparison, pruned: str = "pruned") -> LatencyCheck:

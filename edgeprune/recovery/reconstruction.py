@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from edgeprune.criteria.patches import patches
 from edgeprune.criteria.readings import program_inputs
-from edgeprune.errors import ConfigError, ModelError
+from edgeprune.errors import ConfigError, ReconstructionError
 from edgeprune.graph.capture import capture
 from edgeprune.graph.rules._base import named_arguments
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
@@ -84,7 +84,7 @@ def reconstruct(
 
     Raises:
         ConfigError: There are no samples, or the ridge is negative.
-        ModelError: The model was traced in parts, or the cut model runs other operations than the dense one.
+        ReconstructionError: The model was traced in parts, or the cut model runs other operations than the dense one.
         TaskError: The loader is empty, or its batches do not fit the traced model.
     """
     if samples < 1 or ridge < 0:
@@ -93,7 +93,7 @@ def reconstruct(
         )
     captured = capture(module, example_inputs)
     if graph.parts or captured.parts:
-        raise ModelError(
+        raise ReconstructionError(
             "a model must be traced as a whole to be reconstructed, found one traced in parts.",
             hint="fine-tuning, without reconstruction",
         )
@@ -104,8 +104,11 @@ def reconstruct(
     count = 0
     for inputs, _ in unpacked(loader, "calibration data", device_of(module)):
         for leaves in program_inputs(graph, inputs):
-            batches.append(leaves)
-            count += _samples(leaves)
+            taken = _first(leaves, samples - count if graph.dynamic_batch else graph.batch)
+            batches.append(taken)
+            count += _samples(taken)
+            if count >= samples:
+                break
         if count >= samples:
             break
     refit = _Refit(dense, cut, plan, count, len(batches), ridge, seed)
@@ -153,6 +156,8 @@ class _Refit:
         self._dense, self._cut, self._plan = dense, cut, plan
         self._samples, self._batches, self._ridge, self._seed = samples, batches, ridge, seed
         self._intercepts: dict[str, torch.Tensor] = {}
+        # Rows into which a recomputed attention scale was folded no longer compute what the dense layer does.
+        self._folded = {name for rewrite in plan.rewrites for name in rewrite.get("fold", {}).get("rows", {})}
 
     def visit(self, dense: Node, cut: Node) -> None:
         """Refit a layer, or move a batch norm along."""
@@ -166,7 +171,7 @@ class _Refit:
         named, named_cut = named_arguments(dense), named_arguments(cut)
         source, weight = _source(named), _weight(named)
         weight_cut, bias_cut = _weight(named_cut), _bias(named_cut)
-        if not self._refits(named, source, weight, weight_cut):
+        if not self._refits(named, source, weight, weight_cut, bias_cut):
             return
         assert source is not None
         assert weight is not None
@@ -203,17 +208,25 @@ class _Refit:
         if norm is not None:
             self._intercepts[norm.name] = intercept
 
-    def _refits(self, named: Mapping[str, Any], source: Node | None, weight: Node | None, own: Node | None) -> bool:
+    def _refits(
+        self, named: Mapping[str, Any], source: Node | None, weight: Node | None, own: Node | None, bias: Any
+    ) -> bool:
         if source is None or weight is None or own is None or int(named.get("groups", 1)) != 1:
             return False
-        if not self._dense.has(source) or own.name not in self._cut.targets or weight.name not in self._dense.targets:
+        if not self._dense.has(source) or not self._private(own) or weight.name not in self._dense.targets:
             return False
-        return len(own.users) == 1 and self._cut.fixed(own).is_floating_point()
+        if self._cut.targets[own.name] in self._folded:
+            return False
+        return bias is None or (isinstance(bias, Node) and self._private(bias))
+
+    def _private(self, node: Node) -> bool:
+        """Whether it is a parameter that no other operation uses."""
+        return node.name in self._cut.targets and len(node.users) == 1 and self._cut.fixed(node).is_floating_point()
 
     def _batch_norm(self, cut: Node) -> None:
         named = named_arguments(cut)
         mean, variance = named["running_mean"], named["running_var"]
-        if not isinstance(mean, Node) or not isinstance(variance, Node):
+        if not isinstance(mean, Node) or not isinstance(variance, Node) or len(mean.users) > 1:
             return
         if cut.name in self._intercepts:
             old = self._cut.fixed(mean)
@@ -234,7 +247,10 @@ class _Refit:
         """Outputs of the dense layer that are left."""
         size = self._dense.fixed(weight).shape[axis]
         kept = self._plan.kept.get(self._dense.targets[weight.name], {}).get(axis)
-        return torch.arange(size) if kept is None else torch.tensor(kept, dtype=torch.long)
+        device = self._dense.fixed(weight).device
+        return (
+            torch.arange(size, device=device) if kept is None else torch.tensor(kept, dtype=torch.long, device=device)
+        )
 
 
 class _Target:
@@ -242,6 +258,8 @@ class _Target:
 
     def __init__(self, refit: _Refit, dense: Node, cut: Node, kept: torch.Tensor) -> None:
         self._refit, self._dense, self._kept = refit, dense, kept
+        weight = _needed(_weight(named_arguments(dense)))
+        self._outputs = refit._dense.fixed(weight).shape[1 if "mat2" in named_arguments(dense) else 0]
         users, users_cut = list(dense.users), list(cut.users)
         followed = len(users) == 1 and str(users[0].target).startswith(_BATCH_NORM)
         norm = users[0] if followed and named_arguments(users[0])["input"] is dense else None
@@ -268,6 +286,8 @@ class _Target:
         other, other_cut = self._other
         value, value_cut = side.of_batches(other)[batch], self._refit._cut.of_batches(other_cut)[batch]
         channels = 1 if "stride" in arguments else value.ndim - 1
+        if (value.shape[channels], value_cut.shape[channels]) != (self._outputs, len(self._kept)):
+            return wanted  # it is broadcast along the channels
         lost = value.index_select(channels, self._kept) - value_cut
         if "stride" in arguments:
             lost = lost.flatten(2).transpose(1, 2)
@@ -289,13 +309,11 @@ class _Sums:
     def __init__(self, weight: torch.Tensor, *, centered: bool) -> None:
         self.weight, self._centered = weight.double(), centered
         outputs, columns = weight.shape
+        zeros = self.weight.new_zeros
         self._rows = 0
-        self._gram = torch.zeros(columns, columns, dtype=torch.float64)
-        self._cross = torch.zeros(columns, outputs, dtype=torch.float64)
-        self._inputs = torch.zeros(columns, dtype=torch.float64)
-        self._rest = torch.zeros(outputs, dtype=torch.float64)
+        self._gram, self._cross = zeros(columns, columns), zeros(columns, outputs)
+        self._inputs, self._rest, self._targets = zeros(columns), zeros(outputs), zeros(outputs)
         self._rest_squares = self._target_squares = 0.0
-        self._targets = torch.zeros(outputs, dtype=torch.float64)
 
     def add(self, inputs: torch.Tensor, target: torch.Tensor) -> None:
         """Take in rows: shapes (rows, columns) and (rows, outputs)."""
@@ -317,7 +335,7 @@ class _Sums:
             gram = gram - torch.outer(self._inputs, self._inputs) / self._rows
             cross = cross - torch.outer(self._inputs, self._rest) / self._rows
         level = max(float(gram.diagonal().mean()), 1e-12)
-        eye = torch.eye(len(gram), dtype=torch.float64)
+        eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
         change = torch.linalg.solve(gram + (ridge * level + 1e-9 * level) * eye, cross)
         new = self.weight + change.T
         intercept = torch.zeros_like(self._rest)
@@ -334,6 +352,11 @@ class _Sums:
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     found = {name: value.detach() for name, value in module.named_parameters(remove_duplicate=False)}
     return found | {name: value.clone() for name, value in module.named_buffers(remove_duplicate=False)}
+
+
+def _first(leaves: list[Any], count: int) -> list[Any]:
+    """The first samples of a batch."""
+    return [leaf[:count] if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf for leaf in leaves]
 
 
 def _samples(leaves: list[Any]) -> int:

@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from edgeprune.errors import ModelError
+from edgeprune.errors import ReconstructionError
 from edgeprune.graph.rules._base import named_arguments
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ def side_by_side(
         progress: Called with (operations done, in all).
 
     Raises:
-        ModelError: The two programs are not made of the same operations.
+        ReconstructionError: The two programs are not made of the same operations.
     """
     pairs = list(zip(dense.nodes, cut.nodes, strict=False))
     if len(dense.nodes) != len(cut.nodes) or any(one.op != two.op or not _same(one, two) for one, two in pairs):
-        raise ModelError(
+        raise ReconstructionError(
             "the cut model must run the operations of the dense one to be reconstructed, found others.",
             hint="fine-tuning, without reconstruction",
         )

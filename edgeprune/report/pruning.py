@@ -128,7 +128,7 @@ def _latency_card(result: Result, budget: str) -> Card:
     if checked is None:
         value = f"{result.dense_predicted_ms:.3f} → {result.predicted_ms:.3f} ms"
         return Card("latency, predicted only", value, f"budget {budget}; not measured on a board")
-    verdict: Verdict = "good" if result.budget_met else "bad"
+    verdict: Verdict = "" if result.budget_met is None else "good" if result.budget_met else "bad"
     return Card(
         "latency",
         f"{result.dense_ms:.3f} → {result.measured_ms:.3f} ms",
@@ -149,7 +149,7 @@ def _prediction_card(result: Result) -> Card:
 
 
 def _rounds(result: Result) -> tuple[Round, ...]:
-    if not any(turn.measured for turn in result.rounds):
+    if result.budget_met is None or not any(turn.measured for turn in result.rounds):
         return ()
     rows = []
     for place, turn in enumerate(result.rounds):

@@ -163,7 +163,7 @@ def test_a_plan_that_met_the_budget_is_kept_when_the_board_is_lost_after_it(plan
     dense_ms = planner.dense_ms
     found, dense, budget_ms = closed(planner, 0.8, lambda ms: ms if ms == dense_ms else 0.8 * ms, lost_in=2)
     assert len(found.rounds) == 2
-    assert (found.chosen, found.lost) == (0, "")
+    assert (found.chosen, found.lost) == (0, "bench could not measure it: emulated")
     assert found.rounds[0].high_ms(dense.ms) <= budget_ms
 
 
@@ -236,9 +236,11 @@ def test_what_a_lost_board_left_is_finished_without_tuning_again(case, lost_boar
     assert "fine-tuning" not in steps
     assert "scoring" not in steps
     assert later.plan.kept == begun.plan.kept
+    with pytest.raises(ConfigError, match="needs a board to measure on, found none"):
+        prune(case.model, case.example, "70%", earlier=begun, **options)
     for changed, words in (
         (later, "found that all its rounds were"),
-        (dataclasses.replace(begun, budget_ms=2 * begun.budget_ms), "of the same model, table and budget"),
+        (dataclasses.replace(begun, budget_ms=2 * begun.budget_ms), "of the same model, predictor and budget"),
     ):
         with pytest.raises(ConfigError, match=words):
             prune(case.model, case.example, "70%", board=case.board, earlier=changed, **options)

@@ -474,8 +474,13 @@ def test_several_budgets_hold_at_once_and_are_counted(case):
     assert alone.spent[0].value <= 0.4 * dense
     assert alone.certificate.damage <= both.certificate.damage
     measured = pruned(case, Budget(macs_ratio=0.6), board=case.board, measuring_rounds=2)
-    assert measured.budget_met is not None
     assert measured.spent[0].value <= measured.spent[0].at_most
+    assert measured.measured is not None
+    assert len(measured.rounds) == 1
+    assert measured.budget_met is None, "no latency was asked for"
+    assert not any("of the budget" in note for note in measured.notes)
+    with pytest.raises(ConfigError, match="refitting layers needs a task"):
+        pruned(case, "80%", refit=True)
     with pytest.raises(
         BudgetInfeasibleError, match=r"^parameters must be <= 100, the smallest plan found has [\d,]+\."
     ):

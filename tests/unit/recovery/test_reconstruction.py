@@ -52,11 +52,12 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
+        self.heads = 4
         self.norm, self.qkv, self.proj = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
         self.up, self.down, self.head = nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 7)
 
     def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.down(nn.functional.gelu(self.up(x)))
         return self.head(x.mean(1))
@@ -198,3 +199,53 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing():
     with pytest.raises(ModelError, match="must run the operations of the dense one"):
         reconstruct(other, graph, plan, data[0][0], data)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_rows_that_hold_a_folded_attention_scale_stay():
+    """Forward recomputes the scale from the head dimension; the query rows make up for it, and the dense ones do not."""
+    model, shape = cases()["attention"]
+    model = randomized(model)
+    data = batches(*shape)
+    graph, plan, module = cut(model, data[0][0])
+    folded = {name for rewrite in plan.rewrites for name in rewrite.get("fold", {}).get("rows", {})}
+    assert folded
+    assert type(module) is Attention
+    before = copy.deepcopy(module.state_dict())
+    reconstruct(module, graph, plan, data[0][0], data)
+    after = module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in folded)
+    assert not torch.equal(after["down.weight"], before["down.weight"])
+
+
+class Masked(nn.Module):
+    """A sum whose other addend has one channel, and a bias that two layers share."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.third, self.shift = nn.Conv2d(8, 8, 1, bias=False), nn.Parameter(torch.randn(8))
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        mask = x.mean(1, keepdim=True)
+        x = self.second(self.first(x)) + mask
+        x = nn.functional.conv2d(x, self.third.weight, self.shift).relu()
+        return self.head(nn.functional.conv2d(x, self.third.weight, self.shift))
+
+
+def test_broadcast_sums_and_shared_parameters_are_passed_over():
+    model = randomized(Masked())
+    data = batches(4, 3, 6, 6)
+    graph, plan, module = cut(model, data[0][0])
+    before = copy.deepcopy(module.state_dict())
+    reconstruct(module, graph, plan, data[0][0], data)
+    assert torch.equal(module.state_dict()["third.weight"], before["third.weight"])
+    assert torch.equal(module.state_dict()["shift"], before["shift"])
+    assert not torch.equal(module.state_dict()["head.weight"], before["head.weight"])
+
+
+def test_no_more_samples_are_taken_than_were_asked_for():
+    model = randomized(Residual())
+    data = batches(8, 3, 8, 8)
+    graph, plan, module = cut(model, data[0][0])
+    assert reconstruct(module, graph, plan, data[0][0], data, samples=11).details["samples"] == 11
