@@ -13,6 +13,7 @@ from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.predictor import Predictor
+from edgeprune.loop.planning import Planner
 from edgeprune.lowering.kernel_graph import KernelGraph, lower
 from edgeprune.profiling.run import profile
 from edgeprune.recovery.fine_tuning import fine_tune
@@ -116,3 +117,29 @@ class LostBoard:
 @pytest.fixture
 def lost_board(case):
     return LostBoard(case.board)
+
+
+def chain(*widths):
+    layers, channels = [], 1
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)).eval()
+
+
+EXAMPLE = torch.zeros(1, 1, 16, 16)
+
+
+def deeper_planner(predictor, folder):
+    """Of a net that is deep enough for plans next to any budget; its predictions are extrapolated, and only those count."""
+    torch.manual_seed(0)
+    model = chain(32, 48, 64, 64, 80, 64)
+    device = predictor.table.header["identity"]
+    kernel_graph = lower(trace(model, EXAMPLE), model=model, device=device, workdir=folder)
+    return Planner(model, kernel_graph, predictor)
+
+
+@pytest.fixture(scope="session")
+def planned():
+    """Makes a planner of a deeper net from a predictor and a folder for engines."""
+    return deeper_planner
