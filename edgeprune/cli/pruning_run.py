@@ -30,7 +30,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     """
     # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
     budget = options.budget
-    _ = options.constraints
+    _ = options.constraints  # read here only to be refused
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")

@@ -164,7 +164,8 @@ class PruningRecord(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ConfigError(
-                f"{path} must be written by edgeprune prune, it is not valid.", hint="edgeprune prune"
+                f"{path} must be as this version of edgeprune prune writes it, it is not valid.",
+                hint="edgeprune prune, without --resume",
             ) from error
 
 

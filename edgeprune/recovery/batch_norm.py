@@ -117,11 +117,11 @@ class _Moments:
 
 
 def _batch_norms(model: nn.Module) -> dict[str, RunningStatistics]:
-    """Every batch norm with running statistics: modules by their name, operations of a cut program by its and theirs."""
+    """Every batch norm with running statistics: modules by their name, those of a cut program by its name and their mean's."""
     found: dict[str, RunningStatistics] = {}
     for name, module in model.named_modules():
         if isinstance(module, ProgramModule):
-            found |= {f"{name}:{step}": norm for step, norm in module.batch_norms().items()}
+            found |= {f"{name}:{mean}": norm for mean, norm in module.batch_norms().items()}
         elif isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
             found[name] = RunningStatistics(module.running_mean, module.running_var, module.num_batches_tracked)
     return found
@@ -134,8 +134,8 @@ def _before(look: Look, name: str, module: nn.Module, args: tuple[torch.Tensor, 
     look(name, args[0])
 
 
-def _in_program(look: Look, prefix: str, step: str, values: torch.Tensor) -> None:
-    look(f"{prefix}:{step}", values)
+def _in_program(look: Look, prefix: str, mean: str, values: torch.Tensor) -> None:
+    look(f"{prefix}:{mean}", values)
 
 
 def _require_spread(name: str, values: torch.Tensor) -> None:

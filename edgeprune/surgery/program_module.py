@@ -155,7 +155,7 @@ class ProgramModule(nn.Module):
             if step.counter is not None:
                 self._count(step, arguments)
             if self._look is not None and step.function is _BATCH_NORM and arguments[_RUNNING_MEAN] is not None:
-                self._look(step.name, arguments[0])
+                self._look(self._tensors[step.args[_RUNNING_MEAN].name], arguments[0])
                 arguments[_TRAINING], arguments[_MOMENTUM] = True, 0.0
             keywords = {name: _resolved(value, values) for name, value in step.kwargs.items()}
             values[step.name] = step.function(*arguments, **keywords)
@@ -164,7 +164,7 @@ class ProgramModule(nn.Module):
         return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
 
     def batch_norms(self) -> dict[str, RunningStatistics]:
-        """The running statistics of every batch norm that has some, by the name of its operation."""
+        """The running statistics of every batch norm that has some, by the name of its mean: operations may share them."""
         found = {}
         for step in self._steps:
             if step.function is _BATCH_NORM and isinstance(step.args[_RUNNING_MEAN], _Reference):
@@ -172,7 +172,7 @@ class ProgramModule(nn.Module):
                     self._tensor(self._tensors[step.args[at].name]) for at in (_RUNNING_MEAN, _RUNNING_VAR)
                 )
                 counter = None if step.counter is None else self._tensor(step.counter)
-                found[step.name] = RunningStatistics(mean, variance, counter)
+                found[self._tensors[step.args[_RUNNING_MEAN].name]] = RunningStatistics(mean, variance, counter)
         return found
 
     @contextmanager
@@ -180,7 +180,7 @@ class ProgramModule(nn.Module):
         """Batch norms with running statistics normalize by the batch meanwhile, and leave those statistics alone.
 
         Args:
-            look: Called with the name of the operation and what it normalizes, shape (batch, channels, ...).
+            look: Called with the name of the running mean and what is normalized, shape (batch, channels, ...).
         """
         self._look = look
         try:

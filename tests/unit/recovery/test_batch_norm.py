@@ -126,3 +126,24 @@ def test_a_cut_program_gets_the_statistics_that_its_own_class_gets():
     with pytest.raises(TaskError):
         reestimate_batch_norm(program, [*data, (torch.randn(1, 3, 5, 5), None)])
     assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+
+
+def test_operations_of_a_cut_program_that_share_a_batch_norm_are_pooled():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.last(self.norm(self.conv(x)) + self.norm(3 * self.conv(x) + 1))
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    data = [(torch.randn(4, 3, 5, 5), None) for _ in range(2)]
+    plan = uniform_plan(trace(model, data[0][0]), 0.5)
+    own = apply(model, plan)
+    program = ProgramModule.of(copy.deepcopy(own), plan.program).eval()
+    for module in (own, program):
+        reestimate_batch_norm(module, data)
+    torch.testing.assert_close(program.state_dict()["norm.running_mean"], own.state_dict()["norm.running_mean"])
+    torch.testing.assert_close(program.state_dict()["norm.running_var"], own.state_dict()["norm.running_var"])
