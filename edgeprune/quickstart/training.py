@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,7 +63,7 @@ def train(data: Digits, *, seed: int, checkpoint: Path, progress: Progress | Non
         return lambda _step, done, _total: progress(offset + done, total) if progress is not None else None
 
     half = FineTuning(epochs=_EPOCHS_HALF_SIZE, lr=0.05, optimizer="sgd", weight_decay=5e-4, seed=seed)
-    full = replace(half, epochs=_EPOCHS_FULL_SIZE, lr=0.01)
+    full = FineTuning(epochs=_EPOCHS_FULL_SIZE, seed=seed)
     fine_tune(model, task(data, digits.SIZE // 2), half, progress=tell(0))
     fine_tune(model, task(data), full, progress=tell(steps_per_epoch * _EPOCHS_HALF_SIZE))
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
