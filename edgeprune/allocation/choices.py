@@ -21,17 +21,19 @@ class Choice:
     Attributes:
         groups: Names of the groups that get this width; one, or several tied ones.
         size: Units of each of them.
-        allowed: Every width that the rules allow, descending; the first is `size`. One entry when frozen.
+        allowed: Every width above 0 that the rules allow, descending; the first is `size`. One entry when frozen.
+        removable: Whether width 0 is allowed too: with it goes a whole residual branch, other groups of it whatever they have.
     """
 
     groups: tuple[str, ...]
     size: int
     allowed: tuple[int, ...]
+    removable: bool = False
 
     @property
     def frozen(self) -> bool:
         """Whether there is nothing to decide."""
-        return len(self.allowed) == 1
+        return len(self.allowed) == 1 and not self.removable
 
     def at_most(self, width: float) -> int:
         """The largest allowed width that is not above `width`; the smallest allowed one where all are above."""
@@ -46,11 +48,12 @@ class Choice:
 
     def candidates(self, cost: Cost) -> tuple[int, ...]:
         """Widths worth considering, descending: the cost's stair edges, moved down to allowed widths, and the smallest
-        allowed width, so that what is called infeasible is."""
+        allowed width, so that what is called infeasible is; and 0 where it is allowed."""
         if self.frozen:
             return self.allowed
         edges = {self.at_most(width) for group in self.groups for width in cost.candidates(group)}
-        return tuple(sorted(edges | {self.size, self.allowed[-1]}, reverse=True))
+        ends = {self.size, self.allowed[-1]} | ({0} if self.removable else set())
+        return tuple(sorted(edges | ends, reverse=True))
 
     def damage(self, curves: Damage) -> dict[int, float]:
         """Damage by width, summed over the tied groups, for the allowed widths.
@@ -67,14 +70,16 @@ class Choice:
                 raise ModelError(
                     f"the damage curve of {name!r} must have {self.size + 1} values, found {len(curves[name])}."
                 )
-        return {width: float(sum(curves[name][width] for name in self.groups)) for width in self.allowed}
+        widths = (*self.allowed, 0) if self.removable else self.allowed
+        return {width: float(sum(curves[name][width] for name in self.groups)) for width in widths}
 
 
 def choices(groups: Sequence[ChannelGroup], rules: Rules | None = None) -> tuple[Choice, ...]:
     """The independent decisions, in the order of the groups.
 
     A width is allowed when it is the full size, or at least `min_width` (`edgeprune.spec.smallest_width` without a rule) and
-    a multiple of `multiple_of`. Tied groups allow what all of them allow; one frozen group freezes those tied to it.
+    a multiple of `multiple_of`; 0 where its rule says that it is removable and it is tied to none. Tied groups allow what
+    all of them allow; one frozen group freezes those tied to it.
 
     Raises:
         ConstraintError: A group is tied to one that does not exist or has another size.
@@ -96,7 +101,10 @@ def choices(groups: Sequence[ChannelGroup], rules: Rules | None = None) -> tuple
         allowed = set(range(1, size + 1))
         for name in names:
             allowed &= _allowed(name, size, rules)
-        found.append(Choice(groups=tuple(names), size=size, allowed=tuple(sorted(allowed | {size}, reverse=True))))
+        rule = rules.get(names[0])
+        removable = len(names) == 1 and rule is not None and rule.removable and not rule.frozen
+        widths = tuple(sorted(allowed | {size}, reverse=True))
+        found.append(Choice(groups=tuple(names), size=size, allowed=widths, removable=removable))
     return tuple(found)
 
 

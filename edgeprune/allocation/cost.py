@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgeprune.allocation._base import Rules, Widths
 from edgeprune.allocation.choices import Choice, choices
 from edgeprune.errors import ConfigError
+from edgeprune.graph.branches import emptied
 
 if TYPE_CHECKING:
     from edgeprune.graph.forms import SizeForm
@@ -75,8 +76,8 @@ class CostModel:
         return self._many([widths])[0]
 
     def kernels(self, widths: Widths) -> list[Kernel]:
-        """The kernels that run at these widths, in order."""
-        return self.kernel_graph.at({**self._dense, **widths})
+        """The kernels that run at these widths, in order; where the lead of a branch has width 0, none of the branch."""
+        return self.kernel_graph.at(emptied(self.kernel_graph.graph.branches, {**self._dense, **widths}))
 
     def kernels_ms(self, kernels: Iterable[Kernel]) -> list[float]:
         """Predicted latency of each kernel alone, milliseconds."""

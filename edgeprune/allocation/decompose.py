@@ -4,7 +4,8 @@ A cost that tells what each part of the network takes (`TellsParts`) is taken ap
 depends on is found by changing one at a time; a part that depends on at most two gets a table over their candidates, whose
 cells are read off an orthogonal array of states: with q levels, q * q states hold every pair of candidates of *all* pairs of
 decisions that meet in some part, whatever their number. A part that depends on more is told by at most two sizes that cover
-its shape. In a sum of widths (a layer behind a concat) it is taken to be a straight line, one for each width on the other
+its shape; one that only a third decision takes out, with the branch that it lies in, gets a table over that and two others. In a
+sum of widths (a layer behind a concat) it is taken to be a straight line, one for each width on the other
 side; a product (a projection to heads times head dimensions) gets a table over ranges of its values. A part that no two sizes
 cover becomes a sum over single decisions. A cost that tells nothing of its parts is taken as one part
 (`edgeprune.allocation.relative`).
@@ -17,7 +18,7 @@ Source: the arrays are those of R. Bose, K. Bush, "Orthogonal arrays of strength
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -97,8 +98,10 @@ class _Decomposition:
     def run(self) -> Decomposed:
         scopes = self._scopes()
         narrow = {part: scope for part, scope in scopes.items() if len(scope) <= 2}
-        covers = {part: self._cover(part) for part in scopes if part not in narrow}
+        gates = {part: gate for part, scope in scopes.items() if (gate := self._gate(part, scope)) is not None}
+        covers = {part: self._cover(part) for part in scopes if part not in narrow and part not in gates}
         self._add_narrow(narrow)
+        self._add_gated(gates, scopes)
         if isinstance(self.cost, TellsParts):
             self._add_covered(covers, scopes)
         elif covers:
@@ -152,11 +155,8 @@ class _Decomposition:
 
     def _add_narrow(self, scopes: Mapping[str, tuple[int, ...]]) -> None:
         """Parts over at most two decisions: one orthogonal array holds every cell of every table."""
-        pairs = {scope for scope in scopes.values() if len(scope) == 2}
-        colors = color(len(self.counts), pairs)
-        q = prime_at_least(max(int(self.counts.max(initial=2)), max(colors, default=0)))
-        array = orthogonal(q)
-        states = np.stack([array[:, colors[index]] % self.counts[index] for index in range(len(self.counts))], axis=1)
+        pairs = {(scope[0], scope[1]) for scope in scopes.values() if len(scope) == 2}
+        states = self._every_pair(pairs)
         found = self._look_up(states)
         for part, scope in scopes.items():
             values = found.get(part, np.zeros(len(states)))
@@ -167,6 +167,41 @@ class _Decomposition:
             else:
                 shape = (int(self.counts[scope[0]]), int(self.counts[scope[1]]))
                 self.table.add_pair(scope[0], scope[1], _means([states[:, index] for index in scope], values, shape))
+
+    def _gate(self, part: str, scope: tuple[int, ...]) -> int | None:
+        """Of the three decisions of a part the one that is in no shape of it: it says whether the part's branch is there."""
+        if len(scope) != 3 or not isinstance(self.cost, TellsParts):
+            return None
+        forms = [in_decisions(form, self.problem.choices, self.problem.movable) for form in self.cost.forms_of(part)]
+        shown = {index for form in forms for index in form.scope}
+        found = [index for index in scope if self.problem.choices[index].removable and index not in shown]
+        return found[0] if len(found) == 1 else None
+
+    def _add_gated(self, gates: Mapping[str, int], scopes: Mapping[str, tuple[int, ...]]) -> None:
+        """Parts over two decisions that a third one takes out: their tables are read off states in which nothing is out."""
+        if not gates:
+            return
+        pairs: dict[str, tuple[int, int]] = {}
+        for part, gate in gates.items():
+            other, inner = (index for index in scopes[part] if index != gate)
+            pairs[part] = (other, inner)
+        states = self._every_pair(set(pairs.values()))
+        for index in set(gates.values()):
+            states[:, index] = 0
+        found = self._look_up(states)
+        for part, gate in gates.items():
+            other, inner = pairs[part]
+            shape = (int(self.counts[other]), int(self.counts[inner]))
+            there = _means([states[:, other], states[:, inner]], found.get(part, np.zeros(len(states))), shape)
+            table = np.concatenate([there, np.zeros((shape[0], 1))], axis=1)
+            self.table.add_pair(other, self.nodes.gated(inner, gate), table)
+
+    def _every_pair(self, pairs: Collection[tuple[int, int]]) -> Ints:
+        """States that hold every pair of candidates of the given pairs of decisions."""
+        colors = color(len(self.counts), pairs)
+        q = prime_at_least(max(int(self.counts.max(initial=2)), max(colors, default=0)))
+        array = orthogonal(q)
+        return np.stack([array[:, colors[index]] % self.counts[index] for index in range(len(self.counts))], axis=1)
 
     def _cover(self, part: str) -> tuple[Form, ...]:
         """At most two of the part's sizes that hold all the decisions of its shapes; empty where there are none."""

@@ -38,7 +38,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Joint:
-    """A value of two decisions (a product, a sum): one option per value or range of values. Nothing is lost by it.
+    """A value of two decisions (a product, a sum, one while the other is there): one option per value or range of values.
+
+    Nothing is lost by it.
 
     Attributes:
         first: One decision.
@@ -121,6 +123,7 @@ class Nodes:
         self.widths: list[Ints] = [np.array(some, dtype=np.int64) for some in widths]
         self.all: list[Node] = [Decision(index, len(some)) for index, some in enumerate(self.widths)]
         self._made: dict[tuple[Form, tuple[int, ...]], int] = {}
+        self._gated: dict[tuple[int, int], int] = {}
 
     def values(self, form: Form) -> Ints:
         """Every value that a form can take, ascending (of more than two decisions perhaps some that it cannot)."""
@@ -150,6 +153,21 @@ class Nodes:
             else:
                 self._made[key] = self._add(self._sum(form, upper))
         return self._made[key]
+
+    def gated(self, decision: int, gate: int) -> int:
+        """The node of a decision that only counts while another one is not 0: its options, and a last one for not counting.
+
+        Returns:
+            Its place in `all`.
+        """
+        if (decision, gate) not in self._gated:
+            count = len(self.widths[decision])
+            own = np.arange(count, dtype=np.int64)[:, None]
+            option_of = np.where(self.widths[gate][None, :] == 0, count, own)
+            first, second = sorted((decision, gate))
+            option_of = option_of if first == decision else option_of.T.copy()
+            self._gated[decision, gate] = self._add(Joint(first, second, option_of, count + 1))
+        return self._gated[decision, gate]
 
     def _add(self, node: Node) -> int:
         self.all.append(node)

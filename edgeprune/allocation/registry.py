@@ -13,6 +13,7 @@ ALLOCATORS: Extensions[Allocator] = Extensions(
     "an allocator",
     "edgeprune.allocation",
     {
+        "blockdrop": "edgeprune.allocation.blockdrop:BlockDrop",
         "exact": "edgeprune.allocation.exact:Exact",
         "global_threshold": "edgeprune.allocation.global_threshold:GlobalThreshold",
         "greedy": "edgeprune.allocation.greedy:Greedy",

@@ -34,18 +34,30 @@ class Parameters:
         self.sizes = graph.widths()
         named = dict(graph.model.named_parameters())
         self.shapes = tuple(axes[name] for name in named if name in axes)
+        self._gates = [_gate(name, axes[name], graph) for name in named if name in axes]
         # What is in no program cannot change.
         self.constant = sum(parameter.numel() for name, parameter in named.items() if name not in axes)
 
     def value(self, widths: Widths) -> float:
         """Parameters at these widths; groups left out are dense."""
         every = {**self.sizes, **widths}
-        return float(self.constant + sum(math.prod(form.at(every) for form in shape) for shape in self.shapes))
+        counted = (
+            math.prod(form.at(every) for form in shape)
+            for shape, gate in zip(self.shapes, self._gates, strict=True)
+            if gate is None or gate.at(every)
+        )
+        return float(self.constant + sum(counted))
 
     def terms(self) -> list[CostTerm]:
         """One per parameter."""
         fixed = float(self.constant)
-        return [CostTerm((), lambda: np.array(fixed)), *(product(shape) for shape in self.shapes)]
+        return [
+            CostTerm((), lambda: np.array(fixed)),
+            *(
+                product(shape) if gate is None else _gated(shape, gate)
+                for shape, gate in zip(self.shapes, self._gates, strict=True)
+            ),
+        ]
 
 
 class MultiplyAccumulates:
@@ -96,6 +108,27 @@ class MultiplyAccumulates:
     def terms(self) -> list[CostTerm]:
         """One per convolution and matrix product."""
         return [product(sizes, factor) for sizes, factor in self._products]
+
+
+def _gate(name: str, shape: Sequence[SizeForm], graph: ChannelGraph) -> SizeForm | None:
+    """The width that a parameter goes with although it has no axis of it: that of the branch that it lies in."""
+    for branch in graph.branches:
+        if name in branch.tensors:
+            changing = [form for form in shape if form.terms]
+            # A third size is more than a term can say: such a weight counts until its own groups are narrow.
+            if len(changing) < 2 and not any(branch.lead in form.groups for form in changing):
+                return SizeForm(0, (((branch.lead,), 1),))
+    return None
+
+
+def _gated(shape: Sequence[SizeForm], gate: SizeForm) -> CostTerm:
+    """The term of a product of sizes, of which at most one changes with widths, that is 0 where another size is."""
+    inner = product(shape)
+
+    def at(width: npt.NDArray[np.int64], *sizes: npt.NDArray[np.int64]) -> Floats:
+        return np.where(np.asarray(width) > 0, inner.at(*sizes), 0.0)
+
+    return CostTerm((gate, *inner.forms), at)
 
 
 def product(shape: Sequence[SizeForm], factor: float = 1.0) -> CostTerm:

@@ -77,10 +77,14 @@ def prune(
             "--calibrate-damage", help="Measure a few losses per group first, so that groups compare as losses."
         ),
     ] = False,
+    blocks: Annotated[
+        bool,
+        typer.Option("--blocks", help="Let whole residual blocks go, by the loss without each; needs a task."),
+    ] = False,
     allocator: Annotated[
         str,
         typer.Option(
-            "--allocator", help="How widths are chosen: exact, global_threshold, greedy, knapsack or uniform."
+            "--allocator", help="How widths are chosen: exact, blockdrop, global_threshold, greedy, knapsack, uniform."
         ),
     ] = "exact",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
@@ -139,6 +143,7 @@ def prune(
         same_as=_pairs("--same-as", same_as),
         criterion=criterion,
         calibrate_damage=calibrate_damage,
+        blocks=blocks,
         allocator=allocator,
         epochs=epochs,
         lr=lr,

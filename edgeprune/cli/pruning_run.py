@@ -137,6 +137,7 @@ def _carry_out(
                 allocator=options.allocator,
                 fine_tuning=FineTuning(epochs=options.epochs, lr=options.lr, seed=options.seed),
                 distill=options.distill,
+                blocks=options.blocks,
                 refit=options.refit,
                 graph=graph,
                 kernel_graph=kernel_graph,
@@ -275,6 +276,9 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
         [f"{one.name}, at most {one.at_most:,.0f}", f"{one.dense:,.0f}", f"{one.value:,.0f}"] for one in result.spent
     ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
+    if result.plan.removed:
+        names = ", ".join(str(branch["name"]) for branch in result.plan.removed)
+        output.say(f"residual blocks removed: {names}")
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:
         output.say(note)

@@ -53,6 +53,7 @@ class PruneOptions(BaseModel):
         epochs: Of fine-tuning.
         lr: Learning rate of fine-tuning.
         distill: Whether the dense model teaches.
+        blocks: Whether whole residual blocks may go.
         refit: Whether layers are refitted before they are tuned.
         seed: Of the factory, of example inputs and of tuning.
     """
@@ -79,6 +80,7 @@ class PruneOptions(BaseModel):
     epochs: int
     lr: float
     distill: bool = False
+    blocks: bool = False
     refit: bool = False
     seed: int = 0
 

@@ -6,24 +6,29 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.criteria._base import Scores
 from edgeprune.criteria.damage import DamageCurves, best_units
 from edgeprune.criteria.gates import gate_members
 from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
+from edgeprune.surgery.cutting import cut_program
+from edgeprune.surgery.plan import make_plan
+from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.tasks.batches import call, device_of, loss_of, mode, objective_batches
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.graph.branches import ResidualBranch
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, Member
     from edgeprune.tasks.task import Task
 
@@ -38,7 +43,8 @@ class Calibrated:
     """Damage curves on the scale of the loss.
 
     Attributes:
-        curves: Group name to damage by width, shape (size + 1,); falls with the width, 0 at the full size.
+        curves: Group name to damage by width, shape (size + 1,); falls with the width, 0 at the full size. Where a branch was
+            removed, width 0 has what that was measured to cost, which may be less than what few units cost.
         measured: Group name to pairs (width, increase of the loss), in the order of measuring. A group that time did not
             reach has none, and the median scale of the others.
         dense_loss: Loss of the whole model on the same batches.
@@ -57,9 +63,9 @@ class DamageCalibration:
     (`edgeprune.criteria.gates.gate_members`; nothing is cut, and running statistics stay). Predicted damage is then mapped to
     measured increase by straight lines through the origin and these points, made monotone; behind the last point the line
     goes on in proportion. The order of the units and of a group's widths stays as it is; what changes is how groups compare.
-    An increase below 0 counts as 0.
+    An increase below 0 counts as 0. A residual branch that may go is removed as a whole for one more measurement.
 
-    Costs (groups * widths + 1) forward passes over the batches.
+    Costs (groups * widths + branches + 1) forward passes over the batches.
 
     Attributes:
         kept: Shares of the units that stay at the measured widths, in the order of measuring: all groups at the first one,
@@ -67,11 +73,14 @@ class DamageCalibration:
         batches: Most training batches per objective; all of them are in memory together.
         seconds: Measuring ends after so much time; None means when all is measured. A limit that is reached makes the
             result depend on the machine's speed.
+        batch_statistics: Batch norms normalize by the batch while the loss is measured, as if their statistics had been
+            estimated anew after each removal; running ones describe what is no longer there.
     """
 
     kept: tuple[float, ...] = (0.5, 0.75, 0.25)
     batches: int = 4
     seconds: float | None = None
+    batch_statistics: bool = False
 
     def __post_init__(self) -> None:
         if not self.kept or not all(0 <= share < 1 for share in self.kept):
@@ -87,6 +96,7 @@ class DamageCalibration:
         model: nn.Module,
         task: Task | None,
         *,
+        branches: Sequence[ResidualBranch] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> Calibrated:
         """Put damage curves on the scale of the loss; the model itself stays as it is, a copy is masked.
@@ -97,15 +107,17 @@ class DamageCalibration:
             graph: Channel groups of the model.
             model: The dense model.
             task: Data and loss.
+            branches: Residual branches whose removal is measured too; it is the damage of their lead at width 0.
             progress: Called with (measured, in all).
 
         Raises:
             TaskError: There is no task, or it cannot be used.
+            SurgeryError: A branch is to be removed from a program that cannot be written down.
         """
         if task is None:
             raise TaskError("damage must have a task to be calibrated, found none.", hint="give task=")
         groups = selected(graph, list(curves))
-        masked = _Masked(model, groups, scores)
+        masked = _Masked(model, graph, groups, scores, batch_statistics=self.batch_statistics)
         # Read once: a loader that shuffles would give every measurement other samples.
         device = device_of(model)
         batches = [list(objective_batches(objective, "train", device, self.batches)) for objective in task.objectives]
@@ -116,8 +128,14 @@ class DamageCalibration:
             for width in [max(1, round(share * group.size))]
             if curves[group.name][width] > 0
         }
+        total = len(wanted) + len(branches)
         started = time.monotonic()
         dense_loss = masked.loss(task, batches)
+        removals = {}
+        for done, branch in enumerate(branches):
+            removals[branch.lead] = masked.loss_without(branch, task, batches) - dense_loss
+            if progress is not None:
+                progress(done + 1, total)
         measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in groups}
         for done, ((name, width), group) in enumerate(wanted.items()):
             if self.seconds is not None and time.monotonic() - started > self.seconds:
@@ -126,16 +144,28 @@ class DamageCalibration:
             with masked.closed(group, width):
                 measured[name].append((width, masked.loss(task, batches) - dense_loss))
             if progress is not None:
-                progress(done + 1, len(wanted))
+                progress(len(branches) + done + 1, total)
         scaled = _scaled(curves, measured)
+        for name, loss in removals.items():
+            scaled[name][0] = max(0.0, loss) + _LEAST_SLOPE * scaled[name][0]
+            measured[name].append((0, loss))
         return Calibrated(scaled, {name: tuple(points) for name, points in measured.items()}, dense_loss)
 
 
 class _Masked:
     """A copy of a model in which units can be closed."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], scores: Scores) -> None:
-        self._model, self._scores = copy.deepcopy(model), scores
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        groups: Sequence[ChannelGroup],
+        scores: Scores,
+        *,
+        batch_statistics: bool,
+    ) -> None:
+        self._model, self._graph, self._scores = copy.deepcopy(model), graph, scores
+        self._batch_statistics = batch_statistics
         parameters, members = parameter_members(groups, self._model)
         self._parameters: Mapping[str, torch.Tensor] = parameters
         self._gates = {group.name: _closing(members[group.name], group.size) for group in groups}
@@ -161,12 +191,35 @@ class _Masked:
 
     def loss(self, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
         """Weighted sum over the objectives of the mean loss of their batches, in eval form."""
+        return self._loss(self._model, task, batches)
+
+    def loss_without(self, branch: ResidualBranch, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
+        """The same of the model without a branch."""
+        plan = make_plan(self._graph, dict.fromkeys(branch.groups, ()))
+        return self._loss(cut_program(self._model, plan), task, batches)
+
+    def _loss(self, model: nn.Module, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
         total = 0.0
-        with mode(self._model, training=False), torch.no_grad():
+        with mode(model, training=False), torch.no_grad(), self._norms(model):
             for objective, own in zip(task.objectives, batches, strict=True):
-                losses = [float(loss_of(objective, call(self._model, inputs), targets)) for inputs, targets in own]
+                losses = [float(loss_of(objective, call(model, inputs), targets)) for inputs, targets in own]
                 total += objective.weight * float(np.mean(losses))
         return total
+
+    @contextmanager
+    def _norms(self, model: nn.Module) -> Iterator[None]:
+        """Batch norms normalize by the batch for a block, where that is asked for; running statistics stay as they are."""
+        with ExitStack() as stack:
+            for module in model.modules() if self._batch_statistics else ():
+                if isinstance(module, ProgramModule):
+                    stack.enter_context(module.watched(lambda name, values: None))
+                elif isinstance(module, _BatchNorm) and module.track_running_stats:
+                    stack.callback(setattr, module, "track_running_stats", True)
+                    stack.callback(setattr, module, "running_var", module.running_var)
+                    stack.callback(setattr, module, "running_mean", module.running_mean)
+                    module.track_running_stats = False
+                    module.running_mean = module.running_var = None
+            yield
 
 
 def _closing(members: Sequence[Member], size: int) -> list[tuple[Member, npt.NDArray[np.bool_]]]:

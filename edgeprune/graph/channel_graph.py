@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 
 from edgeprune.errors import ConstraintError, PlanError
 from edgeprune.graph.atoms import Ids
+from edgeprune.graph.branches import ResidualBranch, residual_branches
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
 from edgeprune.parts import Part
@@ -127,6 +129,11 @@ class ChannelGraph:
     parts: tuple[Part, ...] = ()
     failure: str = ""
 
+    @cached_property
+    def branches(self) -> tuple[ResidualBranch, ...]:
+        """Residual branches that can be removed as a whole: where all groups of one have width 0."""
+        return () if self.parts else residual_branches(self.program, self.groups)
+
     def group(self, name: str) -> ChannelGroup:
         """The group of that name.
 
@@ -149,7 +156,7 @@ class ChannelGraph:
         Nodes that hold several tensors (chunk, split) are left out; their parts are nodes of their own.
 
         Args:
-            widths: Units kept per group; groups that are not named keep all.
+            widths: Units kept per group, at least 1; groups that are not named keep all.
 
         Raises:
             PlanError: If a group is unknown or a width is out of range.
@@ -193,6 +200,9 @@ class ChannelGraph:
             where = f" at {axis.source}" if axis.source else ""
             op = f" ({axis.op}{where})" if axis.op else ""
             lines.append(f"  {axis.name}: {axis.size} wide{share(axis.nodes)}: {axis.reason}{op}")
+        if self.branches:
+            lines.append(f"residual branches that can be removed as a whole: {len(self.branches)}")
+            lines += [f"  {branch.name}: {', '.join(branch.groups)}" for branch in self.branches]
         if self.parts:
             paths = ", ".join(dict.fromkeys(part.path for part in self.parts))
             lines.append(f"traced in parts: {paths}; what is between and behind them stays as it is ({self.failure})")

@@ -90,7 +90,8 @@ def constants(graph: ChannelGraph, plan: PruningPlan) -> tuple[Constant, ...]:
 
 def _removed(group: ChannelGroup, plan: PruningPlan) -> list[int]:
     kept = plan.groups.get(group.name)
-    return [] if kept is None else sorted(set(range(group.size)) - set(kept["kept"]))
+    # Where nothing is kept the whole branch goes, and with it all that reads these units.
+    return [] if kept is None or not kept["kept"] else sorted(set(range(group.size)) - set(kept["kept"]))
 
 
 def _without_makers(graph: ChannelGraph, removed: Mapping[str, list[int]]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from edgeprune.graph.branches import ResidualBranch, idle
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
@@ -48,8 +49,15 @@ def masks_of(graph: ChannelGraph, kept_units: Mapping[str, npt.NDArray[np.bool_]
     return Kept(lambda node, axis: np.logical_and.reduce(kept[graph.unit_of[node][axis]], axis=0))
 
 
-def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str]:
+def edited_program(
+    graph: ChannelGraph, kept: Kept, removed: Collection[ResidualBranch] = ()
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]], str]:
     """The program after a cut.
+
+    Args:
+        graph: The traced model.
+        kept: What is left of every axis.
+        removed: Branches that go as a whole: their sums become copies of the other addend.
 
     Returns:
         The program as JSON values, or None where it cannot be written; the arguments that had to change although no
@@ -58,7 +66,14 @@ def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | No
     nodes: list[dict[str, Any]] = []
     rewrites: list[dict[str, Any]] = []
     reason = ""
-    for node in _live(graph):
+    copies = {branch.addition: branch.kept for branch in removed}
+    for branch in removed:
+        copies |= dict.fromkeys(idle(graph.program, branch), branch.addition)
+    for node in _live(graph, copies, removed):
+        if node.name in copies:
+            args = {"self": {"node": copies[node.name]}, "memory_format": None}
+            nodes.append({"name": node.name, "op": "aten.clone.default", "args": args})
+            continue
         edited, op = dict[str, Any](), _op_name(node)
         rule = rule_for(op)
         if rule is not None and rule.edit is not None:
@@ -79,20 +94,22 @@ def edited_program(graph: ChannelGraph, kept: Kept) -> tuple[dict[str, Any] | No
         if not op.startswith(("aten.", "operator.")):
             reason = reason or f"operation {op} has no written form"
     try:
-        frame = _frame(graph)
+        frame = _frame(graph, {name for branch in removed for name in branch.tensors})
     except UnwritableError as error:
         reason = reason or str(error)
     return (None if reason else {**frame, "nodes": nodes}), rewrites, reason
 
 
-def _live(graph: ChannelGraph) -> list[Node]:
+def _live(graph: ChannelGraph, copies: Mapping[str, str], removed: Collection[ResidualBranch]) -> list[Node]:
     """Operations that the outputs need, in order; assertions are left out, in-place operations stay."""
+    by_name = {node.name: node for node in graph.program.graph.nodes}
+    gone = frozenset[str]().union(*(branch.nodes for branch in removed))
     needed: set[Node] = set()
     for node in reversed(list(graph.program.graph.nodes)):
         schema = getattr(node.target, "_schema", None)
         mutates = schema is not None and schema.is_mutable and not str(node.target).startswith(_ASSERTIONS)
-        if node.op == "output" or node in needed or mutates:
-            needed.update(node.all_input_nodes)
+        if node.op == "output" or node in needed or (mutates and node.name not in gone):
+            needed.update([by_name[copies[node.name]]] if node.name in copies else node.all_input_nodes)
             needed.add(node)
     return [node for node in graph.program.graph.nodes if node in needed and node.op == "call_function"]
 
@@ -154,10 +171,13 @@ def _training(graph: ChannelGraph, node: Node, args: dict[str, Any]) -> dict[str
     return {"counter": counter}
 
 
-def _frame(graph: ChannelGraph) -> dict[str, Any]:
+def _frame(graph: ChannelGraph, gone: Collection[str]) -> dict[str, Any]:
+    """Inputs, outputs and how they are nested; parameters and buffers that are gone are left out."""
     program = graph.program
     inputs, constants = [], {}
     for spec in program.graph_signature.input_specs:
+        if spec.target in gone:
+            continue
         kind = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.USER_INPUT: "input"}.get(
             spec.kind
         )

@@ -34,6 +34,7 @@ def pareto(
     criterion: str | Criterion | None = None,
     allocator: str | Allocator = ALLOCATOR,
     calibrate_damage: DamageCalibration | None = None,
+    blocks: bool = False,
     backend: str = "onnxruntime",
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
@@ -55,13 +56,14 @@ def pareto(
         criterion: Importance of channels; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: How widths are chosen.
         calibrate_damage: How damage is put on the scale of measured losses; needs a task.
+        blocks: Whether whole residual branches may go too; needs a task.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: There are fewer than two points.
+        ConfigError: There are fewer than two points, or whole branches may go and there is no task.
         TableMismatchError: The predictor is of another runtime than the backend.
         EmptyPlanError: The model has nothing that can be pruned.
         ConstraintError: A constraint matches nothing.
@@ -84,6 +86,7 @@ def pareto(
             criterion=criterion,
             allocator=allocator,
             calibrate_damage=calibrate_damage,
+            blocks=blocks,
             progress=progress,
         )
         return planner.front(points)

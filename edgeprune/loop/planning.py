@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,10 @@ from edgeprune.allocation.cost import CostModel
 from edgeprune.criteria import registry as criteria
 from edgeprune.criteria._base import Criterion
 from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
-from edgeprune.errors import BudgetInfeasibleError, EmptyPlanError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, EmptyPlanError
+from edgeprune.graph.branches import emptied
 from edgeprune.spec import Constraints
-from edgeprune.surgery.constraints import resolve
+from edgeprune.surgery.constraints import resolve, with_removable
 from edgeprune.surgery.plan import PruningPlan, make_plan
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 ALLOCATOR = "exact"
 """How widths are chosen by default: proven, and quicker than the searches that prove nothing."""
+
+_log = logging.getLogger("edgeprune.loop")
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, in all)."""
@@ -71,6 +75,8 @@ class Planner:
         allocator: Name or object.
         calibrate_damage: How damage is put on the scale of measured losses; None leaves it as the criterion gives it.
         limits: Budgets besides the latency, which every plan keeps.
+        blocks: Whether whole residual branches may go. What that costs is measured, as the loss without each of them, so it
+            needs a task, and all damage is put on that scale.
         progress: Told what is being done.
 
     Attributes:
@@ -86,6 +92,7 @@ class Planner:
         limits: Budgets besides the latency.
 
     Raises:
+        ConfigError: Whole branches may go, and there is no task.
         ConstraintError: A constraint matches nothing.
         EmptyPlanError: The model has no channel group.
     """
@@ -102,6 +109,7 @@ class Planner:
         allocator: str | Allocator = ALLOCATOR,
         calibrate_damage: DamageCalibration | None = None,
         limits: Sequence[Limit] = (),
+        blocks: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.kernel_graph, self.graph = kernel_graph, kernel_graph.graph
@@ -115,6 +123,16 @@ class Planner:
         self.calibrate_damage, self.limits = calibrate_damage, tuple(limits)
         self.allocator.require_limits(self.limits)
         self.rules = resolve(constraints or Constraints(), self.graph)
+        if blocks:
+            if task is None:
+                raise ConfigError(
+                    "removing whole residual branches needs a task, to measure the loss without each, found none.",
+                    hint="--task FILE.py:FACTORY",
+                )
+            from edgeprune.criteria.calibration import DamageCalibration
+
+            self.rules = with_removable(self.rules, kernel_graph.removable)
+            self.calibrate_damage = calibrate_damage or DamageCalibration(batch_statistics=True)
         self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
         self._progress = progress
 
@@ -145,9 +163,64 @@ class Planner:
             if self._progress is not None:
                 self._progress("calibrating damage", done, total)
 
+        branches = [branch for branch in self.graph.branches if self.rules[branch.lead].removable]
         return self.calibrate_damage.calibrate(
-            curves, self.scores, self.graph, self.model, self.task, progress=progress
+            curves, self.scores, self.graph, self.model, self.task, branches=branches, progress=progress
         ).curves
+
+    def settle(self, budget_ms: float, turns: int = 3) -> None:
+        """Measure damage beside the plan for a budget, so that it and those near it are made with what removals cost there.
+
+        Up to `turns` times: make the plan, measure its loss, change one decision at a time and measure again, correct the curves.
+        The curves of the plan with the least measured loss stay. `damage` is then that of plans near this budget.
+
+        Args:
+            budget_ms: Predicted latency that plans must stay below, milliseconds; one out of reach changes nothing.
+            turns: How often at most.
+
+        Raises:
+            ConfigError: There is no task to measure a loss on.
+        """
+        from edgeprune.loop.in_context import PlanLoss, changed, corrected
+
+        if self.task is None:
+            raise ConfigError("damage beside a plan needs a task, to measure the loss, found none.")
+        if budget_ms >= self.dense_ms:
+            return
+        loss = PlanLoss(self.model, self.graph, self.scores, self.task)
+        choices = self.cost.choices
+        tied = {choice.groups[0]: choice.groups for choice in choices}
+        candidates = {choice.groups[0]: choice.candidates(self.cost) for choice in choices if not choice.frozen}
+        curves, best = self.damage, (float("inf"), self.damage)
+        seen: list[dict[str, int]] = []
+        for turn in range(turns + 1):
+            try:
+                widths = self._within(curves, budget_ms)
+            except BudgetInfeasibleError:
+                return
+            if widths in seen:
+                break
+            seen.append(widths)
+            here = loss.at(widths)
+            _log.info("turn %d: the plan's loss is %.4f", turn, here)
+            best = min(best, (here, curves), key=lambda pair: pair[0])
+            if turn == turns:
+                break
+
+            def difference(name: str, width: int, widths: dict[str, int] = widths, here: float = here) -> float:
+                return loss.at(changed(self.graph, tied[name], widths, width)) - here
+
+            def told(done: int, total: int, turn: int = turn) -> None:
+                if self._progress is not None:
+                    self._progress("measuring damage beside the plan", turn * total + done, turns * total)
+
+            curves = corrected(curves, choices, candidates, widths, difference, told)
+        self.damage = best[1]
+        self.__dict__.pop("_ready", None)
+
+    def _within(self, curves: DamageCurves, budget_ms: float) -> dict[str, int]:
+        ready = self.allocator.prepare(self.graph.groups, curves, self.cost, self.rules, self.limits)
+        return emptied(self.graph.branches, ready.within(budget_ms).widths)
 
     def keeps_limits(self, widths: Mapping[str, int]) -> bool:
         """Whether some widths keep the budgets besides the latency."""
@@ -201,10 +274,12 @@ class Planner:
             aim_ms: Predicted latency that they had to stay below, milliseconds.
             plan: One with these widths that is there already; it is taken, whatever the scores are now.
         """
+        allocation = replace(allocation, widths=emptied(self.graph.branches, allocation.widths))
         predicted_ms, low_ms, high_ms = self.cost.interval(allocation.widths)
         if plan is not None:
             return Proposal(plan, allocation, aim_ms, predicted_ms, low_ms, high_ms)
-        kept = {
+        kept: dict[str, tuple[int, ...]] = {name: () for name, width in allocation.widths.items() if width == 0}
+        kept |= {
             name: best_units(values, allocation.widths[name])
             for name, values in self.scores.items()
             if allocation.widths[name] < len(values)

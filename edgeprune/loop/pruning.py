@@ -54,6 +54,7 @@ def prune(
     criterion: str | Criterion | None = None,
     allocator: str | Allocator = ALLOCATOR,
     calibrate_damage: DamageCalibration | None = None,
+    blocks: bool = False,
     backend: str = "onnxruntime",
     margin: float = MARGIN,
     fine_tuning: FineTuning | None = None,
@@ -91,6 +92,8 @@ def prune(
         allocator: How widths are chosen.
         calibrate_damage: How damage is put on the scale of a few measured losses (``DamageCalibration()``), which makes groups
             comparable under any criterion; needs a task. None leaves it as the criterion gives it.
+        blocks: Whether whole residual branches may go too. What that costs is the loss measured without each of them, and all
+            damage is put on that scale, so it needs a task.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
@@ -130,10 +133,11 @@ def prune(
         if chosen.bounds_more:
             raise ConfigError("a planner must be made with limits besides the latency, found some in the budget too.")
         given = (predictor, task, constraints, criterion, calibrate_damage, graph, kernel_graph)
-        if planner.model is not model or any(option is not None for option in given) or allocator != ALLOCATOR:
+        set_otherwise = any(option is not None for option in given) or allocator != ALLOCATOR or blocks
+        if planner.model is not model or set_otherwise:
             raise ConfigError(
                 "a planner must be given with its own model and without predictor, task, constraints, criterion, allocator, "
-                "calibrate_damage, graph and kernel_graph, which it holds, found another model or one of these."
+                "calibrate_damage, blocks, graph and kernel_graph, which it holds, found another model or one of these."
             )
         predictor, task, kernel_graph = planner.predictor, planner.task, planner.kernel_graph
     if predictor is None:
@@ -172,6 +176,7 @@ def prune(
                 criterion=criterion,
                 allocator=allocator,
                 calibrate_damage=calibrate_damage,
+                blocks=blocks,
                 limits=limits_of(chosen, kernel_graph),
                 progress=progress,
             )
@@ -208,7 +213,7 @@ def prune(
         metrics_after = metrics_before
         if unchanged:
             realized = Realized(copy.deepcopy(model), 0.0, ())
-        elif earlier is not None and earlier.plan.kept == proposal.plan.kept:
+        elif earlier is not None and earlier.plan.hash == proposal.plan.hash:
             realized = Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
             metrics_after = dict(earlier.metrics_after)
         else:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
+from edgeprune.graph.branches import ResidualBranch, idle, removed_branches
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.lowering.fitted_forms import FittedForms
+from edgeprune.lowering.removal import without_branches
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
 
@@ -51,21 +53,30 @@ class KernelGraph:
         self.architecture, self.isa = architecture, tuple(isa)
         self.operators: OperatorGraph = backend.operators(dense_engine)
         self._nodes, self._inferring = _join(self.operators, graph, backend)
+        self._idle = {branch.name: idle(graph.program, branch) for branch in graph.branches}
 
     def at(self, widths: Mapping[str, int]) -> list[Kernel]:
         """The kernels that run when groups have the given widths, in order.
 
         Args:
-            widths: Group name to units kept; groups left out stay whole.
+            widths: Group name to units kept; groups left out stay whole. Where all groups of a residual branch have width 0,
+                the branch is not there.
 
         Raises:
-            UnsupportedKernelError: The size of a tensor does not follow at these widths; names the operator.
+            UnsupportedKernelError: The size of a tensor does not follow at these widths, or the runtime has fused the sum of a
+                branch that is not there; names the operator.
+            PlanError: A group is unknown, a width is out of range, or a group without units lies in no branch that goes.
         """
-        return self.backend.layout_rule(self.operators, self._shapes(widths), self.architecture, self.isa)
+        return self.backend.layout_rule(self._operators(widths), self._shapes(widths), self.architecture, self.isa)
 
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""
-        return self.backend.network_engine(self.operators, self._shapes(widths))
+        return self.backend.network_engine(self._operators(widths), self._shapes(widths))
+
+    @cached_property
+    def removable(self) -> tuple[ResidualBranch, ...]:
+        """The residual branches whose removal can be priced."""
+        return tuple(branch for branch in self.graph.branches if self._can_remove(branch))
 
     def forms(self, node: str) -> tuple[SizeForm, ...]:
         """The sizes that change with widths in the shapes of the operators that compute a node, as far as they are known.
@@ -94,8 +105,25 @@ class KernelGraph:
             found |= {tensor: fitted.of(tensor) for tensor in fitted.dense if tensor not in found}
         return found
 
+    def _can_remove(self, branch: ResidualBranch) -> bool:
+        try:
+            self._operators(dict.fromkeys(branch.groups, 0))
+        except UnsupportedKernelError:
+            return False
+        return True
+
+    def _operators(self, widths: Mapping[str, int]) -> OperatorGraph:
+        removed = removed_branches(self.graph.branches, widths)
+        if not removed:
+            return self.operators
+        return without_branches(
+            self.operators, removed, frozenset().union(*(self._idle[branch.name] for branch in removed))
+        )
+
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
-        shapes = self.graph.shapes({**self.graph.widths(), **widths})
+        # What is not there has no shape that anyone asks for.
+        present = {name: width for name, width in widths.items() if width != 0}
+        shapes = self.graph.shapes({**self.graph.widths(), **present})
         known = {tensor: shapes[node] for tensor, node in self._nodes.items()}
         for operator in self._inferring:
             found = self.backend.infer_shapes(operator, self.operators, known)

@@ -117,7 +117,9 @@ def reconstruct(
         if progress is not None:
             progress("reconstructing", done, total)
 
-    side_by_side(dense, cut, batches, refit.visit, tell)
+    names = {branch["name"] for branch in plan.removed}
+    removed = frozenset[str]().union(*(branch.nodes for branch in graph.branches if branch.name in names))
+    side_by_side(dense, cut, batches, refit.visit, tell, removed)
     with torch.no_grad():
         own = {
             **dict(module.named_parameters(remove_duplicate=False)),
@@ -399,6 +401,8 @@ def _other_addend(end: Node, end_cut: Node, dense: Side, cut: Side) -> tuple[Nod
     users, users_cut = list(end.users), list(end_cut.users)
     if len(users) != 1 or not str(users[0].target).startswith(_SUMS) or users[0].kwargs.get("alpha", 1) != 1:
         return None
+    if str(users_cut[0].target) != str(users[0].target):
+        return None  # nothing is added to it any more
     for one, two in zip(users[0].args[:2], users_cut[0].args[:2], strict=True):
         if isinstance(one, Node) and isinstance(two, Node) and one is not end and dense.has(one) and cut.has(two):
             return one, two

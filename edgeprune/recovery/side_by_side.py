@@ -5,7 +5,7 @@ So whatever is changed in the cut model at one operation is what all later ones 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from edgeprune.graph.rules._base import named_arguments
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+_COPY = "aten.clone.default"
 
 
 class Side:
@@ -102,8 +104,11 @@ def side_by_side(
     batches: Sequence[Sequence[Any]],
     visit: Callable[[Node, Node], None],
     progress: Callable[[int, int], None] | None = None,
+    removed: Collection[str] = (),
 ) -> None:
     """Run both; before each operation `visit` is called with its node in either program, and may change the cut side.
+
+    Where something was removed, a sum or what followed it may be a copy in the cut program; those are not visited.
 
     Args:
         dense: The dense model.
@@ -111,36 +116,40 @@ def side_by_side(
         batches: Flat inputs per batch; both get the same.
         visit: Called with (dense node, cut node).
         progress: Called with (operations done, in all).
+        removed: Operations of the dense program that the cut one does not have.
 
     Raises:
         ReconstructionError: The two programs are not made of the same operations.
     """
-    pairs = list(zip(dense.nodes, cut.nodes, strict=False))
-    if len(dense.nodes) != len(cut.nodes) or any(one.op != two.op or not _same(one, two) for one, two in pairs):
+    calls = [node for node in dense.nodes if node.op == "call_function"]
+    there = [node for node in calls if node.name not in removed]
+    calls_cut = [node for node in cut.nodes if node.op == "call_function"]
+    partner = dict(zip(there, calls_cut, strict=False))
+    copies = {one for one, two in partner.items() if removed and str(two.target) == _COPY}
+    if len(there) != len(calls_cut) or any(
+        str(one.target) != str(two.target) and one not in copies for one, two in partner.items()
+    ):
         raise ReconstructionError(
             "the cut model must run the operations of the dense one to be reconstructed, found others.",
             hint="fine-tuning, without reconstruction",
         )
     dense.begin(batches)
     cut.begin(batches)
-    last_use = {name: place for place, (node, _) in enumerate(pairs) for name in _read(node)}
-    last_use_cut = {name: place for place, (_, node) in enumerate(pairs) for name in _read(node)}
+    last_use = {name: place for place, node in enumerate(calls) for name in _read(node)}
+    last_use_cut = {name: place for place, node in enumerate(calls) if node in partner for name in _read(partner[node])}
     with torch.no_grad():
-        for place, (one, two) in enumerate(pairs):
-            if one.op != "call_function":
-                continue
-            visit(one, two)
+        for place, one in enumerate(calls):
+            two = partner.get(one)
+            if two is not None and one not in copies:
+                visit(one, two)
             dense.run(one, len(batches))
-            cut.run(two, len(batches))
             dense.forget([name for name in (*_read(one), one.name) if last_use.get(name, -1) <= place])
-            cut.forget([name for name in (*_read(two), two.name) if last_use_cut.get(name, -1) <= place])
+            if two is not None:
+                cut.run(two, len(batches))
+                cut.forget([name for name in (*_read(two), two.name) if last_use_cut.get(name, -1) <= place])
             if progress is not None:
-                progress(place + 1, len(pairs))
+                progress(place + 1, len(calls))
 
 
 def _read(node: Node) -> list[str]:
     return [one.name for one in node.all_input_nodes]
-
-
-def _same(one: Node, two: Node) -> bool:
-    return one.op != "call_function" or str(one.target) == str(two.target)

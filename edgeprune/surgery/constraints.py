@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import lcm
@@ -12,6 +12,7 @@ from edgeprune.errors import ConstraintError
 from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
+    from edgeprune.graph.branches import ResidualBranch
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
 
 
@@ -24,12 +25,14 @@ class WidthRule:
         multiple_of: Kept widths are a multiple of this, or the whole group.
         frozen: The group stays whole.
         tied_to: Another group whose width this one takes, or None.
+        removable: The group may keep nothing, because the residual branch that it is in goes with it.
     """
 
     min_width: int | None = None
     multiple_of: int = 1
     frozen: bool = False
     tied_to: str | None = None
+    removable: bool = False
 
     def width(self, wanted: int, size: int, *, also_multiple_of: int = 1) -> int:
         """The allowed width nearest to the wanted one; the larger of two that are equally near."""
@@ -87,6 +90,20 @@ def resolve(constraints: Constraints, graph: ChannelGraph) -> dict[str, WidthRul
             rules[group.name] = replace(rules[group.name], tied_to=leader.name)
     _untangle(rules)
     return rules
+
+
+def with_removable(rules: dict[str, WidthRule], branches: Iterable[ResidualBranch]) -> dict[str, WidthRule]:
+    """The rules when whole branches may go: those of which nothing is asked, by the width of their lead."""
+    found = dict(rules)
+    tied = {rule.tied_to for rule in rules.values()} - {None}
+    for branch in branches:
+        asked = (
+            rules[name].frozen or rules[name].min_width is not None or rules[name].tied_to is not None or name in tied
+            for name in branch.groups
+        )
+        if not any(asked):
+            found[branch.lead] = replace(rules[branch.lead], removable=True)
+    return found
 
 
 def _untangle(rules: dict[str, WidthRule]) -> None:

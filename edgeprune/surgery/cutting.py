@@ -31,8 +31,8 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     attention takes its scale from the head dimension, the query weights make up for it, see `edgeprune.surgery.following`. If
     copy and program agree, and the copy runs in train form where the model does, the copy is returned; otherwise
     (``forward`` spells out or computes with sizes in another way) a `ProgramModule`, our module around the cut program, with
-    the same parameter names. A plan whose program could not be written down leaves nothing to compare with: the copy is
-    returned as it is, unless the plan changes sizes that ``forward`` spells out.
+    the same parameter names. So it is with a plan that removes whole branches. A plan whose program could not be written
+    down leaves nothing to compare with: the copy is returned as it is, unless the plan changes sizes that ``forward`` spells out.
 
     Args:
         model: The model that the plan was made for.
@@ -59,6 +59,9 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     _cut_tensors(cut, plan)
     for path, values in plan.attributes.items():
         _set_attributes(cut, path, values)
+    if plan.removed:
+        # Nothing in the user's class can be told to skip a branch.
+        return _program(cut, plan).train(model.training)
     if plan.program is None and not plan.rewrites:
         return cut
     if plan.program is None:
@@ -82,6 +85,25 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
         "forward works with sizes that the plan changes (%s): returning the cut program", _places(plan) or "computed"
     )
     return program
+
+
+def cut_program(model: nn.Module, plan: PruningPlan) -> ProgramModule:
+    """The cut program around cut copies of the weights, without asking whether the model's own class can follow.
+
+    Quicker than `apply`, for a model that is looked at once.
+
+    Raises:
+        SurgeryError: If the program cannot be written down.
+    """
+    cut = copy.deepcopy(model)
+    _cut_tensors(cut, plan)
+    return _program(cut, plan).train(model.training)
+
+
+def _program(cut: nn.Module, plan: PruningPlan) -> ProgramModule:
+    if plan.program is None:
+        raise SurgeryError(f"a cut program must be one that can be written down, found one that cannot: {plan.note}.")
+    return ProgramModule.of(cut, plan.program)
 
 
 def _set_attributes(model: nn.Module, path: str, values: Mapping[str, int | Sequence[int]]) -> None:

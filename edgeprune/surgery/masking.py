@@ -55,6 +55,8 @@ class MaskedProgram(Interpreter):
         cumulative: Collection[str] = (),
     ) -> None:
         super().__init__(program.graph_module)
+        self._additions = {branch["addition"]: branch["kept"] for branch in plan.removed}
+        self._live = _live(program, self._additions)
         self._training = training
         self._batches = {path: int(tensors[f"{path}.num_batches_tracked"]) for path in cumulative}
         self._target_of: dict[str, str] = {}
@@ -94,6 +96,11 @@ class MaskedProgram(Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         op = str(n.target).rpartition(".")[0]
+        if n.name not in self._live:
+            return None
+        if n.name in self._additions:
+            kept = next(one for one in n.all_input_nodes if one.name == self._additions[n.name])
+            return self.fetch_args_kwargs_from_env(n)[0][n.args.index(kept)].clone()
         positional, keywords = self.fetch_args_kwargs_from_env(n)
         args, kwargs = list(positional), dict(keywords)
         if op.rstrip("_") in _DROPOUTS:
@@ -172,6 +179,24 @@ class MaskedProgram(Interpreter):
         out = node.target(*args, **kwargs)  # type: ignore[operator]
         channel = out.ndim - 1 if op == "aten.linear" else out.ndim - weight.ndim + 1
         return out.masked_fill(masked_math.along(removed_out, channel, out.ndim), float("nan"))
+
+
+def _live(program: ExportedProgram, additions: Mapping[str, str]) -> frozenset[str]:
+    """Operations that still count when some sums have lost all but one addend."""
+    live: set[str] = set()
+    for node in reversed(program.graph.nodes):
+        readers = set(node.users)
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and node.all_input_nodes:
+            # Who reads what it writes to may do so by the tensor's own name.
+            readers |= set(node.all_input_nodes[0].users) - {node}
+        if (
+            not additions
+            or node.op != "call_function"
+            or any(reader.name in live and additions.get(reader.name, node.name) == node.name for reader in readers)
+        ):
+            live.add(node.name)
+    return frozenset(live)
 
 
 def _groups(node: Node, op: str, args: list[Any], kwargs: dict[str, Any]) -> int:

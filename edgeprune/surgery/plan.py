@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
     from edgeprune.parts import Part
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the plan's JSON format."""
 
 
@@ -34,10 +34,12 @@ class PruningPlan:
 
     Attributes:
         signature: Of the model that the plan belongs to, see `edgeprune.graph.channel_graph.model_signature`.
-        groups: Group name to ``{"size": units, "kept": [units]}``.
+        groups: Group name to ``{"size": units, "kept": [units]}``; nothing is kept of a group whose branch is removed.
         kept: Parameter or buffer name to axis to the indices that stay; whole axes are left out.
         shapes: Dense shape of every tensor in `kept`.
         forms: Like `kept`, the length that is left: ``{"constant": n, "terms": [[groups, positions per combination]]}``.
+        removed: Residual branches that go as a whole: ``{"name", "addition", "kept", "tensors"}``, the sum's program node, that
+            of the addend that stays, and parameters and buffers that go.
         attributes: Module path to attribute to new value, a list where the attribute is a tuple.
         frozen: ``{"name", "reason"}`` of what the trace left alone.
         inputs: ``{"name", "shape", "dtype"}`` of the example inputs at the deployment batch.
@@ -53,6 +55,7 @@ class PruningPlan:
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    removed: tuple[Mapping[str, Any], ...] = ()
     attributes: Mapping[str, Mapping[str, int | Sequence[int]]] = field(default_factory=dict)
     frozen: tuple[Mapping[str, str], ...] = ()
     inputs: tuple[Mapping[str, Any], ...] = ()
@@ -64,9 +67,12 @@ class PruningPlan:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the model's signature (names and shapes of its parameters) and the kept indices."""
+        """SHA-256 over the model's signature (names and shapes of its parameters), the kept indices and what is removed."""
         kept = {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in self.kept.items()}
-        text = json.dumps({"signature": self.signature, "kept": kept}, sort_keys=True, separators=(",", ":"))
+        content: dict[str, Any] = {"signature": self.signature, "kept": kept}
+        if self.removed:
+            content["removed"] = [dict(branch) for branch in self.removed]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def widths(self) -> dict[str, int]:
@@ -143,19 +149,29 @@ def make_plan(
 
     Args:
         graph: The traced model.
-        kept_units: Group name to the units that stay; groups that are not named stay whole.
+        kept_units: Group name to the units that stay; groups that are not named stay whole. Where all groups of a residual
+            branch (`ChannelGraph.branches`) keep none, the branch is removed.
         predicted: Free information for the plan.
         allow_empty: Accept a plan that removes nothing.
 
     Raises:
-        PlanError: If a group is unknown or frozen, or its units are duplicate, out of range, or none.
+        PlanError: If a group is unknown or frozen, its units are duplicate or out of range, or it keeps none and other groups
+            of its branch do, or it lies in no branch.
         EmptyPlanError: If nothing is removed.
     """
+    from edgeprune.graph.branches import removed_branches
     from edgeprune.graph.editing import edited_program, masks_of
     from edgeprune.graph.modules import attributes_after
 
-    masks = {name: _mask(_group(graph, name), units) for name, units in kept_units.items()}
-    if all(mask.all() for mask in masks.values()) and not allow_empty:
+    whole = {name: _group(graph, name).size for name in kept_units}
+    removed = removed_branches(graph.branches, {name: len(units) for name, units in kept_units.items()})
+    gone = {name for branch in removed for name in branch.tensors}
+    emptied = {name for branch in removed for name in branch.groups}
+    masks = {
+        name: np.ones(whole[name], bool) if name in emptied else _mask(graph.group(name), units)
+        for name, units in kept_units.items()
+    }
+    if all(mask.all() for mask in masks.values()) and not removed and not allow_empty:
         why = "no group can be pruned" if not graph.groups else "every group keeps all of its units"
         raise EmptyPlanError(f"a plan must remove at least one unit, but {why}.", hint="edgeprune explain MODEL")
     kept = masks_of(graph, masks)
@@ -164,7 +180,7 @@ def make_plan(
     forms: dict[str, dict[int, dict[str, Any]]] = {}
     sizes = graph.size_forms()
     for name in dict.fromkeys(member.parameter for group in graph.groups for member in group.members):
-        for axis, form in enumerate(sizes[name]):
+        for axis, form in enumerate(sizes[name] if name not in gone else ()):
             mask = kept.masks(name, axis)
             if not mask.all():
                 table.setdefault(name, {})[axis] = tuple(np.flatnonzero(mask).tolist())
@@ -177,7 +193,7 @@ def make_plan(
         if path in graph.modules and leaf in ("weight", "running_mean"):
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
             attributes[path] = attributes_after(graph.modules[path], old, new, kept.masks(name, 0))
-    program, rewrites, note = edited_program(graph, kept)
+    program, rewrites, note = edited_program(graph, kept, removed)
     if program is not None and (refusal := _refusal(program)):
         program, note = None, refusal
     return PruningPlan(
@@ -185,13 +201,19 @@ def make_plan(
         groups={
             group.name: {
                 "size": group.size,
-                "kept": np.flatnonzero(masks.get(group.name, np.ones(group.size, bool))).tolist(),
+                "kept": []
+                if group.name in emptied
+                else np.flatnonzero(masks.get(group.name, np.ones(group.size, bool))).tolist(),
             }
             for group in graph.groups
         },
         kept=table,
         shapes=shapes,
         forms=forms,
+        removed=tuple(
+            {"name": one.name, "addition": one.addition, "kept": one.kept, "tensors": list(one.tensors)}
+            for one in removed
+        ),
         attributes=attributes,
         frozen=tuple({"name": axis.name, "reason": axis.reason} for axis in graph.frozen),
         inputs=tuple(

@@ -21,6 +21,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kept": dict,
     "shapes": dict,
     "forms": dict,
+    "removed": list,
     "attributes": dict,
     "frozen": list,
     "inputs": list,
@@ -55,6 +56,7 @@ def to_json(plan: PruningPlan) -> dict[str, Any]:
         "kept": {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in plan.kept.items()},
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
         "forms": {name: {str(axis): form for axis, form in axes.items()} for name, axes in plan.forms.items()},
+        "removed": [dict(branch) for branch in plan.removed],
         "attributes": {path: dict(values) for path, values in plan.attributes.items()},
         "frozen": [dict(item) for item in plan.frozen],
         "inputs": [dict(item) for item in plan.inputs],
@@ -88,8 +90,10 @@ def from_json(values: Any) -> PruningPlan:
     for name, kind in _FIELDS.items():
         if not isinstance(values[name], kind):
             raise PlanError(f"field {name!r} of a plan has the wrong type, found {type(values[name]).__name__}.")
+    for branch in values["removed"]:
+        _check_removed(branch)
     for name, group in values["groups"].items():
-        _check_group(name, group)
+        _check_group(name, group, may_go=bool(values["removed"]))
     kept, shapes, forms = _by_axis(values["kept"]), values["shapes"], _by_axis(values["forms"])
     widths = {name: len(group["kept"]) for name, group in values["groups"].items()}
     for name, axes in kept.items():
@@ -130,6 +134,7 @@ def from_json(values: Any) -> PruningPlan:
         kept={name: {axis: tuple(ids) for axis, ids in axes.items()} for name, axes in kept.items()},
         shapes={name: tuple(shape) for name, shape in shapes.items()},
         forms=forms,
+        removed=tuple(values["removed"]),
         attributes=values["attributes"],
         frozen=tuple(values["frozen"]),
         inputs=tuple(values["inputs"]),
@@ -152,12 +157,26 @@ def from_json(values: Any) -> PruningPlan:
     return plan
 
 
-def _check_group(name: str, group: Any) -> None:
+def _check_removed(branch: Any) -> None:
+    if (
+        not isinstance(branch, dict)
+        or branch.keys() != {"name", "addition", "kept", "tensors"}
+        or not all(isinstance(branch[name], str) for name in ("name", "addition", "kept"))
+        or not isinstance(branch["tensors"], list)
+        or not all(isinstance(name, str) for name in branch["tensors"])
+    ):
+        raise PlanError(
+            f"a removed branch of a plan must have 'name', 'addition', 'kept' and 'tensors', found {branch!r}."
+        )
+
+
+def _check_group(name: str, group: Any, *, may_go: bool) -> None:
     if not isinstance(group, dict) or group.keys() != {"size", "kept"} or not _is_index(group["size"]):
         raise PlanError(f"group {name!r} must have 'size' and 'kept', found {group!r}.")
     if not isinstance(group["kept"], list) or not all(_is_index(unit) for unit in group["kept"]):
         raise PlanError(f"units of group {name!r} must be whole numbers, found {group['kept']!r} (rule: out of range).")
-    check_units(name, group["size"], group["kept"])
+    if group["kept"] or not may_go:
+        check_units(name, group["size"], group["kept"])
 
 
 def _check_axis(name: str, axis: int, indices: Any, shape: Any, form: Any, widths: Mapping[str, int]) -> None:

@@ -1,5 +1,6 @@
 from edgeprune.allocation import registry
 from edgeprune.allocation._base import Allocator
+from edgeprune.allocation.blockdrop import BlockDrop
 from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.global_threshold import GlobalThreshold
 from edgeprune.allocation.greedy import Greedy
@@ -34,4 +35,5 @@ class TestUniform(AllocatorConformance):
 
 
 def test_every_allocator_of_the_table_has_a_conformance_test():
-    assert {cls.name for cls in (Exact, GlobalThreshold, Greedy, Knapsack, Uniform)} == set(registry.names())
+    """Or, where it changes no widths, tests of its own: `test_blockdrop.py`."""
+    assert {cls.name for cls in (BlockDrop, Exact, GlobalThreshold, Greedy, Knapsack, Uniform)} == set(registry.names())

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from edgeprune.allocation.resources import MultiplyAccumulates, Parameters
 from edgeprune.allocation.terms import Limit
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.surgery.magnitude import l2_norms
+from edgeprune.surgery.plan import make_plan
 from edgeprune.testing.additive import LayeredCost
 
 
@@ -86,3 +88,33 @@ def test_a_budget_of_parameters_is_met_where_it_binds(graph):
     found = Exact(gap=0.0).allocate(graph.groups, damage, cost, 2.0, limits=[Limit("parameters", counted, most)])
     assert 0.5 * most < counted.value(found.widths) <= most
     assert found.certificate.gap == pytest.approx(0, abs=1e-6)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.first, self.norm = nn.Conv2d(16, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.second, self.last = nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.last(self.second(self.norm(self.first(x)).relu()))).relu().mean((2, 3)))
+
+
+def test_a_removed_block_counts_nothing(tmp_path):
+    """Nor what has none of its widths: the biases and norms of its last layer."""
+    graph = edgeprune.trace(Residual().eval(), torch.zeros(1, 3, 12, 12))
+    stem = next(group.name for group in graph.groups if group.name != "first")
+    for width in (16, 10):
+        plan = make_plan(graph, {"first": (), stem: range(width)})
+        cut = edgeprune.apply(graph.model, plan)
+        widths = plan.widths()
+        assert Parameters(graph).value(widths) == sum(parameter.numel() for parameter in cut.parameters())
+        assert sum(
+            float(term.at(*(np.array(form.at(widths)) for form in term.forms))) for term in Parameters(graph).terms()
+        ) == Parameters(graph).value(widths)
+    kernels = edgeprune.lower(graph, workdir=tmp_path)
+    dense, without = (MultiplyAccumulates(kernels).value(widths) for widths in ({}, {"first": 0}))
+    assert dense - without == 2 * 100 * 16 * 12 * 9

@@ -108,11 +108,11 @@ def _swapped(values: dict[str, Any]) -> None:
 
 
 def _newer(values: dict[str, Any]) -> None:
-    values["schema"] = 4
+    values["schema"] = 5
 
 
 def _older(values: dict[str, Any]) -> None:
-    values["schema"] = 2
+    values["schema"] = 3
     del values["parts"]
 
 
@@ -150,9 +150,9 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_unequal, "axis 0 of 'reduce.1.bias' must keep 8 indices, as its group 'reduce.0' says, found 7"),
     (_emptied, "group 'reduce.0' must keep at least one unit, found none"),
     (_swapped, "a plan's hash must match its contents"),
-    (_newer, "a plan must have schema 3, found 4. Try: pip install --upgrade edgeprune"),
-    (_older, "a plan must have schema 3, found 2. Try: make the plan again"),
-    (_unknown_field, "a plan must have exactly the fields of schema 3, found missing=[] unknown=['extra']"),
+    (_newer, "a plan must have schema 4, found 5. Try: pip install --upgrade edgeprune"),
+    (_older, "a plan must have schema 4, found 3. Try: make the plan again"),
+    (_unknown_field, "a plan must have exactly the fields of schema 4, found missing=[] unknown=['extra']"),
     (_bad_attribute, "attributes of module 'reduce.0' must be whole numbers"),
     (_other_attribute, "attributes of module 'reduce.0' must be among in_features"),
     (_edited_attribute, "a plan must be as it was saved, found one that was edited (rule: content_sha256)."),

@@ -24,6 +24,7 @@ def test_random_networks_cut_equals_masked(
     random_nets: ModuleType, compare: Any, tmp_path: Path, examples: int
 ) -> None:
     removing: list[bool] = []
+    shortened: list[int] = []
 
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(random_nets.networks(), st.integers(0, 1 << 16))
@@ -32,10 +33,14 @@ def test_random_networks_cut_equals_masked(
         dice = random.Random(seed)
         graph = trace(random_nets.RandomNet(*steps).double(), X)
         kept = {g.name: sorted(dice.sample(range(g.size), dice.randint(1, g.size))) for g in graph.groups}
+        for branch in graph.branches:
+            if dice.random() < 0.5:
+                kept |= {name: [] for name in branch.groups}
         plan = make_plan(graph, kept, allow_empty=True)
         assert compare(graph, plan) < 1e-9
-        shapes = graph.shapes(plan.widths())
+        shapes = graph.shapes({name: width for name, width in plan.widths().items() if width})
         pruned = apply(graph.model, plan)
+        shortened.append(len(plan.removed))
         for name, tensor in [*pruned.named_parameters(), *pruned.named_buffers()]:
             assert shapes[name] == tuple(tensor.shape), name
         plan.save(tmp_path / "plan.json")
@@ -44,6 +49,7 @@ def test_random_networks_cut_equals_masked(
 
     compared()
     assert sum(removing) > 0.8 * len(removing)
+    assert sum(shortened) > 0.05 * len(removing)
 
 
 def test_a_rotation_that_random_weights_may_not_show_is_kept(random_nets: ModuleType, compare: Any) -> None:

@@ -1,0 +1,1 @@
+"""Other ways to the same latency, for `pruning_quality.py`."""

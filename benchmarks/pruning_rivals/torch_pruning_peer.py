@@ -1,0 +1,94 @@
+"""Torch-Pruning at a latency: its global ratio is searched until the cut model takes what was asked for.
+
+Its selection is also written down as a plan of ours wherever our groups can say it, so that its models get the same closed-form
+recovery as all others. A plan counts only if the model cut by it computes what Torch-Pruning's does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import edgeprune
+from edgeprune.errors import EdgePruneError
+from edgeprune.surgery.plan import PruningPlan, make_plan
+
+RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 19))
+METHODS = tuple(
+    f"torch-pruning {importance} {rounding}"
+    for importance in ("magnitude", "taylor")
+    for rounding in ("plain", "round_to=8", "round_to=16")
+)
+
+
+def cut(
+    method: str, model: nn.Module, last: str, ratio: float, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> nn.Module:
+    """A copy, globally pruned by one of `METHODS`; scores of Taylor come from all batches."""
+    import torch_pruning as tp
+
+    _, importance, rounding = method.split(" ")
+    module = copy.deepcopy(model).train(False)
+    example = torch.zeros(1, 3, 32, 32)
+    if importance == "taylor":
+        for inputs, labels in batches:
+            F.cross_entropy(module(inputs), labels, reduction="sum").backward()
+    chosen = (
+        tp.importance.GroupMagnitudeImportance(p=2)
+        if importance == "magnitude"
+        else tp.importance.GroupTaylorImportance()
+    )
+    tp.pruner.BasePruner(
+        module,
+        example,
+        importance=chosen,
+        global_pruning=True,
+        pruning_ratio=ratio,
+        round_to=int(rounding.removeprefix("round_to=")) if rounding != "plain" else None,
+        ignored_layers=[module.get_submodule(last)],
+    ).step()
+    module.zero_grad(set_to_none=True)
+    return module.eval()
+
+
+def as_plan(graph: edgeprune.ChannelGraph, pruned: nn.Module) -> PruningPlan | None:
+    """The plan that makes the same model, by the running statistics of the channels that are left; None if there is none."""
+    before, after = dict(graph.model.named_buffers()), dict(pruned.named_buffers())
+    kept: dict[str, list[int]] = {}
+    for group in graph.groups:
+        for member in group.members:
+            if member.parameter.endswith("running_mean") and all(len(indices) == 1 for indices in member.indices):
+                values, left = before[member.parameter].numpy(), after[member.parameter].numpy()
+                kept[group.name] = [
+                    unit for unit, (index,) in enumerate(member.indices) if np.any(left == values[index])
+                ]
+                break
+    try:
+        plan = make_plan(graph, kept)
+        own = edgeprune.apply(graph.model, plan).eval()
+        with torch.no_grad():
+            x = torch.randn(4, 3, 32, 32)
+            return plan if torch.allclose(own(x), pruned(x), rtol=1e-3, atol=1e-4) else None
+    except (EdgePruneError, RuntimeError):
+        return None
+
+
+def at_latency(target: float, curve: dict[str, float], cut_at: Callable[[float], Any]) -> tuple[float, Any] | None:
+    """The mildest ratio whose measured latency meets a target, and its model; None where no ratio does.
+
+    Args:
+        target: Share of the dense latency.
+        curve: Ratio to measured share of the dense latency.
+        cut_at: Makes the model of a ratio.
+    """
+    fitting = [float(ratio) for ratio, share in curve.items() if share <= target * 1.01]
+    if not fitting:
+        return None
+    ratio = min(fitting)
+    return ratio, cut_at(ratio)
