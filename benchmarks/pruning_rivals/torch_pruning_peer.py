@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import edgeprune
-from edgeprune.errors import EdgePruneError
+from edgeprune.errors import EdgepruneError
 from edgeprune.surgery.plan import PruningPlan, make_plan
 
 RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 19))
@@ -75,7 +75,7 @@ def as_plan(graph: edgeprune.ChannelGraph, pruned: nn.Module) -> PruningPlan | N
         with torch.no_grad():
             x = torch.randn(4, 3, 32, 32)
             return plan if torch.allclose(own(x), pruned(x), rtol=1e-3, atol=1e-4) else None
-    except (EdgePruneError, RuntimeError):
+    except (EdgepruneError, RuntimeError):
         return None
 
 
