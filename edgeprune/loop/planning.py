@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -168,14 +169,15 @@ class Planner:
             curves, self.scores, self.graph, self.model, self.task, branches=branches, progress=progress
         ).curves
 
-    def settle(self, budget_ms: float, turns: int = 3) -> None:
-        """Measure damage beside the plan for a budget, so that it and those near it are made with what removals cost there.
+    def settled(self, budget_ms: float, turns: int = 3) -> Planner:
+        """A planner for budgets near one, whose damage was measured beside the plan for it.
 
-        Up to `turns` times: make the plan, measure its loss, change one decision at a time and measure again, correct the curves.
-        The curves of the plan with the least measured loss stay. `damage` is then that of plans near this budget.
+        Up to `turns` times: make the plan, measure its loss, change one decision at a time and measure again, correct the curves
+        (`edgeprune.loop.in_context`). The curves of the plan with the least measured loss are taken.
 
         Args:
-            budget_ms: Predicted latency that plans must stay below, milliseconds; one out of reach changes nothing.
+            budget_ms: Predicted latency that plans must stay below, milliseconds. Where it is out of reach, or reached by the
+                dense model, this planner itself comes back.
             turns: How often at most.
 
         Raises:
@@ -186,7 +188,7 @@ class Planner:
         if self.task is None:
             raise ConfigError("damage beside a plan needs a task, to measure the loss, found none.")
         if budget_ms >= self.dense_ms:
-            return
+            return self
         loss = PlanLoss(self.model, self.graph, self.scores, self.task)
         choices = self.cost.choices
         tied = {choice.groups[0]: choice.groups for choice in choices}
@@ -197,7 +199,7 @@ class Planner:
             try:
                 widths = self._within(curves, budget_ms)
             except BudgetInfeasibleError:
-                return
+                return self
             if widths in seen:
                 break
             seen.append(widths)
@@ -215,8 +217,10 @@ class Planner:
                     self._progress("measuring damage beside the plan", turn * total + done, turns * total)
 
             curves = corrected(curves, choices, candidates, widths, difference, told)
-        self.damage = best[1]
-        self.__dict__.pop("_ready", None)
+        found = copy.copy(self)
+        found.__dict__.pop("_ready", None)
+        found.__dict__["damage"] = best[1]
+        return found
 
     def _within(self, curves: DamageCurves, budget_ms: float) -> dict[str, int]:
         ready = self.allocator.prepare(self.graph.groups, curves, self.cost, self.rules, self.limits)

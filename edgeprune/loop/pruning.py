@@ -93,7 +93,8 @@ def prune(
         calibrate_damage: How damage is put on the scale of a few measured losses (``DamageCalibration()``), which makes groups
             comparable under any criterion; needs a task. None leaves it as the criterion gives it.
         blocks: Whether whole residual branches may go too. What that costs is the loss measured without each of them, and all
-            damage is put on that scale, so it needs a task.
+            damage is put on that scale, so it needs a task; then it is measured once more beside the plan
+            (`edgeprune.loop.in_context`), which takes some minutes for a network of fifty layers.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
@@ -184,6 +185,9 @@ def prune(
         budget_ms = chosen.resolve_ms(dense.ms)
         if earlier is not None:
             _require_unfinished(earlier, planner, dense, budget_ms)
+        if blocks and planner.allocator.name == ALLOCATOR:
+            # What blocks are worth hangs on which others go; the damage of channels alone adds up well enough.
+            planner = planner.settled(_aimed(dense, margin) * budget_ms)
         proposal = _first(planner, dense, budget_ms, margin, earlier)
         first = proposal.plan
         if plan_path is not None:
@@ -290,10 +294,16 @@ def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: floa
         if planner.keeps_limits(planner.graph.widths()):
             return planner.dense(budget_ms)
         return planner.propose(max(budget_ms, planner.dense_ms))
-    # Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion:
-    # otherwise dense widths could pass for meeting a budget that they were measured not to meet.
-    aimed = (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)
-    return planner.propose(budget_ms, margin=1 - aimed)
+    return planner.propose(budget_ms, margin=1 - _aimed(dense, margin))
+
+
+def _aimed(dense: DenseLatency, margin: float) -> float:
+    """Share of the budget that the first plan aims at.
+
+    Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion: otherwise
+    dense widths could pass for meeting a budget that they were measured not to meet.
+    """
+    return (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)
 
 
 def _require_unfinished(earlier: Result, planner: Planner, dense: DenseLatency, budget_ms: float) -> None:

@@ -284,8 +284,9 @@ def test_settling_finds_a_plan_whose_measured_loss_is_no_greater(planner, task):
     budget_ms = 0.45 * own.dense_ms
     loss = PlanLoss(own.model, own.graph, own.scores, task)
     before = own.propose(budget_ms)
-    own.settle(budget_ms)
-    after = own.propose(budget_ms)
+    settled = own.settled(budget_ms)
+    after = settled.propose(budget_ms)
+    assert own.propose(budget_ms).plan.hash == before.plan.hash, "the planner itself stays as it is"
     assert after.predicted_ms <= budget_ms
     assert loss.at(after.allocation.widths) <= loss.at(before.allocation.widths) + 1e-6
 
