@@ -93,7 +93,7 @@ def prune(
         calibrate_damage: How damage is put on the scale of a few measured losses (``DamageCalibration()``), which makes groups
             comparable under any criterion; needs a task. None leaves it as the criterion gives it.
         blocks: Whether whole residual branches may go too. What that costs is the loss measured without each of them, and all
-            damage is put on that scale, so it needs a task; then it is measured once more beside the plan
+            damage is put on that scale, so it needs a task; without `refit` it is then measured once more beside the plan
             (`edgeprune.loop.in_context`), which takes some minutes for a network of fifty layers.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
@@ -185,8 +185,9 @@ def prune(
         budget_ms = chosen.resolve_ms(dense.ms)
         if earlier is not None:
             _require_unfinished(earlier, planner, dense, budget_ms)
-        if blocks and planner.allocator.name == ALLOCATOR:
-            # What blocks are worth hangs on which others go; the damage of channels alone adds up well enough.
+        if blocks and not refit and planner.allocator.name == ALLOCATOR:
+            # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
+            # leaves of it is another matter (docs/pruning.md, whole blocks).
             planner = planner.settled(_aimed(dense, margin) * budget_ms)
         proposal = _first(planner, dense, budget_ms, margin, earlier)
         first = proposal.plan
