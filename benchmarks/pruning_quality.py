@@ -292,8 +292,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     if options.table:
-        for path in sorted(RESULTS.glob("*.parquet")):
-            table(path.stem)
+        for name in sorted({path.name.rpartition("x-")[0].rpartition("-")[0] for path in RESULTS.glob("*x-*.json")}):
+            table(name)
         return
     if options.data is None or options.weights is None:
         parser.error("--data and --weights must be given")
