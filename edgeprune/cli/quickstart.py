@@ -24,6 +24,9 @@ def quickstart(
     tolerance: Annotated[
         float, typer.Option("--tolerance", help="Share by which the latency gate may exceed the budget.")
     ] = 0.05,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=0, help="Of fine-tuning, the pruned model and the uniform one beside it.")
+    ] = 1,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -40,7 +43,7 @@ def quickstart(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with output.step("start"):
         from edgeprune.quickstart import flow
-    outcome = flow.run(flow.Settings(board, budget, out, seed, minutes, tolerance), output.step)
+    outcome = flow.run(flow.Settings(board, budget, out, seed, minutes, tolerance, epochs), output.step)
     summary = outcome.summary
     found = (outcome.board[name] for name in ("cpu", "memory", "os", "runtimes"))
     output.say(f"board {summary['board']}: {'; '.join(found)}")
