@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from edgeprune.cli.options import (
 )
 from edgeprune.criteria.registry import CRITERIA
 from edgeprune.errors import ConfigError
+from edgeprune.recovery.distillation.registry import DISTILLATIONS
 
 _WITH_RESUME = {"resume", "out", "board", "json_output", "verbose"}
 
@@ -89,14 +90,38 @@ def prune(
     ] = "exact",
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Of fine-tuning on the task.")] = 3,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of fine-tuning.")] = 1e-3,
-    distill: Annotated[bool, typer.Option("--distill", help="Let the dense model teach the pruned one.")] = False,
+    distill: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distill",
+            metavar="|".join(DISTILLATIONS.builtin),
+            help="Let the dense model teach the pruned one by this loss; repeat to add several.",
+        ),
+    ] = None,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tap", metavar="MODULE", help="Where --distill compares features, not at the ends of stages; repeat."
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option("--ema", metavar="0.999", help="Keep a moving average of the weights while tuning.")
+    ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option("--amp", metavar="bfloat16|float16", help="Mixed precision while tuning; float16 on CUDA only."),
+    ] = None,
     refit: Annotated[
         bool, typer.Option("--refit", help="Refit layers by least squares before they are tuned; needs a task.")
     ] = False,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("pruned"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out whose last plan no board has measured yet.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out that was interrupted, or whose last plan no board has measured yet.",
+        ),
     ] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -147,11 +172,24 @@ def prune(
         allocator=allocator,
         epochs=epochs,
         lr=lr,
-        distill=distill,
+        distill=tuple(distill or ()),
+        tap=tuple(tap or ()),
+        ema=ema,
+        amp=_precision(amp),
         refit=refit,
         seed=seed,
     )
     begin(options, out, output)
+
+
+def _precision(text: str | None) -> Literal["bfloat16", "float16"] | None:
+    if text is None:
+        return None
+    if text == "bfloat16":
+        return "bfloat16"
+    if text == "float16":
+        return "float16"
+    raise ConfigError(f"--amp must be bfloat16 or float16, found {text!r}.")
 
 
 def _was_given(context: typer.Context, name: str) -> bool:

@@ -13,6 +13,7 @@ from edgeprune.cli.loading import load_model, load_task
 from edgeprune.cli.options import given
 from edgeprune.cli.record import PruneOptions, PruningRecord
 from edgeprune.errors import ConfigError, TableMismatchError
+from edgeprune.recovery.distillation.registry import require_names
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     # What can be refused quickly is refused first: torch takes seconds to import, the model perhaps minutes to build.
     budget = options.budget
     _ = options.constraints  # read here only to be refused
+    require_names(options.distill)
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
@@ -41,11 +43,11 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
 
 
 def go_on(out: Path, board: str | None, output: Output) -> None:
-    """Go on with a run whose last plan no board has measured.
+    """Go on with a run that was interrupted while it tuned, or whose last plan no board has measured.
 
     Args:
         out: Folder of the run.
-        board: Where to measure now, in place of the run's own board.
+        board: Where to measure now, in place of the run's own board; an interrupted run goes on with its own.
         output: Where to tell it.
 
     Raises:
@@ -53,10 +55,19 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
         TableMismatchError: The table is not the one of the run any more.
         EdgepruneError: As in `begin`.
     """
+    interrupted = records.interrupted(out)
+    if interrupted is not None:
+        if board is not None and board != interrupted.board:
+            raise ConfigError(
+                f"an interrupted run goes on with its own board, {interrupted.board}, found {board}.",
+                hint=command_line("edgeprune", "prune", "--resume", "--out", out),
+            )
+        begin(interrupted, out, output)
+        return
     if not (out / records.FILE_NAME).is_file():
         raise ConfigError(
-            f"--resume goes on with a finished run whose last plan no board has measured, {out} holds no finished run; one that "
-            "was interrupted begins anew.",
+            f"--resume goes on with a run that was interrupted while it tuned, or with a finished one whose last plan no board "
+            f"has measured, {out} holds no such run; one that was interrupted before begins anew.",
             hint="edgeprune prune MODEL --table TABLE --latency 12ms, without --resume",
         )
     record = PruningRecord.load(out)
@@ -100,6 +111,8 @@ def _carry_out(
     earlier: PruningRecord | None,
 ) -> None:
     import edgeprune
+    from edgeprune.loop.interruption import Interruption
+    from edgeprune.recovery.checkpoint import different
     from edgeprune.report import pruning, stored
 
     task = None if options.task is None else load_task(options.task)
@@ -115,6 +128,13 @@ def _carry_out(
             f"the latency table of the run must be at {options.table}, found another one.",
             hint="edgeprune prune, without --resume",
         )
+    interruption = Interruption(out / records.TUNING_FOLDER, {"options": options.model_dump(mode="json")})
+    if task is not None and (before := records.interrupted(out)) is not None:
+        differs = different(before.model_dump(mode="json"), options.model_dump(mode="json"))
+        if differs:
+            output.say(f"the interrupted run in {out} differs in {', '.join(differs)}: this one begins anew")
+        else:
+            output.say(f"going on with the interrupted run in {out}")
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)
@@ -135,14 +155,22 @@ def _carry_out(
                 criterion=options.criterion,
                 calibrate_damage=DamageCalibration() if options.calibrate_damage else None,
                 allocator=options.allocator,
-                fine_tuning=FineTuning(epochs=options.epochs, lr=options.lr, seed=options.seed),
+                fine_tuning=FineTuning(
+                    epochs=options.epochs,
+                    lr=options.lr,
+                    ema=options.ema,
+                    precision=options.amp or "float32",
+                    seed=options.seed,
+                ),
                 distill=options.distill,
+                taps=options.tap,
                 blocks=options.blocks,
                 refit=options.refit,
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,
                 earlier=None if earlier is None else _earlier(earlier, out, module),
+                checkpoint=interruption,
                 progress=progress.stepped,
             )
         with output.step("write"):
@@ -159,6 +187,7 @@ def _carry_out(
             stored.save(data, folder / stored.FILE_NAME)
             record = _record(result, predictor, options)
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    interruption.discard()
     _tell(output, budget, result, module)
     output.wrote(out / records.PLAN_NAME, "plan")
     output.wrote(out / records.MODEL_FOLDER, "pruned model")

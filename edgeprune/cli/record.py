@@ -25,6 +25,7 @@ INPUTS_NAME = "inputs.npz"
 MODEL_FOLDER = "model"
 PLAN_NAME = "plan.json"
 REPORT_NAME = "report.html"
+TUNING_FOLDER = "tuning"
 DEPLOYMENT_SUFFIX = ".deployment.json"
 
 
@@ -52,7 +53,10 @@ class PruneOptions(BaseModel):
         allocator: How widths are chosen.
         epochs: Of fine-tuning.
         lr: Learning rate of fine-tuning.
-        distill: Whether the dense model teaches.
+        distill: Losses by which the dense model teaches.
+        tap: Modules whose values those compare; the ends of stages where there are none.
+        ema: Decay of the average of the weights, or None.
+        amp: Precision of the forward while tuning, or None for float32.
         blocks: Whether whole residual blocks may go.
         refit: Whether layers are refitted before they are tuned.
         seed: Of the factory, of example inputs and of tuning.
@@ -79,7 +83,10 @@ class PruneOptions(BaseModel):
     allocator: str
     epochs: int
     lr: float
-    distill: bool = False
+    distill: tuple[str, ...] = ()
+    tap: tuple[str, ...] = ()
+    ema: float | None = None
+    amp: Literal["bfloat16", "float16"] | None = None
     blocks: bool = False
     refit: bool = False
     seed: int = 0
@@ -125,7 +132,7 @@ class PruningRecord(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     options: PruneOptions
     table_hash: str
     weights_hash: str | None
@@ -169,6 +176,17 @@ class PruningRecord(BaseModel):
                 f"{path} must be as this version of edgeprune prune writes it, it is not valid.",
                 hint="edgeprune prune, without --resume",
             ) from error
+
+
+def interrupted(out: Path) -> PruneOptions | None:
+    """Options of the run in a folder that was interrupted while it tuned, or None."""
+    from edgeprune.loop.interruption import Interruption
+
+    state = Interruption(out / TUNING_FOLDER).read()
+    try:
+        return None if state is None else PruneOptions.model_validate(state["information"]["options"])
+    except (ValidationError, KeyError, TypeError):
+        return None
 
 
 def deployment_record(artifact: Path, board: str) -> Path:
@@ -216,7 +234,8 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out must be a folder, {out} is a file.")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).is_file() and not (out / PLAN_NAME).is_file():
+    ours = (out / name for name in (FILE_NAME, PLAN_NAME, TUNING_FOLDER))
+    if out.is_dir() and any(out.iterdir()) and not any(path.exists() for path in ours):
         raise ConfigError(
             f"--out must be empty or hold an earlier run, {out} holds something else.", hint="--out another"
         )

@@ -6,23 +6,30 @@ import copy
 import logging
 import math
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation._base import Allocation
 from edgeprune.errors import ConfigError, TableMissingError
-from edgeprune.loop.closing import MOST_ROUNDS, ClosedLoop, unmeasured
+from edgeprune.loop.closing import MOST_ROUNDS, Closed, ClosedLoop, unmeasured
 from edgeprune.loop.dense import DenseLatency, dense_latency
+from edgeprune.loop.interruption import Begun, Interruption, identity_of
 from edgeprune.loop.limits import limits_of, spent
 from edgeprune.loop.lowering import lowered, require_runtime
 from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
-from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, realize
+from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, cut, tuned
 from edgeprune.loop.result import Result
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
+from edgeprune.recovery.precision import MixedPrecision
+from edgeprune.recovery.taps import require_known
+from edgeprune.recovery.teaching import Distillations, made
 from edgeprune.spec import Budget, Constraints
+from edgeprune.tasks import ranks
+from edgeprune.tasks.batches import device_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +65,8 @@ def prune(
     backend: str = "onnxruntime",
     margin: float = MARGIN,
     fine_tuning: FineTuning | None = None,
-    distill: bool = False,
+    distill: bool | Distillations = False,
+    taps: Sequence[str] = (),
     refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     graph: ChannelGraph | None = None,
@@ -68,6 +76,7 @@ def prune(
     most_rounds: int = MOST_ROUNDS,
     measuring_rounds: int = 20,
     earlier: Result | None = None,
+    checkpoint: Interruption | Path | str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Prune a model to a budget: of latency, and of other costs at the same time.
@@ -98,7 +107,9 @@ def prune(
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
-        distill: Whether the dense model teaches the cut one by its logits.
+        distill: By which losses the dense model teaches the cut one: ``"logits"``, ``"features"``, ``"channelwise"``,
+            ``"attention"``, several of them, or objects (`edgeprune.recovery.distillation`); True is its logits.
+        taps: Modules whose values are compared by all but the logits; the ends of stages where there are none.
         refit: Whether the layers of the cut model are refitted by least squares before they are tuned
             (`edgeprune.recovery.reconstruction`); needs a task, and no labels.
         calibration_batches: Most training batches for batch-norm re-estimation.
@@ -111,11 +122,14 @@ def prune(
         measuring_rounds: Rounds of each comparison on the board.
         earlier: What an earlier call of this model, budget and settings came to whose last plan was not measured: the loop goes
             on with that plan, and a model that was tuned for the plan that is taken is not tuned again.
+        checkpoint: Folder for what an interrupted tuning goes on from. The same call then takes the plan that was measured, and
+            tunes on from the last finished epoch, to the weights that it would have come to without the interruption. It is
+            there from the beginning of the tuning on; whoever has stored the result removes it.
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: The budget or margin is none, a planner comes with what it holds already, or the earlier result is of
-            another model or budget, or has nothing left to measure.
+        ConfigError: The budget or margin is none, a planner comes with what it holds already, the earlier result is of
+            another model or budget, or has nothing left to measure, or several processes (``torchrun``) prune at once.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
         BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
@@ -127,6 +141,11 @@ def prune(
     """
     from edgeprune.boards.board import Board
 
+    if ranks.count() > 1:
+        raise ConfigError(
+            f"pruning must run in one process, found {ranks.count()}; what several can do together is the tuning.",
+            hint="prune with FineTuning(epochs=0), then edgeprune.recovery.fine_tuning.fine_tune under torchrun",
+        )
     chosen = Budget.parse(budget) if isinstance(budget, str) else budget
     if not 0 <= margin < 1:
         raise ConfigError(f"the margin must be a share in [0, 1), found {margin}.")
@@ -181,39 +200,73 @@ def prune(
                 limits=limits_of(chosen, kernel_graph),
                 progress=progress,
             )
+        # Refused now rather than when the tuning begins.
+        require_known(planner.graph, taps)
+        settings = fine_tuning or FineTuning()
+        MixedPrecision(settings.precision, device_of(model))
+        losses = made("logits" if distill is True else distill, settings.temperature) if distill else ()
         dense = dense_latency(predictor, kernel_graph)
         budget_ms = chosen.resolve_ms(dense.ms)
         if earlier is not None:
             _require_unfinished(earlier, planner, dense, budget_ms)
-        if blocks and not refit and planner.allocator.name == ALLOCATOR:
-            # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
-            # leaves of it is another matter (docs/pruning.md, whole blocks).
-            planner = planner.settled(_aimed(dense, margin) * budget_ms)
-        proposal = _first(planner, dense, budget_ms, margin, earlier)
-        first = proposal.plan
-        if plan_path is not None:
-            first.save(plan_path)
-            _log.info("plan written to %s", plan_path)
-        metrics_before = evaluate(model, task) if task is not None else {}
+        kept = Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
+        identity: dict[str, Any] = {}
+        begun, replaced = None, ""
+        if kept is not None and task is not None:
+            identity = {
+                **identity_of(planner, chosen, settings, losses),
+                "blocks": blocks,
+                "refit": refit,
+                "margin": margin,
+                "taps": list(taps),
+                "calibration batches": calibration_batches,
+                "most rounds": most_rounds,
+                "measuring rounds": measuring_rounds,
+                "board": target is not None,
+            }
+            begun, replaced = kept.load(model, identity)
+            if replaced:
+                _log.warning("%s", replaced)
+        metrics_before = evaluate(model, task) if task is not None and begun is None else {}
         closed = None
-        if target is not None:
-            loop = ClosedLoop(
-                planner,
-                dense,
-                budget_ms,
-                target,
-                # What is only counted holds as planned: there is nothing to correct.
-                most_rounds=most_rounds if chosen.bounds_latency else 1,
-                measuring_rounds=measuring_rounds,
-                progress=progress,
-            )
-            if earlier is None:
-                closed = loop.run(proposal)
-            else:
-                closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
-            proposal = closed.proposal
-            if plan_path is not None and proposal.plan.hash != first.hash:
+        if begun is not None:
+            _log.info("going on with the interrupted run in %s", checkpoint)
+            turn, metrics_before = begun.rounds[begun.chosen], dict(begun.metrics_before)
+            proposal = planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, begun.plan)
+            if target is not None:
+                closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
+            if plan_path is not None:
                 proposal.plan.save(plan_path)
+        else:
+            if blocks and not refit and planner.allocator.name == ALLOCATOR:
+                # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
+                # leaves of it is another matter (docs/pruning.md, whole blocks).
+                planner = planner.settled(_aimed(dense, margin) * budget_ms)
+            proposal = _first(planner, dense, budget_ms, margin, earlier)
+            first = proposal.plan
+            if plan_path is not None:
+                first.save(plan_path)
+                _log.info("plan written to %s", plan_path)
+            if target is not None:
+                loop = ClosedLoop(
+                    planner,
+                    dense,
+                    budget_ms,
+                    target,
+                    # What is only counted holds as planned: there is nothing to correct.
+                    most_rounds=most_rounds if chosen.bounds_latency else 1,
+                    measuring_rounds=measuring_rounds,
+                    progress=progress,
+                )
+                if earlier is None:
+                    closed = loop.run(proposal)
+                else:
+                    closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
+                proposal = closed.proposal
+                if plan_path is not None and proposal.plan.hash != first.hash:
+                    proposal.plan.save(plan_path)
+        rounds = (unmeasured(proposal),) if closed is None else closed.rounds
+        chosen_round = 0 if closed is None else closed.chosen
         unchanged = proposal.plan.widths() == planner.graph.widths()
         metrics_after = metrics_before
         if unchanged:
@@ -222,21 +275,39 @@ def prune(
             realized = Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
             metrics_after = dict(earlier.metrics_after)
         else:
-            realized = realize(
+            realized = (
+                begun.realized
+                if begun is not None
+                else cut(
+                    planner,
+                    proposal,
+                    example_inputs,
+                    module=None if closed is None else closed.module,
+                    refit=refit,
+                    calibration_batches=calibration_batches,
+                    progress=progress,
+                )
+            )
+            if kept is not None and task is not None and begun is None:
+                about = (
+                    proposal.plan,
+                    rounds,
+                    chosen_round,
+                    *(("", "") if closed is None else (closed.lost, closed.ended)),
+                )
+                kept.save(Begun(*about, metrics_before, realized), identity)
+            realized = tuned(
                 planner,
-                proposal,
-                example_inputs,
-                module=None if closed is None else closed.module,
-                fine_tuning=fine_tuning,
-                distill=distill,
-                refit=refit,
-                calibration_batches=calibration_batches,
+                proposal.plan,
+                realized,
+                fine_tuning=settings,
+                distill=losses,
+                taps=taps,
+                checkpoint=None if kept is None else kept.checkpoint,
                 progress=progress,
             )
             if realized.recovery:
                 metrics_after = dict(realized.recovery[-1].after)
-        rounds = (unmeasured(proposal),) if closed is None else closed.rounds
-        chosen_round = 0 if closed is None else closed.chosen
         measured = rounds[chosen_round].measured
         lost = closed.lost if closed is not None and measured is None else ""
         if target is not None and measured is not None and task is not None and not unchanged:
@@ -278,6 +349,7 @@ def prune(
                 lost=lost,
             ),
             *(round_notes(closed, dense, budget_ms) if closed is not None and chosen.bounds_latency else ()),
+            *([replaced] if replaced else []),
             *realized.notes,
             *accuracy_notes(planner, metrics_after),
             *search_notes(proposal.allocation.certificate, unchanged),

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ReconstructionError
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.taps import find_taps
+from edgeprune.recovery.teaching import Distillations, made
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.evaluation import RecoveryRecord
+    from edgeprune.surgery.plan import PruningPlan
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -49,20 +55,59 @@ def realize(
     *,
     module: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
-    distill: bool = False,
+    distill: bool | Distillations = False,
+    taps: Sequence[str] = (),
     refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     progress: Progress | None = None,
 ) -> Realized:
-    """Cut the planner's model as proposed, check the cut, and recover on the planner's task.
+    """Cut the planner's model as proposed, check the cut, and recover on the planner's task: `cut`, then `tuned`.
+
+    Args:
+        planner: See `cut`.
+        proposal: See `cut`.
+        example_inputs: See `cut`.
+        module: See `cut`.
+        fine_tuning: See `tuned`.
+        distill: See `tuned`.
+        taps: See `tuned`.
+        refit: See `cut`.
+        calibration_batches: See `cut`.
+        progress: Called with (step, done, in all).
+
+    Raises:
+        SurgeryError: The cut model does not equal the masked one.
+        TaskError: The task cannot be used.
+    """
+    begun = cut(
+        planner,
+        proposal,
+        example_inputs,
+        module=module,
+        refit=refit,
+        calibration_batches=calibration_batches,
+        progress=progress,
+    )
+    return tuned(planner, proposal.plan, begun, fine_tuning=fine_tuning, distill=distill, taps=taps, progress=progress)
+
+
+def cut(
+    planner: Planner,
+    proposal: Proposal,
+    example_inputs: Any,
+    *,
+    module: nn.Module | None = None,
+    refit: bool = False,
+    calibration_batches: int | None = CALIBRATION_BATCHES,
+    progress: Progress | None = None,
+) -> Realized:
+    """Cut the planner's model as proposed, check the cut, and do what needs no gradients for it.
 
     Args:
         planner: Holds the dense model, which is not changed, and the task.
         proposal: What to cut.
         example_inputs: Tensor, tuple or dict, as the model was traced with.
         module: The planner's model cut as proposed, where the caller has it; it is tuned in place.
-        fine_tuning: How the cut model is tuned; ``FineTuning(epochs=0)`` only re-estimates batch norm.
-        distill: Whether the dense model teaches the cut one by its logits.
         refit: Whether layers are refitted by least squares before they are tuned, where the model allows it.
         calibration_batches: Most training batches for batch-norm re-estimation; all when None.
         progress: Called with (step, done, in all).
@@ -119,5 +164,53 @@ def realize(
             notes = (*notes, f"Layers were not refitted: {error.message}")
     if first is None:
         first = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
-    tuning = fine_tune(module, task, fine_tuning, teacher=model if distill else None, progress=progress)
-    return Realized(module, difference, (first, tuning), notes)
+    return Realized(module, difference, (first,), notes)
+
+
+def tuned(
+    planner: Planner,
+    plan: PruningPlan,
+    begun: Realized,
+    *,
+    fine_tuning: FineTuning | None = None,
+    distill: bool | Distillations = False,
+    taps: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Realized:
+    """Fine-tune what `cut` came to on the planner's task; without one it stays as it is.
+
+    Args:
+        planner: Holds the dense model, which may teach, and the task.
+        plan: What was cut.
+        begun: The cut model, which is tuned in place.
+        fine_tuning: How; ``FineTuning(epochs=0)`` leaves it at what was done before.
+        distill: By which losses the dense model teaches the cut one (`edgeprune.recovery.distillation.registry`); by its
+            logits where True.
+        taps: Modules whose values are compared; the ends of stages where there are none.
+        checkpoint: File that an interrupted tuning goes on from.
+        progress: Called with (step, done, in all).
+
+    Raises:
+        ConfigError: A tap or distillation is unknown.
+        ModelError: Features are to be compared, and there is no place for it.
+        TaskError: The task cannot be used.
+    """
+    if planner.task is None:
+        return begun
+    settings = fine_tuning or FineTuning()
+    losses: tuple[Distillation, ...] = ()
+    if distill:
+        losses = made("logits" if distill is True else distill, settings.temperature)
+    by_features = any(one.reads == "features" for one in losses) and settings.epochs > 0
+    record = fine_tune(
+        begun.module,
+        planner.task,
+        settings,
+        teacher=planner.model if losses else None,
+        distillation=losses,
+        taps=find_taps(planner.graph, plan, begun.module, taps) if by_features else (),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return replace(begun, recovery=(*begun.recovery, record))

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeprune.errors import TaskError
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
 from edgeprune.surgery.program_module import ProgramModule, RunningStatistics
+from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import batch_count, call, device_of, mode
 from edgeprune.tasks.batches import batches as unpacked
 from edgeprune.tasks.task import Batches, Task
@@ -32,6 +33,7 @@ def reestimate_batch_norm(
     Each batch norm normalizes by its batch while the data pass (so that those behind it see what training would show them),
     and gets mean and unbiased variance over all values that reached it, each sample weighing the same. Momentum settings,
     affine parameters, other layers and train or eval forms stay as they are. If it fails or is interrupted, so do the statistics.
+    Where ``torch.distributed`` is initialized, all processes must call it, and the values of all count.
 
     Args:
         model: Changed in place.
@@ -76,6 +78,7 @@ def reestimate_batch_norm(
                 if progress is not None:
                     progress("re-estimating batch norm", count, max(count, total))
             for name, norm in norms.items():
+                sums[name].pool(norm)
                 sums[name].store(norm, count)
             complete.append(True)
     after = evaluate(model, task) if task is not None else {}
@@ -96,7 +99,9 @@ class _Moments:
         exact = values.double()
         count = values.numel() // values.shape[1]
         mean = exact.mean(dim=axes)
-        deviations = exact.var(dim=axes, unbiased=False) * count
+        self._merge(count, mean, exact.var(dim=axes, unbiased=False) * count)
+
+    def _merge(self, count: int, mean: torch.Tensor, deviations: torch.Tensor) -> None:
         if self.mean is None or self.deviations is None:
             self.count, self.mean, self.deviations = count, mean, deviations
             return
@@ -105,6 +110,19 @@ class _Moments:
         self.deviations = self.deviations + deviations + shift.square() * (self.count * count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
+
+    def pool(self, norm: RunningStatistics) -> None:
+        """Take in what the other processes have seen."""
+        if ranks.count() == 1:
+            return
+        zeros = torch.zeros_like(norm.mean, dtype=torch.float64)
+        mean = zeros if self.mean is None else self.mean
+        deviations = zeros if self.deviations is None else self.deviations
+        own = torch.stack([mean, deviations, torch.full_like(mean, self.count)])
+        self.count, self.mean, self.deviations = 0, None, None
+        for mean, deviations, counts in ranks.gathered(own):
+            if count := int(counts[0]):
+                self._merge(count, mean, deviations)
 
     def store(self, norm: RunningStatistics, batches: int) -> None:
         """Write the statistics into a batch norm that data has reached; one that no data reached keeps its own."""

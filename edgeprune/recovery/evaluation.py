@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from edgeprune.errors import TaskError
+from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import call, device_of, metric_of, mode, objective_batches, sample_count
 from edgeprune.tasks.task import Objective, Split, Task
 
@@ -39,6 +41,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Metric of each objective, in eval form without gradients; the model is left as it was.
 
+    Where ``torch.distributed`` is initialized, all processes must call it, each with its share of the data, and all get the
+    metric of all data. (A `DistributedSampler` fills up the shares with a few samples that are then counted twice.)
+
     Args:
         model: Called on the batches' inputs, on the device where it is.
         task: Data and metrics.
@@ -62,11 +67,12 @@ def evaluate(
 
 
 def _averaged(model: nn.Module, objective: Objective, split: Split, device: torch.device, limit: int | None) -> float:
-    total, samples = 0.0, 0
+    total, samples = 0.0, 0.0
     for inputs, targets in objective_batches(objective, split, device, limit):
         count = sample_count(inputs)
         total += count * metric_of(objective, call(model, inputs), targets)
         samples += count
+    total, samples = ranks.summed([total, samples])
     return total / samples
 
 
@@ -74,8 +80,17 @@ def _pooled(model: nn.Module, objective: Objective, split: Split, device: torch.
     collected = []
     for inputs, targets in objective_batches(objective, split, device, limit):
         collected.append((_on_cpu(call(model, inputs)), _on_cpu(targets)))
-    outputs, targets = _concatenated(collected)
+    outputs, targets = _of_all_ranks(_concatenated(collected))
     return metric_of(objective, outputs, targets)
+
+
+def _of_all_ranks(tree: Any) -> Any:
+    """The tensors of all processes, joined along axis 0."""
+    if ranks.count() == 1:
+        return tree
+    if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree)):
+        raise TaskError("outputs and targets of a pooled metric must be tensors to be gathered from several processes.")
+    return pytree.tree_map(lambda leaf: torch.cat(ranks.gathered(leaf)), tree)
 
 
 def _on_cpu(tree: Any) -> Any:

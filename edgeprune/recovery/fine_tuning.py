@@ -1,22 +1,33 @@
-"""Fine-tuning on the user's task, optionally with the dense model as teacher."""
+"""Fine-tuning on the user's task, optionally with the dense model as teacher, in one process or in several."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from edgeprune.errors import ConfigError, TaskError
-from edgeprune.recovery.distillation import Distillation, logit_distillation
+from edgeprune.recovery import checkpoint as checkpoints
+from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
-from edgeprune.tasks.batches import batch_count, call, device_of, loss_of, mode, objective_batches
+from edgeprune.recovery.precision import PRECISIONS, Precision
+from edgeprune.recovery.snapshot import consistent
+from edgeprune.recovery.taps import Tap
+from edgeprune.recovery.teaching import Distillations, Teaching, made
+from edgeprune.recovery.training import Trainer
+from edgeprune.tasks import ranks
+from edgeprune.tasks.batches import batch_count, device_of, mode
 from edgeprune.tasks.task import Objective, Task
+
+AVERAGED_BATCHES = 64
+"""Most training batches for the batch-norm statistics of averaged weights."""
 
 _log = logging.getLogger("edgeprune.recovery")
 
@@ -34,7 +45,11 @@ class FineTuning:
         momentum: Of SGD.
         max_gradient_norm: Gradients are scaled down to this norm; None leaves them.
         distillation_weight: Share of the teacher's loss in [0, 1]; the task's loss has the rest. Without a teacher unused.
-        temperature: Of the logit distillation.
+        temperature: Of the distillations that soften by one.
+        ema: Decay in [0, 1) of a moving average of the weights (`edgeprune.recovery.averaging`), which is what is kept then,
+            with batch-norm statistics estimated for it; None keeps the weights as trained.
+        precision: ``"float32"``; or ``"bfloat16"`` (CPU and CUDA) or ``"float16"`` (CUDA alone, with gradient scaling) for the
+            forward, where weights, losses and optimizer stay float32.
         select_best: Keep the epoch with the best validation metric of the first objective instead of the last one. The
             validation figure is then a maximum of several looks: report the accuracy on other data.
         seed: Of everything random in training (order of a DataLoader, dropout); the caller's generator is not moved.
@@ -49,6 +64,8 @@ class FineTuning:
     max_gradient_norm: float | None = 5.0
     distillation_weight: float = 0.5
     temperature: float = 4.0
+    ema: float | None = None
+    precision: Precision = "float32"
     select_best: bool = False
     seed: int = 0
 
@@ -61,6 +78,12 @@ class FineTuning:
             raise ConfigError(f"the optimizer must be 'adamw' or 'sgd', found {self.optimizer!r}.")
         if not 0 <= self.distillation_weight <= 1:
             raise ConfigError(f"distillation_weight must lie in [0, 1], found {self.distillation_weight}.")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ConfigError(f"the decay of the weight average must lie in [0, 1), found {self.ema}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"the training precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}."
+            )
 
 
 def fine_tune(
@@ -69,155 +92,185 @@ def fine_tune(
     settings: FineTuning | None = None,
     *,
     teacher: nn.Module | None = None,
-    distillation: Distillation | None = None,
+    distillation: Distillations = "logits",
+    taps: Sequence[Tap] = (),
+    checkpoint: Path | str | None = None,
     progress: StepProgress | None = None,
     **changes: Any,
 ) -> RecoveryRecord:
     """Train all parameters that require gradients, in place.
 
     If it is interrupted or fails, the model holds the weights of the last finished epoch (at first the ones that it came
-    with), is in the form (train or eval) that it came in, and the exception goes on.
+    with), is in the form (train or eval) that it came in, and the exception goes on. With a `checkpoint`, the same call on the
+    same starting weights then goes on from that epoch, to the weights that it would have come to without the interruption.
+
+    Where ``torch.distributed`` is initialized (``torchrun``), every process calls this with its own share of the data:
+    gradients, losses, metrics and batch-norm statistics are averaged over the processes, which start from the weights of the
+    first; only that one writes. Each must have equally many training batches.
 
     Args:
         model: Changed in place, on the device where it is.
         task: Training data and losses; the weighted losses of several objectives are added, one batch of each per step (the
             first sets the length of an epoch, shorter ones start over).
         settings: How; defaults when None.
-        teacher: The dense model: its outputs on the same inputs are a second target.
-        distillation: Loss against the teacher's outputs; logits when None.
+        teacher: The dense model: what it computes on the same inputs is a second target.
+        distillation: Losses against the teacher, by name or as objects; several are added.
+        taps: Where features are compared, see `edgeprune.recovery.taps.find_taps`.
+        checkpoint: File that is written after each epoch, and gone on from where it is there. It stays when all is done: the
+            same call then gives the same result at once.
         progress: Told the steps done.
         changes: Single settings, e.g. ``epochs=5``.
 
     Returns:
-        A record with the metrics before and after; its details hold ``epochs`` (loss and metrics of each), ``steps`` and
-        ``kept_epoch``.
+        A record with the metrics before and after; its details hold ``epochs`` (loss and metrics of each, with a weight average
+        also its metrics as ``averaged``), ``steps``, ``kept_epoch`` (0 for the weights at the start), and ``kept_weights``:
+        ``"given"``, ``"trained"`` or ``"averaged"``.
 
     Raises:
-        TaskError: Empty data, or a loss or metric that is not finite.
-        ConfigError: Settings that cannot be used.
+        TaskError: Empty data, a loss or metric that is not finite, or processes with unequal or the same data.
+        ConfigError: Settings that cannot be used, or a checkpoint of another training.
     """
     try:
         chosen = replace(settings or FineTuning(), **changes)
     except TypeError as error:
         known = ", ".join(FineTuning.__dataclass_fields__)
         raise ConfigError(f"settings of fine-tuning must be among {known}, found {', '.join(changes)}.") from error
+    distillations = made(distillation, chosen.temperature)
+    teaching = None
+    if teacher is not None and chosen.distillation_weight > 0:
+        teaching = Teaching(teacher, model, distillations, taps)
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(chosen.seed)
-        return _fine_tune(model, task, chosen, teacher, distillation, progress)
+        run = _Run(model, task, chosen, teaching, None if checkpoint is None else Path(checkpoint), progress)
+        return run.go()
 
 
-def _fine_tune(
-    model: nn.Module,
-    task: Task,
-    chosen: FineTuning,
-    teacher: nn.Module | None,
-    distillation: Distillation | None,
-    progress: StepProgress | None,
-) -> RecoveryRecord:
-    before = evaluate(model, task)
-    lead = task.objectives[0]
-    total = _steps_in_all(lead, chosen)
-    if total == 0:
-        return RecoveryRecord("fine_tuning", before, before, {"epochs": [], "steps": 0, "kept_epoch": 0})
-    with _consistent(model) as snapshot, mode(model, training=True):
-        trainer = _Trainer(model, task, chosen, total, teacher, distillation, progress)
-        best = before[lead.name]
-        history: list[dict[str, Any]] = []
-        kept = 0
-        while trainer.done < total:
-            loss = trainer.epoch()
-            metrics = evaluate(model, task)
-            history.append({"loss": loss, "metrics": metrics})
-            _log.info("epoch %d: loss %.4f, %s", len(history), loss, metrics)
-            better = metrics[lead.name] > best if lead.higher_is_better else metrics[lead.name] < best
-            if not chosen.select_best or better:
-                best, kept = metrics[lead.name], len(history)
-                snapshot.take()
-    after = history[kept - 1]["metrics"] if kept else before
-    return RecoveryRecord("fine_tuning", before, after, {"epochs": history, "steps": trainer.done, "kept_epoch": kept})
-
-
-class _Trainer:
-    """Optimizer, schedule and data of one fine-tuning."""
+class _Run:
+    """One fine-tuning, from its start or from a checkpoint."""
 
     def __init__(
         self,
         model: nn.Module,
         task: Task,
         settings: FineTuning,
-        total: int,
-        teacher: nn.Module | None,
-        distillation: Distillation | None,
+        teaching: Teaching | None,
+        path: Path | None,
         progress: StepProgress | None,
     ) -> None:
-        self.model, self.task, self.settings, self.total, self.progress = model, task, settings, total, progress
-        self.teacher = teacher if settings.distillation_weight > 0 else None
-        self.distillation = distillation or logit_distillation(settings.temperature)
-        self.device = device_of(model)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise TaskError(
-                "fine-tuning needs parameters that require gradients, found none.", hint="requires_grad_(True)"
+        self.model, self.task, self.settings = model, task, settings
+        self.teaching, self.path, self.progress = teaching, path, progress
+        self.lead = task.objectives[0]
+        self.before: dict[str, float] = {}
+        self.history: list[dict[str, Any]] = []
+        self.kept_epoch, self.kept_weights, self.best = 0, "given", math.nan
+
+    def go(self) -> RecoveryRecord:
+        total = _steps_in_all(self.lead, self.settings)
+        if total == 0:
+            self.before = evaluate(self.model, self.task)
+            return self._record(0)
+        ranks.shared([*self.model.parameters(), *self.model.buffers()])
+        with ExitStack() as stack:
+            self.snapshot = stack.enter_context(consistent(self.model))
+            stack.enter_context(mode(self.model, training=True))
+            if self.teaching is not None:
+                stack.enter_context(self.teaching.attached())
+            trainer = Trainer(self.model, self.task, self.settings, total, self.teaching, self.progress)
+            identity = self._identity(total) if self.path is not None else {}
+            if not self._resumed(trainer, identity):
+                self.before = evaluate(self.model, self.task)
+                self.best = self.before[self.lead.name]
+            while trainer.done < total:
+                self._epoch(trainer)
+                self._save(trainer, identity)
+        return self._record(trainer.done)
+
+    def _epoch(self, trainer: Trainer) -> None:
+        loss = trainer.epoch(len(self.history))
+        # Each process has seen other batches; from here on all have the same statistics.
+        ranks.average(list(self.model.buffers()))
+        entry: dict[str, Any] = {"loss": loss, "metrics": evaluate(self.model, self.task)}
+        self.history.append(entry)
+        self._consider("trained", entry["metrics"])
+        if trainer.average is not None:
+            with trainer.average.in_place(self.model):
+                with torch.random.fork_rng(devices=[]):
+                    reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
+                entry["averaged"] = evaluate(self.model, self.task)
+                self._consider("averaged", entry["averaged"])
+        _log.info("epoch %d: %s", len(self.history), entry)
+
+    def _consider(self, weights: str, metrics: dict[str, float]) -> None:
+        """Keep the weights that the model has now, if they are the ones to keep."""
+        value = metrics[self.lead.name]
+        better = value > self.best if self.lead.higher_is_better else value < self.best
+        meant = "trained" if self.settings.ema is None else "averaged"
+        if better if self.settings.select_best else weights == meant:
+            self.best, self.kept_epoch, self.kept_weights = value, len(self.history), weights
+            self.snapshot.take()
+
+    def _record(self, steps: int) -> RecoveryRecord:
+        after = self.before
+        if self.kept_epoch:
+            metrics = {"trained": "metrics", "averaged": "averaged"}[self.kept_weights]
+            after = self.history[self.kept_epoch - 1][metrics]
+        details = {
+            "epochs": self.history,
+            "steps": steps,
+            "kept_epoch": self.kept_epoch,
+            "kept_weights": self.kept_weights,
+        }
+        return RecoveryRecord("fine_tuning", self.before, after, details)
+
+    def _identity(self, total: int) -> dict[str, Any]:
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {
+            "settings": asdict(self.settings),
+            "teaching": None if self.teaching is None else self.teaching.described(),
+            "objectives": [objective.name for objective in self.task.objectives],
+            "steps in all": total,
+            "processes": ranks.count(),
+            "device": device_of(self.model).type,
+            "starting weights": checkpoints.weights_hash(named),
+        }
+
+    def _save(self, trainer: Trainer, identity: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        tensors, values = trainer.state()
+        # Where the weights of now are the ones to keep, they are there already.
+        if (self.kept_epoch, self.kept_weights) != (len(self.history), "trained"):
+            tensors |= {f"kept.{number}": value for number, value in enumerate(self.snapshot.values)}
+        values |= {
+            "before": self.before,
+            "history": self.history,
+            "kept": [self.kept_epoch, self.kept_weights, self.best],
+        }
+        if ranks.rank() == 0:
+            checkpoints.write(self.path, identity, tensors, values)
+
+    def _resumed(self, trainer: Trainer, identity: dict[str, Any]) -> bool:
+        found = None if self.path is None else checkpoints.read(self.path, identity)
+        # Processes without a common file system must not part ways.
+        there = int(ranks.summed([float(found is not None)])[0])
+        if there not in (0, ranks.count()):
+            raise ConfigError(
+                f"all {ranks.count()} processes must see the checkpoint {self.path}, found {there} that do."
             )
-        self.optimizer = _optimizer(self.parameters, settings)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
-        )
-        self.others = [_endless(objective, self.device) for objective in task.objectives[1:]]
-        self.done = 0
-
-    def epoch(self) -> float:
-        """One pass over the lead objective's data, or what is left of the steps.
-
-        Returns:
-            The mean loss.
-        """
-        losses = []
-        for lead in objective_batches(self.task.objectives[0], "train", self.device):
-            losses.append(self._step([lead, *(next(other) for other in self.others)]))
-            self.done += 1
-            if self.progress is not None:
-                self.progress("fine-tuning", self.done, self.total)
-            if self.done >= self.total:
-                break
-        return sum(losses) / len(losses)
-
-    def _step(self, batches: list[tuple[Any, Any]]) -> float:
-        self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        share = self.settings.distillation_weight if self.teacher is not None else 0.0
-        for objective, (inputs, targets) in zip(self.task.objectives, batches, strict=True):
-            outputs = call(self.model, inputs)
-            loss = (1 - share) * loss_of(objective, outputs, targets)
-            if self.teacher is not None:
-                with torch.no_grad(), mode(self.teacher, training=False):
-                    wanted = call(self.teacher, inputs)
-                loss = loss + share * self.distillation(outputs, wanted)
-            loss = objective.weight * loss
-            loss.backward()  # type: ignore[no-untyped-call]
-            value += float(loss.detach())
-        if self.settings.max_gradient_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        return value
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: FineTuning) -> torch.optim.Optimizer:
-    # Vectors are biases and normalization parameters; shrinking those changes what a layer computes, not how complex it is.
-    decayed = [parameter for parameter in parameters if parameter.ndim > 1]
-    plain = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    return torch.optim.AdamW(groups, lr=settings.lr)
-
-
-def _endless(objective: Objective, device: torch.device) -> Iterator[tuple[Any, Any]]:
-    while True:
-        yield from objective_batches(objective, "train", device)
+        if found is None:
+            return False
+        tensors, values = found
+        trainer.restore(tensors, values)
+        self.before, self.history = values["before"], values["history"]
+        self.kept_epoch, self.kept_weights, self.best = values["kept"]
+        kept = [tensors[name] for name in (f"kept.{n}" for n in range(len(self.snapshot.values))) if name in tensors]
+        if kept:
+            self.snapshot.set(kept)
+        else:
+            self.snapshot.take()
+        _log.info("going on from epoch %d of %s", len(self.history), self.path)
+        return True
 
 
 def _steps_in_all(lead: Objective, settings: FineTuning) -> int:
@@ -226,38 +279,15 @@ def _steps_in_all(lead: Objective, settings: FineTuning) -> int:
     per_epoch = batch_count(lead.train)
     if per_epoch is None:
         per_epoch = sum(1 for _ in lead.train)
+    counts = [int(one) for one in ranks.gathered(torch.tensor([per_epoch]))]
+    if len(set(counts)) > 1:
+        raise TaskError(
+            f"all processes must have equally many training batches, found {', '.join(map(str, counts))}.",
+            hint="torch.utils.data.DistributedSampler, which fills up the shares",
+        )
     if per_epoch == 0:
         raise TaskError(
             f"the train data of objective {lead.name!r} must yield at least one batch, found an empty loader."
         )
     total = settings.epochs * per_epoch
     return total if settings.steps is None else min(total, settings.steps)
-
-
-class _Snapshot:
-    """The weights and buffers to come back to."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._tensors = [*model.parameters(), *model.buffers()]
-        self.take()
-
-    def take(self) -> None:
-        """Remember the values of now."""
-        self._values = [tensor.detach().clone() for tensor in self._tensors]
-
-    def restore(self) -> None:
-        """Put the remembered values back."""
-        with torch.no_grad():
-            for tensor, value in zip(self._tensors, self._values, strict=True):
-                tensor.copy_(value)
-
-
-@contextmanager
-def _consistent(model: nn.Module) -> Iterator[_Snapshot]:
-    """Whatever ends the block, the model holds what was last remembered, and no gradients are left behind."""
-    snapshot = _Snapshot(model)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-        model.zero_grad(set_to_none=True)

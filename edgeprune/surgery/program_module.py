@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -91,6 +91,8 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.program = program
         self._look: Callable[[str, torch.Tensor], None] | None = None
+        self._see: Callable[[str, torch.Tensor], None] | None = None
+        self._seen: frozenset[str] = frozenset()
         try:
             self._build(program, tensors)
         except PlanError:
@@ -159,9 +161,30 @@ class ProgramModule(nn.Module):
                 arguments[_TRAINING], arguments[_MOMENTUM] = True, 0.0
             keywords = {name: _resolved(value, values) for name, value in step.kwargs.items()}
             values[step.name] = step.function(*arguments, **keywords)
+            if self._see is not None and step.name in self._seen:
+                self._see(step.name, values[step.name])
             for name in step.last_use:
                 del values[name]
         return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of its operations, in order: those of the traced program's nodes."""
+        return tuple(step.name for step in self._steps)
+
+    @contextmanager
+    def seen(self, names: Collection[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Values of some operations are shown as they are computed.
+
+        Args:
+            names: Of operations.
+            see: Called with the name and the value itself.
+        """
+        self._seen, self._see = frozenset(names), see
+        try:
+            yield
+        finally:
+            self._seen, self._see = frozenset(), None
 
     def batch_norms(self) -> dict[str, RunningStatistics]:
         """The running statistics of every batch norm that has some, by the name of its mean: operations may share them."""

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from edgeprune.errors import ConfigError, TaskError
-from edgeprune.recovery.distillation import logit_distillation
+from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.tasks.task import Objective, Task
@@ -192,18 +192,18 @@ def test_settings_that_cannot_be_used_are_named(task, small_net, changes, messag
 def test_distillation_equals_the_divergence_by_hand():
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 4), torch.randn(5, 4)
-    loss = logit_distillation(2.0)(student, teacher)
+    loss = Logits(2.0).loss(student, teacher)
     p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
     torch.testing.assert_close(loss, 4 * (p * (p / q).log()).sum(1).mean())
-    assert logit_distillation()(student, student).item() == pytest.approx(0.0, abs=1e-6)
+    assert Logits().loss(student, student).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_distillation_needs_class_scores():
     with pytest.raises(TaskError, match=r"outputs of shape \(batch, classes, ...\), found shape \(5,\)"):
-        logit_distillation()(torch.zeros(5), torch.zeros(5))
+        Logits().loss(torch.zeros(5), torch.zeros(5))
     with pytest.raises(TaskError, match="found dict"):
-        logit_distillation()({}, {})
+        Logits().loss({}, {})
     with pytest.raises(TaskError, match=r"outputs of one shape, found \(5, 3\) and \(5, 4\)"):
-        logit_distillation()(torch.zeros(5, 3), torch.zeros(5, 4))
+        Logits().loss(torch.zeros(5, 3), torch.zeros(5, 4))
     with pytest.raises(ConfigError, match="temperature must be above 0, found 0"):
-        logit_distillation(0)
+        Logits(0)

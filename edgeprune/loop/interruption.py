@@ -1,0 +1,182 @@
+"""What an interrupted run goes on from: all that it came to before it began to tune, and the tuning's last finished epoch.
+
+A folder of plan, cut model, state and checkpoint. Its state is written last and holds what the run was, so that a folder without
+it is none, and one of another run is not gone on with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import PlanError
+from edgeprune.files import sha256_of, write_text
+from edgeprune.loop.realizing import Realized
+from edgeprune.loop.result import PruningRound
+from edgeprune.recovery.checkpoint import different, weights_hash
+from edgeprune.recovery.evaluation import RecoveryRecord
+from edgeprune.surgery import storage
+from edgeprune.surgery.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.loop.planning import Planner
+    from edgeprune.recovery.distillation._base import Distillation
+    from edgeprune.recovery.fine_tuning import FineTuning
+    from edgeprune.spec import Budget
+
+STATE_NAME = "state.json"
+_MODEL, _EPOCHS = "model", "epochs.safetensors"
+_SCHEMA = 1
+
+_log = logging.getLogger("edgeprune.loop")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run came to before it began to tune.
+
+    Attributes:
+        plan: The plan that was taken.
+        rounds: All rounds; a single unmeasured one without a board.
+        chosen: Index of the one that was taken.
+        lost: See `edgeprune.loop.closing.Closed`.
+        ended: The same.
+        metrics_before: Validation metric of the dense model by objective.
+        realized: The cut model, not yet tuned.
+    """
+
+    plan: PruningPlan
+    rounds: tuple[PruningRound, ...]
+    chosen: int
+    lost: str
+    ended: str
+    metrics_before: Mapping[str, float]
+    realized: Realized
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """A folder for what an interrupted run goes on from.
+
+    Attributes:
+        folder: It; made when tuning begins.
+        information: Kept beside the state, JSON values: what a caller needs to begin the same run again.
+    """
+
+    folder: Path
+    information: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> Path:
+        """File of the tuning's last finished epoch."""
+        return self.folder / _EPOCHS
+
+    def read(self) -> dict[str, Any] | None:
+        """The state as it was written, or None where there is none that can be read."""
+        try:
+            state = json.loads((self.folder / STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) and state.get("schema") == _SCHEMA else None
+
+    def load(self, model: nn.Module, identity: Mapping[str, Any]) -> tuple[Begun | None, str]:
+        """What an interrupted run of the same model and settings came to.
+
+        Args:
+            model: The dense model.
+            identity: What the run is, JSON values.
+
+        Returns:
+            It, or None; and a sentence where there is an interrupted run that is not gone on with, or nothing.
+        """
+        state = self.read()
+        if state is None:
+            return None, ""
+        differs = different(state["identity"], json.loads(json.dumps(identity)))
+        if differs:
+            return None, (
+                f"The interrupted run in {self.folder} was not gone on with: it differs in {', '.join(differs)}. It is replaced."
+            )
+        weights = self.folder / _MODEL / storage.WEIGHTS
+        try:
+            plan = PruningPlan.load(self.folder / _MODEL / storage.PLAN)
+            whole = plan.hash == state["plan"] and sha256_of(weights) == state["weights"]
+            module = storage.load(self.folder / _MODEL, model).train(model.training) if whole else None
+        except (PlanError, OSError) as error:
+            _log.info("the interrupted run cannot be read: %s", error)
+            module = None
+        if module is None:
+            return (
+                None,
+                f"The interrupted run in {self.folder} was not gone on with: its files are damaged. It is replaced.",
+            )
+        from pydantic import TypeAdapter
+
+        records = tuple(RecoveryRecord(**record) for record in state["recovery"])
+        rounds = TypeAdapter(tuple[PruningRound, ...]).validate_python(state["rounds"])
+        realized = Realized(module, state["check_max_abs"], records, tuple(state["notes"]))
+        return Begun(
+            plan=plan,
+            rounds=rounds,
+            chosen=state["chosen"],
+            lost=state["lost"],
+            ended=state["ended"],
+            metrics_before=state["metrics_before"],
+            realized=realized,
+        ), ""
+
+    def save(self, begun: Begun, identity: Mapping[str, Any]) -> None:
+        """Keep what a run came to, in place of what was kept before."""
+        self.discard()
+        storage.save(begun.realized.module, self.folder / _MODEL, begun.plan)
+        state = {
+            "schema": _SCHEMA,
+            "identity": dict(identity),
+            "information": dict(self.information),
+            "plan": begun.plan.hash,
+            "weights": sha256_of(self.folder / _MODEL / storage.WEIGHTS),
+            "rounds": [asdict(turn) for turn in begun.rounds],
+            "chosen": begun.chosen,
+            "lost": begun.lost,
+            "ended": begun.ended,
+            "metrics_before": dict(begun.metrics_before),
+            "check_max_abs": begun.realized.check_max_abs,
+            "recovery": [asdict(record) for record in begun.realized.recovery],
+            "notes": list(begun.realized.notes),
+        }
+        write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
+
+    def discard(self) -> None:
+        """Remove the folder; nothing is left to go on from."""
+        # Without its state it is nothing, whatever interrupts the rest.
+        (self.folder / STATE_NAME).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def identity_of(
+    planner: Planner, budget: Budget, settings: FineTuning, losses: Sequence[Distillation]
+) -> dict[str, Any]:
+    """What makes a run the same as an earlier one, as JSON values."""
+    named = [*planner.model.named_parameters(), *planner.model.named_buffers()]
+    rules = sorted((name, repr(rule)) for name, rule in planner.rules.items())
+    return {
+        "model": weights_hash(named),
+        "example inputs": [list(example.shape) for example in planner.graph.example_inputs],
+        "budget": str(budget),
+        "latency table": planner.predictor.table_hash,
+        "objectives": [] if planner.task is None else [objective.name for objective in planner.task.objectives],
+        "constraints": hashlib.sha256(repr(rules).encode()).hexdigest(),
+        "criterion": planner.criterion.name,
+        "damage calibration": repr(planner.calibrate_damage),
+        "allocator": planner.allocator.name,
+        "fine-tuning": asdict(settings),
+        "distillation": [[one.name, one.temperature] for one in losses],
+    }

@@ -1,0 +1,1 @@
+"""Losses that pull a pruned model toward the dense one."""
