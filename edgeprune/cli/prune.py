@@ -41,6 +41,14 @@ def prune(
         str | None,
         typer.Option("--macs", metavar="50%|300M", help="Budget of multiply-accumulates, beside or instead."),
     ] = None,
+    energy: Annotated[
+        str | None,
+        typer.Option("--energy", metavar="30mJ|60%", help="Budget of energy per inference, beside or instead."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="8MB|50%", help="Budget of weights and live activations, beside or instead."),
+    ] = None,
     input_: InputOption = None,
     inputs: InputsOption = None,
     weights: WeightsOption = None,
@@ -119,8 +127,8 @@ def prune(
             )
         go_on(out, board if _was_given(context, "board") else None, output)
         return
-    if model is None or table is None or latency is params is macs is None:
-        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs}
+    if model is None or table is None or not any((latency, params, macs, energy, memory)):
+        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs or energy or memory}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -131,6 +139,8 @@ def prune(
         latency=latency,
         params=params,
         macs=macs,
+        energy=energy,
+        memory=memory,
         input=tuple(input_ or ()),
         inputs=None if inputs is None else inputs.absolute(),
         weights=None if weights is None else weights.absolute(),

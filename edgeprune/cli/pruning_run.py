@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.latency.predictor import Predictor
-    from edgeprune.loop.result import Result
+    from edgeprune.loop.result import Result, Spent
     from edgeprune.spec import Budget
 
 
@@ -256,6 +256,10 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
     )
 
 
+def _amount(spent: Spent, value: float) -> str:
+    return f"{value:.4g} {spent.unit}" if spent.unit == "mJ" else f"{value:,.0f} {spent.unit}".rstrip()
+
+
 def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
@@ -273,7 +277,8 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
     ]
     rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
     rows += [
-        [f"{one.name}, at most {one.at_most:,.0f}", f"{one.dense:,.0f}", f"{one.value:,.0f}"] for one in result.spent
+        [f"{one.name}, at most {_amount(one, one.at_most)}", _amount(one, one.dense), _amount(one, one.value)]
+        for one in result.spent
     ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
     if result.plan.removed:

@@ -37,6 +37,8 @@ class PruneOptions(BaseModel):
         latency: Latency budget as the user wrote it, or None.
         params: Budget of parameters as the user wrote it, or None.
         macs: Budget of multiply-accumulates as the user wrote it, or None.
+        energy: Budget of energy as the user wrote it, or None.
+        memory: Budget of memory as the user wrote it, or None.
         input: ``NAME=SHAPE[:DTYPE]`` each.
         inputs: File of example inputs instead.
         weights: Weights of the dense model.
@@ -64,6 +66,8 @@ class PruneOptions(BaseModel):
     latency: str | None = None
     params: str | None = None
     macs: str | None = None
+    energy: str | None = None
+    memory: str | None = None
     input: tuple[str, ...] = ()
     inputs: Path | None = None
     weights: Path | None = None
@@ -91,7 +95,7 @@ class PruneOptions(BaseModel):
         Raises:
             ConfigError: A text cannot be read, or there is none.
         """
-        return Budget.of(self.latency, self.params, self.macs)
+        return Budget.of(self.latency, self.params, self.macs, self.energy, self.memory)
 
     @property
     def constraints(self) -> Constraints:

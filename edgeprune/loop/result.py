@@ -42,16 +42,18 @@ class Spent:
     """What a plan takes of a budget besides the latency.
 
     Attributes:
-        name: ``"parameters"`` or ``"multiply-accumulates"``.
+        name: ``"parameters"``, ``"multiply-accumulates"``, ``"memory"`` or ``"energy"``.
         value: What the pruned model has.
         at_most: The budget.
         dense: What the dense model has.
+        unit: Of the three, ``"bytes"`` or ``"mJ"``; empty for what is only counted.
     """
 
     name: str
     value: float
     at_most: float
     dense: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)
