@@ -49,6 +49,16 @@ def prune(
         str | None,
         typer.Option("--memory", metavar="8MB|50%", help="Budget of weights and live activations, beside or instead."),
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="fp32|fp16|int8", help="Of the latency that is meant.")
+    ] = None,
+    percentile: Annotated[
+        int,
+        typer.Option("--percentile", metavar="50|95|99", help="Of single inferences; 50 is the median."),
+    ] = 50,
+    sustained: Annotated[
+        bool, typer.Option("--sustained", help="The latency that is meant is the one in thermal equilibrium.")
+    ] = False,
     input_: InputOption = None,
     inputs: InputsOption = None,
     weights: WeightsOption = None,
@@ -141,6 +151,9 @@ def prune(
         macs=macs,
         energy=energy,
         memory=memory,
+        precision=precision,
+        percentile=percentile,
+        sustained=sustained,
         input=tuple(input_ or ()),
         inputs=None if inputs is None else inputs.absolute(),
         weights=None if weights is None else weights.absolute(),

@@ -39,6 +39,9 @@ class PruneOptions(BaseModel):
         macs: Budget of multiply-accumulates as the user wrote it, or None.
         energy: Budget of energy as the user wrote it, or None.
         memory: Budget of memory as the user wrote it, or None.
+        precision: Of the latency that is meant, or None for that of the table.
+        percentile: Of the latency that is meant.
+        sustained: Whether the latency in thermal equilibrium is meant.
         input: ``NAME=SHAPE[:DTYPE]`` each.
         inputs: File of example inputs instead.
         weights: Weights of the dense model.
@@ -68,6 +71,9 @@ class PruneOptions(BaseModel):
     macs: str | None = None
     energy: str | None = None
     memory: str | None = None
+    precision: str | None = None
+    percentile: int = 50
+    sustained: bool = False
     input: tuple[str, ...] = ()
     inputs: Path | None = None
     weights: Path | None = None
