@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from edgeprune.allocation._base import ExplainsFloor, rounded_up_ms
 from edgeprune.allocation.problem import Problem, State
 from edgeprune.allocation.terms import Limit
 from edgeprune.errors import BudgetInfeasibleError
@@ -17,12 +20,14 @@ def limit_infeasible(problem: Problem, limit: Limit, smallest: State) -> BudgetI
     """
     widths = problem.widths(smallest)
     value = limit.cost.value(widths)
+    reason = f" ({limit.cost.held_by(widths)})" if isinstance(limit.cost, ExplainsFloor) else ""
+    least = f"{math.ceil(value)}" if limit.unit in ("", "bytes") else rounded_up_ms(value)
     return BudgetInfeasibleError(
         f"{limit.name} must be <= {_with_unit(limit.at_most, limit)}, the smallest plan found has "
-        f"{_with_unit(value, limit)}.",
+        f"{_with_unit(value, limit)}{reason}.",
         best_ms=problem.ms(smallest),
         widths=widths,
-        hint=f"a budget of at least {_with_unit(value, limit)}",
+        hint=limit.option.format(least) if limit.option else f"a budget of at least {_with_unit(value, limit)}",
     )
 
 
@@ -48,4 +53,6 @@ def together_infeasible(problem: Problem, budget_ms: float, smallest: State) -> 
 
 
 def _with_unit(value: float, limit: Limit) -> str:
-    return f"{value:.4g} {limit.unit}" if limit.unit else f"{value:,.0f}"
+    if limit.unit in ("", "bytes"):
+        return f"{value:,.0f} {limit.unit}".rstrip()
+    return f"{value:.4g} {limit.unit}"

@@ -19,7 +19,7 @@ from edgeprune.allocation.problem import Problem, State
 from edgeprune.allocation.program import Program, Solved
 from edgeprune.allocation.refinement import refine
 from edgeprune.allocation.tables import MOST_BUCKETS, CostTable, from_terms
-from edgeprune.allocation.terms import Floats, Ints, Limit, StatesTerms
+from edgeprune.allocation.terms import CostTerm, Floats, Ints, Limit, StatesTerms
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
@@ -70,14 +70,22 @@ def tabulated(
     """Tables of a latency and of further costs: from the terms that they state, found by looking it up where there are none.
 
     Returns:
-        The tables, the latency's first, its largest relative difference from the cost that was found, and the number of
-        latencies looked up.
+        The tables, the latency's first, the largest relative difference from a cost that was found, and how often costs were
+        looked up.
     """
-    further = [limit.cost.terms() for limit in limits]
-    if isinstance(cost, StatesTerms):
-        return from_terms(problem, nodes, [cost.terms(), *further], most_buckets), 0.0, 0
-    found = decompose(problem, cost, nodes)
-    return [found.table, *from_terms(problem, nodes, further, most_buckets)], found.error, found.lookups
+    error, lookups = 0.0, 0
+    tables: list[CostTable | None] = []
+    stated: list[Sequence[CostTerm]] = []
+    for one in (cost, *(limit.cost for limit in limits)):
+        if isinstance(one, StatesTerms):
+            stated.append(one.terms())
+            tables.append(None)
+        else:
+            found = decompose(problem, one, nodes)  # type: ignore[arg-type]
+            error, lookups = max(error, found.error), lookups + found.lookups
+            tables.append(found.table)
+    rest = iter(from_terms(problem, nodes, stated, most_buckets))
+    return [next(rest) if table is None else table for table in tables], error, lookups
 
 
 class Prepared:
@@ -102,9 +110,12 @@ class Prepared:
         settings: Settings,
     ) -> None:
         self.problem = Problem(groups, damage, cost, rules, limits)
-        self.cost, self.limits, self.settings = cost, tuple(limits), settings
+        self.cost, self.settings = cost, settings
+        self.limits = tuple(one for limit in limits for one in limit.apart())
         self.nodes = Nodes(self.problem.candidates)
-        self.tables, self.error, self.lookups = tabulated(self.problem, cost, self.nodes, limits, settings.most_buckets)
+        self.tables, self.error, self.lookups = tabulated(
+            self.problem, cost, self.nodes, self.limits, settings.most_buckets
+        )
         self.damages = [self.problem.damages(index) for index in range(len(self.problem.choices))]
         self.program = Program(self.nodes.all, self.damages, self.tables)
         self.descent = Descent(self.nodes.all, self.damages, self.tables)
@@ -263,9 +274,13 @@ class Prepared:
         least = self.fastest
         if self.problem.ms(least) > budget_ms:
             raise infeasible(self.cost, self.problem.widths(least), self.problem.ms(least), budget_ms)
-        for place, limit in enumerate(self.limits):
-            solved = self.program.least(place + 1, seconds=max(1.0, until - time.monotonic()))
-            states = [floor] if solved.state is None else [floor, self._state(solved.state)]
+        for limit in self.problem.limits:
+            states = [floor]
+            if limit in self.limits:
+                seconds = max(1.0, until - time.monotonic())
+                solved = self.program.least(1 + self.limits.index(limit), seconds=seconds)
+                states += [] if solved.state is None else [self._state(solved.state)]
+            # The largest of several sums is least where all widths are: no sum falls where a width grows.
             values = [limit.cost.value(self.problem.widths(state)) for state in states]
             if min(values) > limit.at_most:
                 raise limit_infeasible(self.problem, limit, states[values.index(min(values))])

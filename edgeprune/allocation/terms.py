@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,10 +51,32 @@ class StatesTerms(Protocol):
 
 
 class AdditiveCost(StatesTerms, Protocol):
-    """Something besides latency that a budget can bound: parameters, multiply-accumulates, bytes, millijoules."""
+    """Something besides latency that a budget can bound, in terms: parameters, multiply-accumulates."""
 
     def value(self, widths: Widths) -> float:
         """The cost at these widths; groups left out are dense."""
+
+
+class MeasuredCost(Protocol):
+    """A cost that states no terms and is taken apart by looking it up (`edgeprune.allocation.decompose`), as a latency is."""
+
+    def value(self, widths: Widths) -> float:
+        """The cost at these widths; groups left out are dense."""
+
+    def many_ms(self, many: Sequence[Widths]) -> Floats:
+        """`value` of each, shape (len(many),), in the unit of the cost."""
+
+
+@runtime_checkable
+class PeakCost(Protocol):
+    """A cost that is the largest of several sums of terms; a bound of it is one bound per sum."""
+
+    def value(self, widths: Widths) -> float:
+        """The cost at these widths; groups left out are dense."""
+
+    @property
+    def sums(self) -> Sequence[AdditiveCost]:
+        """The sums."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +88,22 @@ class Limit:
         cost: What it is by widths.
         at_most: Upper bound, in the unit of the cost.
         unit: For messages, e.g. ``"mJ"``; may be empty.
+        option: How a larger one is asked for, with braces for the number, e.g. ``"--memory {}B"``; may be empty.
     """
 
     name: str
-    cost: AdditiveCost
+    cost: AdditiveCost | PeakCost | MeasuredCost
     at_most: float
     unit: str = ""
+    option: str = ""
+
+    def apart(self) -> list[Limit]:
+        """One limit per sum of a cost that is the largest of several; itself otherwise."""
+        if not isinstance(self.cost, PeakCost):
+            return [self]
+        # What is within the limit when nothing is removed needs no bound of its own: no width makes it larger.
+        binding = [cost for cost in self.cost.sums if cost.value({}) > self.at_most]
+        return [replace(self, cost=cost) for cost in binding]
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,14 @@ class Backend(ABC):
             None where they do not follow.
         """
 
+    def views(self) -> frozenset[str]:
+        """Operations whose output shares the memory of their first input."""
+        return frozenset()
+
+    def in_place(self) -> frozenset[str]:
+        """Operations that write over an input of their output's shape, where nothing reads it later."""
+        return frozenset()
+
     @abstractmethod
     def layout_rule(
         self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]

@@ -136,6 +136,7 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
     following = command_line(
         *("edgeprune", "deploy", out, "--board", record.board),
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
+        *given(percentile=options.percentile if options.percentile != 50 and checkable else None),
     )
     _finish(output, artifact, following, more)
 

@@ -37,6 +37,12 @@ def deploy(
     threads: ThreadsOption = 1,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of the latency comparison.")] = 20,
     keep: Annotated[int, typer.Option("--keep", min=2, help="Releases that the board keeps.")] = 3,
+    percentile: Annotated[
+        int,
+        typer.Option(
+            "--percentile", metavar="50|95|99", help="Of single inferences, for the budget; 50 is the median."
+        ),
+    ] = 50,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -63,6 +69,7 @@ def deploy(
             threads=threads,
             rounds=rounds,
             keep=keep,
+            percentile=percentile,
             progress=progress.staged,
         )
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
@@ -71,6 +78,7 @@ def deploy(
         **asdict(done),
         "budget": None if budget is None else str(budget),
         "tolerance": None if budget is None else tolerance,
+        "percentile": percentile,
         "plan_hash": loaded.manifest.plan_hash,
     }
     try:

@@ -57,6 +57,10 @@ def profile(
         bool,
         typer.Option("--sustained", help="Also time networks in thermal equilibrium; up to twelve minutes more."),
     ] = False,
+    percentiles: Annotated[
+        bool,
+        typer.Option("--percentiles", help="Also time 500 single inferences of each network, for prune --percentile."),
+    ] = False,
     lock_clocks: Annotated[
         bool,
         typer.Option("--lock-clocks", help="Hold the clocks still, as the device type allows; they are put back."),
@@ -109,6 +113,7 @@ def profile(
             told=progress.said,
             energy=energy,
             meter=meter,
+            percentiles=percentiles,
             **arguments,
         )
     _tell(output, measured, target_path)

@@ -42,6 +42,24 @@ def prune(
         str | None,
         typer.Option("--macs", metavar="50%|300M", help="Budget of multiply-accumulates, beside or instead."),
     ] = None,
+    energy: Annotated[
+        str | None,
+        typer.Option("--energy", metavar="30mJ|60%", help="Budget of energy per inference, beside or instead."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="8MB|50%", help="Budget of weights and live activations, beside or instead."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="fp32|fp16|int8", help="Of the latency that is meant.")
+    ] = None,
+    percentile: Annotated[
+        int,
+        typer.Option("--percentile", metavar="50|95|99", help="Of single inferences; 50 is the median."),
+    ] = 50,
+    sustained: Annotated[
+        bool, typer.Option("--sustained", help="The latency that is meant is the one in thermal equilibrium.")
+    ] = False,
     input_: InputOption = None,
     inputs: InputsOption = None,
     weights: WeightsOption = None,
@@ -144,8 +162,8 @@ def prune(
             )
         go_on(out, board if _was_given(context, "board") else None, output)
         return
-    if model is None or table is None or latency is params is macs is None:
-        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs}
+    if model is None or table is None or not any((latency, params, macs, energy, memory)):
+        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs or energy or memory}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -156,6 +174,11 @@ def prune(
         latency=latency,
         params=params,
         macs=macs,
+        energy=energy,
+        memory=memory,
+        precision=precision,
+        percentile=percentile,
+        sustained=sustained,
         input=tuple(input_ or ()),
         inputs=None if inputs is None else inputs.absolute(),
         weights=None if weights is None else weights.absolute(),

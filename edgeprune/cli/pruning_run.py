@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.latency.predictor import Predictor
-    from edgeprune.loop.result import Result
+    from edgeprune.latency.table import LatencyTable
+    from edgeprune.loop.result import Result, Spent
     from edgeprune.spec import Budget
 
 
@@ -36,7 +37,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
-    table = _table(options.table)
+    table = _table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = example_inputs(module, options.input, options.inputs, seed=options.seed)
     _carry_out(options, budget, out, output, module, example, table, None)
@@ -87,17 +88,35 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
             f"going on with {out} needs a board to measure on, found none.",
             hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", record.board),
         )
-    table = _table(options.table)
+    table = _table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = records.load_inputs(out / records.INPUTS_NAME)
     _carry_out(options, options.budget, out, output, module, example, table, record)
 
 
-def _table(path: Path) -> Any:
-    """A table, still to be fitted, or None for settings of a predictor."""
+def _table(options: PruneOptions) -> Any:
+    """The table of the latency that is meant, still to be fitted, or None for settings of a predictor.
+
+    Raises:
+        TableMismatchError: The table does not hold that latency.
+    """
     import edgeprune
 
-    return None if path.suffix == ".json" else edgeprune.LatencyTable.load(path)
+    return None if options.table.suffix == ".json" else _chosen(edgeprune.LatencyTable.load(options.table), options)
+
+
+def _predictor(table: Any, options: PruneOptions) -> Predictor:
+    import edgeprune
+    from edgeprune.latency.fitting import fit_with
+
+    if table is not None:
+        return edgeprune.fit(table)
+    stored = edgeprune.Predictor.load(options.table)
+    return fit_with(_chosen(stored.table, options), stored.settings, stored.source)
+
+
+def _chosen(table: LatencyTable, options: PruneOptions) -> LatencyTable:
+    return table.chosen(percentile=options.percentile, sustained=options.sustained, precision=options.precision)
 
 
 def _carry_out(
@@ -122,7 +141,7 @@ def _carry_out(
         with output.step("try the task on one batch"):
             validate(task, module)
     with output.step("fit the predictor"):
-        predictor = edgeprune.Predictor.load(options.table) if table is None else edgeprune.fit(table)
+        predictor = _predictor(table, options)
     if earlier is not None and predictor.table_hash != earlier.table_hash:
         raise TableMismatchError(
             f"the latency table of the run must be at {options.table}, found another one.",
@@ -285,6 +304,10 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
     )
 
 
+def _amount(spent: Spent, value: float) -> str:
+    return f"{value:.4g} {spent.unit}" if spent.unit == "mJ" else f"{value:,.0f} {spent.unit}".rstrip()
+
+
 def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
@@ -302,7 +325,8 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
     ]
     rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
     rows += [
-        [f"{one.name}, at most {one.at_most:,.0f}", f"{one.dense:,.0f}", f"{one.value:,.0f}"] for one in result.spent
+        [f"{one.name}, at most {_amount(one, one.at_most)}", _amount(one, one.dense), _amount(one, one.value)]
+        for one in result.spent
     ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
     if result.plan.removed:

@@ -38,6 +38,11 @@ class PruneOptions(BaseModel):
         latency: Latency budget as the user wrote it, or None.
         params: Budget of parameters as the user wrote it, or None.
         macs: Budget of multiply-accumulates as the user wrote it, or None.
+        energy: Budget of energy as the user wrote it, or None.
+        memory: Budget of memory as the user wrote it, or None.
+        precision: Of the latency that is meant, or None for that of the table.
+        percentile: Of the latency that is meant.
+        sustained: Whether the latency in thermal equilibrium is meant.
         input: ``NAME=SHAPE[:DTYPE]`` each.
         inputs: File of example inputs instead.
         weights: Weights of the dense model.
@@ -68,6 +73,11 @@ class PruneOptions(BaseModel):
     latency: str | None = None
     params: str | None = None
     macs: str | None = None
+    energy: str | None = None
+    memory: str | None = None
+    precision: str | None = None
+    percentile: int = 50
+    sustained: bool = False
     input: tuple[str, ...] = ()
     inputs: Path | None = None
     weights: Path | None = None
@@ -98,7 +108,7 @@ class PruneOptions(BaseModel):
         Raises:
             ConfigError: A text cannot be read, or there is none.
         """
-        return Budget.of(self.latency, self.params, self.macs)
+        return Budget.of(self.latency, self.params, self.macs, self.energy, self.memory)
 
     @property
     def constraints(self) -> Constraints:

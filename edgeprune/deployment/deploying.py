@@ -60,6 +60,7 @@ def deploy(
     threads: int = 1,
     rounds: int = 20,
     keep: int = 3,
+    percentile: int = 50,
     progress: Progress | None = None,
 ) -> Deployment:
     """Check an artifact on a board, then switch to it.
@@ -76,6 +77,8 @@ def deploy(
         threads: Threads inside one operation.
         rounds: Rounds of the latency comparison.
         keep: Releases that the board keeps, the current and the previous one included.
+        percentile: Of the latency that the budget is for; above 50 one of single inferences, see
+            `edgeprune.profiling.comparing.compare`.
         progress: Told every state.
 
     Raises:
@@ -105,7 +108,9 @@ def deploy(
                 folder = run.upload_and_stage()
                 with run.refusing(folder):
                     parity = run.parity(folder)
-                    latency = run.latency(budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms)
+                    latency = run.latency(
+                        budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms, percentile=percentile
+                    )
             switched = run.activate(folder)
             run.health(folder, changed=switched["changed"], latency=latency)
             run.finish(keep)
@@ -230,7 +235,9 @@ class _Run:
         faults.reached("parity")
         return found
 
-    def latency(self, budget: Budget | None, *, tolerance: float, rounds: int, dense_ms: float | None) -> Latency:
+    def latency(
+        self, budget: Budget | None, *, tolerance: float, rounds: int, dense_ms: float | None, percentile: int
+    ) -> Latency:
         """Check B: milliseconds, interleaved with the dense engine."""
 
         def measure(count: int) -> Latency:
@@ -242,6 +249,7 @@ class _Run:
                 threads=self.threads,
                 dense_ms=dense_ms,
                 rounds=count,
+                percentile=percentile,
                 progress=lambda done, total, left_s, message: self._tell("latency", done, total, message),
             )
 

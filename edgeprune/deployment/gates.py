@@ -88,6 +88,7 @@ def measure_latency(
     threads: int,
     dense_ms: float | None = None,
     rounds: int = 20,
+    percentile: int = 50,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Latency:
     """Time an engine on the board, in the same rounds as a reference where there is one.
@@ -100,6 +101,7 @@ def measure_latency(
         threads: Threads inside one operation.
         dense_ms: Dense latency that ratios are multiplied with, milliseconds; by default as timed beside the release.
         rounds: Rounds of the comparison; more rounds are shared by more processes, see `compare`.
+        percentile: What is compared, and told in place of medians, see `compare`.
         progress: See `edgeprune.profiling.comparing.compare`.
     """
     from edgeprune.profiling.comparing import ALONE_PROCESS_SPREAD, compare
@@ -109,7 +111,16 @@ def measure_latency(
     if reference is not None:
         engines[_DENSE] = reference
     against = _NEW if reference is None else _DENSE
-    found = compare(board, engines, against, runtime=runtime, threads=threads, rounds=rounds, progress=progress)
+    found = compare(
+        board,
+        engines,
+        against,
+        runtime=runtime,
+        threads=threads,
+        rounds=rounds,
+        percentile=percentile,
+        progress=progress,
+    )
     timed = found.measurements[_NEW]
     if reference is None:
         interval = median_ratio(

@@ -248,6 +248,21 @@ class LatencyTable:
 
         return markdown(self)
 
+    def chosen(self, *, percentile: int = 50, sustained: bool = False, precision: str | None = None) -> LatencyTable:
+        """The table to fit for another latency than the median of a board as it usually is.
+
+        Args:
+            percentile: Of single inferences, from 50 to 99.
+            sustained: In thermal equilibrium.
+            precision: Of the arithmetic; that of the table when None.
+
+        Raises:
+            TableMismatchError: The table does not hold it; says what it holds, and what would measure it.
+        """
+        from edgeprune.latency.chosen import as_chosen
+
+        return as_chosen(self, percentile=percentile, sustained=sustained, precision=precision)
+
     def filter(
         self,
         *,
@@ -273,7 +288,7 @@ class LatencyTable:
         """Rows of both tables.
 
         What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name. The
-        header is this table's, but ``flags``, ``unsupported`` and ``energy`` are those of both.
+        header is this table's, but ``flags``, ``unsupported``, ``energy`` and ``percentiles`` are those of both.
 
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
@@ -299,7 +314,7 @@ class LatencyTable:
                 row = {**known, **{name: getattr(both, name) for name in both.__dataclass_fields__}}
             rows[row["kind"], row["key"]] = row
         header = {**other.header, **self.header}
-        for name in ("flags", "unsupported", "energy"):
+        for name in ("flags", "unsupported", "energy", "percentiles"):
             if name in header:
                 header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
         imports = [*self.header.get("imported", ()), *other.header.get("imported", ())]
@@ -348,6 +363,7 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
         "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
+        "percentiles": (isinstance(clean.get("percentiles", {}), dict), "records by network"),
     }
     for name, (valid, expected) in checks.items():
         if not valid:
@@ -367,4 +383,6 @@ def _united(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
 def comparable(header: Mapping[str, Any]) -> dict[str, Any]:
     """What two tables must agree in to be merged, by the name of the field."""
     fields = {name: header[name] for name in ("runtime", "threads", "precision")}
+    if "latency" in header:
+        fields["latency"] = header["latency"]
     return {**{f"identity.{name}": value for name, value in header["identity"].items()}, **fields}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import TableMismatchError
+from edgeprune.latency.chosen import Chosen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ def lowered(
 
 
 def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
-    """Refuse a table that was measured with another runtime than the engines are for.
+    """Refuse a table that was measured with another runtime, or in another precision, than the engines are for.
 
     Raises:
         TableMismatchError: Names both.
@@ -63,6 +64,14 @@ def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
         raise TableMismatchError(
             f"the latency table must have been measured with {kernel_graph.backend.name}, found {runtime}.",
             hint=f"edgeprune profile --backend {kernel_graph.backend.name}",
+        )
+    wanted = Chosen.of(predictor.table.header).precision
+    compiled = sorted({kernel.precision for kernel in kernel_graph.at(kernel_graph.graph.widths())})
+    if compiled != [wanted]:
+        raise TableMismatchError(
+            f"the latency that is meant must be of engines as {kernel_graph.backend.name} compiles them, in "
+            f"{', '.join(compiled)}, found {wanted}.",
+            hint=f"--precision {compiled[0]}",
         )
 
 

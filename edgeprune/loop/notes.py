@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.closing import UNUSED
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterat
 
 def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:
     """What of the dense model the table does not hold: of another input or model it is extrapolated, and that must be said."""
+    chosen = Chosen.of(predictor.table.header)
+    if not chosen.plain:
+        yield f"All latencies are {chosen}."
     if dense.measured:
         return
     predicted = predictor.predict(kernel_graph.at(kernel_graph.graph.widths()))

@@ -22,11 +22,13 @@ class LatencyCheck:
 
     Attributes:
         board: Name of the board.
-        dense_ms: Median of the dense engine as timed, milliseconds.
-        pruned_ms: Median of the pruned engine as timed, milliseconds.
+        dense_ms: Median of the dense engine as timed, milliseconds; of the percentile where one was compared.
+        pruned_ms: The same of the pruned engine.
         ratio: Pruned over dense, median over the rounds.
         ratio_low: Lower end of its confidence interval.
         ratio_high: Upper end.
+        percentile: What of each round was compared; 50 is the median.
+        heated: Where the board was heated first, one sentence on what that came to; else empty.
     """
 
     board: str
@@ -35,6 +37,8 @@ class LatencyCheck:
     ratio: float
     ratio_low: float
     ratio_high: float
+    percentile: int = 50
+    heated: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,18 @@ class Spent:
     """What a plan takes of a budget besides the latency.
 
     Attributes:
-        name: ``"parameters"`` or ``"multiply-accumulates"``.
+        name: ``"parameters"``, ``"multiply-accumulates"``, ``"memory"`` or ``"energy"``.
         value: What the pruned model has.
         at_most: The budget.
         dense: What the dense model has.
+        unit: Of the three, ``"bytes"`` or ``"mJ"``; empty for what is only counted.
     """
 
     name: str
     value: float
     at_most: float
     dense: float
+    unit: str = ""
 
 
 @dataclass(frozen=True)

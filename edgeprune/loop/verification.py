@@ -6,14 +6,17 @@ import logging
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import RemoteError, TableMismatchError
+from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import Comparison, compare
+from edgeprune.profiling.sustaining import sustained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +65,7 @@ def measure_ratio(
     threads: int,
     rounds: int,
     precision: float = 1.0,
+    chosen: Chosen | None = None,
     progress: Progress | None = None,
 ) -> LatencyCheck:
     """Time the dense engine and that of a pruned model interleaved on a board, which is held meanwhile.
@@ -76,6 +80,9 @@ def measure_ratio(
         threads: Threads inside one operation.
         rounds: Rounds of each comparison.
         precision: Half-width of the interval, as a share of the ratio, at which no further comparison is made.
+        chosen: Which latency is compared; the median when None. Of a percentile, the ratio is that of the two engines'
+            percentiles in the same round. For a sustained latency the dense engine heats the board to equilibrium first; the
+            comparison, which leaves no pause, follows at once.
         progress: Told the items done.
 
     Raises:
@@ -96,7 +103,11 @@ def measure_ratio(
             kernel_graph.backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
             engines["pruned"] = path
         checks: list[LatencyCheck] = []
+        which = chosen or Chosen()
+        heated = ""
         with board.hold("prune"):
+            if which.sustained:
+                heated = _heat(board, kernel_graph, threads)
             while not checks or (len(checks) < _MOST_COMPARISONS and _half_width(mean_of(checks)) > precision):
                 try:
                     found = compare(
@@ -106,6 +117,7 @@ def measure_ratio(
                         runtime=kernel_graph.backend.name,
                         threads=threads,
                         rounds=rounds,
+                        percentile=which.percentile,
                         progress=tell,
                     )
                 except RemoteError:
@@ -113,7 +125,21 @@ def measure_ratio(
                         raise
                     break  # what was measured before the board was lost is good
                 checks.append(check_of(board.name, found, "dense" if pruned is None else "pruned"))
-    return mean_of(checks)
+    return replace(mean_of(checks), percentile=which.percentile, heated=heated)
+
+
+def _heat(board: Board, kernel_graph: KernelGraph, threads: int) -> str:
+    """Run the dense engine until the board is in equilibrium, or ten minutes are over; one sentence on what that came to."""
+    found = sustained(
+        board,
+        {"dense": kernel_graph.dense_engine},
+        "dense",
+        runtime=kernel_graph.backend.name,
+        threads=threads,
+        rest_s=0.0,
+    )
+    _log.info("%s: %s", board.name, found["statement"])
+    return str(found["statement"])
 
 
 def measured_or_lost(
@@ -140,6 +166,7 @@ def measured_or_lost(
             threads=threads,
             rounds=rounds,
             precision=PRECISION,
+            chosen=Chosen.of(planner.predictor.table.header),
             progress=progress,
         )
     except RemoteError as error:

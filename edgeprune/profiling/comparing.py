@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.statistics import Ratio, Samples, median_ratio, summarize
+from edgeprune.profiling.statistics import SINGLE_RUNS, Ratio, Samples, at_percentile, median_ratio, summarize
 from edgeprune.profiling.uploads import upload
 from edgeprune.spec import Measurement
 
@@ -28,6 +28,10 @@ PROCESS_SPREAD = 0.0027
 ALONE_PROCESS_SPREAD = 0.01
 """The same of the milliseconds of one engine."""
 
+SINGLE = {"samples": SINGLE_RUNS, "sample_ms": 0.0, "warmup_ms": 20.0, "item_ms": 60_000.0}
+"""The part of a ``bench`` request that has every sample be one inference, of which no time limit cuts any off."""
+
+_MEDIAN = 50
 _LEAST_PROCESSES, _ROUNDS_PER_PROCESS = 4, 5
 # Nothing is known of an engine's time before the first process has run: a deadline that only a hung board misses.
 _FIRST_ITEM_S, _START_S, _PATIENCE = 60.0, 120.0, 4.0
@@ -40,7 +44,7 @@ class Comparison:
     Attributes:
         reference: Id of the reference.
         ratios: Id to its latency over the reference's (1.0 for the reference itself).
-        measurements: Id to its milliseconds.
+        measurements: Id to its milliseconds; of the percentile that was asked for.
         conditions: State of the board ``before`` and ``after``.
         overhead_ms: Cost of an empty call, milliseconds; not taken off anything here.
         processes: Per round the number of the process that timed it.
@@ -78,6 +82,7 @@ def compare(
     warmup_ms: float = 5.0,
     confidence: float = 0.95,
     seed: int = 0,
+    percentile: int = 50,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Comparison:
     """Time engines interleaved with a reference engine.
@@ -96,6 +101,9 @@ def compare(
         warmup_ms: Least warm-up before each engine in each round, milliseconds.
         confidence: Of the interval of each ratio.
         seed: Of the bootstrap.
+        percentile: What of a round is compared. Above 50 every sample is a single inference, there are `SINGLE_RUNS` of them
+            per engine and round in wall-clock time, and a ratio is that of this percentile of the engine over that of the
+            reference in the same round; `samples`, `sample_ms` and `warmup_ms` do not count then.
         progress: Told (items done, items in all, seconds left, what happens).
 
     Raises:
@@ -135,11 +143,15 @@ def compare(
             "samples": samples,
             "sample_ms": sample_ms,
             "warmup_ms": warmup_ms,
+            **(SINGLE if percentile != _MEDIAN else {}),
         }
         item_s = _PATIENCE * (time.monotonic() - begun) / done if done else _FIRST_ITEM_S
         deadline_s = _START_S + len(part) * len(names) * item_s
         results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
-    measurements = {name: summarize(rows, threads=threads) for name, rows in times.items()}
+    measurements = {
+        name: summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
+        for name, rows in times.items()
+    }
     medians = {name: found.rounds_ms for name, found in measurements.items()}
     owners = tuple(number for number, part in enumerate(parts) for _ in part)
     return Comparison(

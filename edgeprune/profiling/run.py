@@ -24,6 +24,8 @@ from edgeprune.profiling.energy import measure_energy, with_energies
 from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
+from edgeprune.profiling.percentiles import percentiles as timed_singly
+from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.selecting import (
     Preview,
     Selection,
@@ -68,6 +70,7 @@ def profile(
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     energy: bool = False,
     meter: str | None = None,
+    percentiles: bool = False,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
 
@@ -95,6 +98,8 @@ def profile(
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
             about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
         meter: With `energy`: command on the board that prints an external meter's watts.
+        percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
+            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, or the device type does not say
@@ -135,6 +140,7 @@ def profile(
                 told(str(preview_of(selection, setting.subjects, setting.table)))
             found = _measured(target, setting, selection, chosen, path, tell, told)
             heated = _heated(target, setting, selection, chosen, tell) if sustained else None
+            tails = _percentiles(target, setting, selection, tell) if percentiles else None
             energies = None if power is None else _energies(target, setting, selection, power, meter, tell)
             held.close()
             # Only now is it known whether the clocks are what they were.
@@ -144,6 +150,8 @@ def profile(
                 found = with_sustained(found, heated)
                 if told is not None:
                     told(heated["statement"])
+            if tails is not None:
+                found = with_percentiles(found, tails)
             if energies is not None:
                 found = with_energies(found, energies)
             if lock_clocks and told is not None:
@@ -285,6 +293,12 @@ def _heated(board: Board, setting: Setting, selection: Selection, book: Journal,
     found = heat(board, engines, next(iter(engines)), runtime=setting.runtime, threads=setting.threads, progress=tell)
     book.append({"kind": "sustained", "found": found})
     return found
+
+
+def _percentiles(board: Board, setting: Setting, selection: Selection, tell: Progress) -> dict[str, dict[str, Any]]:
+    """Percentiles of single inferences of the measured networks."""
+    engines = _network_engines(setting, selection)
+    return timed_singly(board, engines, runtime=setting.runtime, threads=setting.threads, progress=tell)
 
 
 def _energies(

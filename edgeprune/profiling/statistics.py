@@ -21,6 +21,10 @@ UNDISTURBED = 0.95
 """A sample with less than this share of its full CPU time per wall time (see `full_share`) was interrupted."""
 
 
+SINGLE_RUNS = 100
+"""Single inferences of a round of which a percentile is taken: its 99th is the second largest."""
+
+
 @dataclass(frozen=True)
 class Ratio:
     """One engine's latency over the reference's, measured interleaved.
@@ -113,6 +117,26 @@ def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0, threads: int 
         min_ms=float(min(times_ms.min() for times_ms in own)),
         spread=float(np.median(np.abs(medians - median)) / median),
         rounds_ms=tuple(float(value) for value in medians),
+        samples=len(every),
+    )
+
+
+def at_percentile(rounds: Sequence[Samples], percentile: float) -> Measurement:
+    """Summary of a percentile of each round in place of its median, over all wall-clock times.
+
+    Args:
+        rounds: At least one, each sample of them one inference.
+        percentile: In [0, 100].
+    """
+    values = np.array([np.percentile(samples.times_ms, percentile) for samples in rounds])
+    every = np.concatenate([np.asarray(samples.times_ms) for samples in rounds])
+    middle = float(np.median(values))
+    return Measurement(
+        median_ms=middle,
+        p90_ms=float(np.quantile(every, 0.9)),
+        min_ms=float(every.min()),
+        spread=float(np.median(np.abs(values - middle)) / middle),
+        rounds_ms=tuple(float(value) for value in values),
         samples=len(every),
     )
 

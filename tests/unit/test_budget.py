@@ -16,6 +16,12 @@ from edgeprune.spec import Budget
         ({"params": "40%"}, Budget(parameters_ratio=0.4), "40% of the parameters"),
         ({"params": "1.2M"}, Budget(parameters=1.2e6), "1,200,000 parameters"),
         ({"macs": "300k"}, Budget(macs=3e5), "300,000 multiply-accumulates"),
+        ({"energy": "30mJ"}, Budget(energy_mj=30), "30 mJ"),
+        ({"energy": "900uJ"}, Budget(energy_mj=0.9), "0.9 mJ"),
+        ({"energy": "60%"}, Budget(energy_ratio=0.6), "60% of the energy"),
+        ({"memory": "8MB"}, Budget(memory_bytes=8e6), "8,000,000 bytes"),
+        ({"memory": "512KiB"}, Budget(memory_bytes=524288), "524,288 bytes"),
+        ({"memory": "50%"}, Budget(memory_ratio=0.5), "50% of the memory"),
         (
             {"latency": "50%", "params": "250000", "macs": "4G"},
             Budget(latency_ratio=0.5, parameters=250000, macs=4e9),
@@ -38,6 +44,10 @@ def test_texts(given, expected, said):
         ({"params": "0"}, "a parameter budget must be greater than 0, found 0"),
         ({"macs": "120%"}, r"a relative multiply-accumulate budget must lie in \(0 %, 100 %\], found 120"),
         ({"macs": "-3M"}, "--macs must be a number or a share"),
+        ({"energy": "30"}, "--energy must be a number with a unit or a share, found '30'"),
+        ({"energy": "0mJ"}, "an energy budget must be greater than 0 mJ, found 0"),
+        ({"memory": "8M"}, "--memory must be a number with a unit or a share, found '8M'"),
+        ({"memory": "101%"}, r"a relative memory budget must lie in \(0 %, 100 %\], found 101"),
     ],
 )
 def test_what_is_none_is_refused(given, words):

@@ -56,6 +56,16 @@ class OnnxRuntime(Backend):
 
         return inferred(operator, graph.shapes, shapes)
 
+    def views(self) -> frozenset[str]:
+        from edgeprune.backends.onnxruntime.operators import VIEWS
+
+        return VIEWS
+
+    def in_place(self) -> frozenset[str]:
+        from edgeprune.backends.onnxruntime.operators import IN_PLACE
+
+        return IN_PLACE
+
     def layout_rule(
         self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
     ) -> list[Kernel]:

@@ -23,6 +23,29 @@ _MICROSOFT = "com.microsoft"
 # A view moves no data: ONNX Runtime's memory planner lets its output share the input's buffer, so it is no kernel.
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 
+IN_PLACE = frozenset(
+    {
+        *(
+            "Add",
+            "Sub",
+            "Mul",
+            "Div",
+            "Sum",
+            "Relu",
+            "LeakyRelu",
+            "Elu",
+            "Selu",
+            "Sigmoid",
+            "HardSigmoid",
+            "Tanh",
+            "Clip",
+        ),
+        *("Erf", "Abs", "Neg", "Sqrt", "Exp", "Log", "Softplus", "Softsign"),
+    }
+)
+"""Those of the element-wise operations whose kernels ONNX Runtime declares with ``MayInplace``
+(onnxruntime/core/providers/cpu/math/element_wise_ops.cc, .../activation/activations.cc, .../math/clip.cc)."""
+
 _FAMILIES = {
     "conv": {"Conv", "FusedConv", "ConvTranspose"},
     "gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"},

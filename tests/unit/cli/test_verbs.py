@@ -217,6 +217,18 @@ def test_without_a_task_it_says_that_accuracy_was_not_measured(edgeprune: Run, t
     assert "next: edgeprune compile free" in result.stdout
 
 
+def test_several_budgets_hold_at_once(edgeprune: Run, table: Path) -> None:
+    budgets = ("--latency", "90%", "--memory", "70%", "--params", "60%")
+    answer = succeed(
+        edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), *budgets, "--out", "several", "--json")
+    )
+    spent = {one["name"]: one for one in answer["spent"]}
+    assert set(spent) == {"parameters", "memory"}
+    assert all(one["value"] <= one["at_most"] < one["dense"] for one in spent.values())
+    assert spent["memory"]["unit"] == "bytes"
+    assert spent["memory"]["at_most"] == pytest.approx(0.7 * spent["memory"]["dense"])
+
+
 def test_a_budget_out_of_reach_says_what_can_be_reached_and_leaves_nothing(
     edgeprune: Run, folder: Path, table: Path
 ) -> None:
@@ -234,6 +246,13 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
     fail(edgeprune(*prune, "--table", "corrupt.parquet"), 2, "corrupt.parquet")
     fail(edgeprune("fit", "foreign.parquet"), 2, "foreign.parquet")
     fail(edgeprune(*prune, "--table", str(table), "--latency", "50"), 2, "a number with a unit", "--latency 12ms")
+    fail(
+        edgeprune(*prune, "--table", str(table), "--percentile", "95"),
+        4,
+        "it holds medians",
+        "profile MODEL --percentiles",
+    )
+    fail(edgeprune(*prune, "--table", str(table), "--precision", "int8"), 4, "must hold int8 kernels", "it holds fp32")
     fail(edgeprune(*prune, "--table", str(table), "--min-width", "first"), 2, "--min-width must be written")
     fail(edgeprune(*prune, "--table", str(table), "--keep", "frist"), 2, "frist")
     wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))

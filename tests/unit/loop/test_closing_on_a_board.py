@@ -2,14 +2,18 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 from edgeprune.errors import ConfigError
+from edgeprune.latency.chosen import Chosen
+from edgeprune.loop import verification
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.loop.verification import mean_of, measure_ratio
+from edgeprune.profiling.sustaining import sustained
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan, uniform_plan
@@ -29,6 +33,18 @@ def crooked(planner, factor):
 
     predictor.__class__ = Crooked
     return predictor
+
+
+def test_a_percentile_on_a_hot_board_is_what_the_board_is_asked_for(case, monkeypatch):
+    """Heated for a second here, where it takes minutes to tell that a board is in equilibrium."""
+    monkeypatch.setattr(verification, "sustained", partial(sustained, limit_s=1.0, window_s=0.25))
+    found = measure_ratio(
+        case.board, case.kernel_graph, None, threads=1, rounds=4, chosen=Chosen(percentile=95, sustained=True)
+    )
+    assert found.percentile == 95
+    assert found.heated.startswith("after 1 s of heating the dense network takes")
+    assert found.heated.endswith("the board is not in equilibrium: too short to tell")
+    assert found.ratio == 1.0
 
 
 def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case, planned, tmp_path):

@@ -12,6 +12,7 @@ from edgeprune.boards.board import Board
 from edgeprune.errors import ConfigError
 from edgeprune.profiling.comparing import interleaved
 from edgeprune.profiling.measuring import compare
+from edgeprune.profiling.statistics import SINGLE_RUNS
 
 
 @given(count=st.integers(1, 6), cycles=st.integers(1, 4))
@@ -44,6 +45,19 @@ def test_engine_compared_with_itself_has_ratio_one(board: Board, conv_engine: Ca
     assert found.processes == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
     assert found.ratios["same"].high - found.ratios["same"].low >= 0.9 * 2 * 1.96 * 0.0027 / 2
     assert found.conditions["after"]["context"]["cpu_s"] > 0
+
+
+def test_percentiles_of_single_inferences_are_compared_when_asked_for(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    engines = {"reference": conv_engine(48), "half": conv_engine(24)}
+    found = compare(board, engines, "reference", rounds=4, processes=2, percentile=95)
+    timed = found.measurements
+    assert timed["half"].samples >= 4 * SINGLE_RUNS
+    assert timed["half"].min_ms < timed["half"].median_ms, "a tail is longer than the shortest inference"
+    rounds = zip(timed["half"].rounds_ms, timed["reference"].rounds_ms, strict=True)
+    assert found.ratios["half"].rounds == pytest.approx([value / reference for value, reference in rounds])
+    assert 0.1 < found.ratios["half"].ratio < 0.9
 
 
 def test_reference_must_be_among_the_engines(board: Board) -> None:
