@@ -81,6 +81,22 @@ class Backend(ABC):
             needs: The ``requires`` block of an artifact, when one is about to be deployed.
         """
 
+    def for_board(self, device: Fingerprint | Mapping[str, Any] | None) -> Backend:
+        """The backend whose engines are for one board. Where engines run on any board, that is the backend itself.
+
+        Args:
+            device: A probed board, the ``identity`` of one (`Fingerprint.identity`), or None for this host.
+        """
+        return self
+
+    def needs(self, engine: Path) -> dict[str, Any]:
+        """What one engine needs of a board, for the ``requires`` block of an artifact: e.g. ``architecture``, ``isa``."""
+        return {}
+
+    def runs_here(self, engine: Path) -> bool:
+        """Whether this host can execute an engine; where it cannot, its numbers are only checked on the board."""
+        return True
+
     @abstractmethod
     def export(
         self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path

@@ -15,6 +15,7 @@ BACKENDS: Extensions[Backend] = Extensions(
     "edgeprune.backends",
     {
         "onnxruntime": "edgeprune.backends.onnxruntime.backend:OnnxRuntime",
+        "tvm": "edgeprune.backends.tvm.backend:Tvm",
     },
 )
 names = BACKENDS.names

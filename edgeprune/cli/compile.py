@@ -37,6 +37,10 @@ def compile(  # noqa: A001 - the verb's name
     weights: WeightsOption = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Plan to cut MODEL by, with MODEL's weights.")] = None,
     backend: BackendOption = "onnxruntime",
+    board: Annotated[
+        str | None,
+        typer.Option("--board", help="Compile for this board: local, a name, or ssh://user@host:port."),
+    ] = None,
     labels: Annotated[Path | None, typer.Option("--labels", help="JSON list of class names, for users.")] = None,
     normalization: Annotated[
         Path | None, typer.Option("--normalization", help='JSON object such as {"mean": [...], "std": [...]}.')
@@ -51,7 +55,8 @@ def compile(  # noqa: A001 - the verb's name
 ) -> None:
     """Compile a model to an artifact: engine, golden inputs and outputs, and a manifest with hashes.
 
-    The engine is run on this machine against the golden outputs before the artifact appears.
+    The engine is run on this machine against the golden outputs before the artifact appears, unless it is for another kind
+    of machine.
     """
     import edgeprune
     from edgeprune.cli.inputs import example_inputs
@@ -62,6 +67,7 @@ def compile(  # noqa: A001 - the verb's name
         "labels": _json(labels, list, "--labels"),
         "normalization": _json(normalization, dict, "--normalization"),
         "seed": seed,
+        "fingerprint": None if board is None else _probed(board),
     }
     if Path(model).is_dir():
         if input_ or inputs or weights or plan:
@@ -89,7 +95,14 @@ def compile(  # noqa: A001 - the verb's name
         artifact = edgeprune.compile(
             module, example, out, backend=backend, plan=loaded, progress=progress.told, **extras
         )
-    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", "local"), {})
+    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {})
+
+
+def _probed(board: str) -> Any:
+    import edgeprune
+
+    with edgeprune.Board.open(board) as opened:
+        return opened.probe()
 
 
 def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, extras: dict[str, Any]) -> None:
@@ -151,7 +164,10 @@ def _measured(record: PruningRecord) -> Any:
 
 def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any]) -> None:
     parity = artifact.manifest.host_parity
-    output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")
+    if parity:
+        output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")
+    else:
+        output.say("this machine cannot run the engine: deploy compares it with the module on the board")
     output.wrote(artifact.folder, f"artifact {artifact.id[:16]}, {artifact.size_bytes / 1e6:.2f} MB")
     output.finish(
         {

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None]
 """Called with (step, what happens)."""
 
-_PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "apache-tvm")
 _PARITY_TIMEOUT_S = 600.0
 
 _log = logging.getLogger("edgeprune.deployment.compiling")
@@ -74,7 +74,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
 ) -> Artifact:
     """Compile a module to an artifact that `edgeprune.deploy` brings to a board.
 
-    The engine is run on this host, by the same program that boards run, against the golden outputs before `out` appears.
+    The engine is run on this host, by the same program that boards run, against the golden outputs before `out` appears; an
+    engine for another architecture is only checked on the board, when it is deployed.
     `out` appears whole or not at all; an artifact that is there already is replaced in one step.
 
     Args:
@@ -95,7 +96,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         tolerance: What parity demands; by default that of the precision.
         threads: Threads of the check on this host.
         seed: Of random golden inputs.
-        fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment.
+        fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment. A backend
+            that generates code does so for this board; without one, for this host.
         progress: Told each step.
 
     Raises:
@@ -107,7 +109,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         BackendUnavailableError: The backend is not installed on this host.
     """
     tell = progress or (lambda step, message: None)
-    chosen = registry.get(backend)
+    chosen = registry.get(backend).for_board(fingerprint)
     title = name or type(module).__name__
     if plan is not None:
         module, example_inputs = plan.traced(module, example_inputs)
@@ -139,16 +141,20 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         )
         if fingerprint is not None:
             preflight.check(manifest, fingerprint, board="it is compiled for")
-        tell("parity", "checking the engine against the module on this host")
-        parity = host_parity(folder, manifest, threads=threads)
-        if not parity.passed:
-            raise ParityError(
-                f"the engine of {manifest.name!r} on this host {parity.complaint()}.",
-                hint="another precision, or tolerance= with a reason; edge_cases=() if only an edge case differs",
-            )
-        # What depends on the machine (times, memory) stays out: equal inputs give equal artifacts.
-        figures = {key: value for key, value in parity.as_json().items() if key not in ("load_ms", "peak_memory_bytes")}
-        manifest = manifest.model_copy(update={"host_parity": figures})
+        if chosen.runs_here(engine):
+            tell("parity", "checking the engine against the module on this host")
+            parity = host_parity(folder, manifest, threads=threads)
+            if not parity.passed:
+                raise ParityError(
+                    f"the engine of {manifest.name!r} on this host {parity.complaint()}.",
+                    hint="another precision, or tolerance= with a reason; edge_cases=() if only an edge case differs",
+                )
+            # What depends on the machine (times, memory) stays out: equal inputs give equal artifacts.
+            unequal = ("load_ms", "peak_memory_bytes")
+            figures = {key: value for key, value in parity.as_json().items() if key not in unequal}
+            manifest = manifest.model_copy(update={"host_parity": figures})
+        else:
+            tell("parity", "this host cannot run the engine: its numbers are checked on the board, before it is activated")
         (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
     _log.info("compiled %s to %s (%s)", manifest.name, out, manifest.id[:16])
     tell("done", f"artifact {manifest.id[:16]} in {out}")

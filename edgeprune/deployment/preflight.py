@@ -24,8 +24,8 @@ _log = logging.getLogger("edgeprune.deployment.preflight")
 def needs_of(backend: Backend, engine: Path, tensors: Sequence[TensorSpec]) -> dict[str, Any]:
     """The ``requires`` block of a manifest.
 
-    A portable ``.onnx`` file needs a runtime that reads its opset and IR version; it is bound neither to an architecture nor
-    to an instruction set, so it names none.
+    What the engine itself needs its backend tells; a portable file is bound neither to an architecture nor to an instruction
+    set and names none.
 
     Args:
         backend: What made the engine.
@@ -41,13 +41,7 @@ def needs_of(backend: Backend, engine: Path, tensors: Sequence[TensorSpec]) -> d
         # Weights as stored and as the runtime packs them; activations are not known before it runs.
         "memory_bytes": 2 * size + moved,
     }
-    if engine.suffix == ".onnx":
-        import onnx
-
-        model = onnx.load(str(engine), load_external_data=False)
-        needs["ir_version"] = int(model.ir_version)
-        needs["opset"] = max(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    return needs
+    return {**needs, **backend.needs(engine)}
 
 
 def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requirement]:

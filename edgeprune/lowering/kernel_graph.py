@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
+from edgeprune.boards.host import host_isa
 from edgeprune.errors import UnsupportedKernelError
 from edgeprune.graph.branches import ResidualBranch, idle, removed_branches
 from edgeprune.graph.capture import module_path, source_of
@@ -156,7 +157,7 @@ def lower(
         ExportError: The model cannot be exported.
         UnsupportedKernelError: An operator's shape cannot be told from the widths.
     """
-    chosen = registry.get(backend)
+    chosen = registry.get(backend).for_board(device)
     folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-")) if workdir is None else workdir
     folder.mkdir(parents=True, exist_ok=True)
     engine = folder / f"dense{chosen.suffix}"
@@ -165,15 +166,6 @@ def lower(
         return KernelGraph(graph, chosen, engine, architecture=platform.machine(), isa=host_isa())
     identity = device.identity(chosen.name) if isinstance(device, Fingerprint) else device
     return KernelGraph(graph, chosen, engine, architecture=identity["architecture"], isa=identity["isa"])
-
-
-def host_isa() -> tuple[str, ...]:
-    """Instruction set flags of this machine, as Linux names them; empty where they cannot be read."""
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else ():
-        if line.startswith(("flags", "Features")):
-            return tuple(line.partition(":")[2].split())
-    return ()
 
 
 def _join(

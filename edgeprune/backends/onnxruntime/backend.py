@@ -36,6 +36,14 @@ class OnnxRuntime(Backend):
         hint = install_command(f"onnxruntime>={oldest}", fingerprint)
         return [Requirement("onnxruntime", f">= {oldest}", found or "none", met, hint)]
 
+    def needs(self, engine: Path) -> dict[str, Any]:
+        """A portable ``.onnx`` file needs a runtime that reads its opset and IR version, and nothing else."""
+        import onnx
+
+        model = onnx.load(str(engine), load_external_data=False)
+        opset = max(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        return {"ir_version": int(model.ir_version), "opset": opset}
+
     def export(
         self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
     ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -37,7 +37,7 @@ _IR_VERSION = 9
 
 
 def optimized(engine: Path | bytes, level: str) -> onnx.ModelProto:
-    """What ONNX Runtime on this host makes of an engine at an optimization level (``EXTENDED`` or ``ALL``).
+    """What ONNX Runtime on this host makes of an engine at an optimization level (``BASIC``, ``EXTENDED`` or ``ALL``).
 
     Raises:
         CompileError: ONNX Runtime refuses the file.
@@ -58,11 +58,16 @@ def optimized(engine: Path | bytes, level: str) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def operators(engine: Path) -> OperatorGraph:
-    """The graph of a dense engine after all fusions that do not depend on widths."""
+def operators(engine: Path, level: str = "EXTENDED") -> OperatorGraph:
+    """The graph of a dense engine after all fusions that do not depend on widths.
+
+    Args:
+        engine: The ONNX file.
+        level: See `optimized`; at ``BASIC`` constants and batch norms are folded and every node is plain ONNX.
+    """
     original = onnx.load(engine, load_external_data=False)
     metadata = {entry.key: entry.value for entry in original.metadata_props}
-    model = optimized(engine, "EXTENDED")
+    model = optimized(engine, level)
     values = _typed(model, onnx.shape_inference.infer_shapes(original).graph)
     known = {value.name: _shape(value) for value in values}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -53,7 +53,7 @@ def main(request, emit):
     sample_s = request.get("sample_ms", 5.0) / 1e3
     samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
     loaded = load_all(request, runtime, threads, emit)
-    empty = engines.OnnxEngine(engines.EMPTY_ONNX, "empty", 1)
+    empty = engines.empty(runtime, list(loaded.values()))
     before = conditions()
     gc.collect()
     gc.disable()
@@ -61,8 +61,10 @@ def main(request, emit):
         order = [name for names in request["rounds"] for name in names if name in loaded]
         if order:
             _settle(loaded[order[0]], request.get("settle_ms", 100.0) / 1e3)
-        overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s, [], 1)
-        overhead_ms = median(own_times(overhead))
+        overhead_ms = 0.0
+        if empty is not None:
+            overhead = time_item(empty, warmup_s, max(sample_s, 2e-3), max(samples, 5), item_s, [], 1)
+            overhead_ms = median(own_times(overhead))
         emit(
             {
                 "event": "ready",

@@ -32,6 +32,10 @@ _NUMPY_NAMES = {
 }
 
 
+# What pip calls a module, where that is another name; with the versions that were tried together.
+_PACKAGES = {"tvm": "apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"}
+
+
 def require(name):
     """Import a module that edgeprune does not bring to the board.
 
@@ -45,7 +49,7 @@ def require(name):
             error="BackendUnavailableError",
             message="the board's Python must have %s to run engines, found that it does not import (%s)."
             % (name, error),
-            hint="python3 -m pip install %s (on the board)" % name,
+            hint="python3 -m pip install %s (on the board)" % _PACKAGES.get(name, name),
         )
 
 
@@ -79,6 +83,21 @@ def load(entry, store, runtime="onnxruntime", threads=1):
             hint="update edgeprune on the host",
         )
     return ENGINES[runtime](source, entry.get("kind", "network"), threads)
+
+
+def empty(runtime, loaded):
+    """An engine that does nothing: its run time is what a call of the runtime costs by itself.
+
+    Args:
+        runtime: A key of `ENGINES`.
+        loaded: Engines of that runtime; a runtime whose engines are compiled takes its own from one of them.
+
+    Returns:
+        None where none can be made, because nothing is loaded.
+    """
+    if runtime == "onnxruntime":
+        return OnnxEngine(EMPTY_ONNX, "empty", 1)
+    return loaded[0].empty() if loaded else None
 
 
 def pattern(shape, dtype):
@@ -213,5 +232,11 @@ def _dtype(tensor):
     return _NUMPY_NAMES[tensor.type]
 
 
-# Runtime to the class that loads and runs its engines; one line each.
-ENGINES = {"onnxruntime": OnnxEngine}
+def _tvm_engine(source, kind, threads):
+    import tvm_engine
+
+    return tvm_engine.TvmEngine(source, threads)
+
+
+# Runtime to what loads its engines, called with path or bytes, kind and threads; one line each.
+ENGINES = {"onnxruntime": OnnxEngine, "tvm": _tvm_engine}

@@ -17,7 +17,10 @@ import store
 from failures import Failure
 
 # Name: Python module, the library that holds the kernels, and what `import` needs besides.
-RUNTIMES = {"onnxruntime": ("onnxruntime", "capi/onnxruntime_pybind11_state*.so")}
+RUNTIMES = {
+    "onnxruntime": ("onnxruntime", "capi/onnxruntime_pybind11_state*.so"),
+    "tvm": ("tvm", "lib/libtvm_runtime.so"),
+}
 
 
 def probe(root):
@@ -79,10 +82,16 @@ def import_failure(module):
 
 
 def version(init_path):
-    """Version that a package's ``__init__.py`` states, read as text: importing it takes long."""
-    with open(init_path, "rb") as file:
-        match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", file.read().decode("utf-8", "replace"), re.M)
-    return match.group(1) if match else "unknown"
+    """Version that a package's ``__init__.py`` or ``_version.py`` states, read as text: importing it takes long."""
+    for path in (init_path, os.path.join(os.path.dirname(init_path), "_version.py")):
+        if not os.path.isfile(path):
+            continue
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
+        match = re.search(r"""^__version__\s*=\s*(?:\w+\s*=\s*)?["']([^"']+)["']""", text, re.M)
+        if match:
+            return match.group(1)
+    return "unknown"
 
 
 class Cache(object):

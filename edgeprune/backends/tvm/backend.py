@@ -1,0 +1,270 @@
+"""The TVM backend."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeprune.backends._base import Backend, Operator, OperatorGraph
+from edgeprune.backends.tvm import engine_file
+from edgeprune.backends.tvm.target import TvmTarget, target_of
+from edgeprune.boards.installing import install_command
+from edgeprune.errors import CompileError
+from edgeprune.files import replacing
+from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+# The virtual machine's byte code and TVM's calling convention change between minor versions.
+_SERIES = "0.27"
+_PACKAGES = ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1")
+_NEEDED = ("tvm", "tvm_ffi", "onnx", "onnxscript", "onnxruntime")
+_REMEMBERED = 64
+
+
+class Tvm(Backend):
+    """Networks compiled ahead of time by TVM, run by its virtual machine on the CPU.
+
+    Args:
+        target: What engines are compiled for; None means this host. See `for_board`.
+    """
+
+    name: ClassVar[str] = "tvm"
+    install: ClassVar[str] = "pip install 'edgeprune[tvm]'"
+    suffix: ClassVar[str] = ".so"
+
+    def __init__(self, target: TvmTarget | None = None) -> None:
+        self._target = target
+        self._groups: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
+
+    @property
+    def target(self) -> TvmTarget:
+        """What engines are compiled for.
+
+        Raises:
+            CompileError: It is this host, and its architecture is not supported.
+        """
+        if self._target is None:
+            self._target = target_of(None)
+        return self._target
+
+    def for_board(self, device: Fingerprint | Mapping[str, Any] | None) -> Tvm:
+        """The backend that compiles for a board: its architecture, its core, and the instruction sets that it told.
+
+        Raises:
+            CompileError: TVM engines are not made for its architecture.
+        """
+        return Tvm(target_of(device))
+
+    def availability(self) -> str | None:
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        if missing:
+            return f"missing: {', '.join(missing)}"
+        version = metadata.version("apache-tvm")
+        if not version.startswith(f"{_SERIES}."):
+            return f"apache-tvm must be {_SERIES}, found {version}"
+        if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+            return "missing: a C compiler, which links engines (apt-get install gcc)"
+        return None
+
+    def requirements(self, fingerprint: Fingerprint, needs: Mapping[str, Any] | None = None) -> list[Requirement]:
+        """See `Backend.requirements`. An engine runs with the series of TVM that made it, and needs glibc's functions."""
+        found = fingerprint.runtimes.get(self.name, {}).get("version")
+        series = (needs or {}).get("series")
+        hint = install_command(" ".join(_PACKAGES), fingerprint)
+        if series is None:
+            met = found is not None and _numbers(found) >= _numbers(_SERIES)
+            items = [Requirement("tvm", f">= {_SERIES}", found or "none", met, hint)]
+        else:
+            met = found is not None and _numbers(found)[:2] == _numbers(str(series))
+            items = [Requirement("tvm", f"{series}.x, which compiled it", found or "none", met, hint)]
+        glibc = str((needs or {}).get("glibc", "0"))
+        if glibc != "0":
+            name, _, version = fingerprint.libc.partition(" ")
+            met = name == "glibc" and _numbers(version) >= _numbers(glibc)
+            told = "compile on a host whose glibc is as old as the board's"
+            items.append(Requirement("libc", f"glibc >= {glibc}", fingerprint.libc, met, told))
+        return items
+
+    def needs(self, engine: Path) -> dict[str, Any]:
+        """Architecture, instruction sets, series of TVM and glibc that an engine was compiled for."""
+        told = engine_file.description_of(engine)
+        return {key: told[key] for key in ("architecture", "isa", "series", "glibc")}
+
+    def runs_here(self, engine: Path) -> bool:
+        """See `Backend.runs_here`: not what was compiled for another architecture, or for flags that this host lacks."""
+        told = engine_file.description_of(engine)
+        return TvmTarget(told["architecture"], "", (), tuple(told["isa"])).runs_here
+
+    def export(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """See `Backend.export`. Weights are inside.
+
+        Raises:
+            ExportError: The module cannot be exported to ONNX.
+            CompileError: TVM or the linker refuses it.
+        """
+        from edgeprune.backends.onnxruntime import engines, exporting
+
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            source = Path(folder) / "model.onnx"
+            inputs, outputs = exporting.export(module, example_inputs, source)
+            # Folds batch norms and constants; everything stays plain ONNX.
+            model = engines.optimized(source, "BASIC")
+            graph = engines.operators(source, "BASIC")
+        content = self._built(model, graph, inputs, outputs, weights_inside=True, names=_names(model, graph))
+        with replacing(path) as partial:
+            partial.write_bytes(content)
+        return inputs, outputs
+
+    def operators(self, engine: Path) -> OperatorGraph:
+        """See `Backend.operators`. Operators stand one by one: which of them one function computes, `layout_rule` tells."""
+        from edgeprune.backends.tvm import kernels
+
+        return kernels.from_json(engine_file.description_of(engine)["graph"])
+
+    def infer_shapes(
+        self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]] | None:
+        """See `Backend.infer_shapes`."""
+        from edgeprune.backends.onnxruntime.shapes import inferred
+
+        return inferred(operator, graph.shapes, shapes)
+
+    def layout_rule(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
+    ) -> list[Kernel]:
+        """See `Backend.layout_rule`.
+
+        Which operators become one function is asked from TVM's own fusion, once per set of operators: it goes by what they
+        are and how they are wired, not by widths. Nothing is compiled. TVM keeps NCHW, so no layout depends on the board.
+        """
+        from edgeprune.backends.tvm import kernels
+
+        key = tuple((operator.name, operator.op, operator.inputs, operator.outputs) for operator in graph.operators)
+        if key not in self._groups:
+            from edgeprune.backends.tvm import importing
+
+            model = _network(graph, shapes)
+            names = _names(model, graph)
+            _, calls = importing.fused(model, self.target)
+            while len(self._groups) >= _REMEMBERED:
+                del self._groups[next(iter(self._groups))]
+            self._groups[key] = [tuple(names[node] for node in call) for call in calls]
+        return [kernel for kernel in kernels.kernels(graph, shapes, self._groups[key]) if kernel is not None]
+
+    def parse_engine(self, engine: Path) -> list[Kernel]:
+        """See `Backend.parse_engine`: one run on this host, whose calls the virtual machine tells.
+
+        Raises:
+            CompileError: It is no engine of this backend, or not one for this host.
+        """
+        from edgeprune.backends.tvm.executing import executed
+
+        told = engine_file.description_of(engine)
+        if not self.runs_here(engine):
+            raise CompileError(
+                f"{engine.name} must be compiled for this host to be run here, found {told['architecture']} with "
+                f"{' '.join(told['isa'])}.",
+            )
+        calls = [(function, key) for function, key in told["calls"] if key is not None]
+        ran = [name for name in executed(engine, told) if name in {function for function, _ in calls}]
+        if ran != [function for function, _ in calls]:
+            raise CompileError(
+                f"{engine.name} must call the functions that its description lists, found {len(ran)} calls, "
+                f"listed {len(calls)}.",
+                hint="compile it again",
+            )
+        return [Kernel.from_key(key) for _, key in calls]
+
+    def kernel_engine(self, kernel: Kernel) -> bytes:
+        """See `Backend.kernel_engine`. Weights are inputs, so the file stays small; the function is the network's."""
+        from edgeprune.backends.tvm import kernels
+
+        graph = kernels.graph_of(kernel)
+        return self.network_engine(graph, graph.shapes)
+
+    def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """See `Backend.network_engine`. Weights are inputs."""
+        from edgeprune.backends.onnxruntime.exporting import _specs
+
+        model = _network(graph, shapes)
+        inputs, outputs = _specs(model.graph.input), _specs(model.graph.output)
+        resized = OperatorGraph(graph.operators, inputs, graph.outputs, dict(shapes), graph.sources, graph.dtypes)
+        return self._built(model, resized, inputs, outputs, weights_inside=False, names=_names(model, graph))
+
+    def _built(
+        self,
+        model: onnx.ModelProto,
+        graph: OperatorGraph,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        weights_inside: bool,
+        names: Mapping[str, str],
+    ) -> bytes:
+        """The engine file of a model whose shapes `graph` tells."""
+        from edgeprune.backends.tvm import building, importing, kernels
+
+        target = self.target
+        module, calls = importing.fused(model, target)
+        library = building.built(module, len(calls), target, weights_inside=weights_inside)
+        groups = [[names[node] for node in call] for call in calls]
+        made = kernels.kernels(graph, graph.shapes, groups)
+        found = engine_file.architecture_of(library.content)
+        if found != target.architecture:
+            raise CompileError(
+                f"the linker must write a library for {target.architecture}, {target.linker()} wrote one for {found}."
+            )
+        return engine_file.packed(
+            library.content,
+            {
+                "architecture": target.architecture,
+                "isa": list(target.isa),
+                "series": _SERIES,
+                "glibc": engine_file.glibc_of(library.content),
+                "target": target.llvm,
+                "inputs": [_tensor(spec) for spec in inputs],
+                "outputs": [_tensor(spec) for spec in outputs],
+                "weights": [
+                    {"shape": list(shape), "dtype": dtype, "scale": scale} for shape, dtype, scale in library.weights
+                ],
+                "calls": [
+                    [function, None if kernel is None else kernel.key]
+                    for function, kernel in zip(library.functions, made, strict=True)
+                ],
+                "graph": kernels.as_json(graph),
+            },
+        )
+
+
+def _network(graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """The operators as a plain ONNX model at other widths, with meaningless weights."""
+    import onnx
+
+    from edgeprune.backends.onnxruntime import engines
+    from edgeprune.backends.tvm.importing import with_literals
+
+    return with_literals(onnx.load_from_string(engines.network_engine(graph, shapes)))
+
+
+def _names(model: onnx.ModelProto, graph: OperatorGraph) -> dict[str, str]:
+    """Name of a node in the model to name of the operator that it stands for: the one with the same first output."""
+    by_output = {operator.outputs[0]: operator.name for operator in graph.operators}
+    return {node.name: by_output[node.output[0]] for node in model.graph.node}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
