@@ -194,9 +194,9 @@ class _Run:
         self.history.append(entry)
         self._consider("trained", entry["metrics"])
         if trainer.average is not None:
-            with trainer.average.in_place(self.model):
-                with torch.random.fork_rng(devices=[]):
-                    reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
+            # The training itself is to be the same with and without an average.
+            with trainer.average.in_place(self.model), torch.random.fork_rng(devices=[]):
+                reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
                 entry["averaged"] = evaluate(self.model, self.task)
                 self._consider("averaged", entry["averaged"])
         _log.info("epoch %d: %s", len(self.history), entry)

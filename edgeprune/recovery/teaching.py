@@ -80,7 +80,7 @@ class Teaching:
     def described(self) -> dict[str, Any]:
         """What it does, as JSON values."""
         return {
-            "losses": [[one.name, one.temperature] for one in self._distillations],
+            "losses": [[one.name, one.temperature, one.weight] for one in self._distillations],
             "taps": [tap.name for tap in self._taps],
         }
 
