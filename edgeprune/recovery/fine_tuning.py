@@ -19,9 +19,9 @@ from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
 from edgeprune.recovery.precision import PRECISIONS, Precision
 from edgeprune.recovery.snapshot import consistent
-from edgeprune.recovery.taps import Tap
 from edgeprune.recovery.teaching import Distillations, Teaching, made
 from edgeprune.recovery.training import Trainer
+from edgeprune.recovery.watching import Tap
 from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import batch_count, device_of, mode
 from edgeprune.tasks.task import Objective, Task
