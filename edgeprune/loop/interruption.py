@@ -178,5 +178,5 @@ def identity_of(
         "damage calibration": repr(planner.calibrate_damage),
         "allocator": planner.allocator.name,
         "fine-tuning": asdict(settings),
-        "distillation": [[one.name, one.temperature] for one in losses],
+        "distillation": [[one.name, one.temperature, one.weight] for one in losses],
     }

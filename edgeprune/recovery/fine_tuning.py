@@ -19,9 +19,9 @@ from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import RecoveryRecord, StepProgress, evaluate
 from edgeprune.recovery.precision import PRECISIONS, Precision
 from edgeprune.recovery.snapshot import consistent
-from edgeprune.recovery.taps import Tap
 from edgeprune.recovery.teaching import Distillations, Teaching, made
 from edgeprune.recovery.training import Trainer
+from edgeprune.recovery.watching import Tap
 from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import batch_count, device_of, mode
 from edgeprune.tasks.task import Objective, Task
@@ -194,9 +194,9 @@ class _Run:
         self.history.append(entry)
         self._consider("trained", entry["metrics"])
         if trainer.average is not None:
-            with trainer.average.in_place(self.model):
-                with torch.random.fork_rng(devices=[]):
-                    reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
+            # The training itself is to be the same with and without an average.
+            with trainer.average.in_place(self.model), torch.random.fork_rng(devices=[]):
+                reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
                 entry["averaged"] = evaluate(self.model, self.task)
                 self._consider("averaged", entry["averaged"])
         _log.info("epoch %d: %s", len(self.history), entry)

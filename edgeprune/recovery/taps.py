@@ -9,7 +9,6 @@ import copy
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from edgeprune.graph.capture import eval_copy, shape_of
 from edgeprune.graph.editing import masks_of
 from edgeprune.parts import core_of
 from edgeprune.recovery.side_by_side import Side
-from edgeprune.recovery.watching import Place, everything
+from edgeprune.recovery.watching import Place, Tap, everything
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 
 if TYPE_CHECKING:
@@ -40,23 +39,6 @@ _ACTIVATIONS = (
 _LAYERS = ("aten.conv", "aten.linear.", "aten.addmm.", "aten.batch_norm.")
 _SPREAD = 4
 """Taps of a network that has only one resolution."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """One value that both models compute.
-
-    Attributes:
-        name: Its node in the dense program, and its operation in a cut one.
-        axis: Axis of its channels.
-        kept: Channels of the dense model that the cut one has; None where it has all.
-        place: Where the value passes by in the model's own class.
-    """
-
-    name: str
-    axis: int
-    kept: tuple[int, ...] | None
-    place: Place
 
 
 def find_taps(graph: ChannelGraph, plan: PruningPlan, module: nn.Module, names: Sequence[str] = ()) -> tuple[Tap, ...]:
@@ -300,13 +282,3 @@ def _noise(tensor: torch.Tensor) -> torch.Tensor:
 
 
 _copies = partial(pytree.tree_map_only, torch.Tensor, torch.clone)
-
-
-def canonical(value: torch.Tensor, axis: int) -> torch.Tensor:
-    """A value as float32 of shape (batch, channels, positions)."""
-    return value.movedim(axis, 1).flatten(2).float()
-
-
-def places_in(model: nn.Module, taps: Sequence[Tap]) -> list[Place] | list[str]:
-    """Where the taps are in a model: operations of a cut program, places in any other class."""
-    return [tap.name for tap in taps] if isinstance(model, ProgramModule) else [tap.place for tap in taps]

@@ -12,8 +12,7 @@ from torch import nn
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.recovery.distillation import registry
 from edgeprune.recovery.distillation._base import Distillation
-from edgeprune.recovery.taps import Tap, canonical, places_in
-from edgeprune.recovery.watching import Watch, watched
+from edgeprune.recovery.watching import Tap, Watch, canonical, places_in, watched
 from edgeprune.tasks.batches import call, device_of, mode
 
 Distillations = str | Distillation | Sequence[str | Distillation]
@@ -80,7 +79,7 @@ class Teaching:
     def described(self) -> dict[str, Any]:
         """What it does, as JSON values."""
         return {
-            "losses": [[one.name, one.temperature] for one in self._distillations],
+            "losses": [[one.name, one.temperature, one.weight] for one in self._distillations],
             "taps": [tap.name for tap in self._taps],
         }
 

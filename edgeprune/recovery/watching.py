@@ -33,6 +33,23 @@ class Place:
     leaf: int
 
 
+@dataclass(frozen=True)
+class Tap:
+    """One value that both models compute.
+
+    Attributes:
+        name: Its node in the dense program, and its operation in a cut one.
+        axis: Axis of its channels.
+        kept: Channels of the dense model that the cut one has; None where it has all.
+        place: Where the value passes by in the model's own class.
+    """
+
+    name: str
+    axis: int
+    kept: tuple[int, ...] | None
+    place: Place
+
+
 class Watch:
     """Values of the forward that runs now, by their number among the places; they are the tensors themselves, not copies."""
 
@@ -102,3 +119,13 @@ def _hook(module: nn.Module, given: bool, take: Any) -> Any:
     if given:
         return module.register_forward_pre_hook(lambda _, args, kwargs: take((args, kwargs)), with_kwargs=True).remove
     return module.register_forward_hook(lambda _, args, output: take(output)).remove
+
+
+def canonical(value: torch.Tensor, axis: int) -> torch.Tensor:
+    """A value as float32 of shape (batch, channels, positions)."""
+    return value.movedim(axis, 1).flatten(2).float()
+
+
+def places_in(model: nn.Module, taps: Sequence[Tap]) -> list[Place] | list[str]:
+    """Where the taps are in a model: operations of a cut program, places in any other class."""
+    return [tap.name for tap in taps] if isinstance(model, ProgramModule) else [tap.place for tap in taps]

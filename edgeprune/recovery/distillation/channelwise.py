@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch.nn import functional
 
@@ -18,11 +16,11 @@ class Channelwise(Distillation):
         T ** 2 / C * sum over c, i of p_teacher * log(p_teacher / p_student)
 
     Source: C. Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021 (arXiv 2011.13256), equations
-    4 and 5, with their ``T = 4`` and their weight of 50 on features.
+    4 and 5, with their ``T = 4``. Their weight of 50 on features is for dense prediction; beside the loss of a classifier it
+    leaves that one no say, so it is 1 here.
     """
 
     name = "channelwise"
-    weight: ClassVar[float] = 50.0
 
     def loss(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """See `Distillation.loss`."""

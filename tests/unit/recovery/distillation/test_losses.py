@@ -82,7 +82,7 @@ def test_attention_is_the_difference_of_normalized_maps():
             length = sum(one**2 for one in energy) ** 0.5
             maps.append([one / length for one in energy])
         total += sum((one - two) ** 2 for one, two in zip(*maps, strict=True))
-    assert found(Attention(), student, teacher) == pytest.approx(total / 16)
+    assert found(Attention(), student, teacher) == pytest.approx(total / 2)
 
 
 def test_attention_has_no_channels_and_no_scale():

@@ -1,0 +1,144 @@
+"""Ctrl-C while `edgeprune prune` tunes: nothing half-written, and the same command or `--resume` goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgeprune.cli.console import Output
+from edgeprune.cli.pruning_run import begin, go_on
+from edgeprune.cli.record import PruneOptions, absolute_reference, check_out
+from edgeprune.errors import ConfigError
+from edgeprune.latency.table import LatencyTable
+
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
+MODEL_FILE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.first, self.second = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        x = (x + self.second(self.first(x).relu())).relu()
+        return self.head(x.mean((2, 3)))
+"""
+TASK_FILE = """
+import os, pathlib, edgeprune, torch
+
+class Batches(list):
+    def __iter__(self):
+        for place, batch in enumerate(super().__iter__()):
+            # As a Ctrl-C in the middle of the epoch after the first one that was finished.
+            if place == 2 and pathlib.Path(os.environ.get("STOP_WHEN_THERE_IS", "/nowhere")).exists():
+                raise KeyboardInterrupt
+            yield batch
+
+def colors():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(6):
+        targets = torch.randint(0, 3, (16,), generator=generator)
+        images = torch.randn(16, 1, 8, 8, generator=generator) * 0.3
+        images[torch.arange(16), 0, targets] += 1
+        batches.append((images, targets))
+    return edgeprune.Task.single(train=Batches(batches[:4]), validation=batches[4:],
+        loss=torch.nn.functional.cross_entropy, metric=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean())
+"""
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> PruneOptions:
+    stored = LatencyTable.load(TABLE)
+    LatencyTable({**stored.header, "board": "stored"}, stored._rows).save(tmp_path / "table.parquet")
+    (tmp_path / "net.py").write_text(MODEL_FILE)
+    (tmp_path / "task.py").write_text(TASK_FILE)
+    return PruneOptions(
+        model=absolute_reference(f"{tmp_path / 'net.py'}:Net"),
+        table=tmp_path / "table.parquet",
+        latency="70%",
+        input=("x=1x1x8x8:float32",),
+        task=absolute_reference(f"{tmp_path / 'task.py'}:colors"),
+        backend="onnxruntime",
+        allocator="exact",
+        epochs=3,
+        lr=5e-3,
+        distill=("logits", "features"),
+        tap=("first",),
+        ema=0.9,
+    )
+
+
+def interrupted(options: PruneOptions, out: Path, monkeypatch: pytest.MonkeyPatch, output: Output) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("STOP_WHEN_THERE_IS", str(out / "tuning" / "epochs.safetensors"))
+        with pytest.raises(KeyboardInterrupt):
+            begin(options, out, output)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_tuning_goes_on_from_its_last_finished_epoch(
+    options: PruneOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    usual, out = tmp_path / "usual", tmp_path / "out"
+    begin(options, usual, Output(json_mode=True))
+    expected = json.loads(capsys.readouterr().out)
+    interrupted(options.model_copy(update={"lr": 1e-3}), out, monkeypatch, Output())
+    capsys.readouterr()
+    (out / "tuning" / "epochs.safetensors").unlink()  # as if it had been interrupted before its first epoch ended
+    # An interrupted run of other settings is not gone on with, and that is said.
+    interrupted(options, out, monkeypatch, Output())
+    assert f"the interrupted run in {out} differs in lr: this one begins anew" in capsys.readouterr().out
+    assert sorted(contents(out)) == [
+        "tuning/epochs.safetensors",
+        "tuning/model/model.json",
+        "tuning/model/plan.json",
+        "tuning/model/weights.safetensors",
+        "tuning/state.json",
+    ]
+    assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name]
+    check_out(out)
+    with pytest.raises(ConfigError, match="goes on with its own board, none, found local"):
+        go_on(out, "local", Output())
+    # Begins the same command again.
+    go_on(out, None, Output())
+    said = capsys.readouterr().out
+    assert f"going on with the interrupted run in {out}" in said
+    found = json.loads((out / "prune.json").read_text())
+    for name in ("plan_hash", "metrics_before", "metrics_after", "check_max_abs", "rounds"):
+        assert found[name] == expected[name]
+    weights, usually = (load_file(folder / "model" / "weights.safetensors") for folder in (out, usual))
+    assert all(torch.equal(value, usually[name]) for name, value in weights.items())
+    assert sorted(contents(out)) == sorted(contents(usual))
+    with pytest.raises(ConfigError, match="needs a board to measure on"):
+        go_on(out, None, Output())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"distill": ("logit",)},
+            "a distillation must be one of logits, features, channelwise, attention, found 'logit'",
+        ),
+        ({"tap": ("frist",)}, "a tap must be a module that the model runs, found 'frist'"),
+    ],
+)
+def test_what_the_tuning_cannot_do_is_refused_before_anything_is_planned(
+    options: PruneOptions, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        begin(options.model_copy(update=change), tmp_path / "out", Output(json_mode=True))
+    assert not (tmp_path / "out").exists()
