@@ -96,15 +96,16 @@ class CostModel:
         """
         lowered = [self.kernels(widths) for widths in many]
         self.kernels_ms(kernel for kernels in lowered for kernel in kernels)
-        found = []
-        for kernels in lowered:
-            calibration = self.predictor.calibration_of(kernels)
-            parts = {"": calibration.fixed_ms}
-            for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
-                part = kernel.origin[0] if kernel.origin else ""
-                parts[part] = parts.get(part, 0.0) + calibration.scale * ms + calibration.per_kernel_ms
-            found.append(parts)
-        return found
+        return [self.shared_out(kernels) for kernels in lowered]
+
+    def shared_out(self, kernels: Sequence[Kernel]) -> dict[str, float]:
+        """What each part of a network of these kernels takes, as in `parts_ms`."""
+        calibration = self.predictor.calibration_of(kernels)
+        parts = {"": calibration.fixed_ms}
+        for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
+            part = kernel.origin[0] if kernel.origin else ""
+            parts[part] = parts.get(part, 0.0) + calibration.scale * ms + calibration.per_kernel_ms
+        return parts
 
     def forms_of(self, part: str) -> tuple[SizeForm, ...]:
         """The sizes in the shapes of the operators that a part consists of, as forms in group widths."""

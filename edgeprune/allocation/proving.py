@@ -320,7 +320,7 @@ class Prepared:
         return Allocation(self.problem.widths(found.state), certificate)
 
     def _note(self, found: _Found, bound: float | None, exact: bool, off: float) -> str:
-        if isinstance(self.cost, StatesTerms):
+        if isinstance(self.cost, StatesTerms) and self.error <= SAME:
             note = "the bound is proven among the candidate widths."
             if not self.exact:
                 note = "the bound is proven among the candidate widths, with ranges of sums at their lowest cost."

@@ -59,6 +59,8 @@ def fit(
         [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
     )
     output.say(report.summary())
+    if report.energy is None:
+        output.say("energy is not predicted: the table holds none (edgeprune profile --energy)")
     if report.edges:
         output.table(
             f"edges of the staircase that were measured: the largest of {len(report.edges)}",
@@ -76,6 +78,7 @@ def fit(
             "table_hash": predictor.table_hash,
             "level": level,
             "errors": rows,
+            "energy": report.energy,
             "edges": list(report.edges),
             "transferred_from": report.transferred_from,
         },

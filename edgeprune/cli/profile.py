@@ -194,6 +194,7 @@ def _facts(table: LatencyTable, path: Path) -> dict[str, Any]:
         "dense_ms": header["reference"]["median_ms"],
         "drift": header["drift"],
         "energy": table.energy,
+        "percentiles": header.get("percentiles"),
         "unsupported": header["unsupported"],
         "clocks": header.get("runs", [header])[-1].get("clocks"),
         "sustained": header.get("sustained"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeprune.latency.arrays import Floats
+from edgeprune.latency.energy import EnergyModel
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.intervals import cross_coverage, network_half_width, repeatability
 from edgeprune.latency.transfer import TRANSFER
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.latency.predictor import Predictor
 
 END_TO_END = "end to end"
+ENERGY = "energy, end to end"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class FitReport:
     Attributes:
         families: One row per family and precision; see `rows`.
         end_to_end: The row of networks; None if the table has none.
+        energy: The row of the energy of networks, each predicted by a fit to all others; None if the table has none.
         level: Nominal coverage of the intervals.
         left_out: Networks of the table that hold a kernel which cannot be predicted.
         edges: Stair edges that profiling bisected down to neighboring widths, the largest first: ``model``, ``group``,
@@ -46,9 +50,10 @@ class FitReport:
     left_out: tuple[str, ...] = ()
     edges: tuple[dict[str, Any], ...] = ()
     transferred_from: str | None = None
+    energy: dict[str, Any] | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Families, then end to end. Keys, None where there is too little data:
+        """Families, then end to end, then energy. Keys, None where there is too little data:
 
         ``family``, ``precision``, ``n``, ``model``, ``mean_error_percent``, ``median_error_percent``,
         ``within_5_percent``, ``within_10_percent``, ``coverage_percent``, ``width_percent`` (median full width of the
@@ -56,7 +61,7 @@ class FitReport:
         prediction would show, since measurements do not repeat exactly); end to end also ``sum_median_error_percent`` and
         ``sum_mean_error_percent`` (no calibration).
         """
-        return [dict(row) for row in (*self.families, *((self.end_to_end,) if self.end_to_end else ()))]
+        return [dict(row) for row in (*self.families, self.end_to_end, self.energy) if row is not None]
 
     def summary(self) -> str:
         """One line: the error of the largest family and end to end, each beside its noise ceiling."""
@@ -75,6 +80,11 @@ class FitReport:
                     f"{'networks' if row is self.end_to_end else 'kernels'}, "
                     f"{row['within_10_percent']:.0f} % within 10 % ({ceiling})"
                 )
+        if self.energy is not None and self.energy["median_error_percent"] is not None:
+            parts.append(
+                f"energy: median error {self.energy['median_error_percent']:.1f} % on {self.energy['n']} held-out networks "
+                f"(measurements say {self.energy['noise_median_percent']:.1f} % of themselves)"
+            )
         if self.transferred_from is not None:
             used = [row["family"] for row in self.families if row["model"].startswith(TRANSFER)]
             verb = f"used for {', '.join(used)}" if used else "of no use to any family"
@@ -98,7 +108,9 @@ def make_report(
     edges = sorted(predictor.table.header.get("edges", ()), key=lambda edge: -abs(edge["at_ms"] - edge["below_ms"]))
     lender = None if predictor.source is None else predictor.source.table
     origin = None if lender is None else f"{lender.device}, {lender.header['runtime']} (table {lender.hash[:12]})"
-    return FitReport(tuple(families), total, level, left_out, tuple(edges), origin)
+    energy = predictor.energy
+    energies = None if energy is None else _energy_row(energy, predictor.table.header["precision"], level)
+    return FitReport(tuple(families), total, level, left_out, tuple(edges), origin, energies)
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:
@@ -142,6 +154,30 @@ def _end_to_end_row(
         **_noise([network.measurement for network in networks]),
         "sum_median_error_percent": _percent(float(np.median(alone))),
         "sum_mean_error_percent": _percent(float(np.mean(alone))),
+    }
+
+
+def _energy_row(model: EnergyModel, precision: str, level: float) -> dict[str, Any]:
+    """The energy of networks; their noise is what the measurements say of themselves, taken as normal."""
+    inside = [
+        abs(residual) <= network_half_width(others, [0.0] * len(others), 0.0, level)
+        for row, residual in enumerate(model.residuals)
+        for others in ([*model.residuals[:row], *model.residuals[row + 1 :]],)
+    ]
+    # Deviations that stand for a normal distribution: the median error of these is that of the distribution.
+    normal = np.array([NormalDist().inv_cdf((place + 0.5) / 100) for place in range(100)])
+    noise = _errors(np.abs(np.outer(model.errors, normal).ravel()))
+    return {
+        "family": ENERGY,
+        "precision": precision,
+        "n": len(model.networks),
+        "model": "power * ms + a * work + b * bytes",
+        **_errors(_relative(np.array(model.residuals))),
+        "coverage_percent": _percent(float(np.mean(inside)) if inside else math.nan),
+        "width_percent": _percent(2 * math.sinh(model.half_width(level))),
+        "noise_median_percent": noise["median_error_percent"],
+        "noise_within_5_percent": noise["within_5_percent"],
+        "noise_within_10_percent": noise["within_10_percent"],
     }
 
 

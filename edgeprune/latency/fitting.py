@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeprune.errors import ConfigError, TableFormatError, UnsupportedKernelError
 from edgeprune.latency.calibration import fit_calibrations, leave_one_out
+from edgeprune.latency.energy import fit_energy
 from edgeprune.latency.family_model import FamilyModel, borrowed_family, fit_family
 from edgeprune.latency.features import Machine
 from edgeprune.latency.likeness import grouped, skeleton
@@ -91,6 +92,7 @@ def _fitted(table: LatencyTable, settings: FitSettings, source: Predictor | None
     substitutes = _substitutes(families, timed, machine, settings)
     predictor = Predictor(table, settings, models, substitutes, source=source, borrowed=borrowed)
     _calibrate(predictor, table.networks)
+    predictor.energy = fit_energy(predictor)
     return predictor
 
 

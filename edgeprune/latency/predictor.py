@@ -24,6 +24,7 @@ from edgeprune.errors import (
 from edgeprune.files import write_text
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration
+from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Machine
 from edgeprune.latency.intervals import network_half_width
@@ -90,6 +91,8 @@ class Predictor:
         source: Another device's predictor that it stands on; None for one that stands alone.
         calibration: From the sum of kernels to the latency of a network, fitted to all networks of the table.
         calibrated_on: Networks of the table that the calibration was fitted to.
+        machine: What the features of kernels need to know of the device.
+        energy: What energy consists of; None where the table holds no energies (`edgeprune profile --energy`).
     """
 
     def __init__(
@@ -114,7 +117,8 @@ class Predictor:
         self._network_residuals: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
         self._report: FitReport | None = None
-        self._machine = Machine.from_header(table.header)
+        self.machine = Machine.from_header(table.header)
+        self.energy: EnergyModel | None = None
         self._known: dict[Kernel, Estimate] = {}
         self._remember_held()
 
@@ -143,7 +147,9 @@ class Predictor:
         Returns:
             One row per kernel, in order: ``ms``, ``low_ms``, ``high_ms``, and ``source``: ``"measured"`` (in the table),
             ``"predicted"`` (by its family's regression), ``"transferred"`` (by one that stands on another device's
-            predictor), or ``"fallback"`` (the table lacks its operation or family).
+            predictor), or ``"fallback"`` (the table lacks its operation or family). Where the table holds energies of
+            networks there is ``energy_mj`` too: above idle, what of a network's energy falls to the kernel by `EnergyModel`.
+            It is modelled; no kernel's energy was measured. Where the table holds none there is no such column.
 
         Raises:
             UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
@@ -160,6 +166,9 @@ class Predictor:
                 "source": [row.source for row in rows],
             }
         )
+        if self.energy is not None:
+            static = [self.energy.static_mj(row.ms) for row in rows]
+            frame["energy_mj"] = np.array(static) + self.energy.dynamic_mj(kernels)
         return frame
 
     def network_ms(self, kernels: Sequence[Kernel]) -> float:
@@ -194,6 +203,25 @@ class Predictor:
             self._network_residuals, self._network_shares, self.kernel_share(listed), self.settings.level
         )
         return ms, ms * math.exp(-width), ms * math.exp(width)
+
+    def network_energy(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
+        """Energy of one inference of a network above idle, with its interval.
+
+        Args:
+            kernels: What it executes, repeats included.
+
+        Returns:
+            Millijoules, and the low and high end of the interval at ``settings.level``.
+
+        Raises:
+            TableMismatchError: The table holds no energies; says how to measure them.
+            UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
+        """
+        model = required(self.energy, self.table.header)
+        listed = list(kernels)
+        mj = model.static_mj(self.network_ms(listed)) + float(model.dynamic_mj(listed).sum())
+        width = model.half_width(self.settings.level)
+        return mj, mj * math.exp(-width), mj * math.exp(width)
 
     def report(self) -> FitReport:
         """Errors, coverage and noise ceiling, per family and end to end."""
@@ -331,7 +359,7 @@ class Predictor:
             groups.setdefault((kernel.family, kernel.precision), []).append(kernel)
         for (family, precision), members in groups.items():
             model, least = self._model(family, precision, members[0])
-            log_ms, half_widths = model.predict(members, self._machine)
+            log_ms, half_widths = model.predict(members, self.machine)
             for kernel, value, half_width in zip(members, log_ms.tolist(), half_widths.tolist(), strict=True):
                 regressed = least == 0 and kernel.op in model.ops
                 source = "fallback" if not regressed else "transferred" if model.transferred else "predicted"

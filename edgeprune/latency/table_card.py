@@ -32,6 +32,7 @@ def markdown(table: LatencyTable) -> str:
         ),
         "Repeats to: median error that a perfect prediction would show, because measurements do not repeat exactly;"
         " `-` where no row was measured twice.",
+        _beside(table),
         *_doubts(header),
         *_conditions(header),
     ]
@@ -88,6 +89,18 @@ def _family(name: tuple[str, str], rows: Sequence[Row]) -> tuple[str, ...]:
         *(f"{value:.4g}" for value in (times.min(), np.median(times), times.max())),
         f"{100 * float(np.median(errors)):.1f} %" if len(errors) else "-",
     )
+
+
+def _beside(table: LatencyTable) -> str:
+    """What it holds of its networks besides medians; empty where that is nothing."""
+    header = table.header
+    counts = {
+        "energy per inference": len(table.energy),
+        "percentiles of single inferences": len(header.get("percentiles") or {}),
+        "the latency in thermal equilibrium": len((header.get("sustained") or {}).get("networks", {})),
+    }
+    told = [f"{name} of {count} networks" for name, count in counts.items() if count]
+    return f"Besides: {', '.join(told)}." if told else ""
 
 
 def _doubts(header: Mapping[str, Any]) -> list[str]:

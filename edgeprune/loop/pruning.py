@@ -91,8 +91,9 @@ def prune(
         model: The dense model.
         example_inputs: Tensor, tuple or dict; fixes the deployment batch.
         budget: Upper bound of the latency; a share is one of the dense model's latency, measured where the predictor's table
-            holds it (`dense_latency`). Text as in `Budget.parse`. Parameters and multiply-accumulates are counted, not
-            measured; only the exact allocator keeps them.
+            holds it (`dense_latency`), of the median, percentile or state that the table was chosen for
+            (`LatencyTable.chosen`). Text as in `Budget.parse`. Parameters, multiply-accumulates and memory are counted, energy
+            is predicted; none is measured, and only the exact allocator keeps them.
         board: Where dense and pruned engines are compared; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
         task: Data, loss and metric. Without it scores are data-free, nothing is recovered, and accuracy is not measured.
@@ -197,7 +198,7 @@ def prune(
                 allocator=allocator,
                 calibrate_damage=calibrate_damage,
                 blocks=blocks,
-                limits=limits_of(chosen, kernel_graph),
+                limits=limits_of(chosen, kernel_graph, predictor),
                 progress=progress,
             )
         # Refused now rather than when the tuning begins.

@@ -49,7 +49,9 @@ def test_the_median_is_the_table_itself(told: LatencyTable) -> None:
 def test_a_predictor_of_it_says_what_was_chosen(told: LatencyTable) -> None:
     network = told.networks[0]
     kernels = [Kernel.from_key(key) for key in network.kernels.elements()]
-    few = told.filter(key={network.name, *network.kernels})
+    convs = [kernel.key for kernel in told.kernels if kernel.family == "conv"][::8]
+    others = [kernel.key for kernel in told.kernels if kernel.family != "conv"]
+    few = told.filter(key={*convs, *others, *(one.name for one in told.networks)})
     plain, hot = fit(few), fit(few.chosen(sustained=True))
     # The calibration is drawn a little towards the plain sum, so not the whole of it.
     assert 1.2 < hot.network_ms(kernels) / plain.network_ms(kernels) < 1.31

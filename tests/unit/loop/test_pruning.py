@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from edgeprune.allocation.cost import CostModel
+from edgeprune.allocation.memory import Memory
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.l2 import L2
 from edgeprune.errors import (
@@ -21,7 +22,9 @@ from edgeprune.errors import (
     TaskError,
 )
 from edgeprune.graph.tracing import trace
+from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import network_key
 from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.pareto import pareto
 from edgeprune.loop.planning import Planner
@@ -490,3 +493,47 @@ def test_several_budgets_hold_at_once_and_are_counted(case):
     planner = Planner(case.model, case.kernel_graph, case.predictor)
     with pytest.raises(ConfigError, match="planner must be made with limits"):
         prune(case.model, case.example, Budget(parameters_ratio=0.5), planner=planner)
+
+
+def with_energies(case, mw=1500.0):
+    """The predictor of a board with a counter: energies are emulated as one power times the latencies that were measured."""
+    table, records = case.predictor.table, {}
+    for row in table.rows:
+        if row["kind"] == "network":
+            mj = mw * row["median_ms"] / 1000
+            records[network_key(row["kernels"])] = {"energy_mj": mj, "error_mj": 0.01 * mj, "covers": "emulated"}
+    return fit(LatencyTable({**table.header, "energy": records}, table.rows))
+
+
+def test_energy_and_memory_are_bounded_at_once(case):
+    predictor = with_energies(case)
+    budget = Budget(energy_ratio=0.6, memory_ratio=0.7)
+    result = prune(case.model, case.example, budget, predictor=predictor, kernel_graph=case.kernel_graph)
+    spent = {one.name: one for one in result.spent}
+    assert {name: one.unit for name, one in spent.items()} == {"energy": "mJ", "memory": "bytes"}
+    assert all(one.value <= one.at_most for one in spent.values())
+    assert max(one.value / one.at_most for one in spent.values()) > 0.8, "one of them is what stops it"
+    kernels = case.kernel_graph.at(result.plan.widths())
+    assert spent["energy"].value == pytest.approx(predictor.network_energy(kernels)[0])
+    # What was counted is what the cut model itself comes to.
+    own = lower(trace(result.module, case.example), model=result.module)
+    assert Memory(own).value({}) == spent["memory"].value
+
+
+def test_an_energy_out_of_reach_says_what_holds_it_up_and_one_that_nobody_measured_is_refused(case):
+    predictor = with_energies(case)
+    graph = case.kernel_graph
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"energy must be <= 1e-06 mJ, .*\(the board's .* mW above idle over .* hold"
+    ):
+        prune(case.model, case.example, Budget(energy_mj=1e-6), predictor=predictor, kernel_graph=graph)
+    with pytest.raises(TableMismatchError, match="must hold the energy per inference of networks to predict energy"):
+        pruned(case, Budget(energy_mj=1.0))
+
+
+def test_engines_of_another_precision_than_the_latency_that_is_meant_are_refused(case):
+    table = LatencyTable({**case.predictor.table.header, "latency": {"precision": "int8"}}, case.predictor.table.rows)
+    predictor = copy.copy(case.predictor)
+    predictor.table = table
+    with pytest.raises(TableMismatchError, match="in fp32, found int8"):
+        prune(case.model, case.example, "50%", predictor=predictor, kernel_graph=case.kernel_graph)

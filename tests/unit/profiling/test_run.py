@@ -136,8 +136,12 @@ def test_energy_of_the_whole_networks_is_kept_in_the_table(
     monkeypatch.setattr(run, "measure_energy", partial(measure_energy, **short))
     out = tmp_path / "table.parquet"
     meter = "while echo 3.25; do sleep 0.01; done"
-    profile(model, INPUT, board, minutes=0.02, graph=graph, out=out, energy=True, meter=meter)
+    profile(model, INPUT, board, minutes=0.02, graph=graph, out=out, energy=True, meter=meter, percentiles=True)
     table = LatencyTable.load(out)
+    tails = table.chosen(percentile=95)
+    assert {network.name for network in tails.networks} == {network.name for network in table.networks}
+    before = {network.name: network.measurement.median_ms for network in table.networks}
+    assert all(network.measurement.median_ms >= before[network.name] for network in tails.networks)
     assert set(table.energy) == {network.name for network in table.networks}
     for record in table.energy.values():
         found = EnergyMeasurement.from_record(record)
