@@ -55,6 +55,9 @@ class PruneOptions(BaseModel):
         distill: Whether the dense model teaches.
         blocks: Whether whole residual blocks may go.
         refit: Whether layers are refitted before they are tuned.
+        soft_masking: Epochs of fine-tuning that train under masks; 0 for none.
+        reallocate_every: Steps between the allocations of soft masking.
+        netadapt: Whether widths are searched with short tunings.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -82,6 +85,9 @@ class PruneOptions(BaseModel):
     distill: bool = False
     blocks: bool = False
     refit: bool = False
+    soft_masking: int = 0
+    reallocate_every: int = 50
+    netadapt: bool = False
     seed: int = 0
 
     @property

@@ -7,6 +7,7 @@ import logging
 import math
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,17 @@ if TYPE_CHECKING:
     from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.netadapt import NetAdapt
+    from edgeprune.loop.soft_masking import SoftMasking
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.tasks.task import Task
 
 MARGIN = 0.02
 """Share of the budget that the aim stays below it, because predictions and measurements scatter."""
+
+_WITHOUT_SEARCH = (
+    "The board asked for another plan when the run went on; it was made from the dense model, without the search."
+)
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -61,6 +68,8 @@ def prune(
     distill: bool = False,
     refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
+    soft_masking: SoftMasking | None = None,
+    netadapt: NetAdapt | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
     planner: Planner | None = None,
@@ -102,6 +111,11 @@ def prune(
         refit: Whether the layers of the cut model are refitted by least squares before they are tuned
             (`edgeprune.recovery.reconstruction`); needs a task, and no labels.
         calibration_batches: Most training batches for batch-norm re-estimation.
+        soft_masking: Whether some of the epochs of `fine_tuning` are trained under masks before the cut, while widths and units
+            are chosen again and again (`edgeprune.loop.soft_masking`). The first plan is made without it, sets the latency to aim
+            at, and is replaced.
+        netadapt: Whether the first plan is replaced by one that is found by a greedy search with short tunings
+            (`edgeprune.loop.netadapt`), a baseline that takes long.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
@@ -114,8 +128,8 @@ def prune(
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: The budget or margin is none, a planner comes with what it holds already, or the earlier result is of
-            another model or budget, or has nothing left to measure.
+        ConfigError: The budget or margin is none, settings do not go together, a planner comes with what it holds already, or
+            the earlier result is of another model or budget, or has nothing left to measure.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
         BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
@@ -150,6 +164,7 @@ def prune(
         raise ConfigError("going on with an earlier result needs a board to measure on, found none.")
     if refit and task is None:
         raise ConfigError("refitting layers needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
+    search = _search(soft_masking, netadapt, task, refit=refit)
     if task is not None:
         from edgeprune.tasks.batches import validate
 
@@ -195,6 +210,14 @@ def prune(
             first.save(plan_path)
             _log.info("plan written to %s", plan_path)
         metrics_before = evaluate(model, task) if task is not None else {}
+        searched = None
+        if search is not None and earlier is None and proposal.allocation.widths != planner.graph.widths():
+            # The first plan has shown that the budget can be reached; from here on its place is taken.
+            searched = search.search(planner, proposal, fine_tuning=fine_tuning, distill=distill, progress=progress)
+            planner, proposal, fine_tuning = searched.planner, searched.proposal, searched.fine_tuning
+            if plan_path is not None:
+                proposal.plan.save(plan_path)
+            first = proposal.plan
         closed = None
         if target is not None:
             loop = ClosedLoop(
@@ -227,12 +250,21 @@ def prune(
                 proposal,
                 example_inputs,
                 module=None if closed is None else closed.module,
+                teacher=model,
                 fine_tuning=fine_tuning,
                 distill=distill,
                 refit=refit,
                 calibration_batches=calibration_batches,
                 progress=progress,
             )
+            if searched is not None:
+                realized = replace(
+                    realized,
+                    recovery=(searched.record, *realized.recovery),
+                    notes=(*realized.notes, *searched.notes),
+                )
+            elif search is not None and earlier is not None:
+                realized = replace(realized, notes=(*realized.notes, _WITHOUT_SEARCH))
             if realized.recovery:
                 metrics_after = dict(realized.recovery[-1].after)
         rounds = (unmeasured(proposal),) if closed is None else closed.rounds
@@ -283,6 +315,27 @@ def prune(
             *search_notes(proposal.allocation.certificate, unchanged),
         ),
     )
+
+
+def _search(
+    soft_masking: SoftMasking | None, netadapt: NetAdapt | None, task: Task | None, *, refit: bool
+) -> SoftMasking | NetAdapt | None:
+    """What chooses widths while it trains, if anything does."""
+    if soft_masking is not None and netadapt is not None:
+        raise ConfigError(
+            "soft masking and netadapt both train while they choose widths, found that both are asked for."
+        )
+    search = soft_masking or netadapt
+    if search is None:
+        return None
+    name = "netadapt" if soft_masking is None else "soft masking"
+    if task is None:
+        raise ConfigError(f"{name} trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
+    if refit:
+        raise ConfigError(
+            f"layers are refitted to the dense model's outputs, which {name} has trained away from, found both asked for."
+        )
+    return search
 
 
 def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: float, earlier: Result | None) -> Proposal:

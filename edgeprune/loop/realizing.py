@@ -48,6 +48,7 @@ def realize(
     example_inputs: Any,
     *,
     module: nn.Module | None = None,
+    teacher: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
     distill: bool = False,
     refit: bool = False,
@@ -61,8 +62,9 @@ def realize(
         proposal: What to cut.
         example_inputs: Tensor, tuple or dict, as the model was traced with.
         module: The planner's model cut as proposed, where the caller has it; it is tuned in place.
+        teacher: The model that teaches where `distill` is set; the planner's when None.
         fine_tuning: How the cut model is tuned; ``FineTuning(epochs=0)`` only re-estimates batch norm.
-        distill: Whether the dense model teaches the cut one by its logits.
+        distill: Whether the cut model is taught, by logits.
         refit: Whether layers are refitted by least squares before they are tuned, where the model allows it.
         calibration_batches: Most training batches for batch-norm re-estimation; all when None.
         progress: Called with (step, done, in all).
@@ -119,5 +121,5 @@ def realize(
             notes = (*notes, f"Layers were not refitted: {error.message}")
     if first is None:
         first = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
-    tuning = fine_tune(module, task, fine_tuning, teacher=model if distill else None, progress=progress)
+    tuning = fine_tune(module, task, fine_tuning, teacher=(teacher or model) if distill else None, progress=progress)
     return Realized(module, difference, (first, tuning), notes)

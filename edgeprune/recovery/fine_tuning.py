@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from edgeprune.tasks.task import Objective, Task
 
 _log = logging.getLogger("edgeprune.recovery")
 
+Watch = Callable[[int, int], None]
+"""Called with (number of this step, steps in all)."""
+
 
 @dataclass(frozen=True)
 class FineTuning:
@@ -28,7 +31,8 @@ class FineTuning:
     Attributes:
         epochs: Passes over the training data of the first objective; 0 does nothing.
         steps: Most optimizer steps in all; None means as many as the epochs have.
-        lr: Learning rate at the start; it falls to 0 along a cosine.
+        lr: Learning rate at the start.
+        schedule: ``"cosine"``: the learning rate falls to 0 along a cosine; ``"constant"``: it stays.
         optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov momentum.
         weight_decay: Decoupled for AdamW; not applied to biases and normalization parameters.
         momentum: Of SGD.
@@ -43,6 +47,7 @@ class FineTuning:
     epochs: int = 3
     steps: int | None = None
     lr: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
     momentum: float = 0.9
@@ -57,6 +62,8 @@ class FineTuning:
             raise ConfigError(f"epochs and steps must be at least 0, found {self.epochs} and {self.steps}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"the learning rate must be above 0, found {self.lr}.")
+        if self.schedule not in ("cosine", "constant"):
+            raise ConfigError(f"the schedule must be 'cosine' or 'constant', found {self.schedule!r}.")
         if self.optimizer not in ("adamw", "sgd"):
             raise ConfigError(f"the optimizer must be 'adamw' or 'sgd', found {self.optimizer!r}.")
         if not 0 <= self.distillation_weight <= 1:
@@ -71,6 +78,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     distillation: Distillation | None = None,
     progress: StepProgress | None = None,
+    watch: Watch | None = None,
     **changes: Any,
 ) -> RecoveryRecord:
     """Train all parameters that require gradients, in place.
@@ -86,6 +94,7 @@ def fine_tune(
         teacher: The dense model: its outputs on the same inputs are a second target.
         distillation: Loss against the teacher's outputs; logits when None.
         progress: Told the steps done.
+        watch: Called in every step when its gradients are there and nothing was done with them yet.
         changes: Single settings, e.g. ``epochs=5``.
 
     Returns:
@@ -104,7 +113,7 @@ def fine_tune(
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(chosen.seed)
-        return _fine_tune(model, task, chosen, teacher, distillation, progress)
+        return _fine_tune(model, task, chosen, teacher, distillation, progress, watch)
 
 
 def _fine_tune(
@@ -114,14 +123,15 @@ def _fine_tune(
     teacher: nn.Module | None,
     distillation: Distillation | None,
     progress: StepProgress | None,
+    watch: Watch | None,
 ) -> RecoveryRecord:
     before = evaluate(model, task)
     lead = task.objectives[0]
-    total = _steps_in_all(lead, chosen)
+    total = steps_in_all(lead, chosen)
     if total == 0:
         return RecoveryRecord("fine_tuning", before, before, {"epochs": [], "steps": 0, "kept_epoch": 0})
     with _consistent(model) as snapshot, mode(model, training=True):
-        trainer = _Trainer(model, task, chosen, total, teacher, distillation, progress)
+        trainer = _Trainer(model, task, chosen, total, teacher, distillation, progress, watch)
         best = before[lead.name]
         history: list[dict[str, Any]] = []
         kept = 0
@@ -150,8 +160,10 @@ class _Trainer:
         teacher: nn.Module | None,
         distillation: Distillation | None,
         progress: StepProgress | None,
+        watch: Watch | None,
     ) -> None:
         self.model, self.task, self.settings, self.total, self.progress = model, task, settings, total, progress
+        self.watch = watch
         self.teacher = teacher if settings.distillation_weight > 0 else None
         self.distillation = distillation or logit_distillation(settings.temperature)
         self.device = device_of(model)
@@ -162,7 +174,10 @@ class _Trainer:
             )
         self.optimizer = _optimizer(self.parameters, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+            self.optimizer,
+            lambda step: (
+                0.5 * (1 + math.cos(math.pi * min(step, total) / total)) if settings.schedule == "cosine" else 1.0
+            ),
         )
         self.others = [_endless(objective, self.device) for objective in task.objectives[1:]]
         self.done = 0
@@ -197,6 +212,8 @@ class _Trainer:
             loss = objective.weight * loss
             loss.backward()  # type: ignore[no-untyped-call]
             value += float(loss.detach())
+        if self.watch is not None:
+            self.watch(self.done + 1, self.total)
         if self.settings.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         self.optimizer.step()
@@ -220,7 +237,12 @@ def _endless(objective: Objective, device: torch.device) -> Iterator[tuple[Any, 
         yield from objective_batches(objective, "train", device)
 
 
-def _steps_in_all(lead: Objective, settings: FineTuning) -> int:
+def steps_in_all(lead: Objective, settings: FineTuning) -> int:
+    """Optimizer steps that these settings come to on an objective's training data; a stream is counted by reading it once.
+
+    Raises:
+        TaskError: The training data are empty.
+    """
     if settings.epochs == 0 or settings.steps == 0:
         return 0
     per_epoch = batch_count(lead.train)
