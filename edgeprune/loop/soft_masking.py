@@ -93,7 +93,7 @@ class SoftMasking:
         """The settings of training under masks, and those that are left for the cut model; together as many steps.
 
         Raises:
-            ConfigError: There are not so many epochs, or the best epoch is to be kept.
+            ConfigError: There are not so many epochs.
         """
         if self.epochs > settings.epochs:
             raise ConfigError(
@@ -240,7 +240,7 @@ class _Run:
         if not difference <= MASKED_TOLERANCE:
             notes.append(
                 f"The model as it was masked in training and the cut one differ by {difference:.1e} of the largest output: "
-                "something normalizes over units that were cut, and saw them until then."
+                "something runs over units that were cut (a norm, a mean), and saw them until then."
             )
         return Searched(self.planner, proposal, rest, record, tuple(notes))
 

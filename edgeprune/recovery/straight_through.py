@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class StraightThroughMasks(nn.Module):
     """Runs a model on masked weights; its parameters are the model's own, unmasked.
 
-    What normalizes over masked units (a layer norm over pruned channels) still sees them here, while the cut model does not;
-    everything else computes what the cut model computes.
+    What runs over masked units other than by a weight (a layer norm or a mean over pruned channels) still sees them here, while
+    the cut model does not; everything else computes what the cut model computes.
 
     Args:
         model: Trained in place; its forward stays as it is.

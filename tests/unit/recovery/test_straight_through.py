@@ -1,6 +1,8 @@
 """Masks that let units come back: what they compute, and the gradient that passes them."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from edgeprune.errors import TaskError
 from edgeprune.graph.tracing import trace
 from edgeprune.recovery.straight_through import StraightThroughMasks
 from edgeprune.surgery.cutting import apply
-from edgeprune.surgery.plan import make_plan
+from edgeprune.surgery.masking import randomize
+from edgeprune.surgery.plan import make_plan, uniform_plan
 
 
 class Residual(nn.Module):
@@ -120,6 +123,23 @@ def test_the_gradient_of_a_masked_weight_is_that_of_the_masked_weight_where_it_i
 
     assert derivatives[name][unit] == pytest.approx((loss(1) - loss(-1)) / (2 * small), rel=1e-3, abs=1e-6)
     assert np.isfinite(derivatives[name]).all()
+
+
+@pytest.mark.parametrize("name", ["OptionA", "DenseNet", "Shuffle", "Grouped", "Tied"])
+def test_masked_equals_cut_in_coupled_concatenated_grouped_and_tied_layers(name):
+    spec = importlib.util.spec_from_file_location("small_nets", Path(__file__).parents[1] / "graph" / "nets.py")
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    torch.manual_seed(0)
+    model = getattr(nets, name)().eval()
+    randomize(model)
+    graph = trace(model, torch.zeros(1, 3, 16, 16))
+    plan = uniform_plan(graph, 0.4)
+    masks = StraightThroughMasks(model, graph.groups).eval()
+    masks.keep({name: group["kept"] for name, group in plan.groups.items()})
+    inputs = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(masks(inputs), apply(model, plan)(inputs), atol=1e-5)
 
 
 def test_units_that_no_weight_reads_are_masked_where_they_are_made(case):
