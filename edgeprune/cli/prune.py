@@ -132,6 +132,25 @@ def prune(
     refit: Annotated[
         bool, typer.Option("--refit", help="Refit layers by least squares before they are tuned; needs a task.")
     ] = False,
+    soft_masking: Annotated[
+        int,
+        typer.Option(
+            "--soft-masking",
+            metavar="EPOCHS",
+            min=0,
+            help="So many of --epochs train under masks that may change, before the cut; needs a task.",
+        ),
+    ] = 0,
+    reallocate_every: Annotated[
+        int,
+        typer.Option("--reallocate-every", metavar="STEPS", min=2, help="Steps between allocations of soft masking."),
+    ] = 50,
+    netadapt: Annotated[
+        bool,
+        typer.Option(
+            "--netadapt", help="Search widths greedily with short tunings, for long; a baseline; needs a task."
+        ),
+    ] = False,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("pruned"),
     resume: Annotated[
@@ -200,6 +219,9 @@ def prune(
         ema=ema,
         amp=_precision(amp),
         refit=refit,
+        soft_masking=soft_masking,
+        reallocate_every=reallocate_every,
+        netadapt=netadapt,
         seed=seed,
     )
     begin(options, out, output)

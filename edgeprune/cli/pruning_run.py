@@ -161,6 +161,8 @@ def _carry_out(
             kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration
+            from edgeprune.loop.netadapt import NetAdapt
+            from edgeprune.loop.soft_masking import SoftMasking
             from edgeprune.recovery.fine_tuning import FineTuning
 
             result = edgeprune.prune(
@@ -185,6 +187,10 @@ def _carry_out(
                 taps=options.tap,
                 blocks=options.blocks,
                 refit=options.refit,
+                soft_masking=SoftMasking(options.soft_masking, options.reallocate_every)
+                if options.soft_masking
+                else None,
+                netadapt=NetAdapt() if options.netadapt else None,
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,

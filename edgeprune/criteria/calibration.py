@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.criteria._base import Scores
 from edgeprune.criteria.damage import DamageCurves, best_units
-from edgeprune.criteria.gates import gate_members
+from edgeprune.criteria.gates import closing_members
 from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.surgery.cutting import cut_program
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.graph.branches import ResidualBranch
-    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup, Member
+    from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
     from edgeprune.tasks.task import Task
 
 _LEAST_SLOPE = 1e-3
@@ -168,7 +167,7 @@ class _Masked:
         self._batch_statistics = batch_statistics
         parameters, members = parameter_members(groups, self._model)
         self._parameters: Mapping[str, torch.Tensor] = parameters
-        self._gates = {group.name: _closing(members[group.name], group.size) for group in groups}
+        self._gates = {group.name: closing_members(members[group.name], group.size) for group in groups}
 
     @contextmanager
     def closed(self, group: ChannelGroup, width: int) -> Iterator[None]:
@@ -220,14 +219,6 @@ class _Masked:
                     module.track_running_stats = False
                     module.running_mean = module.running_var = None
             yield
-
-
-def _closing(members: Sequence[Member], size: int) -> list[tuple[Member, npt.NDArray[np.bool_]]]:
-    """The weights that must be zero for a unit to be, each with the units that it closes."""
-    if any(member.role == "input" for member in members):
-        return gate_members(members, size)
-    # What no weight reads is zero when all that makes it is, biases too.
-    return [(member, np.ones(size, dtype=bool)) for member in members]
 
 
 def _scaled(curves: DamageCurves, measured: Mapping[str, Sequence[tuple[int, float]]]) -> DamageCurves:

@@ -48,6 +48,26 @@ def gate_members(members: Sequence[Member], size: int) -> list[tuple[Member, npt
     return [(member, gated) for member, gated in found if gated.any()]
 
 
+def closing_members(members: Sequence[Member], size: int) -> list[tuple[Member, npt.NDArray[np.bool_]]]:
+    """The weights that must be zero for a unit to be: those that read it, or all that make it, biases too.
+
+    Args:
+        members: Parameters of one group.
+        size: Its number of units.
+
+    Returns:
+        Members, each with the units that it closes, shape (size,).
+    """
+    found, unread = [], np.ones(size, dtype=bool)
+    for member in members:
+        if member.role == "input":
+            found.append((member, np.ones(size, dtype=bool)))
+            unread &= ~np.array([len(indices) > 0 for indices in member.indices], dtype=bool)
+    if unread.any():
+        found += [(member, unread) for member in members if member.role != "input"]
+    return found
+
+
 def gate_derivatives(
     groups: Sequence[ChannelGroup], model: nn.Module, objective: Objective, batches: Iterable[tuple[Any, Any]]
 ) -> Iterator[dict[str, npt.NDArray[np.float64]]]:
@@ -85,12 +105,27 @@ def gate_derivatives(
             # No gradient: the loss does not depend on this parameter.
             if gradient is not None
         }
-        derivatives = {group.name: np.zeros(group.size) for group in groups}
-        for name, derivative in derivatives.items():
-            for member, gated in gates[name]:
-                if member.parameter in products:
-                    derivative += np.where(gated, unit_sums(products[member.parameter], member), 0.0)
-        yield derivatives
+        yield {group.name: derivatives_of(gates[group.name], products, group.size) for group in groups}
+
+
+def derivatives_of(
+    gates: Sequence[tuple[Member, npt.NDArray[np.bool_]]], products: Mapping[str, torch.Tensor], size: int
+) -> npt.NDArray[np.float64]:
+    """Derivative of the loss by the gate of each unit of a group.
+
+    Args:
+        gates: Of `gate_members`.
+        products: Gradient times weight by parameter; a parameter that the loss does not depend on is left out.
+        size: Units of the group.
+
+    Returns:
+        Shape (size,).
+    """
+    found = np.zeros(size)
+    for member, gated in gates:
+        if member.parameter in products:
+            found += np.where(gated, unit_sums(products[member.parameter], member), 0.0)
+    return found
 
 
 def mean_squares(

@@ -16,12 +16,12 @@ from edgeprune.allocation import registry as allocators
 from edgeprune.allocation._base import Allocation, Allocator, Certificate, Ready, infeasible
 from edgeprune.allocation.cost import CostModel
 from edgeprune.criteria import registry as criteria
-from edgeprune.criteria._base import Criterion
+from edgeprune.criteria._base import Criterion, Scores
 from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, EmptyPlanError
 from edgeprune.graph.branches import emptied
 from edgeprune.spec import Constraints
-from edgeprune.surgery.constraints import resolve, with_removable
+from edgeprune.surgery.constraints import WidthRule, resolve, with_removable
 from edgeprune.surgery.plan import PruningPlan, make_plan
 
 if TYPE_CHECKING:
@@ -226,6 +226,34 @@ class Planner:
         ready = self.allocator.prepare(self.graph.groups, curves, self.cost, self.rules, self.limits)
         return emptied(self.graph.branches, ready.within(budget_ms).widths)
 
+    def rescored(
+        self,
+        model: nn.Module,
+        scores: Scores,
+        *,
+        criterion: str | Criterion,
+        rules: Mapping[str, WidthRule] | None = None,
+        limits: Sequence[Limit] | None = None,
+    ) -> Planner:
+        """The same planner for other weights of the same model, with scores that the caller has. No loss is measured.
+
+        Args:
+            model: What plans are to be applied to.
+            scores: Of every unit of the groups that may be pruned, shape (size,) each.
+            criterion: What they are scores of: says how they become damage.
+            rules: Other constraints by group; the same when None.
+            limits: Other budgets besides the latency; the same when None.
+        """
+        found = copy.copy(self)
+        for known in ("scores", "damage", "_ready"):
+            found.__dict__.pop(known, None)
+        found.model, found.criterion = model, criteria.get(criterion)
+        found.rules = self.rules if rules is None else dict(rules)
+        found.limits = self.limits if limits is None else tuple(limits)
+        found.__dict__["scores"] = dict(scores)
+        found.__dict__["damage"] = damage_curves(scores, found.criterion.normalization)
+        return found
+
     def keeps_limits(self, widths: Mapping[str, int]) -> bool:
         """Whether some widths keep the budgets besides the latency."""
         return all(limit.cost.value(widths) <= limit.at_most for limit in self.limits)
@@ -254,6 +282,14 @@ class Planner:
                 raise infeasible(self.cost, error.widths, error.best_ms, budget_ms) from error
         self._tell("allocating", 1)
         return self.proposal(allocation, aim_ms)
+
+    def allocated(self, budget_ms: float) -> Allocation:
+        """Widths within a predicted latency, without a plan.
+
+        Raises:
+            BudgetInfeasibleError: It is out of reach.
+        """
+        return self._ready.within(budget_ms)
 
     def front(self, points: int = 20) -> tuple[Proposal, ...]:
         """Plans along the Pareto front of damage and predicted latency, from the fastest to the dense one.

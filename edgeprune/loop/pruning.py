@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.allocation._base import Allocation
 from edgeprune.errors import ConfigError, TableMissingError
-from edgeprune.loop.closing import MOST_ROUNDS, Closed, ClosedLoop, unmeasured
-from edgeprune.loop.dense import DenseLatency, dense_latency
-from edgeprune.loop.interruption import Begun, Interruption, identity_of
-from edgeprune.loop.limits import limits_of, spent
+from edgeprune.loop.closing import MOST_ROUNDS
+from edgeprune.loop.interruption import Interruption
+from edgeprune.loop.limits import limits_of
 from edgeprune.loop.lowering import lowered, require_runtime
-from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
-from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
-from edgeprune.loop.realizing import CALIBRATION_BATCHES, Realized, cut, tuned
+from edgeprune.loop.planning import ALLOCATOR, Planner, Progress
+from edgeprune.loop.realizing import CALIBRATION_BATCHES
 from edgeprune.loop.result import Result
-from edgeprune.recovery.evaluation import evaluate
+from edgeprune.loop.stages import Settings, Stages
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.recovery.precision import MixedPrecision
 from edgeprune.recovery.taps import require_known
@@ -40,13 +34,15 @@ if TYPE_CHECKING:
     from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.netadapt import NetAdapt
+    from edgeprune.loop.searched import Search
+    from edgeprune.loop.soft_masking import SoftMasking
     from edgeprune.lowering.kernel_graph import KernelGraph
+    from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.tasks.task import Task
 
 MARGIN = 0.02
 """Share of the budget that the aim stays below it, because predictions and measurements scatter."""
-
-_log = logging.getLogger("edgeprune.loop")
 
 
 def prune(
@@ -69,6 +65,8 @@ def prune(
     taps: Sequence[str] = (),
     refit: bool = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
+    soft_masking: SoftMasking | None = None,
+    netadapt: NetAdapt | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
     planner: Planner | None = None,
@@ -114,6 +112,11 @@ def prune(
         refit: Whether the layers of the cut model are refitted by least squares before they are tuned
             (`edgeprune.recovery.reconstruction`); needs a task, and no labels.
         calibration_batches: Most training batches for batch-norm re-estimation.
+        soft_masking: Whether some of the epochs of `fine_tuning` are trained under masks before the cut, while widths and units
+            are chosen again and again (`edgeprune.loop.soft_masking`). The first plan is made without it, sets the latency to aim
+            at, and is replaced.
+        netadapt: Whether the first plan is replaced by one that is found by a greedy search with short tunings
+            (`edgeprune.loop.netadapt`), a baseline that takes long.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
@@ -129,8 +132,9 @@ def prune(
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: The budget or margin is none, a planner comes with what it holds already, the earlier result is of
-            another model or budget, or has nothing left to measure, or several processes (``torchrun``) prune at once.
+        ConfigError: The budget or margin is none, settings do not go together, a planner comes with what it holds already, the
+            earlier result is of another model or budget, or has nothing left to measure, or several processes (``torchrun``)
+            prune at once.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
         BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
@@ -170,10 +174,24 @@ def prune(
         raise ConfigError("going on with an earlier result needs a board to measure on, found none.")
     if refit and task is None:
         raise ConfigError("refitting layers needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
+    search = _search(soft_masking, netadapt, task, refit=refit)
     if task is not None:
         from edgeprune.tasks.batches import validate
 
         validate(task, model)
+    settings = Settings(
+        budget=chosen,
+        margin=margin,
+        fine_tuning=fine_tuning or FineTuning(),
+        distillations=_losses(distill, fine_tuning),
+        taps=tuple(taps),
+        refit=refit,
+        blocks=blocks,
+        search=search,
+        calibration_batches=calibration_batches,
+        most_rounds=most_rounds,
+        measuring_rounds=measuring_rounds,
+    )
     with ExitStack() as stack:
         target = None
         if board is not None:
@@ -198,195 +216,47 @@ def prune(
                 allocator=allocator,
                 calibrate_damage=calibrate_damage,
                 blocks=blocks,
-                limits=limits_of(chosen, kernel_graph, predictor),
+                limits=limits_of(chosen, kernel_graph),
                 progress=progress,
             )
         # Refused now rather than when the tuning begins.
         require_known(planner.graph, taps)
-        settings = fine_tuning or FineTuning()
-        MixedPrecision(settings.precision, device_of(model))
-        losses = made("logits" if distill is True else distill, settings.temperature) if distill else ()
-        dense = dense_latency(predictor, kernel_graph)
-        budget_ms = chosen.resolve_ms(dense.ms)
-        if earlier is not None:
-            _require_unfinished(earlier, planner, dense, budget_ms)
-        kept = Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
-        identity: dict[str, Any] = {}
-        begun, replaced = None, ""
-        if kept is not None and task is not None:
-            identity = {
-                **identity_of(planner, chosen, settings, losses),
-                "blocks": blocks,
-                "refit": refit,
-                "margin": margin,
-                "taps": list(taps),
-                "calibration batches": calibration_batches,
-                "most rounds": most_rounds,
-                "measuring rounds": measuring_rounds,
-                "board": target is not None,
-            }
-            begun, replaced = kept.load(model, identity)
-            if replaced:
-                _log.warning("%s", replaced)
-        metrics_before = evaluate(model, task) if task is not None and begun is None else {}
-        closed = None
-        if begun is not None:
-            _log.info("going on with the interrupted run in %s", checkpoint)
-            turn, metrics_before = begun.rounds[begun.chosen], dict(begun.metrics_before)
-            proposal = planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, begun.plan)
-            if target is not None:
-                closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
-            if plan_path is not None:
-                proposal.plan.save(plan_path)
-        else:
-            if blocks and not refit and planner.allocator.name == ALLOCATOR:
-                # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
-                # leaves of it is another matter (docs/pruning.md, whole blocks).
-                planner = planner.settled(_aimed(dense, margin) * budget_ms)
-            proposal = _first(planner, dense, budget_ms, margin, earlier)
-            first = proposal.plan
-            if plan_path is not None:
-                first.save(plan_path)
-                _log.info("plan written to %s", plan_path)
-            if target is not None:
-                loop = ClosedLoop(
-                    planner,
-                    dense,
-                    budget_ms,
-                    target,
-                    # What is only counted holds as planned: there is nothing to correct.
-                    most_rounds=most_rounds if chosen.bounds_latency else 1,
-                    measuring_rounds=measuring_rounds,
-                    progress=progress,
-                )
-                if earlier is None:
-                    closed = loop.run(proposal)
-                else:
-                    closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
-                proposal = closed.proposal
-                if plan_path is not None and proposal.plan.hash != first.hash:
-                    proposal.plan.save(plan_path)
-        rounds = (unmeasured(proposal),) if closed is None else closed.rounds
-        chosen_round = 0 if closed is None else closed.chosen
-        unchanged = proposal.plan.widths() == planner.graph.widths()
-        metrics_after = metrics_before
-        if unchanged:
-            realized = Realized(copy.deepcopy(model), 0.0, ())
-        elif earlier is not None and earlier.plan.hash == proposal.plan.hash:
-            realized = Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
-            metrics_after = dict(earlier.metrics_after)
-        else:
-            realized = (
-                begun.realized
-                if begun is not None
-                else cut(
-                    planner,
-                    proposal,
-                    example_inputs,
-                    module=None if closed is None else closed.module,
-                    refit=refit,
-                    calibration_batches=calibration_batches,
-                    progress=progress,
-                )
-            )
-            if kept is not None and task is not None and begun is None:
-                about = (
-                    proposal.plan,
-                    rounds,
-                    chosen_round,
-                    *(("", "") if closed is None else (closed.lost, closed.ended)),
-                )
-                kept.save(Begun(*about, metrics_before, realized), identity)
-            realized = tuned(
-                planner,
-                proposal.plan,
-                realized,
-                fine_tuning=settings,
-                distill=losses,
-                taps=taps,
-                checkpoint=None if kept is None else kept.checkpoint,
-                progress=progress,
-            )
-            if realized.recovery:
-                metrics_after = dict(realized.recovery[-1].after)
-        measured = rounds[chosen_round].measured
-        lost = closed.lost if closed is not None and measured is None else ""
-        if target is not None and measured is not None and task is not None and not unchanged:
-            # What is handed over is the tuned model, so that one has the last word.
-            from edgeprune.loop.verification import measured_or_lost
-
-            again, lost = measured_or_lost(target, planner, realized.module, rounds=measuring_rounds, progress=progress)
-            measured = again or measured
-    measured_ms = None if measured is None else measured.ratio * dense.ms
-    return Result(
-        module=realized.module,
-        plan=proposal.plan,
-        budget_ms=budget_ms,
-        dense_ms=dense.ms,
-        dense_measured=dense.measured,
-        dense_predicted_ms=dense.predicted_ms,
-        predicted_ms=proposal.predicted_ms,
-        measured_ms=measured_ms,
-        measured=measured,
-        budget_met=None if measured_ms is None or not chosen.bounds_latency else measured_ms <= budget_ms,
-        rounds=rounds,
-        chosen=chosen_round,
-        certificate=proposal.allocation.certificate,
-        check_max_abs=realized.check_max_abs,
-        metrics_before=metrics_before,
-        metrics_after=metrics_after,
-        recovery=realized.recovery,
-        spent=spent(planner.limits, proposal.plan.widths()),
-        unchanged=unchanged,
-        notes=(
-            *table_notes(predictor, kernel_graph, dense),
-            *latency_notes(
-                chosen,
-                dense,
-                budget_ms=budget_ms,
-                predicted_ms=proposal.predicted_ms,
-                measured=measured,
-                unchanged=unchanged,
-                lost=lost,
-            ),
-            *(round_notes(closed, dense, budget_ms) if closed is not None and chosen.bounds_latency else ()),
-            *([replaced] if replaced else []),
-            *realized.notes,
-            *accuracy_notes(planner, metrics_after),
-            *search_notes(proposal.allocation.certificate, unchanged),
-        ),
-    )
-
-
-def _first(planner: Planner, dense: DenseLatency, budget_ms: float, margin: float, earlier: Result | None) -> Proposal:
-    """The plan to begin with: the one that an earlier run left unmeasured, or the best by the predictor."""
-    if earlier is not None:
-        turn = earlier.rounds[-1]
-        plan = earlier.plan if earlier.chosen == len(earlier.rounds) - 1 else None
-        return planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, plan)
-    if dense.ms <= budget_ms:
-        if planner.keeps_limits(planner.graph.widths()):
-            return planner.dense(budget_ms)
-        return planner.propose(max(budget_ms, planner.dense_ms))
-    return planner.propose(budget_ms, margin=1 - _aimed(dense, margin))
-
-
-def _aimed(dense: DenseLatency, margin: float) -> float:
-    """Share of the budget that the first plan aims at.
-
-    Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion: otherwise
-    dense widths could pass for meeting a budget that they were measured not to meet.
-    """
-    return (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)
-
-
-def _require_unfinished(earlier: Result, planner: Planner, dense: DenseLatency, budget_ms: float) -> None:
-    pairs = ((earlier.budget_ms, budget_ms), (earlier.dense_predicted_ms, dense.predicted_ms))
-    same = all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs)
-    if earlier.plan.signature != planner.graph.signature or not same:
-        raise ConfigError(
-            f"an earlier result must be of the same model, predictor and budget, found one for {earlier.budget_ms:.4g} ms "
-            f"instead of {budget_ms:.4g} ms, or of another model or predictor."
+        MixedPrecision(settings.fine_tuning.precision, device_of(model))
+        stages = Stages(
+            planner,
+            settings,
+            example_inputs,
+            board=target,
+            earlier=earlier,
+            interruption=Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint,
+            plan_path=None if plan_path is None else Path(plan_path),
+            progress=progress,
         )
-    if earlier.rounds[-1].measured is not None:
-        raise ConfigError("an earlier result must have a plan that was not measured, found that all its rounds were.")
+        return stages.run()
+
+
+def _losses(distill: bool | Distillations, settings: FineTuning | None) -> tuple[Distillation, ...]:
+    if not distill:
+        return ()
+    return made("logits" if distill is True else distill, (settings or FineTuning()).temperature)
+
+
+def _search(
+    soft_masking: SoftMasking | None, netadapt: NetAdapt | None, task: Task | None, *, refit: bool
+) -> Search | None:
+    """What chooses widths while it trains, if anything does."""
+    if soft_masking is not None and netadapt is not None:
+        raise ConfigError(
+            "soft masking and netadapt both train while they choose widths, found that both are asked for."
+        )
+    search = soft_masking or netadapt
+    if search is None:
+        return None
+    name = "netadapt" if soft_masking is None else "soft masking"
+    if task is None:
+        raise ConfigError(f"{name} trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
+    if refit:
+        raise ConfigError(
+            f"layers are refitted to the dense model's outputs, which {name} has trained away from, found both asked for."
+        )
+    return search

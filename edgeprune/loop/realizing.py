@@ -54,6 +54,7 @@ def realize(
     example_inputs: Any,
     *,
     module: nn.Module | None = None,
+    teacher: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
     distill: bool | Distillations = False,
     taps: Sequence[str] = (),
@@ -68,6 +69,7 @@ def realize(
         proposal: See `cut`.
         example_inputs: See `cut`.
         module: See `cut`.
+        teacher: See `tuned`.
         fine_tuning: See `tuned`.
         distill: See `tuned`.
         taps: See `tuned`.
@@ -88,7 +90,16 @@ def realize(
         calibration_batches=calibration_batches,
         progress=progress,
     )
-    return tuned(planner, proposal.plan, begun, fine_tuning=fine_tuning, distill=distill, taps=taps, progress=progress)
+    return tuned(
+        planner,
+        proposal.plan,
+        begun,
+        teacher=teacher,
+        fine_tuning=fine_tuning,
+        distill=distill,
+        taps=taps,
+        progress=progress,
+    )
 
 
 def cut(
@@ -172,6 +183,7 @@ def tuned(
     plan: PruningPlan,
     begun: Realized,
     *,
+    teacher: nn.Module | None = None,
     fine_tuning: FineTuning | None = None,
     distill: bool | Distillations = False,
     taps: Sequence[str] = (),
@@ -181,9 +193,10 @@ def tuned(
     """Fine-tune what `cut` came to on the planner's task; without one it stays as it is.
 
     Args:
-        planner: Holds the dense model, which may teach, and the task.
+        planner: Holds the dense model and the task.
         plan: What was cut.
         begun: The cut model, which is tuned in place.
+        teacher: The dense model that teaches where `distill` is set; the planner's when None.
         fine_tuning: How; ``FineTuning(epochs=0)`` leaves it at what was done before.
         distill: By which losses the dense model teaches the cut one (`edgeprune.recovery.distillation.registry`); by its
             logits where True.
@@ -207,7 +220,7 @@ def tuned(
         begun.module,
         planner.task,
         settings,
-        teacher=planner.model if losses else None,
+        teacher=(teacher or planner.model) if losses else None,
         distillation=losses,
         taps=find_taps(planner.graph, plan, begun.module, taps) if by_features else (),
         checkpoint=checkpoint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from edgeprune.tasks.task import Objective, Task
 AVERAGED_BATCHES = 64
 """Most training batches for the batch-norm statistics of averaged weights."""
 
+Watch = Callable[[int, int], None]
+"""Called with (number of this step, steps in all)."""
+
 _log = logging.getLogger("edgeprune.recovery")
 
 
@@ -39,7 +42,8 @@ class FineTuning:
     Attributes:
         epochs: Passes over the training data of the first objective; 0 does nothing.
         steps: Most optimizer steps in all; None means as many as the epochs have.
-        lr: Learning rate at the start; it falls to 0 along a cosine.
+        lr: Learning rate at the start.
+        schedule: ``"cosine"``: the learning rate falls to 0 along a cosine; ``"constant"``: it stays.
         optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov momentum.
         weight_decay: Decoupled for AdamW; not applied to biases and normalization parameters.
         momentum: Of SGD.
@@ -58,6 +62,7 @@ class FineTuning:
     epochs: int = 3
     steps: int | None = None
     lr: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-2
     momentum: float = 0.9
@@ -74,6 +79,8 @@ class FineTuning:
             raise ConfigError(f"epochs and steps must be at least 0, found {self.epochs} and {self.steps}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ConfigError(f"the learning rate must be above 0, found {self.lr}.")
+        if self.schedule not in ("cosine", "constant"):
+            raise ConfigError(f"the schedule must be 'cosine' or 'constant', found {self.schedule!r}.")
         if self.optimizer not in ("adamw", "sgd"):
             raise ConfigError(f"the optimizer must be 'adamw' or 'sgd', found {self.optimizer!r}.")
         if not 0 <= self.distillation_weight <= 1:
@@ -96,6 +103,7 @@ def fine_tune(
     taps: Sequence[Tap] = (),
     checkpoint: Path | str | None = None,
     progress: StepProgress | None = None,
+    watch: Watch | None = None,
     **changes: Any,
 ) -> RecoveryRecord:
     """Train all parameters that require gradients, in place.
@@ -119,6 +127,7 @@ def fine_tune(
         checkpoint: File that is written after each epoch, and gone on from where it is there. It stays when all is done: the
             same call then gives the same result at once.
         progress: Told the steps done.
+        watch: Called in every step when its gradients are there and nothing was done with them yet; those of float16 are scaled.
         changes: Single settings, e.g. ``epochs=5``.
 
     Returns:
@@ -142,7 +151,7 @@ def fine_tune(
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(chosen.seed)
-        run = _Run(model, task, chosen, teaching, None if checkpoint is None else Path(checkpoint), progress)
+        run = _Run(model, task, chosen, teaching, None if checkpoint is None else Path(checkpoint), progress, watch)
         return run.go()
 
 
@@ -157,16 +166,17 @@ class _Run:
         teaching: Teaching | None,
         path: Path | None,
         progress: StepProgress | None,
+        watch: Watch | None,
     ) -> None:
         self.model, self.task, self.settings = model, task, settings
-        self.teaching, self.path, self.progress = teaching, path, progress
+        self.teaching, self.path, self.progress, self.watch = teaching, path, progress, watch
         self.lead = task.objectives[0]
         self.before: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
         self.kept_epoch, self.kept_weights, self.best = 0, "given", math.nan
 
     def go(self) -> RecoveryRecord:
-        total = _steps_in_all(self.lead, self.settings)
+        total = steps_in_all(self.lead, self.settings)
         if total == 0:
             self.before = evaluate(self.model, self.task)
             return self._record(0)
@@ -176,7 +186,7 @@ class _Run:
             stack.enter_context(mode(self.model, training=True))
             if self.teaching is not None:
                 stack.enter_context(self.teaching.attached())
-            trainer = Trainer(self.model, self.task, self.settings, total, self.teaching, self.progress)
+            trainer = Trainer(self.model, self.task, self.settings, total, self.teaching, self.progress, self.watch)
             identity = self._identity(total) if self.path is not None else {}
             if not self._resumed(trainer, identity):
                 self.before = evaluate(self.model, self.task)
@@ -273,7 +283,12 @@ class _Run:
         return True
 
 
-def _steps_in_all(lead: Objective, settings: FineTuning) -> int:
+def steps_in_all(lead: Objective, settings: FineTuning) -> int:
+    """Optimizer steps that these settings come to on an objective's training data; a stream is counted by reading it once.
+
+    Raises:
+        TaskError: The training data are empty, or processes have unequally many batches.
+    """
     if settings.epochs == 0 or settings.steps == 0:
         return 0
     per_epoch = batch_count(lead.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,10 @@ class Trainer:
         total: int,
         teaching: Teaching | None,
         progress: StepProgress | None,
+        watch: Callable[[int, int], None] | None = None,
     ) -> None:
         self.done = 0
+        self._watch = watch
         self._model, self._task, self._settings, self._total = model, task, settings, total
         self._teaching, self._progress, self._device = teaching, progress, device_of(model)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,9 +89,10 @@ class Trainer:
         return total / count
 
     def _step(self, batches: list[tuple[Any, Any]]) -> float:
-        # Along a cosine; a function of the step alone, so there is no state to keep.
+        # A function of the step alone, so there is no state to keep.
+        fall = 0.5 * (1 + math.cos(math.pi * self.done / self._total)) if self._settings.schedule == "cosine" else 1.0
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr * 0.5 * (1 + math.cos(math.pi * self.done / self._total))
+            group["lr"] = self._settings.lr * fall
         self._optimizer.zero_grad(set_to_none=True)
         value = 0.0
         share = self._settings.distillation_weight if self._teaching is not None else 0.0
@@ -108,6 +111,8 @@ class Trainer:
             self._precision.backward(loss)
             value += float(loss.detach())
         ranks.average_gradients(self._parameters)
+        if self._watch is not None:
+            self._watch(self.done + 1, self._total)
         self._precision.step(self._optimizer, self._parameters, self._settings.max_gradient_norm)
         return value
 

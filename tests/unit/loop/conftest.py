@@ -1,6 +1,7 @@
 """A small trained residual net, and a latency table of it that was really measured on this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.predictor import Predictor
+from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.planning import Planner
 from edgeprune.lowering.kernel_graph import KernelGraph, lower
 from edgeprune.profiling.run import profile
 from edgeprune.recovery.fine_tuning import fine_tune
 from edgeprune.tasks.task import Task
+
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
 
 class Block(nn.Module):
@@ -143,3 +147,17 @@ def deeper_planner(predictor, folder):
 def planned():
     """Makes a planner of a deeper net from a predictor and a folder for engines."""
     return deeper_planner
+
+
+@pytest.fixture(scope="session")
+def tabled(tmp_path_factory):
+    """A planner of the small trained net whose latencies come from a table of another machine: nothing is timed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, task = DigitsNet(), digits_task()
+    fine_tune(model, task, epochs=1, lr=5e-3)
+    predictor = fit(LatencyTable.load(TABLE))
+    device = predictor.table.header["identity"]
+    graph = trace(model, torch.zeros(1, 1, 8, 8))
+    kernels = lower(graph, model=model, device=device, workdir=tmp_path_factory.mktemp("tabled"))
+    return Planner(model, kernels, predictor, task=task)

@@ -12,6 +12,7 @@ from edgeprune.latency.chosen import Chosen
 from edgeprune.loop import verification
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.result import LatencyCheck
+from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.loop.verification import mean_of, measure_ratio
 from edgeprune.profiling.sustaining import sustained
 from edgeprune.recovery.fine_tuning import FineTuning
@@ -136,3 +137,36 @@ def test_the_mean_of_comparisons_has_the_interval_of_independent_ones():
     assert found.ratio == pytest.approx(0.52)
     assert found.ratio_low == pytest.approx(0.52 - 0.05 / 2)
     assert found.ratio_high == pytest.approx(0.52 + 0.05 / 2)
+
+
+def test_what_was_masked_in_training_is_measured_as_any_other_plan(case, lost_board):
+    options = {
+        "predictor": case.predictor,
+        "kernel_graph": case.kernel_graph,
+        "task": case.task,
+        "fine_tuning": FineTuning(epochs=2),
+        "soft_masking": SoftMasking(every=5),
+        "most_rounds": 1,
+        "measuring_rounds": 4,
+    }
+    begun = prune(case.model, case.example, "70%", board=lost_board, **options)
+    assert [record.step for record in begun.recovery] == ["soft_masking", "batch_norm", "fine_tuning"]
+    assert begun.measured is None
+    steps = set()
+    later = prune(
+        case.model,
+        case.example,
+        "70%",
+        board=case.board,
+        earlier=begun,
+        progress=lambda step, *_: steps.add(step),
+        **options,
+    )
+    assert later.measured is not None
+    assert later.module is begun.module
+    assert later.plan.hash == begun.plan.hash
+    assert "soft masking" not in steps
+    at_once = prune(case.model, case.example, "70%", board=case.board, **options)
+    assert at_once.plan.hash == begun.plan.hash, "training under masks is the same again"
+    assert at_once.measured.ratio < 0.9
+    assert any(note.startswith("Soft masking:") for note in at_once.notes)

@@ -1,0 +1,345 @@
+"""Soft masking: widths and units are chosen again and again while the model trains, and what was masked may come back.
+
+Source: R. Humble et al., "Soft Masking for Cost-Constrained Channel Pruning" (SMCP), ECCV 2022. As there: straight-through masks,
+importance from the gradients that training has anyhow, a new allocation every few steps, an exponential schedule of the budget,
+removal in the end. Other than there: the allocator is any of ours (by default the exact one) over predicted milliseconds,
+coupled layers share their mask, and importance is the change of the loss to *second* order (`loss_changes`).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils import _pytree as pytree
+
+from edgeprune.criteria.damage import best_units
+from edgeprune.errors import BudgetInfeasibleError, ConfigError
+from edgeprune.graph.branches import emptied
+from edgeprune.loop.searched import Searched
+from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune, steps_in_all
+from edgeprune.recovery.straight_through import StraightThroughMasks
+from edgeprune.surgery.cutting import apply
+from edgeprune.tasks.batches import call, device_of, mode, objective_batches
+
+if TYPE_CHECKING:
+    from edgeprune.allocation._base import Allocation
+    from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.tasks.task import Task
+
+MASKED_TOLERANCE = 1e-3
+"""Largest difference between masked and cut outputs, as a share of the largest, that rounding explains."""
+
+_LEAST_STEPS = 2
+"""A scatter needs as many."""
+_LEAST_SHARE = 1e-9
+
+_log = logging.getLogger("edgeprune.loop")
+
+
+@dataclass(frozen=True)
+class SoftMasking:
+    """How a model trains under masks before it is cut.
+
+    Attributes:
+        epochs: How many of the epochs of fine-tuning are trained under masks, at its learning rate without a decay; the cut
+            model is tuned in the rest.
+        every: Optimizer steps between two allocations, at least 2.
+        ramp: Share of the masked steps after which the budget has come down from the dense latency to the target; at the
+            target units are still traded until the end.
+        steepness: Of the exponential schedule: the larger, the earlier most of the latency goes; 0 is a straight line.
+    """
+
+    epochs: int = 1
+    every: int = 50
+    ramp: float = 0.75
+    steepness: float = 2.75
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.every < _LEAST_STEPS:
+            raise ConfigError(
+                f"soft masking needs at least 1 epoch and {_LEAST_STEPS} steps between allocations, found {self.epochs} and "
+                f"{self.every}."
+            )
+        if not 0 < self.ramp <= 1:
+            raise ConfigError(f"the ramp must be a share in (0, 1], found {self.ramp}.")
+        if not (math.isfinite(self.steepness) and self.steepness >= 0):
+            raise ConfigError(f"the steepness must be at least 0, found {self.steepness}.")
+
+    def reduction(self, step: int, total: int) -> float:
+        """Share of the way from the dense cost to the target that is asked for at a step.
+
+        ``(1 - exp(-steepness * t)) / (1 - exp(-steepness))`` with ``t = step / (ramp * total)``, at most 1. Source: the schedule
+        of the authors' code, whose 0.05 per epoch over a ramp of 55 epochs is a steepness of 2.75.
+
+        Args:
+            step: Steps done.
+            total: Steps under masks in all.
+        """
+        share = min(1.0, step / (self.ramp * total))
+        if self.steepness == 0:
+            return share
+        return math.expm1(-self.steepness * share) / math.expm1(-self.steepness)
+
+    def split(self, settings: FineTuning, task: Task) -> tuple[FineTuning, FineTuning]:
+        """The settings of training under masks, and those that are left for the cut model; together as many steps.
+
+        Raises:
+            ConfigError: There are not so many epochs, or gradients are scaled.
+        """
+        if self.epochs > settings.epochs:
+            raise ConfigError(
+                f"soft masking takes {self.epochs} of the epochs of fine-tuning, found {settings.epochs}.",
+                hint=f"--epochs {self.epochs + 1}, or FineTuning(epochs=...)",
+            )
+        if settings.precision == "float16":
+            raise ConfigError(
+                "soft masking reads gradients as they are, so training must not scale them, found float16.",
+                hint="--amp bfloat16",
+            )
+        masked = replace(settings, epochs=self.epochs, schedule="constant", select_best=False, ema=None)
+        if settings.steps is None:
+            return masked, replace(settings, epochs=settings.epochs - self.epochs)
+        done = steps_in_all(task.objectives[0], masked)
+        return masked, replace(settings, epochs=settings.epochs - self.epochs, steps=max(0, settings.steps - done))
+
+    def left(self, settings: FineTuning, task: Task) -> FineTuning:
+        """What of the fine-tuning is left for the cut model.
+
+        Raises:
+            ConfigError: As `split`.
+        """
+        return self.split(settings, task)[1]
+
+    def search(
+        self,
+        planner: Planner,
+        proposal: Proposal,
+        *,
+        fine_tuning: FineTuning | None = None,
+        distill: bool = False,
+        progress: Progress | None = None,
+    ) -> Searched:
+        """Train a copy of the planner's model under masks until it keeps the latency that a plan aimed at.
+
+        Whole residual branches that the plan removes are masked from the start and do not come back: what they are worth was
+        measured, and no gradient of a single unit tells it.
+
+        Args:
+            planner: Of the dense model, with a task.
+            proposal: Its plan, which fixes the target and the branches that go.
+            fine_tuning: Of which `epochs` are trained here.
+            distill: Whether the dense model teaches.
+            progress: Called with (step, done, in all).
+
+        Raises:
+            ConfigError: There is no task, or fewer epochs than are to be trained under masks.
+            TaskError: The task cannot be used, or weights under masks do not require gradients.
+        """
+        if planner.task is None:
+            raise ConfigError("soft masking trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
+        masked, _ = self.split(fine_tuning or FineTuning(), planner.task)
+        return _Run(self, planner, proposal).train(masked, distill=distill, progress=progress)
+
+
+def loss_changes(
+    mean: npt.NDArray[np.float64],
+    variance: npt.NDArray[np.float64],
+    samples: float,
+    active: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """How much higher the loss is without each unit than with it, from the derivatives of the loss by its gate.
+
+    The loss is expanded around what is: an active unit's gate is at 1, a masked one's at 0. The curvature is the Fisher
+    information, the scatter of the gradient over batches times the samples of one. So an active unit is worth
+    ``-mean + curvature / 2``, a masked one ``-mean - curvature / 2``. Squares of first-order terms would not do: where a
+    model is trained the derivative of an active unit is near 0, that of a masked one is not, and all that was masked would
+    come back, to be masked again next time.
+
+    Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, section 2, for active units.
+
+    Args:
+        mean: Of the derivatives over batches, shape (size,).
+        variance: Of the derivatives over batches, shape (size,).
+        samples: Samples in one batch.
+        active: Which units are not masked, shape (size,).
+
+    Returns:
+        At least 0, shape (size,).
+    """
+    curvature = samples * variance
+    return np.maximum(0.0, -mean + np.where(active, 0.5, -0.5) * curvature)
+
+
+class _Run:
+    """Masks, scores and allocations of one training."""
+
+    def __init__(self, settings: SoftMasking, planner: Planner, proposal: Proposal) -> None:
+        self.settings, self.dense, self.first = settings, planner, proposal
+        self.graph = planner.graph
+        self.model = copy.deepcopy(planner.model)
+        gone = [branch for branch in self.graph.branches if proposal.allocation.widths[branch.lead] == 0]
+        inside = {name for branch in gone for name in branch.groups}
+        movable = {name for choice in planner.cost.choices if not choice.frozen for name in choice.groups}
+        self.groups = [group for group in self.graph.groups if group.name in movable]
+        absent = {name for branch in gone for name in branch.tensors}
+        maskable = [group for group in self.groups if group.name not in inside]
+        self.masks = StraightThroughMasks(self.model, maskable, absent)
+        self.gone = dict.fromkeys(sorted(inside), 0)
+        leads = {branch.lead for branch in gone}
+        self.rules = {
+            name: replace(rule, removable=rule.removable and name in leads) for name, rule in planner.rules.items()
+        }
+        self.sums = {group.name: np.zeros(group.size) for group in self.groups}
+        self.squares = {group.name: np.zeros(group.size) for group in self.groups}
+        self.counted = self.samples = 0
+        self.planner = planner
+        self.allocation: Allocation | None = None
+        self.reduction = 0.0
+        self.kept: dict[str, tuple[int, ...]] = {}
+        self.ever = {group.name: np.zeros(group.size, dtype=bool) for group in maskable}
+        self.reallocations: list[dict[str, Any]] = []
+
+    def train(self, masked: FineTuning, *, distill: bool, progress: Progress | None) -> Searched:
+        task = self.dense.task
+        assert task is not None
+
+        def told(step: str, done: int, total: int) -> None:
+            if progress is not None:
+                progress("soft masking", done, total)
+
+        before = evaluate(self.model, task)
+        tuned = fine_tune(
+            self.masks,
+            task,
+            masked,
+            teacher=self.dense.model if distill else None,
+            progress=told,
+            watch=self.watch,
+        )
+        steps = int(tuned.details["steps"])
+        if self.allocation is None or self.reduction < 1:
+            self.reallocate(steps, 1.0)
+        assert self.allocation is not None
+        proposal = self.planner.proposal(self.allocation, self.first.aim_ms)
+        difference = self.difference(proposal, task)
+        stayed = sum(int(came[list(self.kept.get(name, range(len(came))))].sum()) for name, came in self.ever.items())
+        returned = sum(item["returned"] for item in self.reallocations)
+        record = RecoveryRecord(
+            "soft_masking",
+            before,
+            evaluate(self.masks, task),
+            {
+                "epochs": tuned.details["epochs"],
+                "steps": steps,
+                "reallocations": self.reallocations,
+                "returned": returned,
+                "masked_before_and_kept": stayed,
+                "masked_against_cut": difference,
+            },
+        )
+        notes = [
+            f"Soft masking: {len(self.reallocations)} allocations in {steps} steps; {returned} times a masked unit came back, "
+            f"and {stayed} units that are kept had been masked."
+        ]
+        if not difference <= MASKED_TOLERANCE:
+            notes.append(
+                f"The model as it was masked in training and the cut one differ by {difference:.1e} of the largest output: "
+                "something runs over units that were cut (a norm, a mean), and saw them until then."
+            )
+        return Searched(self.planner, proposal, record, tuple(notes))
+
+    def watch(self, step: int, total: int) -> None:
+        """Take in the gradients of a step; at every so many choose units anew."""
+        for name, derivatives in self.masks.gate_derivatives().items():
+            self.sums[name] += derivatives
+            self.squares[name] += derivatives**2
+        self.counted += 1
+        self.samples += self.masks.samples
+        if step % self.settings.every == 0:
+            self.reallocate(step, self.settings.reduction(step, total))
+
+    def reallocate(self, step: int, reduction: float) -> None:
+        """Choose widths and units by the scores since the last time, and mask the others."""
+        scores = self.scores()
+        dense, self.reduction = self.dense, reduction
+        dense_ms = dense.dense_ms
+        budget_ms = self.first.aim_ms if reduction >= 1 else dense_ms - reduction * (dense_ms - self.first.aim_ms)
+        limits = []
+        for limit in dense.limits:
+            whole = limit.cost.value({})
+            limits.append(replace(limit, at_most=whole - reduction * max(0.0, whole - limit.at_most)))
+        planner = dense.rescored(self.model, scores, criterion="fisher", rules=self.rules, limits=limits)
+        try:
+            allocation = planner.allocated(max(budget_ms, self.first.aim_ms))
+        except BudgetInfeasibleError as error:
+            # A search that proves nothing may miss with these scores what it found with others.
+            _log.info("step %d: %s", step, error.message)
+            allocation = self.first.allocation
+        widths = emptied(self.graph.branches, {**allocation.widths, **self.gone})
+        self.allocation = replace(allocation, widths=widths)
+        self.planner = dense.rescored(self.model, scores, criterion="fisher", rules=self.rules)
+        kept = {name: best_units(scores[name], widths[name]) for name in self.ever if widths[name] < len(scores[name])}
+        returned = 0
+        for name, ever in self.ever.items():
+            now = _mask(kept.get(name), len(ever))
+            returned += int((now & ~_mask(self.kept.get(name), len(ever))).sum())
+            ever |= ~now
+        self.kept = kept
+        self.masks.keep(kept)
+        predicted_ms = planner.cost.ms(widths)
+        self.reallocations.append(
+            {"step": step, "budget_ms": budget_ms, "predicted_ms": predicted_ms, "returned": returned}
+        )
+        _log.info("step %d: %.4g ms of %.4g ms, %d units came back", step, predicted_ms, budget_ms, returned)
+        for values in (*self.sums.values(), *self.squares.values()):
+            values[:] = 0.0
+        self.counted = self.samples = 0
+
+    def scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Changes of the loss by unit, from the steps since the last allocation; as last time where those were too few."""
+        if self.counted < _LEAST_STEPS:
+            known: Mapping[str, npt.NDArray[np.float64]] = self.planner.scores
+            return {group.name: known[group.name] for group in self.groups}
+        found, kept = {}, {}
+        for name, sums in self.sums.items():
+            mean = sums / self.counted
+            variance = np.maximum(0.0, self.squares[name] / self.counted - mean**2) * self.counted / (self.counted - 1)
+            kept[name] = _mask(self.kept.get(name), len(sums))
+            found[name] = loss_changes(mean, variance, self.samples / self.counted, kept[name])
+        # Of units that are worth nothing those that are there stay.
+        least = _LEAST_SHARE * max((float(values.max()) for values in found.values()), default=0.0)
+        return {name: np.where(kept[name], np.maximum(values, least), values) for name, values in found.items()}
+
+    def difference(self, proposal: Proposal, task: Task) -> float:
+        """Largest difference between outputs of the masked and the cut model on one batch, as a share of the largest."""
+        inputs, _ = next(objective_batches(task.objectives[0], "validation", device_of(self.model), 1))
+        cut = apply(self.model, proposal.plan)
+        with torch.no_grad(), mode(self.masks, training=False), mode(cut, training=False):
+            return _distance(call(self.masks, inputs), call(cut, inputs))
+
+
+def _mask(kept: tuple[int, ...] | None, size: int) -> npt.NDArray[np.bool_]:
+    """True for units that stay; all of them where none are named."""
+    found = np.ones(size, dtype=bool)
+    if kept is not None:
+        found[:] = False
+        found[list(kept)] = True
+    return found
+
+
+def _distance(one: Any, other: Any) -> float:
+    worst = 0.0
+    for expected, found in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
+        if isinstance(expected, torch.Tensor) and expected.numel():
+            wanted = expected.double()
+            worst = max(worst, float((wanted - found.double()).abs().max() / wanted.abs().max().clamp(min=1e-12)))
+    return worst

@@ -1,0 +1,397 @@
+"""The stages of one pruning: plan, rounds on the board, cut, tune, last measurement; each can go on from an earlier run."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.allocation._base import Allocation
+from edgeprune.errors import ConfigError
+from edgeprune.loop.closing import Closed, ClosedLoop, unmeasured
+from edgeprune.loop.dense import DenseLatency, dense_latency
+from edgeprune.loop.interruption import Begun, Interruption, identity_of
+from edgeprune.loop.limits import spent
+from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
+from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
+from edgeprune.loop.realizing import Realized, cut, tuned
+from edgeprune.loop.result import LatencyCheck, PruningRound, Result
+from edgeprune.recovery.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from edgeprune.boards.board import Board
+    from edgeprune.loop.searched import Search, Searched
+    from edgeprune.recovery.distillation._base import Distillation
+    from edgeprune.recovery.fine_tuning import FineTuning
+    from edgeprune.spec import Budget
+
+_WITHOUT_SEARCH = (
+    "The board asked for another plan when the run went on; it was made from the dense model, without the search."
+)
+
+_log = logging.getLogger("edgeprune.loop")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What steers a pruning besides the model, the predictor and the planner.
+
+    Attributes:
+        budget: See `edgeprune.prune`, as all of them.
+        margin: Share of the budget that the predicted latency stays below it.
+        fine_tuning: How the cut model is tuned.
+        distillations: By which losses the dense model teaches; none where there are none.
+        taps: Modules whose values these compare.
+        refit: Whether layers are refitted.
+        blocks: Whether whole residual branches may go.
+        search: What chooses widths while it trains, or None.
+        calibration_batches: Most training batches for batch-norm re-estimation.
+        most_rounds: Most plans that are tried on the board.
+        measuring_rounds: Rounds of each comparison on the board.
+    """
+
+    budget: Budget
+    margin: float
+    fine_tuning: FineTuning
+    distillations: tuple[Distillation, ...]
+    taps: tuple[str, ...]
+    refit: bool
+    blocks: bool
+    search: Search | None
+    calibration_batches: int | None
+    most_rounds: int
+    measuring_rounds: int
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The plan that is gone on with.
+
+    Attributes:
+        planner: That made it; its model has the weights that are cut.
+        proposal: The plan.
+        closed: What the rounds on the board came to, or None without a board.
+        searched: What a search that trains came to, or None.
+        realized: The model as an interrupted run had cut it, or None.
+    """
+
+    planner: Planner
+    proposal: Proposal
+    closed: Closed | None
+    searched: Searched | None = None
+    realized: Realized | None = None
+
+    @property
+    def rounds(self) -> tuple[PruningRound, ...]:
+        return (unmeasured(self.proposal),) if self.closed is None else self.closed.rounds
+
+    @property
+    def chosen(self) -> int:
+        return 0 if self.closed is None else self.closed.chosen
+
+
+class Stages:
+    """One pruning.
+
+    Args:
+        planner: Of the dense model, with predictor and task.
+        settings: See `Settings`.
+        example_inputs: As the model was traced with.
+        board: Where plans are measured, or None.
+        earlier: A finished run whose last plan was not measured, to go on from.
+        interruption: Folder for what an interrupted tuning goes on from.
+        plan_path: Where plans are written.
+        progress: Called with (step, done, in all).
+
+    Raises:
+        ConfigError: The earlier result is of another model or budget, or has nothing left to measure; a search has not as many
+            epochs as it needs.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        settings: Settings,
+        example_inputs: Any,
+        *,
+        board: Board | None,
+        earlier: Result | None,
+        interruption: Interruption | None,
+        plan_path: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self._planner, self._settings, self._example_inputs = planner, settings, example_inputs
+        self._model, self._task = planner.model, planner.task
+        self._board, self._earlier, self._plan_path, self._progress = board, earlier, plan_path, progress
+        # Without a task nothing is tuned, and nothing can be interrupted that takes long.
+        self._interruption = None if self._task is None else interruption
+        self._dense = dense_latency(planner.predictor, planner.kernel_graph)
+        self._budget_ms = settings.budget.resolve_ms(self._dense.ms)
+        self._searches = settings.search if earlier is None else None
+        self._left = settings.fine_tuning
+        if settings.search is not None and self._task is not None:
+            rest = settings.search.left(settings.fine_tuning, self._task)
+            self._left = rest if earlier is None else settings.fine_tuning
+        if earlier is not None:
+            _require_unfinished(earlier, planner, self._dense, self._budget_ms)
+
+    def run(self) -> Result:
+        """All stages; raises what `edgeprune.prune` does."""
+        identity = self._identity()
+        begun, replaced = self._begun(identity)
+        if begun is not None:
+            metrics_before: Mapping[str, float] = begun.metrics_before
+            taken = self._taken_again(begun)
+        else:
+            metrics_before = evaluate(self._model, self._task) if self._task is not None else {}
+            taken = self._taken()
+        unchanged = taken.proposal.plan.widths() == self._planner.graph.widths()
+        realized = (
+            Realized(copy.deepcopy(self._model), 0.0, ())
+            if unchanged
+            else self._realized(taken, dict(metrics_before), identity)
+        )
+        metrics_after = metrics_before
+        if realized.recovery:
+            metrics_after = realized.recovery[-1].after
+        measured, lost = self._measured(taken, realized, unchanged=unchanged)
+        notes = [replaced] if replaced else []
+        return self._result(
+            taken,
+            realized,
+            metrics=(metrics_before, metrics_after),
+            measured=measured,
+            lost=lost,
+            unchanged=unchanged,
+            notes=(*notes, *realized.notes),
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes a run the same as an interrupted one."""
+        if self._interruption is None:
+            return {}
+        settings = self._settings
+        return {
+            **identity_of(self._planner, settings.budget, settings.fine_tuning, settings.distillations),
+            "blocks": settings.blocks,
+            "refit": settings.refit,
+            "margin": settings.margin,
+            "taps": list(settings.taps),
+            "search": repr(settings.search),
+            "calibration batches": settings.calibration_batches,
+            "most rounds": settings.most_rounds,
+            "measuring rounds": settings.measuring_rounds,
+            "board": self._board is not None,
+        }
+
+    def _begun(self, identity: Mapping[str, Any]) -> tuple[Begun | None, str]:
+        if self._interruption is None:
+            return None, ""
+        begun, replaced = self._interruption.load(self._model, identity)
+        if replaced:
+            _log.warning("%s", replaced)
+        return begun, replaced
+
+    def _taken_again(self, begun: Begun) -> _Taken:
+        """The plan of an interrupted run."""
+        assert self._interruption is not None
+        _log.info("going on with the interrupted run in %s", self._interruption.folder)
+        turn = begun.rounds[begun.chosen]
+        allocation = Allocation(dict(turn.widths), turn.certificate)
+        proposal = self._planner.proposal(allocation, turn.aim_ms, begun.plan)
+        self._write(proposal)
+        closed = None
+        if self._board is not None:
+            closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
+        return _Taken(self._planner, proposal, closed, realized=begun.realized)
+
+    def _taken(self) -> _Taken:
+        """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
+        settings, planner, earlier = self._settings, self._planner, self._earlier
+        if settings.blocks and not settings.refit and planner.allocator.name == ALLOCATOR:
+            # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
+            # leaves of it is another matter (docs/pruning.md, whole blocks).
+            planner = planner.settled(_aimed(self._dense, settings.margin) * self._budget_ms)
+        proposal = self._first(planner)
+        self._write(proposal)
+        searched = None
+        if self._searches is not None and proposal.allocation.widths != planner.graph.widths():
+            # The first plan has shown that the budget can be reached; from here on its place is taken.
+            searched = self._searches.search(
+                planner,
+                proposal,
+                fine_tuning=settings.fine_tuning,
+                distill=any(one.reads == "outputs" for one in settings.distillations),
+                progress=self._progress,
+            )
+            planner, proposal = searched.planner, searched.proposal
+            self._write(proposal)
+        if self._board is None:
+            return _Taken(planner, proposal, None, searched)
+        loop = ClosedLoop(
+            planner,
+            self._dense,
+            self._budget_ms,
+            self._board,
+            # What is only counted holds as planned: there is nothing to correct.
+            most_rounds=settings.most_rounds if settings.budget.bounds_latency else 1,
+            measuring_rounds=settings.measuring_rounds,
+            progress=self._progress,
+        )
+        if earlier is None:
+            closed = loop.run(proposal)
+        else:
+            closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
+        if closed.proposal.plan.hash != proposal.plan.hash:
+            self._write(closed.proposal)
+        return _Taken(planner, closed.proposal, closed, searched)
+
+    def _first(self, planner: Planner) -> Proposal:
+        """The plan to begin with: the one that an earlier run left unmeasured, or the best by the predictor."""
+        earlier, dense, budget_ms = self._earlier, self._dense, self._budget_ms
+        if earlier is not None:
+            turn = earlier.rounds[-1]
+            plan = earlier.plan if earlier.chosen == len(earlier.rounds) - 1 else None
+            return planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, plan)
+        if dense.ms <= budget_ms:
+            if planner.keeps_limits(planner.graph.widths()):
+                return planner.dense(budget_ms)
+            return planner.propose(max(budget_ms, planner.dense_ms))
+        return planner.propose(budget_ms, margin=1 - _aimed(dense, self._settings.margin))
+
+    def _write(self, proposal: Proposal) -> None:
+        if self._plan_path is not None:
+            proposal.plan.save(self._plan_path)
+            _log.info("plan written to %s", self._plan_path)
+
+    def _realized(self, taken: _Taken, metrics_before: dict[str, float], identity: dict[str, Any]) -> Realized:
+        """The plan's model, cut and tuned."""
+        settings, earlier, kept = self._settings, self._earlier, self._interruption
+        if earlier is not None and earlier.plan.hash == taken.proposal.plan.hash:
+            return Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
+        realized = taken.realized
+        if realized is None:
+            realized = cut(
+                taken.planner,
+                taken.proposal,
+                self._example_inputs,
+                module=None if taken.closed is None else taken.closed.module,
+                refit=settings.refit,
+                calibration_batches=settings.calibration_batches,
+                progress=self._progress,
+            )
+            if taken.searched is not None:
+                recovery = (taken.searched.record, *realized.recovery)
+                realized = replace(realized, recovery=recovery, notes=(*realized.notes, *taken.searched.notes))
+            elif settings.search is not None and earlier is not None:
+                realized = replace(realized, notes=(*realized.notes, _WITHOUT_SEARCH))
+            if kept is not None:
+                lost, ended = ("", "") if taken.closed is None else (taken.closed.lost, taken.closed.ended)
+                about = (taken.proposal.plan, taken.rounds, taken.chosen, lost, ended)
+                kept.save(Begun(*about, metrics_before, realized), identity)
+        return tuned(
+            taken.planner,
+            taken.proposal.plan,
+            realized,
+            teacher=self._model,
+            fine_tuning=self._left,
+            distill=settings.distillations,
+            taps=settings.taps,
+            checkpoint=None if kept is None else kept.checkpoint,
+            progress=self._progress,
+        )
+
+    def _measured(self, taken: _Taken, realized: Realized, *, unchanged: bool) -> tuple[LatencyCheck | None, str]:
+        """What is handed over is the tuned model, so that one has the last word; and a clause on why it has not."""
+        measured = taken.rounds[taken.chosen].measured
+        lost = taken.closed.lost if taken.closed is not None and measured is None else ""
+        if self._board is None or measured is None or self._task is None or unchanged:
+            return measured, lost
+        from edgeprune.loop.verification import measured_or_lost
+
+        again, lost = measured_or_lost(
+            self._board,
+            taken.planner,
+            realized.module,
+            rounds=self._settings.measuring_rounds,
+            progress=self._progress,
+        )
+        return again or measured, lost
+
+    def _result(
+        self,
+        taken: _Taken,
+        realized: Realized,
+        *,
+        metrics: tuple[Mapping[str, float], Mapping[str, float]],
+        measured: LatencyCheck | None,
+        lost: str,
+        unchanged: bool,
+        notes: tuple[str, ...],
+    ) -> Result:
+        planner, proposal, budget, dense = taken.planner, taken.proposal, self._settings.budget, self._dense
+        measured_ms = None if measured is None else measured.ratio * dense.ms
+        timed = measured_ms is not None and budget.bounds_latency
+        before, after = (dict(one) for one in metrics)
+        return Result(
+            module=realized.module,
+            plan=proposal.plan,
+            budget_ms=self._budget_ms,
+            dense_ms=dense.ms,
+            dense_measured=dense.measured,
+            dense_predicted_ms=dense.predicted_ms,
+            predicted_ms=proposal.predicted_ms,
+            measured_ms=measured_ms,
+            measured=measured,
+            budget_met=measured_ms <= self._budget_ms if timed and measured_ms is not None else None,
+            rounds=taken.rounds,
+            chosen=taken.chosen,
+            certificate=proposal.allocation.certificate,
+            check_max_abs=realized.check_max_abs,
+            metrics_before=before,
+            metrics_after=after,
+            recovery=realized.recovery,
+            spent=spent(planner.limits, proposal.plan.widths()),
+            unchanged=unchanged,
+            notes=(
+                *table_notes(planner.predictor, planner.kernel_graph, dense),
+                *latency_notes(
+                    budget,
+                    dense,
+                    budget_ms=self._budget_ms,
+                    predicted_ms=proposal.predicted_ms,
+                    measured=measured,
+                    unchanged=unchanged,
+                    lost=lost,
+                ),
+                *(round_notes(taken.closed, dense, self._budget_ms) if taken.closed and budget.bounds_latency else ()),
+                *notes,
+                *accuracy_notes(planner, after),
+                *search_notes(proposal.allocation.certificate, unchanged),
+            ),
+        )
+
+
+def _aimed(dense: DenseLatency, margin: float) -> float:
+    """Share of the budget that the first plan aims at.
+
+    Where the predictor has the dense model faster than it was measured, the aim is lowered in the same proportion: otherwise
+    dense widths could pass for meeting a budget that they were measured not to meet.
+    """
+    return (1 - margin) * min(1.0, dense.predicted_ms / dense.ms)
+
+
+def _require_unfinished(earlier: Result, planner: Planner, dense: DenseLatency, budget_ms: float) -> None:
+    pairs = ((earlier.budget_ms, budget_ms), (earlier.dense_predicted_ms, dense.predicted_ms))
+    same = all(math.isclose(*pair, rel_tol=1e-6) for pair in pairs)
+    if earlier.plan.signature != planner.graph.signature or not same:
+        raise ConfigError(
+            f"an earlier result must be of the same model, predictor and budget, found one for {earlier.budget_ms:.4g} ms "
+            f"instead of {budget_ms:.4g} ms, or of another model or predictor."
+        )
+    if earlier.rounds[-1].measured is not None:
+        raise ConfigError("an earlier result must have a plan that was not measured, found that all its rounds were.")
