@@ -116,6 +116,10 @@ def _predictor(table: Any, options: PruneOptions) -> Predictor:
 
 
 def _chosen(table: LatencyTable, options: PruneOptions) -> LatencyTable:
+    if options.energy is not None and not table.energy:
+        from edgeprune.latency.energy import required
+
+        required(None, table.header)
     return table.chosen(percentile=options.percentile, sustained=options.sustained, precision=options.precision)
 
 

@@ -363,7 +363,12 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
         "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
-        "percentiles": (isinstance(clean.get("percentiles", {}), dict), "records by network"),
+        "percentiles": (_records(clean.get("percentiles", {}), "ratio"), "records by network, each with its ratios"),
+        "latency": (
+            isinstance(clean.get("latency", {}), dict)
+            and set(clean.get("latency", {})) <= {"percentile", "sustained", "precision"},
+            "a percentile, a state and a precision",
+        ),
     }
     for name, (valid, expected) in checks.items():
         if not valid:
@@ -371,6 +376,13 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} in the header of a latency table must be {expected}, found {clean.get(name)!r}."
             )
     return clean
+
+
+def _records(value: Any, field: str) -> bool:
+    """Whether it is records by name, each of which has an object in some field."""
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and isinstance(one.get(field), dict) for one in value.values()
+    )
 
 
 def _united(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

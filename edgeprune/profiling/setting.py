@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.boards.board import Board
-from edgeprune.errors import BackendUnavailableError, ConfigError
+from edgeprune.errors import BackendUnavailableError, ConfigError, TableMismatchError
+from edgeprune.latency.chosen import Chosen
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import extending
 from edgeprune.profiling.measuring import Progress
@@ -68,10 +69,17 @@ def checked(minutes: float, table: LatencyTable | Path | str | None) -> LatencyT
         ConfigError: `minutes` is not positive.
         TableMissingError: There is no such table.
         TableFormatError: It cannot be read.
+        TableMismatchError: It does not hold medians, which is what would be added to it.
     """
     if not minutes > 0:
         raise ConfigError(f"minutes must be greater than 0, found {minutes}.")
-    return LatencyTable.load(table) if isinstance(table, str | Path) else table
+    base = LatencyTable.load(table) if isinstance(table, str | Path) else table
+    if base is not None and not (chosen := Chosen.of(base.header)).plain:
+        raise TableMismatchError(
+            f"a table that is extended must hold medians, found one of {chosen}.",
+            hint="the table that edgeprune profile wrote",
+        )
+    return base
 
 
 def set_up(

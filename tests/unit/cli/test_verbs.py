@@ -252,7 +252,8 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
         "it holds medians",
         "profile MODEL --percentiles",
     )
-    fail(edgeprune(*prune, "--table", str(table), "--precision", "int8"), 4, "must hold int8 kernels", "it holds fp32")
+    energy = edgeprune(*prune, "--table", str(table), "--energy", "30mJ")
+    fail(energy, 4, "must hold the energy per inference of networks", "profile MODEL --energy")
     fail(edgeprune(*prune, "--table", str(table), "--min-width", "first"), 2, "--min-width must be written")
     fail(edgeprune(*prune, "--table", str(table), "--keep", "frist"), 2, "frist")
     wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))

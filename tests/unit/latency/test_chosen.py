@@ -11,6 +11,7 @@ from edgeprune.latency.chosen import Chosen
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key
+from edgeprune.profiling.setting import checked
 from edgeprune.spec import Kernel
 
 
@@ -98,3 +99,9 @@ def test_what_was_chosen_once_is_not_chosen_from_again_nor_merged(told: LatencyT
 def test_a_percentile_is_from_50_to_99(told: LatencyTable, percentile: int) -> None:
     with pytest.raises(ConfigError, match=f"must be from 50 to 99, found {percentile}"):
         told.chosen(percentile=percentile)
+
+
+def test_a_table_of_another_latency_is_not_extended_by_medians(told: LatencyTable) -> None:
+    with pytest.raises(TableMismatchError, match="a table that is extended must hold medians, found one of the 95th"):
+        checked(1.0, told.chosen(percentile=95))
+    assert checked(1.0, told) is told

@@ -240,6 +240,11 @@ def test_a_kernel_that_comes_twice_is_refused() -> None:
         ({"identity": {}}, "identity in the header of a latency table must be the device's identity, found {}"),
         ({"threads": 0}, "threads in the header of a latency table must be a number of threads from 1, found 0"),
         ({"precision": "fp64"}, "must be one of fp32, fp16, int8, found 'fp64'"),
+        (
+            {"percentiles": {"a": {"95": 1.2}}},
+            "percentiles in the header of a latency table must be records by network",
+        ),
+        ({"latency": {"quantile": 95}}, "latency in the header of a latency table must be a percentile, a state"),
         ({"note": math.nan}, "must be JSON"),
     ],
 )
