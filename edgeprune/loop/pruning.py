@@ -216,7 +216,7 @@ def prune(
                 allocator=allocator,
                 calibrate_damage=calibrate_damage,
                 blocks=blocks,
-                limits=limits_of(chosen, kernel_graph),
+                limits=limits_of(chosen, kernel_graph, predictor),
                 progress=progress,
             )
         # Refused now rather than when the tuning begins.
