@@ -1,11 +1,12 @@
 """Does training under masks that may change beat one cut, at equal epochs and latency? CIFAR-10 ResNet, several seeds.
 
-Both begin with the same dense checkpoint, the same training images and the same budget. One shot cuts at once (the exact
-allocator on Taylor scores of 2 000 images) and tunes for all epochs; soft masking trains some of them under masks with the same
-optimizer, then cuts, and tunes for the rest. The one-shot plan is moved until its *measured* latency, as the interleaved ratio to
-the dense engine, meets the target; soft masking aims at the predicted latency of that plan, and what its own plan takes is
-measured and written beside it. Nobody is taught by the dense model, and batch norms are estimated anew after either cut.
-Accuracy is that of the last epoch, on all test images.
+All begin with the same dense checkpoint, the same training images and the same budget. One shot cuts at once (the exact
+allocator on Taylor scores of 2 000 images) and tunes for all epochs; soft masking trains some of them under masks, at a constant
+learning rate, then cuts, and tunes for the rest. One shot at the same rates is tuned with the learning rates of soft masking, so
+that those are not what is compared. The one-shot plan is moved until its *measured* latency, as the interleaved ratio to the
+dense engine, meets the target; soft masking aims at the predicted latency of that plan, and what its own plan takes is measured
+and written beside it. Nobody is taught by the dense model, and batch norms are estimated anew after either cut. Accuracy is that
+of the last epoch, on all test images.
 
 A cell that is done is not run again; what is missing is printed.
 
@@ -21,6 +22,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,12 +40,12 @@ from edgeprune.loop.planning import Planner, Proposal
 from edgeprune.loop.realizing import realize
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.evaluation import evaluate
-from edgeprune.recovery.fine_tuning import FineTuning
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "soft_masking"
-METHODS = ("one shot", "soft masking")
+METHODS = ("one shot", "one shot same rates", "soft masking")
 SCORING_BATCHES = 20
 """Of 100 images: those that the other benchmarks score with."""
 
@@ -101,13 +103,19 @@ class Trial(Bench):
             details["allocations"] = len(details.pop("reallocations"))
             details.pop("epochs")
             found = details | {"masked_accuracy": searched.record.after["accuracy"]}
-        realized = realize(planner, proposal, self.example, fine_tuning=tuning)
+        elif method == "one shot same rates":
+            begun = replace(tuning, epochs=options.masked, schedule="constant")
+            tuning = replace(tuning, epochs=options.epochs - options.masked)
+            module = realize(planner, proposal, self.example, fine_tuning=begun).module
+            fine_tune(module, self.tuning_task, tuning)
+        if method != "one shot same rates":
+            module = realize(planner, proposal, self.example, fine_tuning=tuning).module
         return found | {
-            "accuracy": evaluate(realized.module, self.task)["accuracy"],
+            "accuracy": evaluate(module, self.task)["accuracy"],
             "ratio": ratio,
             "predicted_ms": proposal.predicted_ms,
             "dense_predicted_ms": planner.dense_ms,
-            "parameters": sum(value.numel() for value in realized.module.parameters()),
+            "parameters": sum(value.numel() for value in module.parameters()),
             "widths": proposal.plan.widths(),
             "images": options.images,
             "epochs_in_all": options.epochs,

@@ -5,7 +5,7 @@ a model's memory is that of the operator where it is largest. So a bound of it i
 terms, and the operators that can never be the largest are left out.
 
 Source: the live set of a schedule, as in E. Liberis, N. Lane, "Neural networks on microcontrollers: saving memory at inference
-via operator reordering", 2019, section 3; ONNX Runtime frees a tensor after its last reader in the same way
+via operator reordering", 2019; ONNX Runtime frees a tensor after its last reader in the same way
 (onnxruntime/core/framework/allocation_planner.cc).
 """
 

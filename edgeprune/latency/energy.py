@@ -5,7 +5,7 @@ fitted has three numbers: ``mJ = busy power * latency + work * mJ per operation 
 A few networks leave it near one power for all of them, which is what most of them differ by.
 
 Source: the split of energy into a static power over the run time and a dynamic part per operation and per byte moved, J. W. Choi,
-D. Bedard, R. Fowler, R. Vuduc, "A Roofline Model of Energy", IPDPS 2013, section II.
+D. Bedard, R. Fowler, R. Vuduc, "A Roofline Model of Energy", IPDPS 2013.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_units_come_back_and_the_plan_keeps_the_predicted_budget(planner, search
     assert searched.proposal.predicted_ms <= 0.5 * planner.dense_ms
     assert searched.proposal.predicted_ms == pytest.approx(planner.cost.ms(searched.proposal.plan.widths()))
     assert f"{details['returned']} times a masked unit came back" in searched.notes[0]
-    assert searched.fine_tuning.epochs == 1
+    assert SoftMasking(epochs=2).left(FineTuning(epochs=3), planner.task).epochs == 1
     assert planner.model is not searched.planner.model
 
 
@@ -106,7 +106,7 @@ def test_few_steps_still_end_at_the_target(planner):
     (only,) = found.record.details["reallocations"]
     assert only["step"] == found.record.details["steps"] == 5
     assert found.proposal.predicted_ms <= 0.6 * planner.dense_ms
-    assert found.fine_tuning.steps == 0
+    assert SoftMasking(every=1000).left(FineTuning(epochs=3, steps=5), planner.task).steps == 0
 
 
 def test_branches_that_go_are_masked_from_the_start(planner, task):
