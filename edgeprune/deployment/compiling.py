@@ -154,7 +154,10 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             figures = {key: value for key, value in parity.as_json().items() if key not in unequal}
             manifest = manifest.model_copy(update={"host_parity": figures})
         else:
-            tell("parity", "this host cannot run the engine: its numbers are checked on the board, before it is activated")
+            tell(
+                "parity",
+                "this host cannot run the engine: its numbers are checked on the board, before it is activated",
+            )
         (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
     _log.info("compiled %s to %s (%s)", manifest.name, out, manifest.id[:16])
     tell("done", f"artifact {manifest.id[:16]} in {out}")

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from edgeprune.backends._base import Backend
-from edgeprune.errors import BackendError, ExportError
 from edgeprune.boards.host import host_isa
+from edgeprune.errors import BackendError, ExportError
 from edgeprune.spec import Fingerprint, Kernel
 
 

@@ -75,7 +75,9 @@ def graph_of(kernel: Kernel) -> OperatorGraph:
             op=node["op"],
             inputs=tuple(node["inputs"]),
             outputs=tuple(node["outputs"]),
-            attributes=tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in node["with"]),
+            attributes=tuple(
+                (name, tuple(value) if isinstance(value, list) else value) for name, value in node["with"]
+            ),
         )
         for index, node in enumerate(body["nodes"])
     )
@@ -94,7 +96,9 @@ def graph_of(kernel: Kernel) -> OperatorGraph:
     )
 
 
-def _kernel(members: Sequence[Operator], left: Sequence[str], graph: OperatorGraph, shapes: Mapping[str, Shape]) -> Kernel:
+def _kernel(
+    members: Sequence[Operator], left: Sequence[str], graph: OperatorGraph, shapes: Mapping[str, Shape]
+) -> Kernel:
     anchor = min(members, key=lambda member: _WORK.index(family(member.op)))
     attributes = {member.name: resized(member, graph, shapes) for member in members}
     made = {tensor for member in members for tensor in member.outputs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +161,8 @@ def test_an_engine_for_arm_is_made_here_and_not_run_here(backend, tmp_path):
     assert arm.needs(path)["architecture"] == "aarch64"
     assert not arm.runs_here(path)
     graph = arm.operators(path)
-    assert [kernel.op for kernel in arm.layout_rule(graph, graph.shapes, "aarch64", ARM["isa"])][0] == "Conv+Relu"
+    kernels = arm.layout_rule(graph, graph.shapes, "aarch64", ARM["isa"])
+    assert kernels[0].op == "Conv+Relu"
     with pytest.raises(CompileError, match="compiled for this host"):
         arm.parse_engine(path)
 

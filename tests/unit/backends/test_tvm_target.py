@@ -17,7 +17,9 @@ PI = {"architecture": "aarch64", "cpu_model": "Cortex-A76", "isa": ["asimd", "as
 
 
 def test_only_what_the_board_told_is_switched_on():
-    found = target_of({"architecture": "x86_64", "cpu_model": "any", "isa": ["sse2", "avx", "avx2", "fma", "avx512_fp16"]})
+    found = target_of(
+        {"architecture": "x86_64", "cpu_model": "any", "isa": ["sse2", "avx", "avx2", "fma", "avx512_fp16"]}
+    )
     assert found.features == ("+avx", "+avx2", "+fma")
     assert found.isa == ("avx", "avx2", "fma")
     assert found.llvm["mcpu"] == "x86-64", "a newer name would bring instructions that nobody asked the board for"
