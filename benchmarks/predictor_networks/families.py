@@ -74,11 +74,20 @@ def resnet50() -> tuple[nn.Module, Tensor]:
 
 def cifar_resnet56() -> tuple[nn.Module, Tensor]:
     """ResNet-56 for 32x32 images in eval form, and its example input, shape (1, 3, 32, 32); He et al., 2016, section 4.2."""
+    return _cifar_resnet(9)
+
+
+def cifar_resnet20() -> tuple[nn.Module, Tensor]:
+    """ResNet-20, otherwise as `cifar_resnet56`."""
+    return _cifar_resnet(3)
+
+
+def _cifar_resnet(blocks: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     features: list[nn.Module] = [_conv(3, 16)]
     channels = 16
     for stage in range(3):
-        for index in range(9):
+        for index in range(blocks):
             features.append(_Residual(channels, 16 * 2**stage, 2 if stage and not index else 1))
             channels = 16 * 2**stage
     return _classifier(features, channels).eval(), torch.randn(1, 3, 32, 32)

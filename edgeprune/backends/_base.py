@@ -67,6 +67,8 @@ class Backend(ABC):
     """The command that installs what the host needs."""
     suffix: ClassVar[str]
     """Of engine files, e.g. ``".onnx"``."""
+    portable: ClassVar[bool] = True
+    """Whether one engine file runs on boards of any kind; if not, `for_board` says which it is compiled for."""
 
     @abstractmethod
     def availability(self) -> str | None:

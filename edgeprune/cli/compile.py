@@ -67,14 +67,13 @@ def compile(  # noqa: A001 - the verb's name
         "labels": _json(labels, list, "--labels"),
         "normalization": _json(normalization, dict, "--normalization"),
         "seed": seed,
-        "fingerprint": None if board is None else _probed(board),
     }
     if Path(model).is_dir():
         if input_ or inputs or weights or plan:
             raise ConfigError(
                 "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
             )
-        _compile_run(Path(model), output, out, dense, extras)
+        _compile_run(Path(model), output, out, dense, board, extras)
         return
     if dense is not None:
         raise ConfigError(
@@ -91,6 +90,7 @@ def compile(  # noqa: A001 - the verb's name
     loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
     if loaded is not None:
         module = edgeprune.apply(module, loaded)
+    extras["fingerprint"] = None if board is None else _probed(board)
     with output.step("compile") as progress:
         artifact = edgeprune.compile(
             module, example, out, backend=backend, plan=loaded, progress=progress.told, **extras
@@ -105,9 +105,12 @@ def _probed(board: str) -> Any:
         return opened.probe()
 
 
-def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, extras: dict[str, Any]) -> None:
-    """The pruned model of a run, and its dense one when asked for."""
+def _compile_run(
+    folder: Path, output: Output, out: Path, dense: Path | None, board: str | None, extras: dict[str, Any]
+) -> None:
+    """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable."""
     import edgeprune
+    from edgeprune.backends import registry
     from edgeprune.cli.loading import load_model
     from edgeprune.cli.record import INPUTS_NAME, MODEL_FOLDER, PLAN_NAME, PruningRecord, load_inputs
 
@@ -115,6 +118,9 @@ def _compile_run(folder: Path, output: Output, out: Path, dense: Path | None, ex
     plan = edgeprune.PruningPlan.load(folder / PLAN_NAME)
     example = load_inputs(folder / INPUTS_NAME)
     options = record.options
+    if board is None and not registry.get(options.backend).portable:
+        board = record.board
+    extras["fingerprint"] = None if board is None else _probed(board)
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
     if dense is not None:

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from edgeprune.backends._base import Backend
+from edgeprune.boards.host import host_isa
 from edgeprune.errors import BackendError, ExportError
-from edgeprune.lowering.kernel_graph import host_isa
 from edgeprune.spec import Fingerprint, Kernel
 
 

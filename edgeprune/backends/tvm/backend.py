@@ -39,6 +39,7 @@ class Tvm(Backend):
     name: ClassVar[str] = "tvm"
     install: ClassVar[str] = "pip install 'edgeprune[tvm]'"
     suffix: ClassVar[str] = ".so"
+    portable: ClassVar[bool] = False
 
     def __init__(self, target: TvmTarget | None = None) -> None:
         self._target = target

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprune.backends.tvm import scheduling
 from edgeprune.backends.tvm.target import TvmTarget
 from edgeprune.errors import CompileError
 
@@ -59,6 +60,7 @@ def built(module: Any, calls: int, target: TvmTarget, *, weights_inside: bool) -
         functions = _functions(module)
         if len(functions) != calls:
             raise CompileError(f"TVM must keep the {calls} calls of the fused program, found {len(functions)}.")
+        module = scheduling.scheduled(module, target.isa)
         weights: tuple[tuple[tuple[int, ...], str, float], ...] = ()
         if not weights_inside:
             module, weights = _lifted(module)

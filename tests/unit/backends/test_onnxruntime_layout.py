@@ -10,8 +10,8 @@ from torch import nn
 
 from edgeprune.backends import registry
 from edgeprune.backends.onnxruntime import engines, layout
+from edgeprune.boards.host import host_isa
 from edgeprune.errors import BackendUnavailableError, CompileError, ConfigError
-from edgeprune.lowering.kernel_graph import host_isa
 from edgeprune.spec import Kernel
 
 HOST = ("x86_64", host_isa())

@@ -19,7 +19,11 @@ from edgeprune.boards.runner_package import runner_package
 FOLDER = Path(edgeprune.boards.__file__).parent / "onboard"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 OWN = {path.stem for path in FILES}
-FOREIGN_INSIDE_FUNCTIONS = {"engines": {"numpy", "onnxruntime"}, "parity": {"numpy", "onnxruntime"}}
+FOREIGN_INSIDE_FUNCTIONS = {
+    "engines": {"numpy", "onnxruntime"},
+    "parity": {"numpy", "onnxruntime"},
+    "tvm_engine": {"tvm"},
+}
 
 
 def imports(tree: ast.AST) -> dict[str, bool]:

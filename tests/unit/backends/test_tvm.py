@@ -1,0 +1,174 @@
+"""TVM engines, compiled and run here: numbers, kernels at other widths, refusals on the board's side."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import edgeprune
+from edgeprune.backends import registry
+from edgeprune.backends.tvm import engine_file
+from edgeprune.boards.board import Board
+from edgeprune.deployment import preflight
+from edgeprune.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CompileError,
+    IncompatibleTargetError,
+    UnsupportedKernelError,
+)
+from edgeprune.profiling.uploads import upload
+from edgeprune.spec import Kernel
+from edgeprune.testing.backends import SmallNet, keys
+
+ARM = {"architecture": "aarch64", "cpu_model": "Cortex-A72", "isa": ["asimd", "fp"]}
+
+
+@pytest.fixture(scope="module")
+def backend():
+    try:
+        return registry.get("tvm")
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+
+
+class Mixed(nn.Module):
+    """Depthwise, a concat of branches, pools, a sigmoid gate, and two convolutions of one input with equal shapes."""
+
+    def __init__(self, a: int, b: int, c: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, a, 3, padding=1)
+        self.norm = nn.BatchNorm2d(a)
+        nn.init.normal_(self.norm.weight)
+        self.depthwise = nn.Conv2d(a, a, 3, padding=1, groups=a)
+        self.left, self.right = nn.Conv2d(a, b, 1), nn.Conv2d(a, b, 1)
+        self.gate = nn.Linear(2 * b, 2 * b)
+        self.head = nn.Linear(2 * b, c)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = nn.functional.max_pool2d(x + torch.sigmoid(self.depthwise(x)), 2)
+        x = torch.cat([torch.relu(self.left(x)), self.right(x)], 1)
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3)))).unflatten(1, (-1, 1, 1))
+        logits: torch.Tensor = self.head(x.flatten(2).mean(2))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def artifact(backend, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tvm")
+    return edgeprune.compile(SmallNet(), torch.randn(1, 3, 16, 16), folder / "artifact", backend=backend)
+
+
+def test_an_artifact_agrees_with_the_module_and_says_what_it_needs(artifact):
+    parity = artifact.manifest.host_parity
+    assert parity["cases"] > 0
+    assert parity["relative"] <= 1e-4
+    assert parity["snr_db"] >= 80
+    needs = artifact.manifest.requires
+    assert (needs["runtime"], needs["architecture"]) == ("tvm", registry.get("tvm").target.architecture)
+    assert {"isa", "series", "glibc"} <= set(needs)
+
+
+def test_a_board_of_another_kind_is_refused_before_anything_is_sent(artifact):
+    with Board.open("local") as board:
+        probed = board.probe()
+    assert probed.runtimes["tvm"]["version"].startswith("0.27.")
+    preflight.check(artifact.manifest, probed, board="local")
+    needed = artifact.manifest.requires["isa"][0]
+    for field, other in {
+        "architecture": replace(probed, architecture="riscv64"),
+        "instruction sets": replace(probed, isa=tuple(flag for flag in probed.isa if flag != needed)),
+        "tvm": replace(probed, runtimes={}),
+    }.items():
+        with pytest.raises(IncompatibleTargetError) as caught:
+            preflight.check(artifact.manifest, other, board="other")
+        assert caught.value.field == field
+        assert caught.value.hint
+
+
+def test_equal_models_give_equal_engines_and_other_weights_another(backend, artifact, tmp_path):
+    example = (torch.randn(1, 3, 16, 16),)
+    torch.manual_seed(0)
+    backend.export(SmallNet(), example, tmp_path / "again.so")
+    assert (tmp_path / "again.so").read_bytes() == artifact.engine.read_bytes()
+    backend.export(SmallNet(), example, tmp_path / "other.so")
+    assert (tmp_path / "other.so").read_bytes() != artifact.engine.read_bytes()
+
+
+def test_kernels_at_other_widths_are_those_that_run(backend, tmp_path):
+    example = (torch.randn(1, 3, 12, 12),)
+    files = {widths: tmp_path / f"{widths[0]}.so" for widths in [(16, 24, 10), (13, 7, 10)]}
+    for widths, path in files.items():
+        backend.export(Mixed(*widths), example, path)
+    dense, cut = (backend.operators(path) for path in files.values())
+    told = backend.layout_rule(dense, cut.shapes, backend.target.architecture, backend.target.isa)
+    ran = backend.parse_engine(files[13, 7, 10])
+    assert keys(told) == keys(ran)
+    for kernel in (next(kernel for kernel in ran if "Conv" in kernel.op), ran[-1]):
+        alone = tmp_path / "kernel.so"
+        alone.write_bytes(backend.kernel_engine(kernel))
+        assert backend.parse_engine(alone) == [kernel]
+
+
+def test_weights_of_engines_for_timing_are_inputs_and_stay_out_of_the_file(backend, tmp_path):
+    wide = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
+    path = tmp_path / "wide.so"
+    backend.export(wide, (torch.randn(1, 3, 8, 8),), path)
+    kernel = backend.parse_engine(path)[-1]
+    assert path.stat().st_size > 4 * 256 * 256 * 9
+    content = backend.kernel_engine(kernel)
+    assert len(content) < 1 << 16
+    with Board.open("local") as board:
+        events = []
+        request = {"engines": upload(board, {"kernel": content}, kernels=("kernel",)), "rounds": [["kernel"]]}
+        settings = {"runtime": "tvm", "samples": 3, "sample_ms": 1.0, "warmup_ms": 1.0}
+        result = board.call("bench", {**request, **settings}, on_event=events.append)
+    timed = next(event for event in events if event["event"] == "sample")
+    # 85 million multiply-accumulates cannot take less than what a call costs.
+    assert min(timed["times_ms"]) > result["overhead_ms"] > 0
+
+
+def test_the_board_refuses_a_damaged_engine_and_one_of_another_architecture(backend, artifact, tmp_path):
+    content = artifact.engine.read_bytes()
+    told = engine_file.description_of(artifact.engine)
+    del told["format"]
+    foreign = engine_file.packed(content[:64], {**told, "architecture": "riscv64"})
+    with Board.open("local") as board:
+        for engine, reason in ((b"not an engine", "no TVM engine"), (foreign, "compiled for riscv64")):
+            request = {"engines": upload(board, {"it": engine}, kernels=()), "rounds": [["it"]], "runtime": "tvm"}
+            with pytest.raises(BackendError, match=reason) as caught:
+                board.call("bench", request)
+            assert caught.value.hint
+
+
+def test_what_tvm_cannot_do_is_one_sentence(backend, tmp_path):
+    with pytest.raises(UnsupportedKernelError, match="body"):
+        backend.kernel_engine(Kernel("nchwc.Conv", "conv", ((1, 16, 8, 8),), (1, 16, 8, 8)))
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs gcc-aarch64-linux-gnu")
+def test_an_engine_for_arm_is_made_here_and_not_run_here(backend, tmp_path):
+    arm = backend.for_board(ARM)
+    path = tmp_path / "engine.so"
+    arm.export(SmallNet(), (torch.randn(1, 3, 16, 16),), path)
+    assert engine_file.architecture_of(path.read_bytes()) == "aarch64"
+    assert arm.needs(path)["architecture"] == "aarch64"
+    assert not arm.runs_here(path)
+    graph = arm.operators(path)
+    kernels = arm.layout_rule(graph, graph.shapes, "aarch64", ARM["isa"])
+    assert kernels[0].op == "Conv+Relu"
+    with pytest.raises(CompileError, match="compiled for this host"):
+        arm.parse_engine(path)
+
+
+def test_the_backend_is_listed_with_its_install_command_where_tvm_is_missing(monkeypatch):
+    import edgeprune.backends.tvm.backend as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "tvm" else object())
+    assert ("tvm", "missing: tvm", "pip install 'edgeprune[tvm]'") in registry.describe()
