@@ -66,8 +66,8 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
         return
     if not (out / records.FILE_NAME).is_file():
         raise ConfigError(
-            "--resume goes on with a run that was interrupted while it tuned, or with a finished one whose last plan no board has "
-            f"measured; {out} holds no finished run, and nothing of an interrupted one.",
+            "--resume goes on with a run that was interrupted while it tuned, or with a finished one whose last plan no board "
+            f"has measured; {out} holds no finished run, and nothing of an interrupted one.",
             hint="edgeprune prune MODEL --table TABLE --latency 12ms, without --resume",
         )
     record = PruningRecord.load(out)
