@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: quickstart test nightly dist clean sshd
+.PHONY: quickstart test test-together test-quickstart nightly dist clean sshd
 
 PYTHON ?= python3
 export VENV ?= .venv
@@ -53,11 +53,18 @@ test: sshd
 	@$(STAGE) format $(BIN)/ruff format --check .
 	@$(STAGE) mypy $(BIN)/mypy
 	@$(STAGE) imports $(BIN)/lint-imports --no-logo
-	@# Several at a time with a thread each, then those that nothing may run beside.
-	@$(STAGE) tests env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not alone" \
-		-n auto --maxprocesses=4 --dist=worksteal --durations=10
+	@# Several at a time with a thread each, and the long run of the quickstart, which times nothing, beside them;
+	@# then those that nothing may run beside.
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-together test-quickstart
 	@$(STAGE) alone env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m "not slow and alone" --durations=10
 	@cat $(VENV)/stages
+
+test-together:
+	@$(STAGE) tests env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+		-m "not slow and not alone" --ignore=tests/quickstart -n auto --maxprocesses=4 --dist=worksteal --durations=10
+
+test-quickstart:
+	@$(STAGE) quickstart env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/quickstart
 
 nightly: sshd $(VENV)/dev.stamp
 	@$(STAGE) slow env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m slow --durations=20
