@@ -17,8 +17,15 @@ from edgeprune.spec import Fingerprint
 # Source: llvm/lib/Target/X86/X86.td and llvm/lib/Target/AArch64/AArch64Features.td; Linux's names as in
 # arch/x86/include/asm/cpufeatures.h and Documentation/arch/arm64/elf_hwcaps.rst.
 _X86 = {
-    "ssse3": "ssse3", "sse4_1": "sse4.1", "sse4_2": "sse4.2", "avx": "avx", "f16c": "f16c", "fma": "fma",
-    "avx2": "avx2", "bmi1": "bmi", "bmi2": "bmi2",
+    "ssse3": "ssse3",
+    "sse4_1": "sse4.1",
+    "sse4_2": "sse4.2",
+    "avx": "avx",
+    "f16c": "f16c",
+    "fma": "fma",
+    "avx2": "avx2",
+    "bmi1": "bmi",
+    "bmi2": "bmi2",
     **{name: name for name in ("avx512f", "avx512cd", "avx512dq", "avx512bw", "avx512vl")},
 }
 _ARM = {"atomics": "lse", "asimdrdm": "rdm", "asimdhp": "fullfp16", "asimddp": "dotprod", "asimdfhm": "fp16fml"}
@@ -78,7 +85,7 @@ class TvmTarget:
         native = self.architecture == platform.machine()
         names = (f"{self.triple}-gcc", f"{self.triple}-g++", *(_NATIVE_COMPILERS if native else ()))
         for name in names:
-            path = shutil.which(name)
+            path: str | None = shutil.which(name)
             if path is not None:
                 return path
         package = "gcc" if native else f"gcc-{self.triple.replace('_', '-')}"
