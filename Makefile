@@ -66,7 +66,12 @@ test-together:
 test-quickstart:
 	@$(STAGE) quickstart env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/quickstart
 
-nightly: sshd $(VENV)/dev.stamp
+$(VENV)/tvm.stamp: $(VENV)/dev.stamp
+	$(PIP) install --quiet -c constraints.txt -e '.[tvm]'
+	@touch $@
+
+nightly: sshd $(VENV)/dev.stamp $(VENV)/tvm.stamp
+	@$(STAGE) tvm env OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/unit/backends --durations=10
 	@$(STAGE) slow env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m slow --durations=20
 
 dist: $(VENV)/dev.stamp

@@ -154,7 +154,7 @@ class Tvm(Backend):
         if key not in self._groups:
             from edgeprune.backends.tvm import importing
 
-            model = _network(graph, shapes)
+            model = _network(graph, graph.shapes)
             names = _names(model, graph)
             _, calls = importing.fused(model, self.target)
             while len(self._groups) >= _REMEMBERED:

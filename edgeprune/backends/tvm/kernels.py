@@ -41,7 +41,7 @@ def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], groups: Sequence[
     found: list[Kernel | None] = []
     for names in groups:
         members = [by_name[name] for name in names]
-        if all(base(member.op) in VIEWS for member in members):
+        if all(_is_view(member, shapes) for member in members):
             found.append(None)
             continue
         inside = set(names)
@@ -133,6 +133,19 @@ def _kernel(
         output=shapes[left[-1]],
         attributes=tuple(sorted(told.items())),
     )
+
+
+def _is_view(operator: Operator, shapes: Mapping[str, Shape]) -> bool:
+    """Whether an operator leaves every element where it is in memory: then TVM passes its input on.
+
+    A transposition does so where the axes longer than 1 keep their order, e.g. of attention with a single head.
+    """
+    if base(operator.op) != "Transpose":
+        return base(operator.op) in VIEWS
+    shape = shapes[operator.inputs[0]]
+    order = dict(operator.attributes).get("perm", tuple(reversed(range(len(shape)))))
+    long = [axis for axis in order if shape[int(axis)] > 1]  # type: ignore[union-attr]
+    return long == sorted(long)
 
 
 def as_json(graph: OperatorGraph) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class TvmTarget:
         native = self.architecture == platform.machine()
         names = (f"{self.triple}-gcc", f"{self.triple}-g++", *(_NATIVE_COMPILERS if native else ()))
         for name in names:
-            path = shutil.which(name)
+            path: str | None = shutil.which(name)
             if path is not None:
                 return path
         package = "gcc" if native else f"gcc-{self.triple.replace('_', '-')}"

@@ -21,13 +21,17 @@ RUNTIMES = {
     "onnxruntime": ("onnxruntime", "capi/onnxruntime_pybind11_state*.so"),
     "tvm": ("tvm", "lib/libtvm_runtime.so"),
 }
+# Who does not use it does not miss it: that it is not installed is told by what requires it.
+OPTIONAL = ("tvm",)
 
 
 def probe(root):
-    """({name: {"version", "sha256"}}, sentences on those that are missing)."""
+    """({name: {"version", "sha256"}}, sentences on those that are missing, or do not load)."""
     cache = Cache(os.path.join(root, "libraries.json"))
     found, absent = {}, []
     for name, (module, pattern) in sorted(RUNTIMES.items()):
+        if name in OPTIONAL and importlib.util.find_spec(module) is None:
+            continue
         try:
             found[name] = describe(module, pattern, cache)
         except Failure as failure:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune.backends.tvm import engine_file
+from edgeprune.backends._base import Operator, OperatorGraph
+from edgeprune.backends.tvm import engine_file, kernels
 from edgeprune.backends.tvm.backend import Tvm
 from edgeprune.backends.tvm.target import target_of
 from edgeprune.boards.fingerprint import from_facts
 from edgeprune.errors import CompileError
+from edgeprune.spec import TensorSpec
 
 PI = {"architecture": "aarch64", "cpu_model": "Cortex-A76", "isa": ["asimd", "asimddp", "atomics", "fp", "sve"]}
 
@@ -83,3 +85,16 @@ def test_an_engine_file_is_the_library_first_and_gives_its_description_back(tmp_
 def test_a_library_of_an_unknown_machine_is_refused():
     with pytest.raises(CompileError, match="ELF library"):
         engine_file.architecture_of(b"\x7fELF\x02\x01" + bytes(12) + b"\x03\x00")
+
+
+@pytest.mark.parametrize(("heads", "runs"), [(1, False), (2, True)])
+def test_a_transposition_that_moves_nothing_is_no_kernel(heads, runs):
+    shapes = {"x": (1, heads, 36, 22), "y": (1, 36, heads, 22)}
+    turn = Operator("turn", "Transpose", ("x",), ("y",), (("perm", (0, 2, 1, 3)),))
+    graph = OperatorGraph((turn,), (TensorSpec("x", shapes["x"]),), ("y",), shapes, {})
+    (found,) = kernels.kernels(graph, shapes, [["turn"]])
+    assert (found is not None) == runs
+    if found is not None:
+        assert (found.family, found.inputs, found.output) == ("layout", (shapes["x"],), shapes["y"])
+        again = kernels.graph_of(found)
+        assert kernels.kernels(again, again.shapes, [["operator0"]]) == [found]

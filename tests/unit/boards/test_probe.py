@@ -193,11 +193,9 @@ def test_the_runtime_of_the_board_s_python_is_told_with_version_and_library_hash
 
     library = next(Path(onnxruntime.__file__).parent.glob("capi/onnxruntime_pybind11_state*.so"))
     found = board.probe()
-    assert found.runtimes == {
-        "onnxruntime": {
-            "version": onnxruntime.__version__,
-            "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
-        }
+    assert found.runtimes["onnxruntime"] == {
+        "version": onnxruntime.__version__,
+        "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
     }
     assert found.identity("onnxruntime")["runtime_sha256"] == found.runtimes["onnxruntime"]["sha256"]
 
@@ -236,7 +234,7 @@ def test_a_runtime_that_is_there_but_does_not_load_is_a_stated_absence(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(broken_runtime(tmp_path / "site", code)))
     found = board.probe()
-    assert found.runtimes == {}
+    assert "onnxruntime" not in found.runtimes
     assert len(found.absences) == 1
     assert found.absences[0].startswith(f"onnxruntime is installed for {sys.executable}, but does not load: ")
     assert words in found.absences[0]
@@ -249,7 +247,7 @@ def test_a_runtime_that_is_mended_beside_its_library_is_found_again(
     monkeypatch.setenv("PYTHONPATH", str(site))
     assert "No module named 'a_module_that_it_needs'" in board.probe().absences[0]
     (site / "a_module_that_it_needs.py").write_text("")
-    assert list(board.probe().runtimes) == ["onnxruntime"]
+    assert "onnxruntime" in board.probe().runtimes
 
 
 def test_a_failure_that_an_earlier_version_remembered_is_looked_at_again(
@@ -258,7 +256,7 @@ def test_a_failure_that_an_earlier_version_remembered_is_looked_at_again(
     monkeypatch.setenv("PYTHONPATH", str(broken_runtime(tmp_path / "site", "")))
     board.probe()
     cache = root / "libraries.json"
-    (key,) = json.loads(cache.read_text())
+    (key,) = (key for key in json.loads(cache.read_text()) if "onnxruntime" in key)
     cache.write_text(json.dumps({key: {"sha256": "old", "failure": "no numpy"}}))
     assert board.probe().absences == ()
     assert "failure" not in json.loads(cache.read_text())[key]
@@ -271,7 +269,7 @@ def test_the_library_is_hashed_once_and_again_when_it_changes(
     monkeypatch.setenv("PYTHONPATH", str(site))
     first = board.probe().runtimes["onnxruntime"]["sha256"]
     cache = root / "libraries.json"
-    entries = json.loads(cache.read_text())
+    entries = {key: entry for key, entry in json.loads(cache.read_text()).items() if "onnxruntime" in key}
     assert [entry["sha256"] for entry in entries.values()] == [first]
     (key,) = entries
     cache.write_text(json.dumps({key: {"sha256": "remembered", "failure": None}}))
