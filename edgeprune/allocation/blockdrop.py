@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, first_fitting, unproven
 from edgeprune.allocation.choices import choices
+from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
@@ -27,6 +28,7 @@ class BlockDrop(Allocator):
         """See `Allocator.allocate`.
 
         Raises:
+            ConfigError: No group is removable.
             BudgetInfeasibleError: The model without any of its removable blocks does not meet the budget.
         """
         dense = {group.name: group.size for group in groups}
@@ -34,6 +36,11 @@ class BlockDrop(Allocator):
             (choice.groups[0] for choice in choices(groups, rules) if choice.removable),
             key=lambda name: float(damage[name][0]),
         )
+        if not order:
+            raise ConfigError(
+                "blockdrop removes whole blocks, found none that may go.",
+                hint="--blocks, or another --allocator",
+            )
         plans = [{**dense, **dict.fromkeys(order[:count], 0)} for count in range(len(order) + 1)]
         widths, predicted_ms, evaluations = first_fitting(plans, cost, budget_ms)
         gone = [name for name in order if widths[name] == 0]

@@ -25,7 +25,7 @@ from edgeprune.allocation.resources import Parameters
 from edgeprune.allocation.terms import CostTerm, Floats
 from edgeprune.errors import UnsupportedKernelError
 from edgeprune.graph.forms import SizeForm
-from edgeprune.spec import Precision, smallest_width
+from edgeprune.spec import Precision
 
 if TYPE_CHECKING:
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -151,7 +151,8 @@ class Memory:
     @cached_property
     def sums(self) -> tuple[MemoryAt, ...]:
         """The operators that can be the largest at some widths: the memory is the largest of these."""
-        ranges = {name: (min(smallest_width(size), size), size) for name, size in self.sizes.items()}
+        # From 1: constraints may allow fewer units than the usual least width.
+        ranges = {name: (1, size) for name, size in self.sizes.items()}
         branches = {tensor.gate.groups[0] for place in self.every for tensor in place.live if tensor.gate is not None}
         ranges |= {name: (0, self.sizes[name]) for name in branches}
         kept: list[MemoryAt] = []

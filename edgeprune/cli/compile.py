@@ -18,6 +18,7 @@ from edgeprune.cli.options import (
     VerboseOption,
     WeightsOption,
     given,
+    was_given,
 )
 from edgeprune.errors import ConfigError
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 def compile(  # noqa: A001 - the verb's name
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL|DIR", help="package.module:factory, file.py:factory, or a folder of prune.")
     ],
@@ -69,9 +71,9 @@ def compile(  # noqa: A001 - the verb's name
         "seed": seed,
     }
     if Path(model).is_dir():
-        if input_ or inputs or weights or plan:
+        if input_ or inputs or weights or plan or was_given(context, "backend"):
             raise ConfigError(
-                "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
+                "--input, --inputs, --weights, --plan and --backend are known from a folder of prune, leave them out."
             )
         _compile_run(Path(model), output, out, dense, board, extras)
         return

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import FactoryError, ModelError, TaskError
+from edgeprune.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,20 @@ def load_task(reference: str) -> Task:
             hint="return edgeprune.Task.single(train=..., validation=..., loss=..., metric=...)",
         )
     return product
+
+
+def source_hash(reference: str) -> str | None:
+    """SHA-256 of the file that a factory comes from, to see whether it was edited; None where there is no such file.
+
+    Args:
+        reference: Of a factory that was loaded already.
+    """
+    where, _, _ = reference.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+    else:
+        path = Path(getattr(sys.modules.get(where), "__file__", None) or where)
+    return sha256_of(path) if path.is_file() else None
 
 
 def _produce(reference: str, *, as_it_is: type, before: Callable[[], object] = lambda: None) -> Any:

@@ -45,6 +45,12 @@ def input_flags(specs: list[str] | None, file: Path | None) -> list[str]:
     return flags if file is None else [*flags, "--inputs", str(file)]
 
 
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote an option, rather than that it has its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def given(**options: object) -> list[object]:
     """``--name value`` of the options that are not None, for the command that is printed as the next one."""
     return [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]

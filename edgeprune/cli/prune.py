@@ -18,12 +18,15 @@ from edgeprune.cli.options import (
     SeedOption,
     VerboseOption,
     WeightsOption,
+    was_given,
 )
 from edgeprune.criteria.registry import CRITERIA
 from edgeprune.errors import ConfigError
 from edgeprune.recovery.distillation.registry import DISTILLATIONS
 
 _WITH_RESUME = {"resume", "out", "board", "json_output", "verbose"}
+_NEEDS = {"distill": "task", "ema": "task", "amp": "task", "tap": "distill", "reallocate_every": "soft_masking"}
+"""Options that do nothing without another one."""
 
 
 def prune(
@@ -173,13 +176,13 @@ def prune(
 
     output = Output(json_output)
     if resume:
-        refused = [name for name in context.params if name not in _WITH_RESUME and _was_given(context, name)]
+        refused = [name for name in context.params if name not in _WITH_RESUME and was_given(context, name)]
         if refused:
             raise ConfigError(
                 f"--resume goes on with the settings of the run in {out}, found {', '.join(map(_spelled, refused))} too.",
                 hint=f"edgeprune prune --resume --out {out}",
             )
-        go_on(out, board if _was_given(context, "board") else None, output)
+        go_on(out, board if was_given(context, "board") else None, output)
         return
     if model is None or table is None or not any((latency, params, macs, energy, memory)):
         needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs or energy or memory}
@@ -187,6 +190,9 @@ def prune(
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
         )
+    for name, needed in _NEEDS.items():
+        if was_given(context, name) and not was_given(context, needed):
+            raise ConfigError(f"{_spelled(name)} needs {_spelled(needed)}, found none.", hint="edgeprune prune --help")
     options = PruneOptions(
         model=absolute_reference(model),
         table=table.absolute(),
@@ -235,11 +241,6 @@ def _precision(text: str | None) -> Literal["bfloat16", "float16"] | None:
     if text == "float16":
         return "float16"
     raise ConfigError(f"--amp must be bfloat16 or float16, found {text!r}.")
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _spelled(name: str) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.inputs import example_inputs
-from edgeprune.cli.loading import load_model, load_task
+from edgeprune.cli.loading import load_model, load_task, source_hash
 from edgeprune.cli.options import given
-from edgeprune.cli.record import PruneOptions, PruningRecord
+from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.recovery.distillation.registry import require_names
 
@@ -151,9 +152,15 @@ def _carry_out(
             f"the latency table of the run must be at {options.table}, found another one.",
             hint="edgeprune prune, without --resume",
         )
-    interruption = Interruption(out / records.TUNING_FOLDER, {"options": options.model_dump(mode="json")})
+    asked = options.model_dump(mode="json")
+    sources = {
+        "source of the model": source_hash(options.model),
+        "source of the task": None if options.task is None else source_hash(options.task),
+    }
+    interruption = Interruption(out / records.TUNING_FOLDER, {"options": asked, "sources": sources}, sources)
     if task is not None and (before := records.interrupted(out)) is not None:
-        differs = different(before.model_dump(mode="json"), options.model_dump(mode="json"))
+        known = (interruption.read() or {}).get("information", {}).get("sources", {})
+        differs = different({**before.model_dump(mode="json"), **known}, {**asked, **sources})
         if differs:
             output.say(f"the interrupted run in {out} differs in {', '.join(differs)}: this one begins anew")
         else:
@@ -253,6 +260,7 @@ def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Resul
     """The result of the run in a folder, as far as going on with it needs it."""
     import edgeprune
     from edgeprune.loop.result import Result
+    from edgeprune.recovery.evaluation import RecoveryRecord
 
     taken = record.rounds[record.chosen]
     plan = edgeprune.PruningPlan.load(out / records.PLAN_NAME)
@@ -277,6 +285,7 @@ def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Resul
         check_max_abs=record.check_max_abs,
         metrics_before=record.metrics_before,
         metrics_after=record.metrics_after,
+        recovery=tuple(RecoveryRecord(**step.model_dump()) for step in record.recovery),
     )
 
 
@@ -299,7 +308,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         predicted_ms=result.predicted_ms,
         dense_ms=None if checked is None else result.dense_ms,
         measured_ms=result.measured_ms,
-        board=header["board"] if options.board == "none" else options.board,
+        board=predictor.table.board if options.board == "none" else options.board,
         threads=header["threads"],
         conditions=""
         if checked is None
@@ -311,6 +320,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         check_max_abs=result.check_max_abs,
         metrics_before=dict(result.metrics_before),
         metrics_after=dict(result.metrics_after),
+        recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from edgeprune.errors import ConfigError
 from edgeprune.loop.result import PruningRound, Spent
@@ -122,6 +122,16 @@ class PruneOptions(BaseModel):
         return Constraints(self.keep, self.min_width, self.multiple_of, self.same_as)
 
 
+class Recovered(BaseModel):
+    """What one recovery step did, as `edgeprune.recovery.evaluation.RecoveryRecord`, which needs torch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    step: str
+    before: dict[str, float]
+    after: dict[str, float]
+    details: dict[str, JsonValue]
+
+
 class PruningRecord(BaseModel):
     """Settings and figures of one `edgeprune prune`.
 
@@ -145,10 +155,11 @@ class PruningRecord(BaseModel):
         check_max_abs: Largest difference between cut and masked model.
         metrics_before: Validation metric of the dense model by objective.
         metrics_after: The same of the pruned model.
+        recovery: What each recovery step did, for a run that goes on with its model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     options: PruneOptions
     table_hash: str
     weights_hash: str | None
@@ -167,6 +178,7 @@ class PruningRecord(BaseModel):
     check_max_abs: float
     metrics_before: dict[str, float]
     metrics_after: dict[str, float]
+    recovery: tuple[Recovered, ...]
 
     @property
     def unfinished(self) -> bool:

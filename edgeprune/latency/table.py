@@ -220,8 +220,14 @@ class LatencyTable:
         names = (identity.get(name) for name in ("device", "cpu_model", "architecture"))
         return next((str(name) for name in names if name), "unknown device")
 
+    @property
+    def board(self) -> str:
+        """Name of the board that it was measured on, or of its device where it does not say."""
+        return str(self.header.get("board", self.device))
+
     def target(self) -> dict[str, Any]:
-        """Architecture and instruction set that a model must be lowered for: the ``device`` of `edgeprune.lower`.
+        """What a model must be lowered for, the ``device`` of `edgeprune.lower`: architecture, instruction set, and the
+        processor where the table says it, for compilers schedule code for its cores.
 
         Raises:
             TableMismatchError: The table does not say: it was imported without these facts.
@@ -234,7 +240,7 @@ class LatencyTable:
                 f"{self.device}.",
                 hint="edgeprune profile, or import it with --fact architecture=... --fact 'isa=[...]'",
             )
-        return {"architecture": identity["architecture"], "isa": identity["isa"]}
+        return {name: identity[name] for name in ("architecture", "isa", "cpu_model") if name in identity}
 
     def diff(self, other: LatencyTable) -> TableDiff:
         """Whether the times of two tables may be compared, and how they differ."""

@@ -6,6 +6,7 @@ it is none, and one of another run is not gone on with.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import PlanError
+from edgeprune.errors import ConfigError, PlanError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.loop.realizing import Realized
 from edgeprune.loop.result import PruningRound
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 STATE_NAME = "state.json"
 _MODEL, _EPOCHS = "model", "epochs.safetensors"
+_OWN = (STATE_NAME, _MODEL, _EPOCHS)
 _SCHEMA = 1
 
 _log = logging.getLogger("edgeprune.loop")
@@ -69,15 +71,34 @@ class Interruption:
     Attributes:
         folder: It; made when tuning begins.
         information: Kept beside the state, JSON values: what a caller needs to begin the same run again.
+        sources: Hashes of what the run was made from and its model and settings do not show, such as the file of its task; by
+            names that say in a message what is not the same.
     """
 
     folder: Path
     information: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> Path:
         """File of the tuning's last finished epoch."""
         return self.folder / _EPOCHS
+
+    def require_own(self) -> None:
+        """Refuse to write into what is not ours; asked before the long steps.
+
+        Raises:
+            ConfigError: The folder is a file, or holds something else.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"a checkpoint must be a folder, {self.folder} is a file.")
+        if self.folder.is_dir():
+            foreign = next((entry.name for entry in sorted(self.folder.iterdir()) if not _is_ours(entry.name)), None)
+            if foreign is not None:
+                raise ConfigError(
+                    f"a checkpoint must be a folder of its own, {self.folder} holds {foreign} too.",
+                    hint=f"{self.folder / 'tuning'}",
+                )
 
     def read(self) -> dict[str, Any] | None:
         """The state as it was written, or None where there is none that can be read."""
@@ -100,7 +121,7 @@ class Interruption:
         state = self.read()
         if state is None:
             return None, ""
-        differs = different(state["identity"], json.loads(json.dumps(identity)))
+        differs = different(state["identity"], json.loads(json.dumps(self._whole(identity))))
         if differs:
             return None, (
                 f"The interrupted run in {self.folder} was not gone on with: it differs in {', '.join(differs)}. It is replaced."
@@ -139,7 +160,7 @@ class Interruption:
         storage.save(begun.realized.module, self.folder / _MODEL, begun.plan)
         state = {
             "schema": _SCHEMA,
-            "identity": dict(identity),
+            "identity": self._whole(identity),
             "information": dict(self.information),
             "plan": begun.plan.hash,
             "weights": sha256_of(self.folder / _MODEL / storage.WEIGHTS),
@@ -155,10 +176,25 @@ class Interruption:
         write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
 
     def discard(self) -> None:
-        """Remove the folder; nothing is left to go on from."""
+        """Remove what is ours, and the folder when that was all; nothing is left to go on from."""
         # Without its state it is nothing, whatever interrupts the rest.
         (self.folder / STATE_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder / _MODEL, ignore_errors=True)
+        if self.folder.is_dir():
+            for entry in self.folder.iterdir():
+                if entry.is_file() and _is_ours(entry.name):
+                    entry.unlink(missing_ok=True)
+            # Somebody else's file may have come meanwhile.
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def _whole(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        return {**identity, **self.sources}
+
+
+def _is_ours(name: str) -> bool:
+    """One of our entries, or a draft of one that a killed process left."""
+    return any(name == own or (name.startswith(f".{own}.") and name.endswith(".partial")) for own in _OWN)
 
 
 def identity_of(

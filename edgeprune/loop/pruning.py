@@ -126,15 +126,15 @@ def prune(
         measuring_rounds: Rounds of each comparison on the board.
         earlier: What an earlier call of this model, budget and settings came to whose last plan was not measured: the loop goes
             on with that plan, and a model that was tuned for the plan that is taken is not tuned again.
-        checkpoint: Folder for what an interrupted tuning goes on from. The same call then takes the plan that was measured, and
-            tunes on from the last finished epoch, to the weights that it would have come to without the interruption. It is
-            there from the beginning of the tuning on; whoever has stored the result removes it.
+        checkpoint: Folder of its own for what an interrupted tuning goes on from. The same call then takes the plan that was
+            measured, and tunes on from the last finished epoch, to the weights that it would have come to without the
+            interruption. It is there from the beginning of the tuning on; whoever has stored the result removes it.
         progress: Called with (step, done, in all).
 
     Raises:
-        ConfigError: The budget or margin is none, settings do not go together, a planner comes with what it holds already, the
-            earlier result is of another model or budget, or has nothing left to measure, or several processes (``torchrun``)
-            prune at once.
+        ConfigError: The budget or margin is none, settings do not go together, the checkpoint's folder holds something else, a
+            planner comes with what it holds already, the earlier result is of another model or budget, or has nothing left to
+            measure, or several processes (``torchrun``) prune at once.
         TableMissingError: There is no predictor.
         TableMismatchError: The predictor is of another device or runtime than the board or backend.
         BudgetInfeasibleError: No widths meet the budget; says what the smallest plan found reaches.
@@ -174,6 +174,17 @@ def prune(
         raise ConfigError("going on with an earlier result needs a board to measure on, found none.")
     if refit and task is None:
         raise ConfigError("refitting layers needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
+    interruption = Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
+    if interruption is not None:
+        interruption.require_own()
+    losses = _losses(distill, fine_tuning)
+    if losses and task is None:
+        raise ConfigError("the dense model teaches by a task's data, found no task.", hint="--task FILE.py:FACTORY")
+    if taps and not any(one.reads == "features" for one in losses):
+        raise ConfigError(
+            "taps are where features are compared, found taps and no distillation that compares them.",
+            hint="--distill features",
+        )
     search = _search(soft_masking, netadapt, task, refit=refit)
     if task is not None:
         from edgeprune.tasks.batches import validate
@@ -183,7 +194,7 @@ def prune(
         budget=chosen,
         margin=margin,
         fine_tuning=fine_tuning or FineTuning(),
-        distillations=_losses(distill, fine_tuning),
+        distillations=losses,
         taps=tuple(taps),
         refit=refit,
         blocks=blocks,
@@ -228,7 +239,7 @@ def prune(
             example_inputs,
             board=target,
             earlier=earlier,
-            interruption=Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint,
+            interruption=interruption,
             plan_path=None if plan_path is None else Path(plan_path),
             progress=progress,
         )

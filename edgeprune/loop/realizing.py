@@ -213,15 +213,16 @@ def tuned(
         return begun
     settings = fine_tuning or FineTuning()
     losses: tuple[Distillation, ...] = ()
-    if distill:
+    # Who is not taught needs no place to be taught at: a search may have left no epochs.
+    if distill and settings.epochs > 0 and settings.steps != 0:
         losses = made("logits" if distill is True else distill, settings.temperature)
-    by_features = any(one.reads == "features" for one in losses) and settings.epochs > 0
+    by_features = any(one.reads == "features" for one in losses)
     record = fine_tune(
         begun.module,
         planner.task,
         settings,
         teacher=(teacher or planner.model) if losses else None,
-        distillation=losses,
+        distillation=losses or "logits",
         taps=find_taps(planner.graph, plan, begun.module, taps) if by_features else (),
         checkpoint=checkpoint,
         progress=progress,

@@ -41,7 +41,7 @@ def from_result(
     widths = result.plan.widths()
     header = predictor.table.header
     probed = fingerprint.from_facts(header["fingerprint"])
-    device = f"{header['board']} ({probed.cpu_model}, {header['runtime']}, {threads(header['threads'])})"
+    device = f"{predictor.table.board} ({probed.cpu_model}, {header['runtime']}, {threads(header['threads'])})"
     parameters_after = sum(parameter.numel() for parameter in result.module.parameters())
     kernels, networks = collecting.held_out_predictions(predictor)
     report = predictor.report()
@@ -65,7 +65,7 @@ def from_result(
             Card("parameters", f"{parameters_before:,} → {parameters_after:,}"),
             Card("cut equals masked", f"{result.check_max_abs:.1e}", "largest absolute difference, before tuning"),
         ),
-        board={"board": str(header["board"]), **collecting.board_facts(probed)},
+        board={"board": predictor.table.board, **collecting.board_facts(probed)},
         conditions=collecting.flat_conditions(header.get("conditions", {})),
         disturbances=probed.disturbances,
         dense_ms=result.dense_ms,

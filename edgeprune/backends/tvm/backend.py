@@ -68,7 +68,10 @@ class Tvm(Backend):
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             return f"missing: {', '.join(missing)}"
-        version = metadata.version("apache-tvm")
+        try:
+            version = metadata.version("apache-tvm")
+        except metadata.PackageNotFoundError:
+            return "missing: the package apache-tvm, found a tvm that was not installed as one"
         if not version.startswith(f"{_SERIES}."):
             return f"apache-tvm must be {_SERIES}, found {version}"
         if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):

@@ -10,7 +10,7 @@ from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.greedy import Greedy
 from edgeprune.allocation.knapsack import Knapsack
 from edgeprune.allocation.uniform import Uniform
-from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.graph.channel_graph import ChannelGroup
 from edgeprune.surgery.constraints import WidthRule
 
@@ -82,3 +82,8 @@ def test_nothing_is_removed_that_the_rules_do_not_allow():
         allocated(Exact(), 4.0, {name: WidthRule() for name in SIZES})
     with pytest.raises(BudgetInfeasibleError):
         allocated(Uniform(), 4.0)
+
+
+def test_where_no_block_may_go_it_says_so():
+    with pytest.raises(ConfigError, match="found none that may go"):
+        BlockDrop().allocate(GROUPS, DAMAGE, BlockCost(), 3.0, {})

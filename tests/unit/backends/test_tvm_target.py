@@ -13,8 +13,10 @@ from edgeprune.backends.tvm.backend import Tvm
 from edgeprune.backends.tvm.target import target_of
 from edgeprune.boards.fingerprint import from_facts
 from edgeprune.errors import CompileError
+from edgeprune.latency.table import LatencyTable
 from edgeprune.spec import TensorSpec
 
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 PI = {"architecture": "aarch64", "cpu_model": "Cortex-A76", "isa": ["asimd", "asimddp", "atomics", "fp", "sve"]}
 
 
@@ -32,6 +34,11 @@ def test_an_arm_core_is_named_and_what_its_name_would_imply_is_switched_off():
     assert (found.cpu, found.triple) == ("cortex-a76", "aarch64-linux-gnu")
     assert {"+dotprod", "+lse", "-fullfp16", "-rdm", "-sve"} <= set(found.features)
     assert found.isa == ("asimd", "asimddp", "atomics", "fp")
+
+
+def test_a_table_is_lowered_for_the_core_that_its_kernels_were_compiled_for():
+    header = {**LatencyTable.load(TABLE).header, "identity": {**PI, "device": "board"}}
+    assert target_of(LatencyTable(header, []).target()) == target_of(PI)
 
 
 def test_code_for_a_board_with_several_kinds_of_cores_is_tuned_for_none():

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from edgeprune.cli.console import Output
-from edgeprune.cli.pruning_run import begin, go_on
-from edgeprune.cli.record import PruneOptions, absolute_reference, check_out
+from edgeprune.cli.loading import load_model
+from edgeprune.cli.pruning_run import _earlier, begin, go_on
+from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference, check_out
 from edgeprune.errors import ConfigError
 from edgeprune.latency.table import LatencyTable
 
@@ -95,12 +96,19 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
     usual, out = tmp_path / "usual", tmp_path / "out"
     begin(options, usual, Output(json_mode=True))
     expected = json.loads(capsys.readouterr().out)
+    of_run = _earlier(PruningRecord.load(usual), usual, load_model(options.model, seed=options.seed))
+    assert [step.step for step in of_run.recovery] == ["batch_norm", "fine_tuning"]
+    assert of_run.recovery[-1].after == of_run.metrics_after == expected["metrics_after"]
     interrupted(options.model_copy(update={"lr": 1e-3}), out, monkeypatch, Output())
     capsys.readouterr()
     (out / "tuning" / "epochs.safetensors").unlink()  # as if it had been interrupted before its first epoch ended
-    # An interrupted run of other settings is not gone on with, and that is said.
+    # An interrupted run of other settings, or of a task that was edited since, is not gone on with, and that is said.
+    (tmp_path / "task.py").write_text(TASK_FILE + "# edited\n")
     interrupted(options, out, monkeypatch, Output())
-    assert f"the interrupted run in {out} differs in lr: this one begins anew" in capsys.readouterr().out
+    assert (
+        f"the interrupted run in {out} differs in lr, source of the task: this one begins anew"
+        in capsys.readouterr().out
+    )
     assert sorted(contents(out)) == [
         "tuning/epochs.safetensors",
         "tuning/model/model.json",
@@ -126,6 +134,15 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
         go_on(out, None, Output())
 
 
+def test_without_epochs_there_is_nothing_to_teach(
+    options: PruneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(options.model_copy(update={"epochs": 0}), tmp_path / "out", Output(json_mode=True))
+    found = json.loads(capsys.readouterr().out)
+    assert [step["step"] for step in found["recovery"]] == ["batch_norm", "fine_tuning"]
+    assert found["recovery"][1]["details"]["steps"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +150,8 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
             {"distill": ("logit",)},
             "a distillation must be one of logits, features, channelwise, attention, found 'logit'",
         ),
+        ({"distill": ("logits",)}, "taps are where features are compared, found taps and no distillation"),
+        ({"task": None, "tap": ()}, "the dense model teaches by a task's data, found no task"),
         ({"tap": ("frist",)}, "a tap must be a module that the model runs, found 'frist'"),
     ],
 )
