@@ -28,7 +28,7 @@ class BlockDrop(Allocator):
         """See `Allocator.allocate`.
 
         Raises:
-            ConfigError: No group is removable.
+            ConfigError: No group is removable, and the dense model does not meet the budget.
             BudgetInfeasibleError: The model without any of its removable blocks does not meet the budget.
         """
         dense = {group.name: group.size for group in groups}
@@ -36,7 +36,7 @@ class BlockDrop(Allocator):
             (choice.groups[0] for choice in choices(groups, rules) if choice.removable),
             key=lambda name: float(damage[name][0]),
         )
-        if not order:
+        if not order and cost.ms(dense) > budget_ms:
             raise ConfigError(
                 "blockdrop removes whole blocks, found none that may go.",
                 hint="--blocks, or another --allocator",

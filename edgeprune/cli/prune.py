@@ -190,9 +190,9 @@ def prune(
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
         )
-    for name, needed in _NEEDS.items():
-        if was_given(context, name) and not was_given(context, needed):
-            raise ConfigError(f"{_spelled(name)} needs {_spelled(needed)}, found none.", hint="edgeprune prune --help")
+    for option, other in _NEEDS.items():
+        if was_given(context, option) and not was_given(context, other):
+            raise ConfigError(f"{_spelled(option)} needs {_spelled(other)}, found none.", hint="edgeprune prune --help")
     options = PruneOptions(
         model=absolute_reference(model),
         table=table.absolute(),
