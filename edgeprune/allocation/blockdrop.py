@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, first_fitting, unproven
-from edgeprune.allocation.choices import choices
+from edgeprune.allocation.choices import choices, expand
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGroup
@@ -29,9 +29,10 @@ class BlockDrop(Allocator):
         Raises:
             BudgetInfeasibleError: The model without any of its removable blocks does not meet the budget.
         """
-        dense = {group.name: group.size for group in groups}
+        decisions = choices(groups, rules)
+        dense = expand(decisions, [choice.widest for choice in decisions])
         order = sorted(
-            (choice.groups[0] for choice in choices(groups, rules) if choice.removable),
+            (choice.groups[0] for choice in decisions if choice.removable),
             key=lambda name: float(damage[name][0]),
         )
         plans = [{**dense, **dict.fromkeys(order[:count], 0)} for count in range(len(order) + 1)]
