@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeprune.allocation._base import Allocation, Allocator, Cost, Damage, Rules, first_fitting, unproven
-from edgeprune.allocation.choices import choices
+from edgeprune.allocation.choices import choices, expand
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ class BlockDrop(Allocator):
             ConfigError: No group is removable, and the dense model does not meet the budget.
             BudgetInfeasibleError: The model without any of its removable blocks does not meet the budget.
         """
-        dense = {group.name: group.size for group in groups}
+        decisions = choices(groups, rules)
+        dense = expand(decisions, [choice.widest for choice in decisions])
         order = sorted(
-            (choice.groups[0] for choice in choices(groups, rules) if choice.removable),
+            (choice.groups[0] for choice in decisions if choice.removable),
             key=lambda name: float(damage[name][0]),
         )
         if not order and cost.ms(dense) > budget_ms:

@@ -21,7 +21,8 @@ class Choice:
     Attributes:
         groups: Names of the groups that get this width; one, or several tied ones.
         size: Units of each of them.
-        allowed: Every width above 0 that the rules allow, descending; the first is `size`. One entry when frozen.
+        allowed: Every width above 0 that the rules allow, descending; the first is `size`. One entry when frozen: 0 where the
+            branch that they lie in is gone for good.
         removable: Whether width 0 is allowed too: with it goes a whole residual branch, other groups of it whatever they have.
     """
 
@@ -34,6 +35,11 @@ class Choice:
     def frozen(self) -> bool:
         """Whether there is nothing to decide."""
         return len(self.allowed) == 1 and not self.removable
+
+    @property
+    def widest(self) -> int:
+        """The largest width that is allowed."""
+        return self.allowed[0]
 
     def at_most(self, width: float) -> int:
         """The largest allowed width that is not above `width`; the smallest allowed one where all are above."""
@@ -62,7 +68,7 @@ class Choice:
             ModelError: A curve is missing or has the wrong length.
         """
         if self.frozen:
-            return {self.size: 0.0}
+            return {self.widest: 0.0}
         for name in self.groups:
             if name not in curves:
                 raise ModelError(f"every group that can be pruned must have a damage curve, found none for {name!r}.")
@@ -78,8 +84,8 @@ def choices(groups: Sequence[ChannelGroup], rules: Rules | None = None) -> tuple
     """The independent decisions, in the order of the groups.
 
     A width is allowed when it is the full size, or at least `min_width` (`edgeprune.spec.smallest_width` without a rule) and
-    a multiple of `multiple_of`; 0 where its rule says that it is removable and it is tied to none. Tied groups allow what
-    all of them allow; one frozen group freezes those tied to it.
+    a multiple of `multiple_of`; 0 where its rule says that it is removable and it is tied to none, and nothing but 0 where it
+    says that it is absent. Tied groups allow what all of them allow; one frozen group freezes those tied to it.
 
     Raises:
         ConstraintError: A group is tied to one that does not exist or has another size.
@@ -102,8 +108,9 @@ def choices(groups: Sequence[ChannelGroup], rules: Rules | None = None) -> tuple
         for name in names:
             allowed &= _allowed(name, size, rules)
         rule = rules.get(names[0])
-        removable = len(names) == 1 and rule is not None and rule.removable and not rule.frozen
-        widths = tuple(sorted(allowed | {size}, reverse=True))
+        removable = len(names) == 1 and rule is not None and rule.removable and not rule.frozen and not rule.absent
+        absent = any(name in rules and rules[name].absent for name in names)
+        widths = (0,) if absent else tuple(sorted(allowed | {size}, reverse=True))
         found.append(Choice(groups=tuple(names), size=size, allowed=widths, removable=removable))
     return tuple(found)
 

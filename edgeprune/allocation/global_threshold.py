@@ -62,7 +62,7 @@ class GlobalThreshold(Allocator):
             last = len(thresholds) - 1
             places = np.linspace(0, last, self.max_thresholds)
             thresholds = [thresholds[round(float(place))] for place in places]
-        dense = tuple(choice.size for choice in decisions)
+        dense = tuple(choice.widest for choice in decisions)
         found = {dense: None}
         for threshold in thresholds:
             state = tuple([width for begun, width in some if begun <= threshold][-1] for some in corners)

@@ -26,7 +26,7 @@ class Problem:
         choices: The decisions, frozen ones included.
         candidates: Per decision its candidate widths, descending.
         movable: Indices of the decisions with more than one candidate.
-        dense: The state with every width at full size.
+        dense: The state with every width at full size; at 0 where it can only be that.
         limits: Budgets besides the latency.
     """
 
@@ -41,7 +41,7 @@ class Problem:
         self.choices: tuple[Choice, ...] = choices(groups, rules)
         self.candidates = [choice.candidates(cost) for choice in self.choices]
         self.movable = [index for index, widths in enumerate(self.candidates) if len(widths) > 1]
-        self.dense: State = tuple(choice.size for choice in self.choices)
+        self.dense: State = tuple(choice.widest for choice in self.choices)
         self._damage = [choice.damage(damage) for choice in self.choices]
         self.limits = tuple(limits)
         self._cost = cost

@@ -151,7 +151,7 @@ def in_decisions(form: SizeForm, choices: Sequence[Choice], movable: Sequence[in
             if decision[name] in movable:
                 indices.append(decision[name])
             else:
-                coefficient *= choices[decision[name]].size
+                coefficient *= choices[decision[name]].widest
         if indices:
             key = tuple(sorted(indices))
             found[key] = found.get(key, 0) + coefficient

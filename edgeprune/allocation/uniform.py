@@ -86,7 +86,7 @@ def _uniform_widths(
 
 
 def _rounded(choice: Choice, multiple_of: int) -> Choice:
-    allowed = tuple(width for width in choice.allowed if width == choice.size or width % multiple_of == 0)
+    allowed = tuple(width for width in choice.allowed if width == choice.widest or width % multiple_of == 0)
     return Choice(groups=choice.groups, size=choice.size, allowed=allowed)
 
 

@@ -117,7 +117,7 @@ def _ratios(table: LatencyTable, wanted: Chosen) -> dict[str, float]:
             hint=f"--percentile {wanted.percentile}, or --sustained",
         )
     if wanted.sustained:
-        found = {name: float(heated[name]["ratio"]) for name in networks if name in heated}
+        found = {one: float(heated[key]["ratio"]) for one, key in networks.items() if key in heated}
         option = "--sustained"
     else:
         name = str(wanted.percentile)

@@ -294,7 +294,8 @@ class LatencyTable:
         """Rows of both tables.
 
         What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name. The
-        header is this table's, but ``flags``, ``unsupported``, ``energy`` and ``percentiles`` are those of both.
+        header is this table's, but ``flags``, ``unsupported``, ``energy``, ``percentiles`` and the networks under ``sustained``
+        are those of both.
 
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
@@ -323,6 +324,9 @@ class LatencyTable:
         for name in ("flags", "unsupported", "energy", "percentiles"):
             if name in header:
                 header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
+        if "sustained" in header:
+            networks = (table.header.get("sustained", {}).get("networks", {}) for table in (self, other))
+            header["sustained"] = {**header["sustained"], "networks": _united(*networks)}
         imports = [*self.header.get("imported", ()), *other.header.get("imported", ())]
         if imports:
             header["imported"] = imports
@@ -370,6 +374,7 @@ def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
         "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
         "percentiles": (_records(clean.get("percentiles", {}), "ratio"), "records by network, each with its ratios"),
+        "sustained": (isinstance(clean.get("sustained", {}), dict), "a record with its networks"),
         "latency": (
             isinstance(clean.get("latency", {}), dict)
             and set(clean.get("latency", {})) <= {"percentile", "sustained", "precision"},

@@ -22,6 +22,7 @@ from edgeprune.loop.realizing import Realized
 from edgeprune.loop.result import PruningRound
 from edgeprune.recovery.checkpoint import different, weights_hash
 from edgeprune.recovery.evaluation import RecoveryRecord
+from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.surgery import storage
 from edgeprune.surgery.plan import PruningPlan
 
@@ -30,13 +31,12 @@ if TYPE_CHECKING:
 
     from edgeprune.loop.planning import Planner
     from edgeprune.recovery.distillation._base import Distillation
-    from edgeprune.recovery.fine_tuning import FineTuning
     from edgeprune.spec import Budget
 
 STATE_NAME = "state.json"
 _MODEL, _EPOCHS = "model", "epochs.safetensors"
 _OWN = (STATE_NAME, _MODEL, _EPOCHS)
-_SCHEMA = 1
+_SCHEMA = 2
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -53,6 +53,8 @@ class Begun:
         ended: The same.
         metrics_before: Validation metric of the dense model by objective.
         realized: The cut model, not yet tuned.
+        left: How it is tuned: what the search, where there was one, has left of the fine-tuning.
+        generators: Where everything random was when the tuning began (`edgeprune.recovery.generators.Generators.states`).
     """
 
     plan: PruningPlan
@@ -62,6 +64,8 @@ class Begun:
     ended: str
     metrics_before: Mapping[str, float]
     realized: Realized
+    left: FineTuning
+    generators: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ class Interruption:
             ended=state["ended"],
             metrics_before=state["metrics_before"],
             realized=realized,
+            left=FineTuning(**state["left"]),
+            generators=state["generators"],
         ), ""
 
     def save(self, begun: Begun, identity: Mapping[str, Any]) -> None:
@@ -172,6 +178,8 @@ class Interruption:
             "check_max_abs": begun.realized.check_max_abs,
             "recovery": [asdict(record) for record in begun.realized.recovery],
             "notes": list(begun.realized.notes),
+            "left": asdict(begun.left),
+            "generators": begun.generators,
         }
         write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from edgeprune.graph.branches import emptied
 from edgeprune.loop.searched import Searched
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.surgery.constraints import without
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
 from edgeprune.tasks.batches import device_of, objective_batches
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from edgeprune.allocation.choices import Choice
     from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.surgery.plan import PruningPlan
     from edgeprune.surgery.program_module import ProgramModule
 
@@ -98,13 +100,48 @@ class NetAdapt:
         """What of the fine-tuning is left for the cut model: all of it."""
         return settings
 
+    def tunings(self, planner: Planner, budget_ms: float) -> int:
+        """About how many short tunings it takes to a predicted latency, milliseconds.
+
+        Raises:
+            ConfigError: They are too many.
+        """
+        steps = self.steps(max(0.0, 1 - budget_ms / planner.dense_ms))
+        groups = sum(not choice.frozen for choice in planner.cost.choices)
+        if steps * groups > self.most_tunings:
+            raise ConfigError(
+                f"netadapt may take {self.most_tunings} short tunings, found that {steps} steps with "
+                f"{groups} groups take about {steps * groups}.",
+                hint=f"NetAdapt(reduction={2 * self.reduction:g}), or a larger most_tunings",
+            )
+        return steps * groups
+
+    def require(self, planner: Planner, budget_ms: float) -> None:
+        """Refuse what cannot be searched.
+
+        Args:
+            planner: Of the dense model.
+            budget_ms: Predicted latency that is aimed at, at most, milliseconds.
+
+        Raises:
+            ConfigError: There is no task, there are budgets besides the latency, the model was traced in parts, or it would
+                take too many tunings.
+        """
+        if planner.task is None:
+            raise ConfigError("netadapt tunes, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
+        if planner.limits:
+            raise ConfigError(f"netadapt keeps a latency only, found a budget of {planner.limits[0].name} too.")
+        if planner.graph.parts:
+            raise ConfigError("netadapt needs a model that was traced as a whole, found one traced in parts.")
+        self.tunings(planner, budget_ms)
+
     def search(
         self,
         planner: Planner,
         proposal: Proposal,
         *,
         fine_tuning: FineTuning | None = None,
-        distill: bool = False,
+        distill: Sequence[Distillation] = (),
         progress: Progress | None = None,
     ) -> Searched:
         """Narrow a copy of the planner's model until it keeps the latency that a plan aimed at.
@@ -113,22 +150,16 @@ class NetAdapt:
             planner: Of the dense model, with a task.
             proposal: Its plan, of which only the latency is taken.
             fine_tuning: How short tunings are done, but for their length; all of it is left for the cut model.
-            distill: Whether the dense model teaches.
+            distill: Losses on the outputs by which the dense model teaches.
             progress: Called with (step, short tunings done, about how many there will be).
 
         Raises:
-            ConfigError: There is no task, there are budgets besides the latency, the model was traced in parts, or it would
-                take too many tunings.
+            ConfigError: As `require`.
             BudgetInfeasibleError: No single cut saves anything any more, and the latency is not met.
             TaskError: The task cannot be used.
             SurgeryError: A cut program cannot be written down.
         """
-        if planner.task is None:
-            raise ConfigError("netadapt tunes, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
-        if planner.limits:
-            raise ConfigError(f"netadapt keeps a latency only, found a budget of {planner.limits[0].name} too.")
-        if planner.graph.parts:
-            raise ConfigError("netadapt needs a model that was traced as a whole, found one traced in parts.")
+        self.require(planner, proposal.aim_ms)
         settings = fine_tuning or FineTuning()
         found = _Search(self, planner, replace(settings, select_best=False), distill, progress)
         return found.run(proposal.aim_ms)
@@ -138,12 +169,17 @@ class _Search:
     """Where the search is: widths, which units they are, and dense-shaped weights that hold what was tuned."""
 
     def __init__(
-        self, settings: NetAdapt, planner: Planner, tuning: FineTuning, distill: bool, progress: Progress | None
+        self,
+        settings: NetAdapt,
+        planner: Planner,
+        tuning: FineTuning,
+        distill: Sequence[Distillation],
+        progress: Progress | None,
     ) -> None:
         assert planner.task is not None
         self.settings, self.planner, self.progress = settings, planner, progress
         self.tuning = replace(tuning, epochs=max(1, settings.tuning_steps), steps=settings.tuning_steps)
-        self.teacher = planner.model if distill else None
+        self.teacher, self.distill = planner.model if distill else None, distill
         self.graph, self.cost = planner.graph, planner.cost
         self.model = copy.deepcopy(planner.model)
         self.left = copy.deepcopy(planner.model)
@@ -164,7 +200,7 @@ class _Search:
 
     def run(self, budget_ms: float) -> Searched:
         assert self.planner.task is not None
-        planned = self._planned(budget_ms)
+        planned = self.settings.tunings(self.planner, budget_ms)
         before = evaluate(self.model, self.planner.task)
         least_ms = self.settings.reduction * self.planner.dense_ms
         while (now_ms := self.cost.ms(self.widths)) > budget_ms:
@@ -178,8 +214,9 @@ class _Search:
                 # Further plans keep first what is kept here: what was cut was not tuned with the rest.
                 ceiling = values[~gone].min() if not gone.all() else 1.0
                 values[gone] *= 0.5 * ceiling / max(values[gone].max(), 1e-300)
-        planner = self.planner.rescored(self.model, scores, criterion="l2")
-        damage = sum(float(planner.damage[name][self.widths[name]]) for name in scores)
+        removed = {name for branch in self.graph.branches if self.widths[branch.lead] == 0 for name in branch.groups}
+        planner = self.planner.rescored(self.model, scores, criterion="l2", rules=without(self.planner.rules, removed))
+        damage = sum(float(planner.damage[name][self.widths[name]]) for name in scores if name not in removed)
         allocation: Allocation = unproven(
             "netadapt",
             dict(self.widths),
@@ -194,22 +231,6 @@ class _Search:
         record = RecoveryRecord("netadapt", before, after, {"tunings": self.tunings, "steps": self.history})
         note = f"NetAdapt: {len(self.history)} cuts were kept out of {self.tunings} that were tried with a short tuning each."
         return Searched(planner, proposal, record, (note,))
-
-    def _planned(self, budget_ms: float) -> int:
-        """About how many tunings there will be.
-
-        Raises:
-            ConfigError: They are too many.
-        """
-        steps = self.settings.steps(max(0.0, 1 - budget_ms / self.planner.dense_ms))
-        planned = steps * len(self.choices)
-        if planned > self.settings.most_tunings:
-            raise ConfigError(
-                f"netadapt may take {self.settings.most_tunings} short tunings, found that {steps} steps with "
-                f"{len(self.choices)} groups take about {planned}.",
-                hint=f"NetAdapt(reduction={2 * self.settings.reduction:g}), or a larger most_tunings",
-            )
-        return planned
 
     def _step(self, now_ms: float, least_ms: float, budget_ms: float, planned: int) -> None:
         """Keep the best of all cuts that save enough, each alone and tuned for a short time."""
@@ -236,7 +257,12 @@ class _Search:
             module = cut_program(self.model, plan)
             # Another part of the data at every step, the same for all cuts of one.
             tuned = fine_tune(
-                module, self.task, self.tuning, teacher=self.teacher, seed=self.tuning.seed + len(self.history)
+                module,
+                self.task,
+                self.tuning,
+                teacher=self.teacher,
+                distillation=self.distill,
+                seed=self.tuning.seed + len(self.history),
             )
             self.tunings += 1
             if self.progress is not None:

@@ -16,7 +16,8 @@ from edgeprune.loop.lowering import lowered, require_runtime
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress
 from edgeprune.loop.realizing import CALIBRATION_BATCHES
 from edgeprune.loop.result import Result
-from edgeprune.loop.stages import Settings, Stages
+from edgeprune.loop.settings import Settings
+from edgeprune.loop.stages import Stages
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.recovery.precision import MixedPrecision
 from edgeprune.recovery.taps import require_known

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.recovery.fine_tuning import FineTuning
     from edgeprune.tasks.task import Task
@@ -33,16 +35,33 @@ class Searched:
 class Search(Protocol):
     """Soft masking, or NetAdapt."""
 
+    def require(self, planner: Planner, budget_ms: float) -> None:
+        """Refuse what cannot be searched, before the long steps: nothing is scored for it.
+
+        Args:
+            planner: Of the dense model.
+            budget_ms: Predicted latency that is aimed at, at most, milliseconds.
+        """
+        ...
+
     def search(
         self,
         planner: Planner,
         proposal: Proposal,
         *,
         fine_tuning: FineTuning | None = None,
-        distill: bool = False,
+        distill: Sequence[Distillation] = (),
         progress: Progress | None = None,
     ) -> Searched:
-        """Another plan for the latency that a plan aimed at, and the weights that it is for."""
+        """Another plan for the latency that a plan aimed at, and the weights that it is for.
+
+        Args:
+            planner: Of the dense model, with a task.
+            proposal: Its plan.
+            fine_tuning: How to train.
+            distill: Losses on the outputs by which the dense model teaches.
+            progress: Called with (step, done, in all).
+        """
         ...
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:

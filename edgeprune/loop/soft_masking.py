@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,21 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.criteria.damage import best_units
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
-from edgeprune.graph.branches import emptied
 from edgeprune.loop.searched import Searched
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune, steps_in_all
 from edgeprune.recovery.straight_through import StraightThroughMasks
+from edgeprune.surgery.constraints import without
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.batches import call, device_of, mode, objective_batches
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.allocation._base import Allocation
+    from edgeprune.graph.branches import ResidualBranch
     from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.tasks.task import Task
 
 MASKED_TOLERANCE = 1e-3
@@ -119,13 +123,29 @@ class SoftMasking:
         """
         return self.split(settings, task)[1]
 
+    def require(self, planner: Planner, budget_ms: float) -> None:
+        """Refuse what cannot be masked.
+
+        Args:
+            planner: Of the dense model.
+            budget_ms: Without effect here.
+
+        Raises:
+            ConfigError: There is no task.
+            TaskError: Weights under masks do not require gradients.
+        """
+        if planner.task is None:
+            raise ConfigError("soft masking trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
+        # Which branches go is not known yet; what lies in one that may go need not learn.
+        _masked(planner, planner.model, [one for one in planner.graph.branches if planner.rules[one.lead].removable])
+
     def search(
         self,
         planner: Planner,
         proposal: Proposal,
         *,
         fine_tuning: FineTuning | None = None,
-        distill: bool = False,
+        distill: Sequence[Distillation] = (),
         progress: Progress | None = None,
     ) -> Searched:
         """Train a copy of the planner's model under masks until it keeps the latency that a plan aimed at.
@@ -137,7 +157,7 @@ class SoftMasking:
             planner: Of the dense model, with a task.
             proposal: Its plan, which fixes the target and the branches that go.
             fine_tuning: Of which `epochs` are trained here.
-            distill: Whether the dense model teaches.
+            distill: Losses on the outputs by which the dense model teaches.
             progress: Called with (step, done, in all).
 
         Raises:
@@ -179,6 +199,14 @@ def loss_changes(
     return np.maximum(0.0, -mean + np.where(active, 0.5, -0.5) * curvature)
 
 
+def _masked(planner: Planner, model: nn.Module, gone: Collection[ResidualBranch]) -> StraightThroughMasks:
+    """A model under masks, as yet open, on all groups that may be narrowed, without some branches."""
+    inside = {name for branch in gone for name in branch.groups}
+    movable = {name for choice in planner.cost.choices if not choice.frozen for name in choice.groups}
+    maskable = [group for group in planner.graph.groups if group.name in movable - inside]
+    return StraightThroughMasks(model, maskable, {name for branch in gone for name in branch.tensors})
+
+
 class _Run:
     """Masks, scores and allocations of one training."""
 
@@ -190,14 +218,10 @@ class _Run:
         inside = {name for branch in gone for name in branch.groups}
         movable = {name for choice in planner.cost.choices if not choice.frozen for name in choice.groups}
         self.groups = [group for group in self.graph.groups if group.name in movable]
-        absent = {name for branch in gone for name in branch.tensors}
-        maskable = [group for group in self.groups if group.name not in inside]
-        self.masks = StraightThroughMasks(self.model, maskable, absent)
-        self.gone = dict.fromkeys(sorted(inside), 0)
-        leads = {branch.lead for branch in gone}
-        self.rules = {
-            name: replace(rule, removable=rule.removable and name in leads) for name, rule in planner.rules.items()
-        }
+        self.masks = _masked(planner, self.model, gone)
+        # What is gone got no gradient: no later plan may have it back. What stays now stays.
+        staying = {name: replace(rule, removable=False) for name, rule in planner.rules.items()}
+        self.rules = without(staying, inside)
         self.sums = {group.name: np.zeros(group.size) for group in self.groups}
         self.squares = {group.name: np.zeros(group.size) for group in self.groups}
         self.counted = self.samples = 0
@@ -205,10 +229,10 @@ class _Run:
         self.allocation: Allocation | None = None
         self.reduction = 0.0
         self.kept: dict[str, tuple[int, ...]] = {}
-        self.ever = {group.name: np.zeros(group.size, dtype=bool) for group in maskable}
+        self.ever = {group.name: np.zeros(group.size, dtype=bool) for group in self.groups if group.name not in inside}
         self.reallocations: list[dict[str, Any]] = []
 
-    def train(self, masked: FineTuning, *, distill: bool, progress: Progress | None) -> Searched:
+    def train(self, masked: FineTuning, *, distill: Sequence[Distillation], progress: Progress | None) -> Searched:
         task = self.dense.task
         assert task is not None
 
@@ -222,6 +246,7 @@ class _Run:
             task,
             masked,
             teacher=self.dense.model if distill else None,
+            distillation=distill,
             progress=told,
             watch=self.watch,
         )
@@ -284,8 +309,7 @@ class _Run:
             # A search that proves nothing may miss with these scores what it found with others.
             _log.info("step %d: %s", step, error.message)
             allocation = self.first.allocation
-        widths = emptied(self.graph.branches, {**allocation.widths, **self.gone})
-        self.allocation = replace(allocation, widths=widths)
+        self.allocation, widths = allocation, allocation.widths
         self.planner = dense.rescored(self.model, scores, criterion="fisher", rules=self.rules)
         kept = {name: best_units(scores[name], widths[name]) for name in self.ever if widths[name] < len(scores[name])}
         returned = 0

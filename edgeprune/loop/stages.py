@@ -21,50 +21,20 @@ from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import Realized, cut, tuned
 from edgeprune.loop.result import LatencyCheck, PruningRound, Result
 from edgeprune.recovery.evaluation import evaluate
+from edgeprune.recovery.generators import Generators
+from edgeprune.recovery.taps import require_places
+from edgeprune.tasks.batches import device_of
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
-    from edgeprune.loop.searched import Search, Searched
-    from edgeprune.recovery.distillation._base import Distillation
-    from edgeprune.recovery.fine_tuning import FineTuning
-    from edgeprune.spec import Budget
+    from edgeprune.loop.searched import Searched
+    from edgeprune.loop.settings import Settings
 
 _WITHOUT_SEARCH = (
     "The board asked for another plan when the run went on; it was made from the dense model, without the search."
 )
 
 _log = logging.getLogger("edgeprune.loop")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What steers a pruning besides the model, the predictor and the planner.
-
-    Attributes:
-        budget: See `edgeprune.prune`, as all of them.
-        margin: Share of the budget that the predicted latency stays below it.
-        fine_tuning: How the cut model is tuned.
-        distillations: By which losses the dense model teaches; none where there are none.
-        taps: Modules whose values these compare.
-        refit: Whether layers are refitted.
-        blocks: Whether whole residual branches may go.
-        search: What chooses widths while it trains, or None.
-        calibration_batches: Most training batches for batch-norm re-estimation.
-        most_rounds: Most plans that are tried on the board.
-        measuring_rounds: Rounds of each comparison on the board.
-    """
-
-    budget: Budget
-    margin: float
-    fine_tuning: FineTuning
-    distillations: tuple[Distillation, ...]
-    taps: tuple[str, ...]
-    refit: bool
-    blocks: bool
-    search: Search | None
-    calibration_batches: int | None
-    most_rounds: int
-    measuring_rounds: int
 
 
 @dataclass(frozen=True)
@@ -76,14 +46,14 @@ class _Taken:
         proposal: The plan.
         closed: What the rounds on the board came to, or None without a board.
         searched: What a search that trains came to, or None.
-        realized: The model as an interrupted run had cut it, or None.
+        begun: What an interrupted run came to, or None.
     """
 
     planner: Planner
     proposal: Proposal
     closed: Closed | None
     searched: Searched | None = None
-    realized: Realized | None = None
+    begun: Begun | None = None
 
     @property
     def rounds(self) -> tuple[PruningRound, ...]:
@@ -109,7 +79,9 @@ class Stages:
 
     Raises:
         ConfigError: The earlier result is of another model or budget, or has nothing left to measure; a search has not as many
-            epochs as it needs.
+            epochs as it needs, or cannot be made; features cannot be compared at a tap.
+        ModelError: Features are to be compared, and there is no place for it.
+        TaskError: A search cannot train the model.
     """
 
     def __init__(
@@ -138,6 +110,21 @@ class Stages:
             self._left = rest if earlier is None else settings.fine_tuning
         if earlier is not None:
             _require_unfinished(earlier, planner, self._dense, self._budget_ms)
+        if not self._dense_suffices:
+            self._require_steps()
+
+    @property
+    def _dense_suffices(self) -> bool:
+        """Whether the dense model keeps all budgets, so that nothing is cut."""
+        return self._dense.ms <= self._budget_ms and self._planner.keeps_limits(self._planner.graph.widths())
+
+    def _require_steps(self) -> None:
+        """Refuse what searching and tuning would refuse, before scores, rounds on the board and damage take their time."""
+        if self._searches is not None:
+            self._searches.require(self._planner, self._budget_ms)
+        by_features = any(one.reads == "features" for one in self._settings.distillations)
+        if by_features and self._task is not None and self._left.epochs > 0:
+            require_places(self._planner.graph, self._settings.taps)
 
     def run(self) -> Result:
         """All stages; raises what `edgeprune.prune` does."""
@@ -207,7 +194,7 @@ class Stages:
         closed = None
         if self._board is not None:
             closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
-        return _Taken(self._planner, proposal, closed, realized=begun.realized)
+        return _Taken(self._planner, proposal, closed, begun=begun)
 
     def _taken(self) -> _Taken:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
@@ -225,7 +212,7 @@ class Stages:
                 planner,
                 proposal,
                 fine_tuning=settings.fine_tuning,
-                distill=any(one.reads == "outputs" for one in settings.distillations),
+                distill=[one for one in settings.distillations if one.reads == "outputs"],
                 progress=self._progress,
             )
             planner, proposal = searched.planner, searched.proposal
@@ -257,9 +244,9 @@ class Stages:
             turn = earlier.rounds[-1]
             plan = earlier.plan if earlier.chosen == len(earlier.rounds) - 1 else None
             return planner.proposal(Allocation(dict(turn.widths), turn.certificate), turn.aim_ms, plan)
+        if self._dense_suffices:
+            return planner.dense(budget_ms)
         if dense.ms <= budget_ms:
-            if planner.keeps_limits(planner.graph.widths()):
-                return planner.dense(budget_ms)
             return planner.propose(max(budget_ms, planner.dense_ms))
         return planner.propose(budget_ms, margin=1 - _aimed(dense, self._settings.margin))
 
@@ -273,8 +260,15 @@ class Stages:
         settings, earlier, kept = self._settings, self._earlier, self._interruption
         if earlier is not None and earlier.plan.hash == taken.proposal.plan.hash:
             return Realized(earlier.module, earlier.check_max_abs, earlier.recovery)
-        realized = taken.realized
-        if realized is None:
+        # A run that goes on with an earlier result tunes other plans for longer than one that searches.
+        left = self._left if taken.begun is None else taken.begun.left
+        generators = None if self._task is None else Generators.of(self._task, device_of(self._model))
+        if taken.begun is not None:
+            realized = taken.begun.realized
+            assert generators is not None
+            # Scores and statistics, which drew from them on the way, are there already.
+            generators.restore(taken.begun.generators)
+        else:
             realized = cut(
                 taken.planner,
                 taken.proposal,
@@ -289,16 +283,16 @@ class Stages:
                 realized = replace(realized, recovery=recovery, notes=(*realized.notes, *taken.searched.notes))
             elif settings.search is not None and earlier is not None:
                 realized = replace(realized, notes=(*realized.notes, _WITHOUT_SEARCH))
-            if kept is not None:
+            if kept is not None and generators is not None:
                 lost, ended = ("", "") if taken.closed is None else (taken.closed.lost, taken.closed.ended)
                 about = (taken.proposal.plan, taken.rounds, taken.chosen, lost, ended)
-                kept.save(Begun(*about, metrics_before, realized), identity)
+                kept.save(Begun(*about, metrics_before, realized, left, generators.states()), identity)
         return tuned(
             taken.planner,
             taken.proposal.plan,
             realized,
             teacher=self._model,
-            fine_tuning=self._left,
+            fine_tuning=left,
             distill=settings.distillations,
             taps=settings.taps,
             checkpoint=None if kept is None else kept.checkpoint,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import network_key
 from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.statistics import Samples, summarize
 from edgeprune.profiling.uploads import upload
@@ -113,7 +114,8 @@ def statement(result: Mapping[str, Any], ratio: float) -> str:
 
 
 def with_sustained(table: LatencyTable, found: Mapping[str, Any]) -> LatencyTable:
-    """The table with sustained latencies in its header; those of networks measured earlier are kept."""
+    """The table with sustained latencies of its networks in its header; those of networks measured earlier are kept."""
+    keys = {row["key"]: network_key(row["kernels"]) for row in table.rows if row["kind"] == "network"}
     former = table.header.get("sustained", {})
-    networks = {**former.get("networks", {}), **found["networks"]}
+    networks = {**former.get("networks", {}), **{keys[name]: dict(one) for name, one in found["networks"].items()}}
     return LatencyTable({**table.header, "sustained": {**found, "networks": networks}}, table.rows)

@@ -204,8 +204,8 @@ class _Run:
         self.history.append(entry)
         self._consider("trained", entry["metrics"])
         if trainer.average is not None:
-            # The training itself is to be the same with and without an average.
-            with trainer.average.in_place(self.model), torch.random.fork_rng(devices=[]):
+            # The training itself is to be the same with and without an average, whatever its data draw from.
+            with trainer.average.in_place(self.model), trainer.generators.kept():
                 reestimate_batch_norm(self.model, self.lead.train, batches=AVERAGED_BATCHES)
                 entry["averaged"] = evaluate(self.model, self.task)
                 self._consider("averaged", entry["averaged"])

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from edgeprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeprune.tasks.task import Task
 
 
 class Generators:
@@ -30,6 +36,20 @@ class Generators:
                     found.setdefault(id(generator), generator)
         self._own = list(found.values())
 
+    @classmethod
+    def of(cls, task: Task, device: torch.device) -> Generators:
+        """Those that a training on a task draws from."""
+        return cls((loader for one in task.objectives for loader in (one.train, one.validation)), device)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """After the block all of them are where they were before it."""
+        before = self.states()
+        try:
+            yield
+        finally:
+            self.restore(before)
+
     def states(self) -> dict[str, Any]:
         """Where all of them are, as JSON values."""
         version, numbers, following = random.getstate()
@@ -45,7 +65,17 @@ class Generators:
         return states
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Set all of them to where they were."""
+        """Set all of them to where they were.
+
+        Raises:
+            ConfigError: The loaders bring more or fewer generators along than they did.
+        """
+        if len(states["loaders"]) != len(self._own):
+            raise ConfigError(
+                f"the loaders must bring as many generators along as when the training began, found {len(self._own)} instead "
+                f"of {len(states['loaders'])}.",
+                hint="the task of that run, or begin anew without its checkpoint",
+            )
         torch.set_rng_state(_bytes(states["torch"]))
         for generator, state in zip(self._own, states["loaders"], strict=True):
             generator.set_state(_bytes(state))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from edgeprune.graph.editing import masks_of
 from edgeprune.parts import core_of
 from edgeprune.recovery.side_by_side import Side
 from edgeprune.recovery.watching import Place, Tap, everything
+from edgeprune.surgery.plan import make_plan
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 
 if TYPE_CHECKING:
@@ -61,10 +62,32 @@ def find_taps(graph: ChannelGraph, plan: PruningPlan, module: nn.Module, names: 
         ConfigError: A name is unknown, or its value is nothing that can be compared.
         ModelError: The model has no place to compare at, or does not run on tensors alone.
     """
-    found = _Finder(graph, plan, module)
+    return _found(graph, plan, module.operations if isinstance(module, ProgramModule) else None, names)
+
+
+def require_places(graph: ChannelGraph, names: Sequence[str] = ()) -> None:
+    """Refuse taps at which features cannot be compared whatever the plan, before the long steps; as `find_taps`.
+
+    A plan may still take such a place away, with the branch that it lies in.
+
+    Args:
+        graph: The traced dense model, which is run once.
+        names: See `find_taps`.
+
+    Raises:
+        ConfigError: As `find_taps`.
+        ModelError: The same.
+    """
+    _found(graph, make_plan(graph, {}, allow_empty=True), None, names)
+
+
+def _found(
+    graph: ChannelGraph, plan: PruningPlan, operations: Iterable[str] | None, names: Sequence[str]
+) -> tuple[Tap, ...]:
+    finder = _Finder(graph, plan, operations)
     if names:
-        return tuple(found.named(name) for name in names)
-    taps = found.default()
+        return tuple(finder.named(name) for name in names)
+    taps = finder.default()
     if not taps:
         raise ModelError(
             "distilling features needs values with channels and positions that both models compute, found none.",
@@ -95,13 +118,21 @@ def _nodes(graph: ChannelGraph, name: str) -> list[Node]:
 
 
 class _Finder:
-    def __init__(self, graph: ChannelGraph, plan: PruningPlan, module: nn.Module) -> None:
+    """Places in a model.
+
+    Args:
+        graph: The traced dense model.
+        plan: What was cut.
+        operations: Those of the cut program; None where the model is of its own class, which has all but the removed ones.
+    """
+
+    def __init__(self, graph: ChannelGraph, plan: PruningPlan, operations: Iterable[str] | None) -> None:
         self.graph = graph
         self.calls = [node for node in graph.program.graph.nodes if node.op == "call_function"]
         self.order = {node.name: place for place, node in enumerate(self.calls)}
         removed = {branch["name"] for branch in plan.removed}
         inside = frozenset[str]().union(*(branch.nodes for branch in graph.branches if branch.name in removed))
-        there = set(module.operations) if isinstance(module, ProgramModule) else set(self.order)
+        there = set(self.order) if operations is None else set(operations)
         self.there = there - inside
         units = {
             name: np.isin(np.arange(group["size"]), group["kept"])

@@ -31,6 +31,7 @@ class Trainer:
     Attributes:
         done: Steps done.
         average: The moving average of the weights, or None.
+        generators: What its data and dropout draw from.
 
     Raises:
         TaskError: No parameter requires gradients.
@@ -59,9 +60,8 @@ class Trainer:
         self._precision = MixedPrecision(settings.precision, self._device)
         self._optimizer = _optimizer(self._parameters, settings)
         self.average = None if settings.ema is None else WeightAverage(self._parameters, settings.ema)
-        loaders = [loader for one in task.objectives for loader in (one.train, one.validation)]
-        self._generators = Generators(loaders, self._device)
-        self._others = [_Endless(one, self._device, self._generators) for one in task.objectives[1:]]
+        self.generators = Generators.of(task, self._device)
+        self._others = [_Endless(one, self._device, self.generators) for one in task.objectives[1:]]
 
     def epoch(self, number: int) -> float:
         """One pass over the lead objective's data, or what is left of the steps.
@@ -123,7 +123,7 @@ class Trainer:
             tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items() if value is not None}
         if self.average is not None:
             tensors |= {f"average.{number}": value for number, value in enumerate(self.average.values)}
-        own = {"generators": self._generators.states(), "others": [other.state() for other in self._others]}
+        own = {"generators": self.generators.states(), "others": [other.state() for other in self._others]}
         values = {
             "done": self.done,
             "scaler": self._precision.state(),
@@ -155,7 +155,7 @@ class Trainer:
         for other, begun in zip(self._others, own["others"], strict=True):
             other.restore(begun)
         # Last: what was read on the way has drawn from them.
-        self._generators.restore(own["generators"])
+        self.generators.restore(own["generators"])
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in (*self._model.named_parameters(), *self._model.named_buffers()):

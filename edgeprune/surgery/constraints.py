@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import lcm
@@ -26,6 +26,7 @@ class WidthRule:
         frozen: The group stays whole.
         tied_to: Another group whose width this one takes, or None.
         removable: The group may keep nothing, because the residual branch that it is in goes with it.
+        absent: The group keeps nothing: the residual branch that it is in is gone for good.
     """
 
     min_width: int | None = None
@@ -33,6 +34,7 @@ class WidthRule:
     frozen: bool = False
     tied_to: str | None = None
     removable: bool = False
+    absent: bool = False
 
     def width(self, wanted: int, size: int, *, also_multiple_of: int = 1) -> int:
         """The allowed width nearest to the wanted one; the larger of two that are equally near."""
@@ -44,6 +46,8 @@ class WidthRule:
 
     def widths(self, size: int, *, also_multiple_of: int = 1) -> list[int]:
         """All allowed widths of a group of that size, ascending."""
+        if self.absent:
+            return [0]
         if self.frozen:
             return [size]
         allowed = [
@@ -104,6 +108,16 @@ def with_removable(rules: dict[str, WidthRule], branches: Iterable[ResidualBranc
         if not any(asked):
             found[branch.lead] = replace(rules[branch.lead], removable=True)
     return found
+
+
+def without(rules: Mapping[str, WidthRule], gone: Collection[str]) -> dict[str, WidthRule]:
+    """The rules where the branches that some groups lie in are gone for good.
+
+    Args:
+        rules: By group.
+        gone: All groups of these branches.
+    """
+    return {name: replace(rule, removable=False, absent=True) if name in gone else rule for name, rule in rules.items()}
 
 
 def _untangle(rules: dict[str, WidthRule]) -> None:

@@ -12,6 +12,7 @@ from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key
 from edgeprune.profiling.setting import checked
+from edgeprune.profiling.sustaining import with_sustained
 from edgeprune.spec import Kernel
 
 
@@ -21,7 +22,7 @@ def told(measured: LatencyTable) -> LatencyTable:
     keys = {row["key"]: network_key(row["kernels"]) for row in measured.rows if row["kind"] == "network"}
     half = dict(sorted(keys.items())[::2])
     percentiles = {key: {"runs": 500, "rounds": 5, "ratio": {"95": 1.2, "99": 1.5}} for key in half.values()}
-    networks = {name: {"burst_ms": 1.0, "sustained_ms": 1.3, "ratio": 1.3} for name in keys}
+    networks = {key: {"burst_ms": 1.0, "sustained_ms": 1.3, "ratio": 1.3} for key in keys.values()}
     header = {**measured.header, "percentiles": percentiles, "sustained": {"networks": networks}}
     return LatencyTable(header, measured.rows)
 
@@ -93,6 +94,25 @@ def test_what_was_chosen_once_is_not_chosen_from_again_nor_merged(told: LatencyT
         tails.chosen(sustained=True)
     with pytest.raises(TableMismatchError, match="must agree in latency"):
         told.merge(tails)
+
+
+@pytest.mark.parametrize("ratios", [(None, 1.3), (1.1, None), (1.1, 1.3)], ids=str)
+def test_a_merged_table_has_the_sustained_latency_of_each_network(
+    measured: LatencyTable, ratios: tuple[float | None, float | None]
+) -> None:
+    """Tables of single models all call their networks alike; which are hot by how much is emulated."""
+    rows = [row for row in measured.rows if row["kind"] == "network"][:2]
+    tables, expected = [], {}
+    for row, ratio in zip(rows, ratios, strict=True):
+        table = LatencyTable(measured.header, [{**row, "key": "dense"}])
+        if ratio is not None:
+            found = {"settled": True, "curve": [[1.0, None]], "networks": {"dense": {"ratio": ratio}}}
+            table = with_sustained(table, found)
+            expected[row["kernels"]] = pytest.approx(ratio * row["median_ms"])
+        tables.append(table)
+    both = tables[0].merge(tables[1])
+    assert len(both.networks) == 2
+    assert {row["kernels"]: row["median_ms"] for row in both.chosen(sustained=True).rows} == expected
 
 
 @pytest.mark.parametrize("percentile", [0, 49, 100])

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
+from edgeprune.allocation import registry as allocators
 from edgeprune.allocation.choices import Choice
 from edgeprune.allocation.decompose import decompose
 from edgeprune.allocation.nodes import Nodes
@@ -23,12 +24,14 @@ from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.in_context import PlanLoss, changes, corrected
+from edgeprune.loop.limits import limits_of
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.spec import Budget, Constraints
+from edgeprune.surgery.constraints import without
 from edgeprune.tasks.task import Task
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
@@ -146,6 +149,46 @@ def test_what_is_predicted_is_what_the_engine_of_the_cut_model_consists_of(plann
     backend.export(realized.module, (EXAMPLE,), engine)
     predicted_ms, _, _ = planner.predictor.network(backend.parse_engine(engine))
     assert predicted_ms == pytest.approx(proposal.predicted_ms)
+
+
+@pytest.mark.parametrize("name", allocators.names())
+def test_what_is_gone_for_good_stays_away_in_every_allocator(planner, name):
+    branch = planner.graph.branches[1]
+    found = planner.rescored(
+        planner.model, planner.scores, criterion="taylor", rules=without(planner.rules, branch.groups)
+    )
+    found.allocator = allocators.get(name)
+    without_it = {**planner.graph.widths(), **dict.fromkeys(branch.groups, 0)}
+    assert found.propose(planner.dense_ms).allocation.widths == without_it
+    budget_ms = 0.8 * planner.cost.ms(without_it)
+    narrower = found.propose(budget_ms)
+    assert branch.name in {one["name"] for one in narrower.plan.removed}
+    assert narrower.predicted_ms <= budget_ms
+
+
+def test_what_is_gone_for_good_takes_nothing_of_any_budget(planner):
+    """The best of all that could be tried, of parameters too: nothing is kept free for what is not there."""
+    branch = planner.graph.branches[0]
+    budget = Budget(latency_ratio=0.5, parameters_ratio=0.4)
+    (limit,) = limits_of(budget, planner.kernel_graph)
+    rules = without(planner.rules, branch.groups)
+    found = planner.rescored(planner.model, planner.scores, criterion="taylor", rules=rules, limits=[limit])
+    gone = dict.fromkeys(branch.groups, 0)
+    movable = [one for one in planner.cost.choices if not one.frozen and one.groups[0] not in gone]
+    names = [choice.groups[0] for choice in movable]
+    every = [
+        {**gone, **dict(zip(names, widths, strict=True))}
+        for widths in itertools.product(*(choice.candidates(planner.cost) for choice in movable))
+    ]
+    budget_ms = 0.5 * planner.dense_ms
+    best = min(
+        sum(found.damage[name][widths[name]] for name in names)
+        for widths, ms in zip(every, planner.cost.many_ms(every), strict=True)
+        if ms <= budget_ms and limit.cost.value(widths) <= limit.at_most
+    )
+    proposal = found.propose(budget_ms)
+    assert proposal.allocation.certificate.damage == pytest.approx(best, rel=2e-3)
+    assert found.keeps_limits(proposal.allocation.widths)
 
 
 def test_what_is_asked_of_a_layer_keeps_its_block(planner, task):

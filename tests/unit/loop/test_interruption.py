@@ -1,55 +1,149 @@
-"""The folder of an interrupted run: ours alone, and gone when it is done."""
+"""What an interrupted tuning goes on from besides its last finished epoch: everything random, and what is left to tune."""
 
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-import edgeprune
-from edgeprune.errors import ConfigError
-from edgeprune.loop.interruption import Begun, Interruption
-from edgeprune.loop.realizing import Realized
+from edgeprune.loop.closing import unmeasured
+from edgeprune.loop.interruption import Interruption
+from edgeprune.loop.planning import Planner
+from edgeprune.loop.pruning import prune
+from edgeprune.loop.result import LatencyCheck, Result
+from edgeprune.loop.settings import Settings
+from edgeprune.loop.soft_masking import SoftMasking
+from edgeprune.loop.stages import Stages
+from edgeprune.recovery.fine_tuning import FineTuning
+from edgeprune.spec import Budget
+from edgeprune.surgery.cutting import apply
+from edgeprune.tasks.task import Task
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+STEPS = 4
+"""In an epoch."""
+
+
+class Augmented(Dataset):
+    """Draws from the generators of torch, Python and NumPy."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 60 * STEPS
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        noise = torch.randn(image.shape) + random.random() + float(np.random.rand())
+        return image + 0.05 * noise, label
+
+
+def another_process(tabled, seed):
+    """A planner whose data are at their beginning, where everything random begins at a seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    lead = tabled.task.objectives[0]
+    own = torch.Generator().manual_seed(3)
+    train = DataLoader(Augmented(lead.train.dataset), batch_size=60, shuffle=True, generator=own)
+    task = Task.single(train=train, validation=lead.validation, loss=nn.CrossEntropyLoss(), metric=lead.metric)
+    return Planner(tabled.model, tabled.kernel_graph, tabled.predictor, task=task)
+
+
+def stopping(stop_at):
+    def progress(step, done, total):
+        if step == "fine-tuning" and done == stop_at:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def same_weights(one, other):
+    state = other.state_dict()
+    return all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+def test_an_interruption_before_the_first_finished_epoch_comes_to_the_same_bits(tabled, tmp_path):
+    def run(seed, stop_at=None, **options):
+        planner = another_process(tabled, seed)
+        tuning = FineTuning(epochs=1, lr=3e-3)
+        return prune(
+            planner.model, EXAMPLE, "60%", planner=planner, fine_tuning=tuning, progress=stopping(stop_at), **options
+        )
+
+    usual = run(seed=1)
+    folder = tmp_path / "tuning"
+    with pytest.raises(KeyboardInterrupt):
+        run(seed=1, stop_at=3, checkpoint=folder)
+    assert not Interruption(folder).checkpoint.exists()
+    # It scores nothing and estimates no batch norm: what these drew must not be missing.
+    resumed = run(seed=2, checkpoint=folder)
+    assert same_weights(resumed.module, usual.module)
+    assert resumed.recovery == usual.recovery
 
 
 @pytest.fixture(scope="module")
-def begun():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    plan = edgeprune.uniform_plan(edgeprune.trace(model, torch.zeros(1, 3, 8, 8)), ratio=0.5)
-    return Begun(plan, (), 0, "", "", {"metric": 0.5}, Realized(edgeprune.apply(model, plan), 0.0, ()))
+def unfinished(tabled):
+    """A run under masks whose second plan was not measured; what its board said of the first is emulated."""
+    first, second = (tabled.propose(share * tabled.dense_ms) for share in (0.49, 0.45))
+    slow = LatencyCheck("bench", 1.0, 0.6, 0.6, 0.59, 0.61)
+    return Result(
+        module=apply(tabled.model, first.plan),
+        plan=first.plan,
+        budget_ms=0.5 * tabled.dense_ms,
+        dense_ms=tabled.dense_ms,
+        dense_measured=False,
+        dense_predicted_ms=tabled.dense_ms,
+        predicted_ms=first.predicted_ms,
+        measured_ms=None,
+        budget_met=None,
+        rounds=(dataclasses.replace(unmeasured(first), measured=slow), unmeasured(second)),
+        certificate=first.allocation.certificate,
+        check_max_abs=0.0,
+    )
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    Interruption(tmp_path).require_own()
-    Interruption(tmp_path / "new").require_own()
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"must be a folder of its own, .* holds thesis\.tex too"):
-        Interruption(tmp_path).require_own()
-    with pytest.raises(ConfigError, match=r"thesis\.tex is a file"):
-        Interruption(tmp_path / "thesis.tex").require_own()
+@pytest.mark.parametrize("stop_at", [STEPS - 1, STEPS + 2], ids=["in the first epoch", "in the second"])
+def test_a_plan_made_without_the_search_is_tuned_as_long_after_an_interruption(tabled, unfinished, tmp_path, stop_at):
+    settings = Settings(
+        budget=Budget(latency_ratio=0.5),
+        margin=0.02,
+        fine_tuning=FineTuning(epochs=3, lr=3e-3),
+        distillations=(),
+        taps=(),
+        refit=False,
+        blocks=False,
+        search=SoftMasking(epochs=2, every=3),
+        calibration_batches=2,
+        most_rounds=3,
+        measuring_rounds=2,
+    )
 
+    def run(seed, stop_at=None, folder=None, earlier=unfinished):
+        return Stages(
+            another_process(tabled, seed),
+            settings,
+            EXAMPLE,
+            board=None,
+            earlier=earlier,
+            interruption=None if folder is None else Interruption(folder),
+            plan_path=None,
+            progress=stopping(stop_at),
+        ).run()
 
-def test_only_what_is_ours_is_removed(begun, tmp_path):
-    kept = Interruption(tmp_path / "tuning")
-    kept.save(begun, {})
-    kept.checkpoint.write_bytes(b"an epoch")
-    (kept.folder / ".state.json.0123.partial").write_text("a draft of a process that was killed")
-    kept.require_own()
-    other = kept.folder / "notes.txt"
-    other.write_text("somebody else's")
-    kept.save(begun, {})
-    kept.discard()
-    assert list(kept.folder.iterdir()) == [other]
-    other.unlink()
-    kept.save(begun, {})
-    kept.discard()
-    assert not kept.folder.exists()
-
-
-def test_a_run_of_another_source_is_not_gone_on_with(begun, tmp_path):
-    Interruption(tmp_path, {}, {"source of the task": "one"}).save(begun, {"epochs": 3})
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    same, said = Interruption(tmp_path, {}, {"source of the task": "one"}).load(model, {"epochs": 3})
-    assert same is not None
-    assert said == ""
-    none, said = Interruption(tmp_path, {}, {"source of the task": "two"}).load(model, {"epochs": 4})
-    assert none is None
-    assert "it differs in epochs, source of the task" in said
+    usual = run(seed=1)
+    assert len(usual.recovery[-1].details["epochs"]) == 3
+    with pytest.raises(KeyboardInterrupt):
+        run(seed=1, stop_at=stop_at, folder=tmp_path / "tuning")
+    # The same command again knows of the interrupted run, not of the one before that.
+    resumed = run(seed=2, folder=tmp_path / "tuning", earlier=None)
+    assert resumed.recovery == usual.recovery
+    assert same_weights(resumed.module, usual.module)
+    assert resumed.plan.hash == usual.plan.hash
+    assert [note for note in resumed.notes if "without the search" in note]

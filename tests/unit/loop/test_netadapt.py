@@ -10,6 +10,7 @@ from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
+from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget, Constraints
@@ -118,6 +119,46 @@ def test_prune_replaces_the_first_plan(planner):
     assert result.predicted_ms <= 0.6 * planner.dense_ms
     assert result.check_max_abs < 1e-6
     assert any(note.startswith("NetAdapt:") for note in result.notes)
+
+
+class Counted(Logits):
+    name = "counted"
+
+    def __init__(self):
+        super().__init__(temperature=2.0, weight=0.3)
+        self.calls = 0
+
+    def loss(self, student, teacher):
+        self.calls += 1
+        return super().loss(student, teacher)
+
+
+def test_what_teaches_in_short_tunings_is_what_was_given(planner):
+    lesson = Counted()
+    result = prune(
+        planner.model,
+        EXAMPLE,
+        Budget(latency_ratio=0.6),
+        planner=planner,
+        fine_tuning=FineTuning(epochs=0),
+        netadapt=NetAdapt(reduction=0.4, tuning_steps=2, batches=2),
+        distill=lesson,
+    )
+    assert lesson.calls == 2 * result.recovery[0].details["tunings"] > 0
+
+
+def test_a_branch_that_went_stays_away_from_further_plans(planner):
+    keep = Constraints(keep=("stem", "down"))
+    with_blocks = Planner(
+        planner.model, planner.kernel_graph, planner.predictor, task=planner.task, constraints=keep, blocks=True
+    )
+    # Nothing but the whole branch saves as much.
+    first = with_blocks.propose(1.001 * planner.cost.ms({"block.first": 0}))
+    found = NetAdapt(reduction=0.5, decay=1.0, tuning_steps=0, batches=1).search(with_blocks, first)
+    assert [one["name"] for one in found.proposal.plan.removed] == ["block"]
+    again = found.planner.propose(planner.dense_ms)
+    assert again.plan.hash == found.proposal.plan.hash
+    assert again.allocation.certificate.damage == found.proposal.allocation.certificate.damage == 0.0
 
 
 def test_what_would_take_too_long_or_cannot_be_done_is_refused(planner):

@@ -11,6 +11,7 @@ from edgeprune.errors import ConfigError, TaskError
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking, loss_changes
+from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget
@@ -119,6 +120,38 @@ def test_branches_that_go_are_masked_from_the_start(planner, task):
     assert [one["name"] for one in found.proposal.plan.removed] == [one["name"] for one in proposal.plan.removed]
     assert found.record.details["masked_against_cut"] < 1e-4
     assert found.proposal.predicted_ms <= 0.6 * planner.dense_ms
+    # However much room a board leaves for a further plan: what got no gradient does not come back.
+    for share in (0.8, 1.0):
+        again = found.planner.propose(share * planner.dense_ms)
+        assert [one["name"] for one in again.plan.removed] == [one["name"] for one in proposal.plan.removed]
+        assert again.allocation.widths["down"] == 64, "the room is for what is there"
+
+
+class Counted(Logits):
+    name = "counted"
+
+    def __init__(self):
+        super().__init__(temperature=2.0, weight=0.3)
+        self.calls = 0
+
+    def loss(self, student, teacher):
+        self.calls += 1
+        return super().loss(student, teacher)
+
+
+def test_what_teaches_under_masks_is_what_was_given(planner):
+    lesson = Counted()
+    result = prune(
+        planner.model,
+        EXAMPLE,
+        Budget(latency_ratio=0.5),
+        planner=planner,
+        fine_tuning=FineTuning(epochs=2, steps=6),
+        soft_masking=SoftMasking(every=3),
+        distill=[lesson, "features"],
+    )
+    assert result.recovery[0].details["steps"] == 6
+    assert lesson.calls == 6
 
 
 def test_prune_cuts_what_was_masked_and_tunes_the_rest(planner, task):

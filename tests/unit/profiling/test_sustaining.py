@@ -14,7 +14,7 @@ import pytest
 import edgeprune.boards.onboard
 from edgeprune.boards.board import Board
 from edgeprune.latency.table import LatencyTable
-from edgeprune.latency.table_rows import kernel_row
+from edgeprune.latency.table_rows import network_key, network_row
 from edgeprune.profiling.sustaining import statement, sustained, with_sustained
 from edgeprune.spec import Kernel, Measurement
 
@@ -137,8 +137,11 @@ def test_table_keeps_what_earlier_runs_sustained() -> None:
     kernel = Kernel("Conv", "conv", ((1, 8, 8, 8),), (1, 8, 8, 8))
     timed = Measurement(1.0, 1.0, 1.0, 0.0, (1.0,), 3)
     header = {"identity": {"architecture": "x86_64"}, "runtime": "onnxruntime", "threads": 1, "precision": "fp32"}
-    table = LatencyTable.from_rows(header, [kernel_row(kernel, timed)])
+    networks = {"dense": [kernel], "large/dense": [kernel, kernel]}
+    table = LatencyTable.from_rows(header, [network_row(name, each, timed, {}) for name, each in networks.items()])
+    keys = {row["key"]: network_key(row["kernels"]) for row in table.rows}
     for name, ratio in (("dense", 1.1), ("large/dense", 1.2), ("dense", 1.3)):
         table = with_sustained(table, {"settled": True, "networks": {name: {"ratio": ratio}}})
-    assert table.header["sustained"]["networks"] == {"dense": {"ratio": 1.3}, "large/dense": {"ratio": 1.2}}
-    assert len(table) == 1
+    expected = {keys["dense"]: {"ratio": 1.3}, keys["large/dense"]: {"ratio": 1.2}}
+    assert table.header["sustained"]["networks"] == expected
+    assert len(table) == 2

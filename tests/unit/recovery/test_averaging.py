@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from edgeprune.errors import ConfigError
 from edgeprune.recovery.averaging import WeightAverage
 from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import fine_tune
+from edgeprune.tasks.task import Task
 
 
 def test_the_average_equals_its_recursion():
@@ -49,6 +53,41 @@ def test_averaged_weights_are_kept_with_statistics_of_their_own(task, small_net)
         here, exact, left = (one.state_dict()[name] for one in (averaged, again, trained))
         # Other batches of the same images: behind the first batch norm that makes a small difference.
         assert (here - exact).abs().max() < 0.1 * (here - left).abs().max()
+
+
+DRAW = {
+    "torch": lambda: torch.rand(()),
+    "its own": lambda: 0.0,
+    "Python": random.random,
+    "NumPy": np.random.rand,
+}
+
+
+class Brightened(Dataset):
+    def __init__(self, data, draw):
+        self.data, self.draw = data, draw
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        return image + 0.5 * float(self.draw()), label
+
+
+@pytest.mark.parametrize("source", DRAW)
+def test_the_training_is_the_same_with_an_average_whatever_its_data_draw_from(digits, task, small_net, source):
+    def trained(**changes):
+        random.seed(1)
+        np.random.seed(1)
+        own = torch.Generator().manual_seed(1) if source == "its own" else None
+        data = DataLoader(Brightened(digits[0], DRAW[source]), batch_size=50, shuffle=True, generator=own)
+        lead = task.objectives[0]
+        noisy = Task.single(train=data, validation=lead.validation, loss=lead.loss, metric=lead.metric)
+        epochs = fine_tune(small_net(), noisy, epochs=2, lr=5e-3, **changes).details["epochs"]
+        return [(one["loss"], one["metrics"]) for one in epochs]
+
+    assert trained(ema=0.9) == trained()
 
 
 def test_the_better_of_trained_and_averaged_weights_is_kept_when_asked(task, small_net):

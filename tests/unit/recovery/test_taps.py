@@ -14,7 +14,7 @@ from edgeprune.graph.tracing import trace
 from edgeprune.recovery.distillation.attention import Attention
 from edgeprune.recovery.distillation.features import Features
 from edgeprune.recovery.fine_tuning import fine_tune
-from edgeprune.recovery.taps import find_taps
+from edgeprune.recovery.taps import find_taps, require_places
 from edgeprune.recovery.teaching import Teaching
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import make_plan, uniform_plan
@@ -237,6 +237,18 @@ def test_taps_that_cannot_be_are_named():
     plan = uniform_plan(graph, 0.5)
     with pytest.raises(ModelError, match="values with channels and positions that both models compute, found none"):
         find_taps(graph, plan, apply(flat, plan))
+    with pytest.raises(ModelError, match="values with channels and positions that both models compute, found none"):
+        require_places(graph)
+
+
+def test_what_no_plan_makes_possible_is_refused_before_there_is_one():
+    _, graph = dense()
+    require_places(graph)
+    require_places(graph, ("one.0.first", "two"))
+    with pytest.raises(ConfigError, match="a tap must be a module that the model runs, found 'three'"):
+        require_places(graph, ("one", "three"))
+    with pytest.raises(ConfigError, match="those of 'head' do not"):
+        require_places(graph, ("head",))
 
 
 def test_taps_of_another_plan_are_refused():

@@ -1,0 +1,64 @@
+"""What searching and tuning cannot do is refused before anything is scored, cut or measured."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from edgeprune.errors import ConfigError, TaskError
+from edgeprune.loop.netadapt import NetAdapt
+from edgeprune.loop.pruning import prune
+from edgeprune.loop.soft_masking import SoftMasking
+from edgeprune.spec import Budget
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def pruned(tabled, budget, told, model=None, **options):
+    return prune(
+        model or tabled.model,
+        EXAMPLE,
+        budget,
+        predictor=tabled.predictor,
+        task=tabled.task,
+        kernel_graph=tabled.kernel_graph,
+        progress=lambda *step: told.append(step),
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distill": ("logits", "features"), "taps": ("down", "head")}, "those of 'head' do not"),
+        ({"distill": "attention", "taps": ("head",), "soft_masking": SoftMasking()}, "those of 'head' do not"),
+        ({"netadapt": NetAdapt(most_tunings=5), "blocks": True}, "may take 5 short tunings, found that"),
+        (
+            {"netadapt": NetAdapt(), "budget": Budget(latency_ratio=0.6, parameters_ratio=0.4)},
+            "netadapt keeps a latency only, found a budget of parameters too",
+        ),
+    ],
+    ids=["a tap", "a tap, after a search", "too many tunings", "another budget"],
+)
+def test_settings_that_do_not_go_together(tabled, options, message):
+    told = []
+    options = {"budget": Budget(latency_ratio=0.6), **options}
+    with pytest.raises(ConfigError, match=message):
+        pruned(tabled, options.pop("budget"), told, **options)
+    assert told == []
+
+
+def test_weights_that_do_not_learn_under_masks(tabled):
+    told = []
+    frozen = copy.deepcopy(tabled.model)
+    frozen.block.second.weight.requires_grad_(False)
+    with pytest.raises(TaskError, match=r"block\.second\.weight must require them"):
+        pruned(tabled, "60%", told, model=frozen, soft_masking=SoftMasking())
+    assert told == []
+
+
+def test_what_would_not_be_used_is_not_refused(tabled):
+    options = {"distill": "features", "taps": ("head",), "netadapt": NetAdapt(most_tunings=1)}
+    assert pruned(tabled, Budget(latency_ms=2 * tabled.dense_ms), [], **options).unchanged
