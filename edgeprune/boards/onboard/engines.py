@@ -238,5 +238,11 @@ def _tvm_engine(source, kind, threads):
     return tvm_engine.TvmEngine(source, threads)
 
 
+def _trtexec_engine(source, kind, threads):
+    import trtexec_engine
+
+    return trtexec_engine.TrtexecEngine(source)
+
+
 # Runtime to what loads its engines, called with path or bytes, kind and threads; one line each.
-ENGINES = {"onnxruntime": OnnxEngine, "tvm": _tvm_engine}
+ENGINES = {"onnxruntime": OnnxEngine, "tvm": _tvm_engine, "tensorrt": _trtexec_engine}
