@@ -285,15 +285,20 @@ class _StandIn:
             self._copied(given, "--exportTimes", "times")
         self._copied(given, "--exportProfile", "profile")
         if "--exportOutput" in given:
-            Path(given["--exportOutput"]).write_text(_outputs(plan[_HEADER:], given), encoding="utf-8")
+            Path(given["--exportOutput"]).write_text(
+                _outputs(plan[_HEADER:], given, wide=not self.version.startswith("8.")), encoding="utf-8"
+            )
 
     def _copied(self, given: Mapping[str, str], option: str, name: str) -> None:
         if option in given:
             Path(given[option]).write_bytes(Path(self.setting[name]).read_bytes())
 
 
-def _outputs(model: bytes, given: Mapping[str, str]) -> str:
-    """What the model computes, in the form of ``exportJSONOutput``."""
+def _outputs(model: bytes, given: Mapping[str, str], *, wide: bool) -> str:
+    """What the model computes, in the form of ``exportJSONOutput``.
+
+    Before TensorRT 10 (not `wide`) integers of 64 bits are made such of 32 bits when a model is parsed.
+    """
     import numpy as np
     import onnxruntime
 
@@ -301,7 +306,8 @@ def _outputs(model: bytes, given: Mapping[str, str]) -> str:
     files = dict(pair.split(":", 1) for pair in given.get("--loadInputs", "").split(",") if pair)
     arrays = {}
     for tensor in session.get_inputs():
-        dtype = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}[tensor.type]
+        own = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}[tensor.type]
+        dtype = "int32" if own == "int64" and not wide else own
         if tensor.name in files:
             content = Path(files.pop(tensor.name)).read_bytes()
             size = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
@@ -310,9 +316,9 @@ def _outputs(model: bytes, given: Mapping[str, str]) -> str:
                     f"[E] Uncaught exception detected: Unexpected file size for input file. Note: Input binding size is: {size} "
                     f"bytes but the file size is {len(content)} bytes."
                 )
-            arrays[tensor.name] = np.frombuffer(content, dtype).reshape(tensor.shape)
+            arrays[tensor.name] = np.frombuffer(content, dtype).reshape(tensor.shape).astype(own)
         else:
-            arrays[tensor.name] = np.ones(tensor.shape, dtype)
+            arrays[tensor.name] = np.ones(tensor.shape, own)
     if files:
         raise _FailedError("[E] Invalid tensor names found in --loadInputs flag.")
     names = [tensor.name for tensor in session.get_outputs()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends.tensorrt import exports, failures, flags, kernels, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
-from edgeprune.errors import BackendError, CompileError, TransferError
+from edgeprune.errors import BackendError, CompileError, RemoteTimeoutError, TransferError
 from edgeprune.files import replacing, sha256_of
 from edgeprune.spec import Fingerprint
 
@@ -89,6 +89,7 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
     Raises:
         CompileError: trtexec cannot build or load it; `CompileError.log_tail` has the end of its log.
         IncompatibleTargetError: It does not take its own engine: two releases are mixed up on the board.
+        BoardBusyError: Another run holds the board, which a build would disturb.
         RemoteError: The board cannot be reached; the build goes on there.
     """
     blob = board.push(model.content)
@@ -102,18 +103,19 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
     }
     identity = json.dumps([str(version), commands["build"]]).encode()
     work = hashlib.sha256(identity).hexdigest()[:32]
-    built = _run(
-        board,
-        version,
-        work,
-        "build",
-        commands["build"],
-        [_ENGINE, _LAYERS],
-        keep=[_ENGINE],
-        engine_arguments=flags.dla(options),
-        timeout_s=_BUILD_S,
-    )
-    timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
+    with board.hold("build a TensorRT engine"):
+        built = _run(
+            board,
+            version,
+            work,
+            "build",
+            commands["build"],
+            [_ENGINE, _LAYERS],
+            keep=[_ENGINE],
+            engine_arguments=flags.dla(options),
+            timeout_s=_BUILD_S,
+        )
+        timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
     if _ENGINE not in built["outputs"]:
         raise CompileError(
             f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
@@ -166,12 +168,19 @@ def _run(
         "keep": list(keep),
         "engine_arguments": list(engine_arguments),
     }
-    result = board.call(
-        "trtexec",
-        request,
-        timeout_s=timeout_s,
-        on_event=lambda event: logger.info("%s: %s", board.name, event.get("line", "")),
-    )
+    try:
+        result = board.call(
+            "trtexec",
+            request,
+            timeout_s=timeout_s,
+            on_event=lambda event: logger.info("%s: %s", board.name, event.get("line", "")),
+        )
+    except RemoteTimeoutError as error:
+        raise RemoteTimeoutError(
+            f"trtexec must {step} the engine on board {board.name} within {timeout_s:.0f} s, found it still running; it goes "
+            "on there.",
+            hint="run the same command again, which takes it up",
+        ) from error
     if result["found"] is not None:
         logger.info("%s: the %s step was found %s", board.name, step, result["found"])
     if result["returncode"] != 0:

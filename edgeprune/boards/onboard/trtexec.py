@@ -100,14 +100,20 @@ def describe(cache):
     path = locate()
     if path is None:
         return None
-    library = library_of(path) or path
-    key = "%s:%s" % (cache.key(path), cache.key(library))
+    key = "trtexec:%s" % cache.key(path)
     entry = cache.entries.get(key)
-    if entry is None:
+    if entry is None or not os.path.isfile(entry["library"]) or cache.key(entry["library"]) != entry["library_key"]:
         match = BANNER.search(first_words(path))
         if match is None:
             return None
-        entry = {"version": version(int(match.group(1))), "sha256": store.file_sha256(library)}
+        told = version(int(match.group(1)))
+        library = library_of(path, told.partition(".")[0]) or path
+        entry = {
+            "version": told,
+            "sha256": store.file_sha256(library),
+            "library": library,
+            "library_key": cache.key(library),
+        }
         cache.entries[key] = entry
     return {"version": entry["version"], "sha256": entry["sha256"]}
 
@@ -118,12 +124,12 @@ def version(number):
     return "%d.%d.%d" % (number // unit, number % unit // 100, number % 100)
 
 
-def library_of(path):
-    """TensorRT's library that belongs to a trtexec, or None: the newest where several lie side by side."""
+def library_of(path, major):
+    """TensorRT's library of a trtexec's own major version, or None; releases of several can lie side by side."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     folders.append(os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(path))), "lib"))
     for folder in folders + list(LIBRARY_FOLDERS):
-        found = sorted(glob.glob(os.path.join(folder, "libnvinfer.so.[0-9]*"))) if folder else []
+        found = sorted(glob.glob(os.path.join(folder, "libnvinfer.so.%s*" % major))) if folder else []
         if found:
             return os.path.realpath(found[-1])
     return None
@@ -141,14 +147,14 @@ def run(request, emit):
     step = Step(folder, request["step"], words)
     started = time.time()
     found = step.start(request["outputs"])
-    last = step.follow(emit) if found != "finished" else None
+    if found != "finished":
+        step.follow(emit)
     result = {
         "returncode": step.returncode(),
         "log": step.tail(),
         "log_path": step.log,
         "seconds": round(time.time() - started, 3),
         "found": found,
-        "last": last,
         "outputs": {},
     }
     if result["returncode"] == 0:
@@ -280,7 +286,7 @@ class Step(object):
 
     def follow(self, emit):
         """Wait for its end and tell its last line now and then, which also notices a host that has gone."""
-        record, told, last = self.before(), 0.0, ""
+        record, told = self.before(), 0.0
         while not os.path.exists(self.status):
             child = getattr(self, "child", None)
             # A child of this process stays visible as a zombie until it is asked for.
@@ -290,10 +296,8 @@ class Step(object):
             if time.time() - told >= TELL_S:
                 told = time.time()
                 lines = self.tail(4096).splitlines()
-                last = lines[-1][:300] if lines else ""
-                emit({"event": "log", "line": last})
+                emit({"event": "log", "line": lines[-1][:300] if lines else ""})
             time.sleep(POLL_S)
-        return last
 
     def returncode(self):
         """Its exit status; -9 where it went without leaving one: the kernel or a person killed it."""

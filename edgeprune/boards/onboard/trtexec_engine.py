@@ -19,7 +19,7 @@ RUN_S = 300.0
 LEAST_WARMUP_S, LEAST_S = 0.2, 0.2
 PLAIN = re.compile(r"^[A-Za-z0-9_.-]+$")
 RESULT = re.compile(r'"name"\s*:\s*"([^"]*)"\s*,\s*"dimensions"\s*:\s*"([^"]*)"\s*,\s*"values"\s*:\s*\[([^\]]*)\]')
-TAG_11 = 110000
+TAG_10, TAG_11 = 100000, 110000
 
 
 class TrtexecEngine(object):
@@ -112,7 +112,11 @@ class TrtexecEngine(object):
                 if not PLAIN.match(name):
                     raise self._refusal("an input whose name is %r, which its options cannot hold" % name)
                 place = os.path.join(folder, "input%d" % number)
-                numpy.ascontiguousarray(arrays[name]).tofile(place)
+                array = arrays[name]
+                if array.dtype == numpy.int64 and self._tag < TAG_10:
+                    # Before TensorRT 10 there are no 64-bit integers: the engine's are 32-bit ones.
+                    array = array.astype(numpy.int32)
+                numpy.ascontiguousarray(array).tofile(place)
                 loads.append("%s:%s" % (name, place))
             exported = os.path.join(folder, "outputs.json")
             words = ["--loadInputs=" + ",".join(loads), "--exportOutput=" + exported]

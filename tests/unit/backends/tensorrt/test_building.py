@@ -111,7 +111,7 @@ def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, model, tm
     stand_in(build_s=1.5)
     with monkeypatch.context() as patch:
         patch.setattr(building, "_BUILD_S", 0.8)
-        with pytest.raises(RemoteTimeoutError):
+        with pytest.raises(RemoteTimeoutError, match="it goes on there"):
             build(model, tmp_path / "engine.plan")
     assert not (tmp_path / "engine.plan").exists()
     assert build(model, tmp_path / "engine.plan")["engine_sha256"] == sha256_of(tmp_path / "engine.plan")
@@ -178,7 +178,11 @@ def test_the_probe_tells_release_and_library(stand_in, tmp_path):
     library = tmp_path / "lib" / "libnvinfer.so.11.1.0"
     library.parent.mkdir()
     library.write_bytes(b"a library")
+    library.with_name("libnvinfer.so.8.6.1").write_bytes(b"that of another release")
     with Board.open("local") as board:
         found = board.probe()
     assert found.runtimes["tensorrt"] == {"version": "11.1.0", "sha256": sha256_of(library)}
     assert versions.parse(found.runtimes["tensorrt"]["version"]) == versions.Version(11, 1, 0)
+    library.write_bytes(b"a newer build of it")
+    with Board.open("local") as board:
+        assert board.probe().runtimes["tensorrt"]["sha256"] == sha256_of(library)
