@@ -32,6 +32,7 @@ def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> o
     if opset > family.opset:
         try:
             found = onnx.version_converter.convert_version(found, family.opset)
+            _drop_defaults(found, opset, family.opset)
         except (RuntimeError, ValueError) as error:
             raise ExportError(
                 f"TensorRT {family.name} takes ONNX up to opset {family.opset}, and the model cannot be had in it: "
@@ -43,6 +44,7 @@ def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> o
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
         found = convert_float_to_float16(found, keep_io_types=True)
+        _sort(found.graph)
     try:
         onnx.checker.check_model(found, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -67,6 +69,53 @@ def origins(model: onnx.ModelProto) -> dict[str, str]:
         for node in model.graph.node
         if node.name and node.output and node.output[0] in sources
     }
+
+
+def _drop_defaults(model: onnx.ModelProto, newer: int, opset: int) -> None:
+    """Take away attributes that `opset` does not know and that say what is the default in the `newer` one.
+
+    The converter leaves them (seen with ONNX 1.23.2 and ``noop_with_empty_axes`` of reductions). Others stay, and the checker
+    names them.
+    """
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+        later = onnx.defs.get_schema(node.op_type, newer, "").attributes
+        defaults = {name: schema.default_value for name, schema in later.items() if schema.default_value.type}
+        kept = [
+            item
+            for item in node.attribute
+            if item.name in known
+            or item.name not in defaults
+            or onnx.helper.get_attribute_value(item) != onnx.helper.get_attribute_value(defaults[item.name])
+        ]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes into an order in which they can run, as close to theirs as can be.
+
+    The conversion to fp16 appends the casts of the inputs at the end (seen with ONNX Runtime 1.31.1).
+    """
+    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        late = []
+        for node in waiting:
+            if known.issuperset(node.input):
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                late.append(node)
+        if len(late) == len(waiting):
+            # No order exists; the checker says what is missing.
+            ordered += late
+            break
+        waiting = late
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -55,8 +55,8 @@ def locate():
     return None
 
 
-def find(request, emit):
-    """Where trtexec is and what its first line says; a Failure when there is none, or it does not start."""
+def located():
+    """Path of trtexec; a Failure when there is none."""
     path = locate()
     if path is None:
         raise Failure(
@@ -64,6 +64,12 @@ def find(request, emit):
             "the board must have trtexec to build TensorRT engines, found none in PATH and none at %s." % OUTSIDE_PATH,
             "apt-get install libnvinfer-bin (on the board; JetPack has it)",
         )
+    return path
+
+
+def find(request, emit):
+    """Where trtexec is and what its first line says; a Failure when there is none, or it does not start."""
+    path = located()
     banner = first_words(path)
     match = BANNER.search(banner)
     if match is None:
@@ -143,7 +149,7 @@ def run(request, emit):
     folder = os.path.join(root, "tensorrt", request["work"])
     os.makedirs(folder, exist_ok=True)
     places = {"{work}": folder, "{store}": os.path.join(root, "store"), "{root}": root}
-    words = [find(request, emit)["path"]] + [placed(word, places) for word in request["arguments"]]
+    words = [located()] + [placed(word, places) for word in request["arguments"]]
     step = Step(folder, request["step"], words)
     started = time.time()
     found = step.start(request["outputs"])

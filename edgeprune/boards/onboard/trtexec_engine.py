@@ -4,6 +4,7 @@ Times are trtexec's: what a query takes on the device, with CUDA graph and witho
 user's sees from outside. They are compared with those of another engine, round by round.
 """
 
+import atexit
 import json
 import os
 import re
@@ -26,12 +27,16 @@ class TrtexecEngine(object):
     """One engine file.
 
     Args:
-        source: Path of the engine.
+        source: Path or bytes of the engine.
     """
 
     def __init__(self, source):
         if isinstance(source, bytes):
-            raise self._refusal("an engine in an archive, where it must be a file of its own")
+            folder = tempfile.mkdtemp(prefix="edgeprune-")
+            atexit.register(shutil.rmtree, folder, True)
+            content, source = source, os.path.join(folder, "engine.plan")
+            with open(source, "wb") as file:
+                file.write(content)
         found = trtexec.find({}, None)
         self._program, self._tag = found["path"], int(found["version_tag"])
         self._source, self._arguments = source, trtexec.recalled(source)

@@ -1,6 +1,7 @@
 """A stand-in trtexec on a local board of the test's own, and exports recorded of the real one."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,19 @@ def recorded():
     return lambda name: (DATA / name).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="session")
+def known_libraries(tmp_path_factory):
+    """What a probe remembers of the runtimes of this machine: importing them takes seconds."""
+    return tmp_path_factory.mktemp("known") / "libraries.json"
+
+
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch):
+def stand_in(tmp_path, monkeypatch, known_libraries):
     """Puts a stand-in of a release first in PATH; the board `local` gets a folder of its own."""
-    folder = tmp_path / "bin"
+    folder, remembered = tmp_path / "bin", tmp_path / "root" / "libraries.json"
+    if known_libraries.exists():
+        remembered.parent.mkdir()
+        shutil.copy(known_libraries, remembered)
     monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "root"))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
@@ -33,4 +43,6 @@ def stand_in(tmp_path, monkeypatch):
             **options,
         )
 
-    return put
+    yield put
+    if remembered.exists():
+        shutil.copy(remembered, known_libraries)

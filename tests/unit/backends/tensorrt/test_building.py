@@ -41,8 +41,10 @@ def build(model, path, options=None):
         return building.build(board, version, model, options or BuildOptions(), path)
 
 
-@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.1.0"])
-@pytest.mark.parametrize("options", [BuildOptions(), BuildOptions("fp16", dla_core=0)], ids=["fp32", "dla"])
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("8.6.1", BuildOptions("fp16")), ("10.3.0", BuildOptions()), ("11.1.0", BuildOptions("fp16", dla_core=0))],
+)
 def test_an_engine_is_built_timed_and_recorded(stand_in, model, tmp_path, version, options):
     stand_in(version)
     path = tmp_path / "engine.plan"
@@ -74,7 +76,7 @@ def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(sta
 
 
 def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
-    stand_in(build_s=2.0)
+    stand_in(build_s=1.0)
     code = (
         "import sys\n"
         "from edgeprune.backends.tensorrt import building\n"
@@ -108,24 +110,21 @@ def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
 
 
 def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, model, tmp_path, monkeypatch):
-    stand_in(build_s=1.5)
+    stand_in(build_s=1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_BUILD_S", 0.8)
+        patch.setattr(building, "_BUILD_S", 0.7)
         with pytest.raises(RemoteTimeoutError, match="it goes on there"):
             build(model, tmp_path / "engine.plan")
     assert not (tmp_path / "engine.plan").exists()
     assert build(model, tmp_path / "engine.plan")["engine_sha256"] == sha256_of(tmp_path / "engine.plan")
 
 
-@pytest.mark.parametrize(
-    ("failing", "named"), [("memory", "memory"), ("node", "/model/model.6/Conv"), ("killed", "137")]
-)
+@pytest.mark.parametrize(("failing", "named"), [("memory", "15485 MB"), ("killed", "SIGKILL")])
 def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_path, failing, named, caplog):
     stand_in(failing=failing)
     with caplog.at_level("INFO", "edgeprune.backends.tensorrt"), pytest.raises(CompileError) as caught:
         build(model, tmp_path / "engine.plan")
-    told = caught.value.message + str(caught.value.hint)
-    assert named in told or (failing == "killed" and "SIGKILL" in told)
+    assert named in caught.value.message
     assert caught.value.log_tail
     assert "\n" not in caught.value.message
     assert "build.log" in caplog.text

@@ -147,7 +147,7 @@ def test_an_export_that_was_cut_short_is_refused(recorded, name):
             reader(text[:end])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(READERS),
     JSON | st.lists(SHAPED, max_size=4) | st.lists(SHAPED, max_size=4).map(lambda x: {"Layers": x}),
@@ -161,7 +161,7 @@ def test_whatever_json_it_is_the_answer_is_data_or_a_typed_error(reader, value):
             assert kernel.kernel.key
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_flipped_character_is_data_or_a_typed_error(data):
     text = json.dumps({"Layers": [{"Name": "a", "LayerType": "kgen", "Metadata": "[ONNX Layer: n]", "Kernel": [3, 3]}]})
