@@ -51,7 +51,7 @@ tracebacks to users: the command line turns these into one line on stderr and `e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -201,7 +201,15 @@ class ExportError(BackendError):
 
 
 class CompileError(BackendError):
-    """A backend cannot compile the exported model."""
+    """A backend cannot compile the exported model.
+
+    Attributes:
+        log_tail: Last lines of the compiler's log, where there is one.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, log_tail: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.log_tail = tuple(log_tail)
 
 
 class RemoteError(EdgepruneError):

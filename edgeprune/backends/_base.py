@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Requirement, TensorSpec
+from edgeprune.errors import ConfigError
+from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
+
+    from edgeprune.boards.board import Board
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Backend(ABC):
     """Of engine files, e.g. ``".onnx"``."""
     portable: ClassVar[bool] = True
     """Whether one engine file runs on boards of any kind; if not, `for_board` says which it is compiled for."""
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
+    """Precisions that it can compile for."""
 
     @abstractmethod
     def availability(self) -> str | None:
@@ -88,6 +93,24 @@ class Backend(ABC):
 
         Args:
             device: A probed board, the ``identity`` of one (`Fingerprint.identity`), or None for this host.
+        """
+        return self
+
+    def for_precision(self, precision: Precision) -> Backend:
+        """The backend whose engines have a precision.
+
+        Raises:
+            ConfigError: It cannot compile for that precision.
+        """
+        if precision not in self.precisions:
+            raise ConfigError(
+                f"the precision of {self.name} must be one of {', '.join(self.precisions)}, found {precision!r}."
+            )
+        return self
+
+    def built_on(self, board: Board) -> Backend:
+        """The backend that uses an open board to build, where engines can only be built there; else it is the backend
+        itself.
         """
         return self
 

@@ -16,6 +16,7 @@ BACKENDS: Extensions[Backend] = Extensions(
     {
         "onnxruntime": "edgeprune.backends.onnxruntime.backend:OnnxRuntime",
         "tvm": "edgeprune.backends.tvm.backend:Tvm",
+        "tensorrt": "edgeprune.backends.tensorrt.backend:TensorRt",
     },
 )
 names = BACKENDS.names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +51,12 @@ def compile(  # noqa: A001 - the verb's name
     dense: Annotated[
         Path | None, typer.Option("--dense", help="With DIR: also compile the dense model, as deploy's reference.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, or fp16 where the backend has it (tensorrt).")
+    ] = "fp32",
+    dla: Annotated[
+        int | None, typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt, fp16).")
+    ] = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Artifact folder to write.")] = Path("artifact"),
     json_output: JsonOption = False,
@@ -69,13 +76,14 @@ def compile(  # noqa: A001 - the verb's name
         "labels": _json(labels, list, "--labels"),
         "normalization": _json(normalization, dict, "--normalization"),
         "seed": seed,
+        "precision": precision,
     }
     if Path(model).is_dir():
         if input_ or inputs or weights or plan or was_given(context, "backend"):
             raise ConfigError(
                 "--input, --inputs, --weights, --plan and --backend are known from a folder of prune, leave them out."
             )
-        _compile_run(Path(model), output, out, dense, board, extras)
+        _compile_run(Path(model), output, out, dense, board, dla, extras)
         return
     if dense is not None:
         raise ConfigError(
@@ -92,23 +100,45 @@ def compile(  # noqa: A001 - the verb's name
     loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
     if loaded is not None:
         module = edgeprune.apply(module, loaded)
-    extras["fingerprint"] = None if board is None else _probed(board)
-    with output.step("compile") as progress:
+    with _opened(board) as opened, output.step("compile") as progress:
         artifact = edgeprune.compile(
-            module, example, out, backend=backend, plan=loaded, progress=progress.told, **extras
+            module,
+            example,
+            out,
+            backend=_backend(backend, dla),
+            plan=loaded,
+            board=opened,
+            progress=progress.told,
+            **extras,
         )
     _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {})
 
 
-def _probed(board: str) -> Any:
+def _opened(board: str | None) -> contextlib.AbstractContextManager[Any]:
     import edgeprune
 
-    with edgeprune.Board.open(board) as opened:
-        return opened.probe()
+    return contextlib.nullcontext() if board is None else edgeprune.Board.open(board)
+
+
+def _backend(name: str, dla: int | None) -> Any:
+    """The backend of that name, or one that was told about a DLA."""
+    if dla is None:
+        return name
+    if name != "tensorrt":
+        raise ConfigError(f"--dla needs --backend tensorrt, found {name}.")
+    from edgeprune.backends.tensorrt.backend import TensorRt
+
+    return TensorRt(dla_core=dla)
 
 
 def _compile_run(
-    folder: Path, output: Output, out: Path, dense: Path | None, board: str | None, extras: dict[str, Any]
+    folder: Path,
+    output: Output,
+    out: Path,
+    dense: Path | None,
+    board: str | None,
+    dla: int | None,
+    extras: dict[str, Any],
 ) -> None:
     """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable."""
     import edgeprune
@@ -122,36 +152,38 @@ def _compile_run(
     options = record.options
     if board is None and not registry.get(options.backend).portable:
         board = record.board
-    extras["fingerprint"] = None if board is None else _probed(board)
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
-    if dense is not None:
-        traced, traced_example = plan.traced(original, example)
-        with output.step("compile the dense model") as progress:
-            reference = edgeprune.compile(
-                traced,
-                traced_example,
-                dense,
-                name=type(original).__name__,
-                backend=options.backend,
+    chosen = _backend(options.backend, dla)
+    with _opened(board) as opened:
+        extras["board"] = opened
+        if dense is not None:
+            traced, traced_example = plan.traced(original, example)
+            with output.step("compile the dense model") as progress:
+                reference = edgeprune.compile(
+                    traced,
+                    traced_example,
+                    dense,
+                    name=type(original).__name__,
+                    backend=chosen,
+                    progress=progress.told,
+                    **extras,
+                )
+            output.wrote(dense, "artifact of the dense model")
+            more = {"dense": str(dense), "dense_id": reference.id}
+        pruned = edgeprune.load(folder / MODEL_FOLDER, original)
+        with output.step("compile the pruned model") as progress:
+            artifact = edgeprune.compile(
+                pruned,
+                example,
+                out,
+                backend=chosen,
+                plan=plan,
+                predicted_ms=record.predicted_ms,
+                measured=_measured(record),
                 progress=progress.told,
                 **extras,
             )
-        output.wrote(dense, "artifact of the dense model")
-        more = {"dense": str(dense), "dense_id": reference.id}
-    pruned = edgeprune.load(folder / MODEL_FOLDER, original)
-    with output.step("compile the pruned model") as progress:
-        artifact = edgeprune.compile(
-            pruned,
-            example,
-            out,
-            backend=options.backend,
-            plan=plan,
-            predicted_ms=record.predicted_ms,
-            measured=_measured(record),
-            progress=progress.told,
-            **extras,
-        )
     # A share of the dense latency can only be checked against the dense model.
     checkable = dense is not None or options.budget.latency_ratio is None
     following = command_line(

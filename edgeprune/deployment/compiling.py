@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.backends._base import Backend
+    from edgeprune.boards.board import Board
     from edgeprune.surgery.plan import PruningPlan
 
 Progress = Callable[[str, str], None]
@@ -70,6 +71,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     threads: int = 1,
     seed: int = 0,
     fingerprint: Fingerprint | None = None,
+    board: Board | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a module to an artifact that `edgeprune.deploy` brings to a board.
@@ -98,6 +100,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         seed: Of random golden inputs.
         fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment. A backend
             that generates code does so for this board; without one, for this host.
+        board: The board itself, open, for a backend whose engines are built on it; it is probed where `fingerprint` is None.
         progress: Told each step.
 
     Raises:
@@ -105,11 +108,16 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         InputError: Example or golden inputs do not fit the module.
         ParityError: The engine's outputs on this host differ from the module's.
         IncompatibleTargetError: `fingerprint` lacks something.
-        ConfigError: `out` exists and is no artifact.
+        ConfigError: `out` exists and is no artifact, or the backend cannot compile for `precision`.
+        CompileError: The backend cannot compile the exported model, or needs a board to do so.
         BackendUnavailableError: The backend is not installed on this host.
     """
     tell = progress or (lambda step, message: None)
-    chosen = registry.get(backend).for_board(fingerprint)
+    if board is not None and fingerprint is None:
+        fingerprint = board.probe()
+    chosen = registry.get(backend).for_board(fingerprint).for_precision(precision)
+    if board is not None:
+        chosen = chosen.built_on(board)
     title = name or type(module).__name__
     if plan is not None:
         module, example_inputs = plan.traced(module, example_inputs)

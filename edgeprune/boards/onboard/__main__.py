@@ -23,6 +23,7 @@ VERBS = {
     "power": "power",
     "energy": "energy",
     "parity": "parity",
+    "trtexec": "trtexec",
     "stage": "releases",
     "activate": "releases",
     "rollback": "releases",

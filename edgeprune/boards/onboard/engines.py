@@ -74,8 +74,11 @@ def load(entry, store, runtime="onnxruntime", threads=1):
         )
     source = path
     if entry.get("member") is not None:
-        with zipfile.ZipFile(path) as bundle:
-            source = bundle.read(entry["member"])
+        # A member is named by its hash: what the store has as a file of its own need not be unpacked.
+        source = os.path.join(store, entry["member"])
+        if runtime not in FILES_ONLY or not os.path.isfile(source):
+            with zipfile.ZipFile(path) as bundle:
+                source = bundle.read(entry["member"])
     if runtime not in ENGINES:
         raise failures.Failure(
             error="BackendUnavailableError",
@@ -238,5 +241,13 @@ def _tvm_engine(source, kind, threads):
     return tvm_engine.TvmEngine(source, threads)
 
 
+def _trtexec_engine(source, kind, threads):
+    import trtexec_engine
+
+    return trtexec_engine.TrtexecEngine(source)
+
+
+# Runtimes that load engines from files, not from memory.
+FILES_ONLY = ("tensorrt",)
 # Runtime to what loads its engines, called with path or bytes, kind and threads; one line each.
-ENGINES = {"onnxruntime": OnnxEngine, "tvm": _tvm_engine}
+ENGINES = {"onnxruntime": OnnxEngine, "tvm": _tvm_engine, "tensorrt": _trtexec_engine}

@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 import store
+import trtexec
 from failures import Failure
 
 # Name: Python module, the library that holds the kernels, and what `import` needs besides.
@@ -36,6 +37,9 @@ def probe(root):
             found[name] = describe(module, pattern, cache)
         except Failure as failure:
             absent.append(failure.message)
+    tensorrt = trtexec.describe(cache)
+    if tensorrt is not None:
+        found["tensorrt"] = tensorrt
     cache.save()
     return found, absent
 

@@ -1,0 +1,215 @@
+"""The TensorRT backend."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from edgeprune.backends._base import Backend, Operator, OperatorGraph
+from edgeprune.backends.tensorrt import building, versions
+from edgeprune.backends.tensorrt.flags import BuildOptions
+from edgeprune.errors import BackendError, BackendUnavailableError, CompileError
+from edgeprune.files import sha256_of, write_text
+from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.boards.board import Board
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+class TensorRt(Backend):
+    """Engines that TensorRT builds on the board itself, from ONNX, with its ``trtexec``.
+
+    An engine is bound to its release and GPU, and the same build twice gives different bytes, so what identifies one is the
+    hash of its own file. Beside it lies ``tensorrt.json``: the commands, trtexec's times, and the layers joined to the
+    model's nodes. `profile` and `prune` are refused: layers at other widths are only known once they are built.
+
+    Everything here was checked against recorded exports and logs and a stand-in that has the options of NVIDIA's public
+    sources: no GPU ran it yet.
+
+    Args:
+        dla_core: A Jetson's deep learning accelerator to build for, fp16 only, with the GPU for what it does not take.
+        workspace_mib: Bound of the memory that a tactic may use, MiB.
+    """
+
+    name: ClassVar[str] = "tensorrt"
+    install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
+    suffix: ClassVar[str] = ".plan"
+    portable: ClassVar[bool] = False
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+
+    def __init__(self, *, dla_core: int | None = None, workspace_mib: int | None = None) -> None:
+        self._dla_core, self._workspace_mib = dla_core, workspace_mib
+        self._precision: Precision = "fp32"
+        self._board: Board | None = None
+
+    @property
+    def options(self) -> BuildOptions:
+        """How engines are built.
+
+        Raises:
+            ConfigError: Precision, DLA core and workspace contradict each other.
+        """
+        # BuildOptions itself refuses int8.
+        return BuildOptions(self._precision, self._dla_core, self._workspace_mib)  # type: ignore[arg-type]
+
+    def for_precision(self, precision: Precision) -> TensorRt:
+        """See `Backend.for_precision`."""
+        super().for_precision(precision)
+        return self._with(precision, self._board)
+
+    def built_on(self, board: Board) -> TensorRt:
+        """See `Backend.built_on`."""
+        return self._with(self._precision, board)
+
+    def _with(self, precision: Precision, board: Board | None) -> TensorRt:
+        made = TensorRt(dla_core=self._dla_core, workspace_mib=self._workspace_mib)
+        made._precision, made._board = precision, board
+        return made
+
+    def availability(self) -> str | None:
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        return f"missing: {', '.join(missing)}" if missing else None
+
+    def requirements(self, fingerprint: Fingerprint, needs: Mapping[str, Any] | None = None) -> list[Requirement]:
+        """See `Backend.requirements`. An engine needs exactly the release and the GPU that it was built by and for."""
+        told = fingerprint.runtimes.get(self.name, {}).get("version")
+        found = told or "none"
+        needed = (needs or {}).get("tensorrt")
+        if needed is None:
+            met = told is not None and any(one.oldest <= versions.parse(told) < one.end for one in versions.DIALECTS)
+            hint = "JetPack, or apt-get install libnvinfer-bin (on the board)"
+            return [Requirement(self.name, versions.SUPPORTED, found, met, hint)]
+        rebuild = "edgeprune compile --backend tensorrt --board BOARD, on this very board"
+        items = [Requirement(self.name, f"{needed}, which built it", found, told == needed, rebuild)]
+        here = building.gpu_of(fingerprint)
+        for field in ("gpu", "compute_capability"):
+            if field in (needs or {}):
+                wanted, have = str((needs or {})[field]), here.get(field, "unknown")
+                items.append(Requirement(field, wanted, have, wanted == have, rebuild))
+        machine = (needs or {}).get("machine")
+        if machine is not None:
+            have = str(fingerprint.facts.get("machine", "unknown"))
+            items.append(Requirement("machine", f"{machine}, whose DLA it is for", have, machine == have, rebuild))
+        return items
+
+    def needs(self, engine: Path) -> dict[str, Any]:
+        """Release and GPU that an engine is bound to."""
+        record = _record(engine)
+        return {key: record[key] for key in ("tensorrt", "gpu", "compute_capability", "machine") if key in record}
+
+    def runs_here(self, engine: Path) -> bool:
+        """See `Backend.runs_here`: an engine runs on the board that built it, and is checked there."""
+        return False
+
+    def export(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """See `Backend.export`. Writes ``tensorrt.json`` beside the engine.
+
+        Raises:
+            ExportError: The module cannot be exported to ONNX of the board's opset.
+            CompileError: No board was named, or its TensorRT cannot build the engine.
+            BackendUnavailableError: The board has no trtexec.
+            ConfigError: Precision and DLA core contradict each other.
+        """
+        if self._board is None:
+            raise CompileError(
+                "a TensorRT engine must be built on the board that runs it, found no board.",
+                hint="edgeprune compile --backend tensorrt --board BOARD; profile and prune cannot use TensorRT yet",
+            )
+        import onnx
+
+        from edgeprune.backends.onnxruntime import exporting
+        from edgeprune.backends.tensorrt import model
+
+        options = self.options
+        version = building.version_on(self._board)
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            source = Path(folder) / "model.onnx"
+            inputs, outputs = exporting.export(module, example_inputs, source)
+            exported = onnx.load(source)
+        ready = model.prepared(exported, versions.dialect(version), self._precision)
+        source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported))
+        record = building.build(self._board, version, source_model, options, path)
+        board = self._board.probe()
+        record |= building.gpu_of(board)
+        if options.dla_core is not None and "machine" in board.facts:
+            # Which core it is for stands on the board that built it, and in no file that travels.
+            record["machine"] = board.facts["machine"]
+        write_text(path.with_name(building.RECORD_NAME), json.dumps(record, indent=1, sort_keys=True) + "\n")
+        return inputs, outputs
+
+    def parse_engine(self, engine: Path) -> list[Kernel]:
+        """See `Backend.parse_engine`: the layers of the engine as its builder exported them, from the record beside it.
+
+        Raises:
+            BackendError: There is no record of this engine, or its layers could not be read.
+        """
+        record = _record(engine)
+        if record.get("engine_sha256") != sha256_of(engine):
+            raise BackendError(
+                f"{building.RECORD_NAME} must be the record of {engine.name}, found that of another engine.",
+                hint="edgeprune compile --backend tensorrt --board BOARD",
+            )
+        if not record.get("kernels"):
+            raise BackendError(
+                f"{building.RECORD_NAME} must list the layers of {engine.name}, found none.",
+                hint="edgeprune compile --backend tensorrt --board BOARD --verbose",
+            )
+        return [Kernel.from_key(entry["kernel"]) for entry in record["kernels"]]
+
+    def operators(self, engine: Path) -> OperatorGraph:
+        """Refused: see the class."""
+        _refuse()
+
+    def infer_shapes(
+        self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, tuple[int, ...]] | None:
+        """Refused: see the class."""
+        _refuse()
+
+    def layout_rule(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
+    ) -> list[Kernel]:
+        """Refused: see the class."""
+        _refuse()
+
+    def kernel_engine(self, kernel: Kernel) -> bytes:
+        """Refused: see the class."""
+        _refuse()
+
+    def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+        """Refused: see the class."""
+        _refuse()
+
+
+def _record(engine: Path) -> dict[str, Any]:
+    path = engine.with_name(building.RECORD_NAME)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"an engine of TensorRT must lie beside its {building.RECORD_NAME}, found none that can be read.",
+            hint="edgeprune compile --backend tensorrt --board BOARD",
+        ) from error
+    if not isinstance(found, dict) or found.get("format") != building.RECORD_FORMAT:
+        raise BackendError(
+            f"{building.RECORD_NAME} must have format {building.RECORD_FORMAT}, found another.",
+            hint="compile again with this edgeprune",
+        )
+    return found
+
+
+def _refuse() -> NoReturn:
+    raise BackendUnavailableError(
+        "TensorRT's layers must be known at widths that were not built to profile or prune for it, and they are not.",
+        hint="prune with a latency table of the board (edgeprune table import), then compile --backend tensorrt --board BOARD",
+    )

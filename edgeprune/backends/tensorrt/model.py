@@ -1,0 +1,127 @@
+"""The ONNX model as one release of TensorRT takes it."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+
+from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
+from edgeprune.backends.tensorrt.versions import Dialect
+from edgeprune.errors import ExportError
+from edgeprune.spec import Precision
+
+
+def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> onnx.ModelProto:
+    """A model of the opset, IR version and types that a release builds from; inputs and outputs keep their types.
+
+    Since TensorRT 11 types are taken from the graph, so for fp16 weights and activations are made fp16 here. Before, the
+    graph stays fp32 and an option asks for fp16.
+
+    Args:
+        model: A checked model; it is not changed.
+        family: The release's.
+        precision: Of the engine.
+
+    Raises:
+        ExportError: An operation cannot be had in that opset, or not in fp16.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    opset = _opset(found)
+    if opset > family.opset:
+        try:
+            found = onnx.version_converter.convert_version(found, family.opset)
+            _drop_defaults(found, opset, family.opset)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(
+                f"TensorRT {family.name} takes ONNX up to opset {family.opset}, and the model cannot be had in it: "
+                f"{_first_line(error)}.",
+                hint="a board with a newer TensorRT, or --backend onnxruntime",
+            ) from error
+    found.ir_version = min(found.ir_version, family.ir_version)
+    if precision == "fp16" and family.strongly_typed:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        found = convert_float_to_float16(found, keep_io_types=True)
+        _sort(found.graph)
+    try:
+        onnx.checker.check_model(found, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the model for TensorRT {family.name} must pass the ONNX checker, {_first_line(error)}.",
+            hint="--backend onnxruntime",
+        ) from error
+    return found
+
+
+def operations(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each node to its operation."""
+    return {node.name: node.op_type for node in model.graph.node if node.name}
+
+
+def origins(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each node to that of the traced program's node that its first output is the value of, where known."""
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    sources: dict[str, str] = json.loads(told.get(SOURCES_KEY, "{}"))
+    return {
+        node.name: sources[node.output[0]]
+        for node in model.graph.node
+        if node.name and node.output and node.output[0] in sources
+    }
+
+
+def _drop_defaults(model: onnx.ModelProto, newer: int, opset: int) -> None:
+    """Take away attributes that `opset` does not know and that say what is the default in the `newer` one.
+
+    The converter leaves them (seen with ONNX 1.23.2 and ``noop_with_empty_axes`` of reductions). Others stay, and the checker
+    names them.
+    """
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        known = onnx.defs.get_schema(node.op_type, opset, "").attributes
+        later = onnx.defs.get_schema(node.op_type, newer, "").attributes
+        defaults = {name: schema.default_value for name, schema in later.items() if schema.default_value.type}
+        kept = [
+            item
+            for item in node.attribute
+            if item.name in known
+            or item.name not in defaults
+            or onnx.helper.get_attribute_value(item) != onnx.helper.get_attribute_value(defaults[item.name])
+        ]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put nodes into an order in which they can run, as close to theirs as can be.
+
+    The conversion to fp16 appends the casts of the inputs at the end (seen with ONNX Runtime 1.31.1).
+    """
+    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    waiting, ordered = list(graph.node), []
+    while waiting:
+        late = []
+        for node in waiting:
+            if known.issuperset(node.input):
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                late.append(node)
+        if len(late) == len(waiting):
+            # No order exists; the checker says what is missing.
+            ordered += late
+            break
+        waiting = late
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")

@@ -1,0 +1,343 @@
+"""NVIDIA's trtexec on the board: where it is, which TensorRT it belongs to, and runs of it that outlive a lost link.
+
+A build takes minutes. It runs in a session of its own and writes its log and its exit status into files, so that a host that
+comes back finds it running, or finished, instead of starting it again. What makes a step the same step is its command.
+"""
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+
+import store
+from failures import Failure
+
+# TensorRT's packages install it where no shell looks.
+OUTSIDE_PATH = "/usr/src/tensorrt/bin/trtexec"
+BANNER = re.compile(r"\[TensorRT v(\d+)\]")
+LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/local/tensorrt/lib", "/usr/local/TensorRT*/lib")
+ANSWER_S = 60.0
+POLL_S = 0.1
+TELL_S = 1.0
+TAIL_LINES = 200
+TAIL_BYTES = 65536
+# The exit status appears whole: a reader never sees half of it.
+WRAPPER = '"$@"; code=$?; echo $code > "$EDGEPRUNE_STATUS.partial"; mv "$EDGEPRUNE_STATUS.partial" "$EDGEPRUNE_STATUS"'
+
+
+def main(request, emit):
+    """Verb ``trtexec``.
+
+    Actions:
+        ``find``: {} -> {"path", "version_tag" (text of digits), "banner"}
+        ``run``: {"work": name of a folder, "step": name, "arguments": [...], "outputs": [file names in the folder],
+            "keep": [those that the store takes too], "engine_arguments": [what each use of a kept engine must be told]}
+            -> {"returncode", "log", "log_path", "seconds", "found" (None,
+            "running" or "finished"), "outputs": {name: {"sha256", "size"}}}; ``{work}``, ``{store}`` and ``{root}`` in
+            arguments stand for folders. Emits {"event": "log", "line"}.
+    """
+    action = request.get("action")
+    if action not in ACTIONS:
+        raise Failure("CommandError", "action must be one of %s, found %r." % (", ".join(sorted(ACTIONS)), action))
+    return ACTIONS[action](request, emit)
+
+
+def locate():
+    """Path of trtexec, or None."""
+    for folder in os.environ.get("PATH", "").split(os.pathsep) + [os.path.dirname(OUTSIDE_PATH)]:
+        path = os.path.join(folder, "trtexec")
+        if folder and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def located():
+    """Path of trtexec; a Failure when there is none."""
+    path = locate()
+    if path is None:
+        raise Failure(
+            "BackendUnavailableError",
+            "the board must have trtexec to build TensorRT engines, found none in PATH and none at %s." % OUTSIDE_PATH,
+            "apt-get install libnvinfer-bin (on the board; JetPack has it)",
+        )
+    return path
+
+
+def find(request, emit):
+    """Where trtexec is and what its first line says; a Failure when there is none, or it does not start."""
+    path = located()
+    banner = first_words(path)
+    match = BANNER.search(banner)
+    if match is None:
+        last = banner.strip().splitlines()[-1:] or ["nothing"]
+        raise Failure(
+            "BackendUnavailableError",
+            "%s must tell its version, it says: %s." % (path, last[0][:200].rstrip(".")),
+            "%s --help (on the board)" % path,
+        )
+    return {"path": path, "version_tag": match.group(1), "banner": match.group(0)}
+
+
+def first_words(path):
+    """What ``trtexec --help`` prints: it needs no GPU, and its first line has the version."""
+    try:
+        done = subprocess.run(
+            [path, "--help"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=ANSWER_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def describe(cache):
+    """Version and hash of TensorRT's library for the probe, or None without a trtexec that tells its version.
+
+    Args:
+        cache: `runtimes.Cache`: starting trtexec and hashing hundreds of megabytes takes seconds.
+    """
+    path = locate()
+    if path is None:
+        return None
+    key = "trtexec:%s" % cache.key(path)
+    entry = cache.entries.get(key)
+    if entry is None or not os.path.isfile(entry["library"]) or cache.key(entry["library"]) != entry["library_key"]:
+        match = BANNER.search(first_words(path))
+        if match is None:
+            return None
+        told = version(int(match.group(1)))
+        library = library_of(path, told.partition(".")[0]) or path
+        entry = {
+            "version": told,
+            "sha256": store.file_sha256(library),
+            "library": library,
+            "library_key": cache.key(library),
+        }
+        cache.entries[key] = entry
+    return {"version": entry["version"], "sha256": entry["sha256"]}
+
+
+def version(number):
+    """``"10.3.0"`` for 100300; up to TensorRT 9 the number has three digits after the major version, later four."""
+    unit = 10000 if number >= 100000 else 1000
+    return "%d.%d.%d" % (number // unit, number % unit // 100, number % 100)
+
+
+def library_of(path, major):
+    """TensorRT's library of a trtexec's own major version, or None; releases of several can lie side by side."""
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    folders.append(os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(path))), "lib"))
+    for folder in folders + list(LIBRARY_FOLDERS):
+        found = sorted(glob.glob(os.path.join(folder, "libnvinfer.so.%s*" % major))) if folder else []
+        if found:
+            return os.path.realpath(found[-1])
+    return None
+
+
+def run(request, emit):
+    """One step of a build, started, followed, or found finished."""
+    root = request["root"]
+    if not re.match(r"^[0-9a-f]{8,64}$", request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
+        raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
+    folder = os.path.join(root, "tensorrt", request["work"])
+    os.makedirs(folder, exist_ok=True)
+    places = {"{work}": folder, "{store}": os.path.join(root, "store"), "{root}": root}
+    words = [located()] + [placed(word, places) for word in request["arguments"]]
+    step = Step(folder, request["step"], words)
+    started = time.time()
+    found = step.start(request["outputs"])
+    if found != "finished":
+        step.follow(emit)
+    result = {
+        "returncode": step.returncode(),
+        "log": step.tail(),
+        "log_path": step.log,
+        "seconds": round(time.time() - started, 3),
+        "found": found,
+        "outputs": {},
+    }
+    if result["returncode"] == 0:
+        result["outputs"] = outputs(root, folder, request)
+    return result
+
+
+def placed(word, places):
+    """An argument with the board's own folders in it."""
+    for name, path in places.items():
+        word = word.replace(name, path)
+    return word
+
+
+def outputs(root, folder, request):
+    """Hash and size of what a step wrote; what is to be kept becomes a blob of the store too, without a second upload."""
+    found = {}
+    for name in request["outputs"]:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+        sha256 = store.file_sha256(path)
+        found[name] = {"sha256": sha256, "size": os.path.getsize(path)}
+        if name in request.get("keep", ()) and not os.path.isfile(store.blob_path(root, sha256)):
+            incoming = os.path.join(root, "incoming")
+            os.makedirs(incoming, exist_ok=True)
+            partial = os.path.join(incoming, sha256)
+            if os.path.exists(partial):
+                os.remove(partial)
+            os.link(path, partial)
+            store.adopt(root, [sha256])
+        if name in request.get("keep", ()):
+            remember(root, sha256, request.get("engine_arguments", []))
+    return found
+
+
+def remember(root, sha256, arguments):
+    """Note what every use of an engine must be told; an engine file does not say it."""
+    folder = os.path.join(root, "tensorrt", "engines")
+    os.makedirs(folder, exist_ok=True)
+    partial = os.path.join(folder, sha256 + ".partial")
+    with open(partial, "w") as file:
+        json.dump({"arguments": arguments}, file)
+    os.replace(partial, os.path.join(folder, sha256 + ".json"))
+
+
+def recalled(path):
+    """What `remember` noted of an engine in the store or in a release; nothing where it was built on another board."""
+    name = os.path.basename(path)
+    sha256 = name if re.match(r"^[0-9a-f]{64}$", name) else store.file_sha256(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    for _ in range(4):
+        try:
+            with open(os.path.join(folder, "tensorrt", "engines", sha256 + ".json")) as file:
+                return [str(word) for word in json.load(file)["arguments"]]
+        except (IOError, OSError, ValueError, KeyError, TypeError):
+            folder = os.path.dirname(folder)
+    return []
+
+
+class Step(object):
+    """One run of trtexec and the files that it leaves: command, process, log, exit status.
+
+    Args:
+        folder: Where they lie.
+        name: Of the step.
+        words: The command.
+    """
+
+    def __init__(self, folder, name, words):
+        self.folder, self.words = folder, words
+        self.log = os.path.join(folder, name + ".log")
+        self.status = os.path.join(folder, name + ".status")
+        self.record = os.path.join(folder, name + ".json")
+        self.identity = hashlib.sha256(json.dumps(words).encode("utf-8")).hexdigest()
+
+    def start(self, wanted):
+        """Start it, unless the same command has ended well or is running.
+
+        Returns:
+            None where it was started, else "running" or "finished".
+        """
+        with open(os.path.join(self.folder, "lock"), "a") as lock:
+            # Two hosts that come at the same time must not both start it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.before()
+            if before.get("identity") == self.identity:
+                if alive(before):
+                    return "running"
+                there = all(os.path.isfile(os.path.join(self.folder, name)) for name in wanted)
+                if self.returncode() == 0 and there:
+                    return "finished"
+            elif alive(before):
+                raise Failure(
+                    "BoardBusyError",
+                    "one build must run at a time in %s, found process %d with other options."
+                    % (self.folder, before["pid"]),
+                    "wait for it, or end it on the board: kill -- -%d" % before["pid"],
+                )
+            for path in [self.status] + [os.path.join(self.folder, name) for name in wanted]:
+                if os.path.exists(path):
+                    os.remove(path)
+            with open(self.log, "wb") as log:
+                child = subprocess.Popen(
+                    ["sh", "-c", WRAPPER, "sh"] + self.words,
+                    cwd=self.folder,
+                    env=dict(os.environ, EDGEPRUNE_STATUS=self.status),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self.child = child
+            record = {"identity": self.identity, "pid": child.pid, "started": started_at(child.pid)}
+            partial = self.record + ".partial"
+            with open(partial, "w") as file:
+                json.dump(record, file)
+            os.replace(partial, self.record)
+        return None
+
+    def before(self):
+        """What is recorded of an earlier run."""
+        try:
+            with open(self.record) as file:
+                found = json.load(file)
+        except (IOError, OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) and isinstance(found.get("pid"), int) else {}
+
+    def follow(self, emit):
+        """Wait for its end and tell its last line now and then, which also notices a host that has gone."""
+        record, told = self.before(), 0.0
+        while not os.path.exists(self.status):
+            child = getattr(self, "child", None)
+            # A child of this process stays visible as a zombie until it is asked for.
+            gone = child.poll() is not None if child is not None else not alive(record)
+            if gone and not os.path.exists(self.status):
+                break
+            if time.time() - told >= TELL_S:
+                told = time.time()
+                lines = self.tail(4096).splitlines()
+                emit({"event": "log", "line": lines[-1][:300] if lines else ""})
+            time.sleep(POLL_S)
+
+    def returncode(self):
+        """Its exit status; -9 where it went without leaving one: the kernel or a person killed it."""
+        try:
+            with open(self.status) as file:
+                return int(file.read())
+        except (IOError, OSError, ValueError):
+            return -9
+
+    def tail(self, size=TAIL_BYTES):
+        """The last lines of its log."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - size))
+                text = file.read().decode("utf-8", "replace")
+        except (IOError, OSError):
+            return ""
+        return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def alive(record):
+    """Whether the process of a record runs; a number that another process has by now does not count."""
+    return bool(record) and record.get("started") is not None and started_at(record["pid"]) == record["started"]
+
+
+def started_at(pid):
+    """When a process was started, in ticks since the machine was, or None when it is gone or a zombie."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (IOError, OSError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+ACTIONS = {"find": find, "run": run}

@@ -1,0 +1,144 @@
+"""From a module to a deployed release, with the stand-in in place of trtexec: nothing here was measured."""
+
+import functools
+import json
+
+import pytest
+
+onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+import edgeprune  # noqa: E402 (after the skips)
+from edgeprune.backends import registry  # noqa: E402
+from edgeprune.backends.tensorrt.backend import TensorRt  # noqa: E402
+from edgeprune.deployment import compiling, gates  # noqa: E402
+from edgeprune.deployment.artifact import Artifact, describe_file  # noqa: E402
+from edgeprune.deployment.golden import make_golden  # noqa: E402
+from edgeprune.errors import (  # noqa: E402
+    BackendError,
+    BackendUnavailableError,
+    CompileError,
+    ConfigError,
+    IncompatibleTargetError,
+    ParityError,
+)
+
+
+def net(seed=0):
+    """A network that is exported in a moment."""
+    torch.manual_seed(seed)
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+
+
+def example():
+    return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def compiled(stand_in, tmp_path, monkeypatch):
+    """Compiles `net` with a release's stand-in."""
+    # Every golden case is a process of its own.
+    monkeypatch.setattr(compiling, "make_golden", functools.partial(make_golden, count=1))
+
+    def make(version, backend="tensorrt", **options):
+        stand_in(version)
+        with edgeprune.Board.open("local") as board:
+            return edgeprune.compile(
+                net(), example(), tmp_path / "artifact", backend=backend, board=board, edge_cases=(), **options
+            )
+
+    return make
+
+
+def test_an_artifact_is_built_on_the_board_and_deployed_there(compiled, stand_in):
+    artifact = compiled("10.3.0")
+    manifest = Artifact.load(artifact.folder).manifest
+    assert (manifest.backend, manifest.engine, manifest.precision) == ("tensorrt", "engine.plan", "fp32")
+    assert manifest.requires["tensorrt"] == "10.3.0"
+    assert manifest.host_parity == {}
+    record = json.loads((artifact.folder / "tensorrt.json").read_text(encoding="utf-8"))
+    assert record["engine_sha256"] == manifest.files["engine.plan"].sha256
+    deployment = edgeprune.deploy(artifact, "local", rounds=2, budget_ratio=1.0, reference=artifact)
+    assert deployment.parity.passed
+    # Six digits of each output were printed.
+    assert 0 < deployment.parity.max_abs < 1e-5
+    # The recorded times of a ResNet-18, whatever the model: replayed, not measured.
+    assert deployment.measured_ms == pytest.approx(record["latency"]["median_ms"], rel=0.05)
+    assert deployment.ratio == 1.0
+
+    # The same board again.
+    with edgeprune.Board.open("local") as board, pytest.raises(BackendUnavailableError, match="percentiles"):
+        gates.measure_latency(
+            board, artifact.folder / "engine.plan", None, runtime="tensorrt", threads=1, percentile=99
+        )
+    stand_in("11.1.0")
+    with pytest.raises(IncompatibleTargetError) as caught:
+        edgeprune.deploy(artifact, "local")
+    assert (caught.value.field, caught.value.found) == ("tensorrt", "11.1.0")
+    assert "10.3.0" in caught.value.needed
+    assert "compile" in caught.value.hint
+
+
+def test_an_fp16_engine_for_a_dla_is_bound_to_its_board_and_wrong_numbers_are_noticed_there(compiled, tmp_path):
+    artifact = compiled("11.1.0", precision="fp16", backend=TensorRt(dla_core=1))
+    with edgeprune.Board.open("local") as board:
+        board_is = board.probe()
+    known = tmp_path / "root" / "tensorrt" / "engines" / f"{artifact.manifest.files['engine.plan'].sha256}.json"
+    assert json.loads(known.read_text(encoding="utf-8"))["arguments"] == ["--useDLACore=1", "--allowGPUFallback"]
+    parity = edgeprune.deploy(artifact, "local", rounds=1).parity
+    # Weights and activations were made fp16: that shows, and is allowed.
+    assert parity.passed
+    assert parity.max_abs > 1e-5
+    needs = {**artifact.manifest.requires, "machine": "another"}
+    unmet = [item.field for item in TensorRt().requirements(board_is, needs) if not item.met]
+    assert unmet == ["machine"]
+    assert artifact.manifest.requires.get("machine") == board_is.facts.get("machine")
+
+    # The stand-in's engine is a header and the model: one weight is another.
+    backend, engine = registry.get("tensorrt"), artifact.folder / "engine.plan"
+    assert len(backend.parse_engine(engine)) == 26
+    content = engine.read_bytes()
+    model = onnx.load_from_string(content[28:])
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.reshape(-1)[abs(values).argmax()] *= 20
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    engine.chmod(0o644)
+    engine.write_bytes(content[:28] + model.SerializeToString())
+    with pytest.raises(BackendError, match="another engine"):
+        backend.parse_engine(engine)
+    files = {**artifact.manifest.files, "engine.plan": describe_file(engine)}
+    manifest = artifact.manifest.model_copy(update={"files": files})
+    (artifact.folder / "manifest.json").write_bytes(manifest.canonical())
+    with pytest.raises(ParityError):
+        edgeprune.deploy(Artifact.load(artifact.folder), "local", rounds=1)
+
+
+def test_without_a_board_nothing_is_compiled(tmp_path):
+    with pytest.raises(CompileError) as caught:
+        edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt")
+    assert "--board" in caught.value.hint
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_precisions_are_those_that_the_backend_has(tmp_path):
+    with pytest.raises(ConfigError, match="fp32, fp16"):
+        edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt", precision="int8")
+    with pytest.raises(ConfigError, match="onnxruntime must be one of fp32"):
+        edgeprune.compile(net(), example(), tmp_path / "artifact", precision="fp16")
+
+
+def test_what_it_cannot_do_is_a_typed_refusal(tmp_path):
+    backend = TensorRt()
+    for refused in (
+        lambda: backend.operators(tmp_path / "engine.plan"),
+        lambda: backend.network_engine(None, {}),
+        lambda: backend.kernel_engine(None),
+        lambda: backend.layout_rule(None, {}, "aarch64", ()),
+        lambda: backend.infer_shapes(None, None, {}),
+    ):
+        with pytest.raises(BackendUnavailableError) as caught:
+            refused()
+        assert caught.value.hint

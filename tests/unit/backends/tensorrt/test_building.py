@@ -1,0 +1,187 @@
+"""Engines built on a local board by the stand-in: what is written, kept, taken up again, and told when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from edgeprune.backends.tensorrt import building, versions  # noqa: E402 (after the skip)
+from edgeprune.backends.tensorrt.flags import BuildOptions  # noqa: E402
+from edgeprune.boards.board import Board  # noqa: E402
+from edgeprune.errors import (  # noqa: E402
+    BackendUnavailableError,
+    CompileError,
+    IncompatibleTargetError,
+    RemoteTimeoutError,
+)
+from edgeprune.files import sha256_of  # noqa: E402
+
+
+@pytest.fixture
+def model():
+    """An ONNX model of one node."""
+    info = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], name="node_relu")
+    tensors = [info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return building.Model(made.SerializeToString(), {"node_relu": "Relu"}, {"node_relu": "relu"})
+
+
+def build(model, path, options=None):
+    with Board.open("local") as board:
+        version = building.version_on(board)
+        return building.build(board, version, model, options or BuildOptions(), path)
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("8.6.1", BuildOptions("fp16")), ("10.3.0", BuildOptions()), ("11.1.0", BuildOptions("fp16", dla_core=0))],
+)
+def test_an_engine_is_built_timed_and_recorded(stand_in, model, tmp_path, version, options):
+    stand_in(version)
+    path = tmp_path / "engine.plan"
+    record = build(model, path, options)
+    assert record["tensorrt"] == version
+    assert record["engine_sha256"] == sha256_of(path)
+    assert record["unread"] == []
+    assert len(record["kernels"]) == 26
+    assert record["latency"]["queries"] == 200
+    assert 0 < record["latency"]["median_ms"] <= record["latency"]["p99_ms"]
+    # No path of a board stands in it: the same build elsewhere has the same commands.
+    assert str(tmp_path) not in json.dumps(record)
+    assert sorted(path.parent.glob("*.plan")) == [path]
+    assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]
+
+
+def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(stand_in, model, tmp_path):
+    stand_in()
+    first = build(model, tmp_path / "first.plan")
+    assert (tmp_path / "root" / "store" / first["engine_sha256"]).is_file()
+    second = build(model, tmp_path / "second.plan")
+    # Two builds differ, so an equal hash says that there was one.
+    assert second["engine_sha256"] == first["engine_sha256"]
+    # Other options are another build, which the timing cache of the first serves.
+    third = build(model, tmp_path / "third.plan", BuildOptions("fp16"))
+    assert third["engine_sha256"] != first["engine_sha256"]
+    logs = [log.read_text() for log in (tmp_path / "root" / "tensorrt").glob("*/build.log")]
+    assert sum("bytes of timing cache from" in log for log in logs) == 1
+
+
+def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
+    stand_in(build_s=1.0)
+    code = (
+        "import sys\n"
+        "from edgeprune.backends.tensorrt import building\n"
+        "from edgeprune.backends.tensorrt.flags import BuildOptions\n"
+        "from edgeprune.boards.board import Board\n"
+        "model = building.Model(sys.stdin.buffer.read(), {}, {})\n"
+        "with Board.open('local') as board:\n"
+        "    building.build(board, building.version_on(board), model, BuildOptions(), __import__('pathlib').Path('x.plan'))\n"
+    )
+    host = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    host.stdin.write(model.content)
+    host.stdin.close()
+    records = tmp_path / "root" / "tensorrt"
+    deadline = time.monotonic() + 30
+    while not list(records.glob("*/build.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(host.pid, signal.SIGKILL)
+    host.wait()
+    assert not list(records.glob("*/build.status"))
+    started = next(iter(records.glob("*/build.json"))).read_text()
+    record = build(model, tmp_path / "engine.plan")
+    assert sha256_of(tmp_path / "engine.plan") == record["engine_sha256"]
+    assert next(iter(records.glob("*/build.json"))).read_text() == started, "it was started a second time"
+
+
+def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, model, tmp_path, monkeypatch):
+    stand_in(build_s=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_BUILD_S", 0.7)
+        with pytest.raises(RemoteTimeoutError, match="it goes on there"):
+            build(model, tmp_path / "engine.plan")
+    assert not (tmp_path / "engine.plan").exists()
+    assert build(model, tmp_path / "engine.plan")["engine_sha256"] == sha256_of(tmp_path / "engine.plan")
+
+
+@pytest.mark.parametrize(("failing", "named"), [("memory", "15485 MB"), ("killed", "SIGKILL")])
+def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_path, failing, named, caplog):
+    stand_in(failing=failing)
+    with caplog.at_level("INFO", "edgeprune.backends.tensorrt"), pytest.raises(CompileError) as caught:
+        build(model, tmp_path / "engine.plan")
+    assert named in caught.value.message
+    assert caught.value.log_tail
+    assert "\n" not in caught.value.message
+    assert "build.log" in caplog.text
+    assert not (tmp_path / "engine.plan").exists()
+    # What failed is tried again: nothing of it is taken for a result.
+    stand_in()
+    build(model, tmp_path / "engine.plan")
+    assert (tmp_path / "engine.plan").is_file()
+
+
+def test_an_export_that_cannot_be_read_leaves_the_engine_and_says_so(stand_in, model, tmp_path):
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text('{"Layers": [{"Na')
+    stand_in(layers=damaged)
+    record = build(model, tmp_path / "engine.plan")
+    assert record["kernels"] is None
+    assert record["latency"]["queries"] == 200
+    assert "layers" in record["unread"][0]
+
+
+def test_a_board_without_trtexec_is_told_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with Board.open("local") as board, pytest.raises(BackendUnavailableError) as caught:
+        building.version_on(board)
+    assert "/usr/src/tensorrt/bin/trtexec" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec", IncompatibleTargetError),
+        ("error while loading shared libraries: libnvinfer.so.10", BackendUnavailableError),
+    ],
+)
+def test_a_trtexec_that_is_too_old_or_broken_is_refused(tmp_path, monkeypatch, said, kind):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "trtexec").write_text(f"#!/bin/sh\necho '{said}'\n")
+    (folder / "trtexec").chmod(0o755)
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    with Board.open("local") as board, pytest.raises(kind):
+        building.version_on(board)
+
+
+def test_the_probe_tells_release_and_library(stand_in, tmp_path):
+    stand_in("11.1.0")
+    library = tmp_path / "lib" / "libnvinfer.so.11.1.0"
+    library.parent.mkdir()
+    library.write_bytes(b"a library")
+    library.with_name("libnvinfer.so.8.6.1").write_bytes(b"that of another release")
+    with Board.open("local") as board:
+        found = board.probe()
+    assert found.runtimes["tensorrt"] == {"version": "11.1.0", "sha256": sha256_of(library)}
+    assert versions.parse(found.runtimes["tensorrt"]["version"]) == versions.Version(11, 1, 0)
+    library.write_bytes(b"a newer build of it")
+    with Board.open("local") as board:
+        assert board.probe().runtimes["tensorrt"]["sha256"] == sha256_of(library)
