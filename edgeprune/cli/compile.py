@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,11 +80,12 @@ def compile(  # noqa: A001 - the verb's name
         "precision": precision,
     }
     if Path(model).is_dir():
-        if input_ or inputs or weights or plan or was_given(context, "backend"):
+        if input_ or inputs or weights or plan:
             raise ConfigError(
-                "--input, --inputs, --weights, --plan and --backend are known from a folder of prune, leave them out."
+                "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
             )
-        _compile_run(Path(model), output, out, dense, board, dla, extras)
+        other = backend if was_given(context, "backend") else None
+        _compile_run(Path(model), output, out, dense, board, (other, dla), extras)
         return
     if dense is not None:
         raise ConfigError(
@@ -137,10 +139,13 @@ def _compile_run(
     out: Path,
     dense: Path | None,
     board: str | None,
-    dla: int | None,
+    backend: tuple[str | None, int | None],
     extras: dict[str, Any],
 ) -> None:
-    """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable."""
+    """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable.
+
+    With another backend than the run's (and a DLA core) what the run says of the latency is left out: it is not of that one.
+    """
     import edgeprune
     from edgeprune.backends import registry
     from edgeprune.cli.loading import load_model
@@ -150,11 +155,17 @@ def _compile_run(
     plan = edgeprune.PruningPlan.load(folder / PLAN_NAME)
     example = load_inputs(folder / INPUTS_NAME)
     options = record.options
-    if board is None and not registry.get(options.backend).portable:
+    name = backend[0] or options.backend
+    own = name == options.backend
+    if not own:
+        output.say(
+            f"the run was for {options.backend}: what it takes with {name} was neither predicted nor measured, deploy does so"
+        )
+    if board is None and not registry.get(name).portable:
         board = record.board
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
-    chosen = _backend(options.backend, dla)
+    chosen = _backend(name, backend[1])
     with _opened(board) as opened:
         extras["board"] = opened
         if dense is not None:
@@ -178,9 +189,9 @@ def _compile_run(
                 example,
                 out,
                 backend=chosen,
-                plan=plan,
-                predicted_ms=record.predicted_ms,
-                measured=_measured(record),
+                plan=plan if own else replace(plan, predicted={}),
+                predicted_ms=record.predicted_ms if own else None,
+                measured=_measured(record) if own else None,
                 progress=progress.told,
                 **extras,
             )

@@ -196,6 +196,11 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     record = json.loads((folder / "pruned" / "artifact.local.deployment.json").read_text())
     assert (record["budget"], record["tolerance"]) == ("100% of dense", 0.5)
 
+    other = edgeprune("compile", "pruned", "--backend", "tensorrt", "--out", "trt")
+    fail(other, 4, "trtexec")
+    assert "the run was for onnxruntime: what it takes with tensorrt was neither predicted nor measured" in other.stdout
+    assert not (folder / "trt").exists()
+
     back = succeed(edgeprune("rollback", "--json"))
     assert back["current"]["folder"] == first["release"]
 
@@ -260,7 +265,6 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
     fail(idle, 2, "--reallocate-every needs --soft-masking, found none")
     wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))
     fail(edgeprune(*wrong_shape), 2, "must run on its example inputs")
-    fail(edgeprune("compile", "board", "--backend", "tvm"), 2, "--backend are known from a folder of prune")
     fail(edgeprune("compile", "board"), 2, "no prune.json in it")
     fail(edgeprune("report", "."), 2, "there is no report.json")
     fail(edgeprune("deploy", "tables"), 2, "manifest.json")
