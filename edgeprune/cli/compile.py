@@ -97,6 +97,7 @@ def compile(  # noqa: A001 - the verb's name
             "is no factory either.",
             hint="edgeprune prune, or --out of the run that wrote another folder",
         )
+    chosen = _backend(backend, dla)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
     loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
@@ -107,7 +108,7 @@ def compile(  # noqa: A001 - the verb's name
             module,
             example,
             out,
-            backend=_backend(backend, dla),
+            backend=chosen,
             plan=loaded,
             board=opened,
             progress=progress.told,

@@ -122,8 +122,9 @@ class TensorRt(Backend):
         """
         if self._board is None:
             raise CompileError(
-                "a TensorRT engine must be built on the board that runs it, found no board.",
-                hint="edgeprune compile --backend tensorrt --board BOARD; profile and prune cannot use TensorRT yet",
+                "a TensorRT engine must be built on the board that runs it, which only compile does: there is none to build on "
+                "here, and profile and prune cannot use TensorRT yet.",
+                hint="edgeprune compile --backend tensorrt --board BOARD",
             )
         import onnx
 

@@ -266,6 +266,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
     wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))
     fail(edgeprune(*wrong_shape), 2, "must run on its example inputs")
     fail(edgeprune("compile", "board"), 2, "no prune.json in it")
+    fail(edgeprune("compile", "net.py:build", *INPUT, "--dla", "0"), 2, "--dla needs --backend tensorrt")
     fail(edgeprune("report", "."), 2, "there is no report.json")
     fail(edgeprune("deploy", "tables"), 2, "manifest.json")
     assert not (folder / "bad").exists()
