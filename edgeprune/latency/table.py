@@ -221,7 +221,7 @@ class LatencyTable:
         return next((str(name) for name in names if name), "unknown device")
 
     def target(self) -> dict[str, Any]:
-        """Architecture and instruction set that a model must be lowered for: the ``device`` of `edgeprune.lower`.
+        """Architecture, instruction set and runtime that a model must be lowered for: the ``device`` of `edgeprune.lower`.
 
         Raises:
             TableMismatchError: The table does not say: it was imported without these facts.
@@ -234,7 +234,9 @@ class LatencyTable:
                 f"{self.device}.",
                 hint="edgeprune profile, or import it with --fact architecture=... --fact 'isa=[...]'",
             )
-        return {"architecture": identity["architecture"], "isa": identity["isa"]}
+        # The runtime's version decides what an engine may hold.
+        runtime = ("runtime", "runtime_version") if "runtime_version" in identity else ()
+        return {name: identity[name] for name in ("architecture", "isa", *runtime) if name in identity}
 
     def diff(self, other: LatencyTable) -> TableDiff:
         """Whether the times of two tables may be compared, and how they differ."""
