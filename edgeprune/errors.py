@@ -27,6 +27,7 @@
      │  └ ShortWindowError                   too short, or too few readings, to tell the energy
      ├ BackendError                      4
      │  ├ BackendUnavailableError (ImportError)
+     │  ├ WheelUnavailableError              no wheel of a runtime fits the board
      │  ├ ExportError
      │  └ CompileError
      ├ RemoteError                       3   board unreachable, or it refused
@@ -194,6 +195,18 @@ class BackendError(EdgepruneError):
 
 class BackendUnavailableError(BackendError, ImportError):
     """A backend is not installed; the hint is the install command."""
+
+
+class WheelUnavailableError(BackendError):
+    """There is no wheel of a runtime that fits the board, or the package index cannot be asked.
+
+    Attributes:
+        fitting: Versions that would fit, oldest first; None where the index could not be asked.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, fitting: tuple[str, ...] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.fitting = fitting
 
 
 class ExportError(BackendError):

@@ -88,6 +88,19 @@ class Backend(ABC):
             needs: The ``requires`` block of an artifact, when one is about to be deployed.
         """
 
+    def board_packages(self, version: str | None = None) -> tuple[tuple[str, ...], ...]:
+        """What `edgeprune device setup` installs on a board, as pip takes it: alternatives, best first; empty if it cannot.
+
+        The first of each alternative is the runtime. The others are what its wheel needs and does not say.
+
+        Args:
+            version: Of the runtime; the backend's own choice when None.
+
+        Raises:
+            ConfigError: The version is none that engines are made for.
+        """
+        return ()
+
     def for_board(self, device: Fingerprint | Mapping[str, Any] | None) -> Backend:
         """The backend whose engines are for one board. Where engines run on any board, that is the backend itself.
 

@@ -19,9 +19,11 @@ from typing import Any
 from edgeprune.boards import fingerprint
 from edgeprune.boards.config import BoardConfig, entry_of_url
 from edgeprune.boards.device_types import device_type, device_types
+from edgeprune.boards.greeting import GREETING, answer_of
 from edgeprune.boards.holding import Hold
+from edgeprune.boards.installing import for_board
 from edgeprune.boards.power import BoardPower
-from edgeprune.boards.runner_events import crash, error_of, parse_event, parse_object
+from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import (
@@ -45,17 +47,6 @@ _OLDEST_PYTHON = (3, 6)
 _RESERVE_BYTES = 1 << 20
 _TIMED_VERBS = frozenset({"bench", "energy", "sustain"})
 
-# Also valid Python 2, whose answer is then refused for its version and not for a syntax error; one line, since not every
-# login shell passes on line ends within quotes.
-_GREETING = (
-    "import json, os, sys; "
-    'root = os.path.join(os.path.expanduser("~"), os.path.expanduser(sys.argv[1])); '
-    'runner = os.path.join(root, "runner", sys.argv[2]); '
-    "size = os.path.getsize(runner) if os.path.isfile(runner) else -1; "
-    'print(""); '
-    'print(json.dumps({"greeting": 1, "version": list(sys.version_info[:3]), "root": root, "runner_bytes": size}))'
-)
-
 
 class Board:
     """A board that was opened. Use it as a context manager, or `close` it; get one from `Board.open`.
@@ -65,7 +56,9 @@ class Board:
         device: Its device type, where known.
         transport: How it is reached.
         root: Absolute folder on the board that holds everything of edgeprune's.
-        python: The board's Python.
+        python: The board's Python that the runner runs with: that of the environment which `edgeprune device setup` made, else
+            `base_python`.
+        base_python: The board's Python as it was named.
     """
 
     def __init__(
@@ -84,8 +77,8 @@ class Board:
         self._hold = Hold(name, self._start_lock)
         self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
         self._runner_ready = False
-        self.python = self._at_home(python)
-        self.root = self._greet(root)
+        self.python = self.base_python = self._at_home(python)
+        self.root = self._greeted(root)
 
     @classmethod
     def open(cls, spec: str | Board = "local", *, config: Path | None = None) -> Board:
@@ -144,6 +137,24 @@ class Board:
 
     def __repr__(self) -> str:
         return f"Board({self.name!r}, {self.transport.address!r}, root={self.root!r})"
+
+    @contextlib.contextmanager
+    def using(self, python: str) -> Iterator[None]:
+        """Run the runner with another Python of the board for as long as the block lasts.
+
+        Args:
+            python: Its path on the board.
+        """
+        before, self.python = self.python, python
+        try:
+            yield
+        finally:
+            self.python = before
+
+    def greet(self) -> None:
+        """Ask the board again what lies there, after its environment or its runner came or went."""
+        self.python = self.base_python
+        self.root = self._greeted(self.root)
 
     def run(
         self,
@@ -235,7 +246,9 @@ class Board:
         if outcome.get("event") == "result":
             result: dict[str, Any] = outcome["result"]
             return result
-        raise error_of(outcome) if outcome else crash(verb, ended)
+        if outcome:
+            raise error_of({**outcome, "hint": outcome.get("hint") and for_board(outcome["hint"], self.name)})
+        raise crash(verb, ended)
 
     def hold(self, purpose: str) -> AbstractContextManager[None]:
         """Have the board to oneself. The lock belongs to a live process on the board: it goes with that process, which
@@ -335,21 +348,18 @@ class Board:
         home = self.transport.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=30.0).stdout
         return home.decode("utf-8", "surrogateescape").strip().rstrip("/") + path[1:]
 
-    def _greet(self, root: str) -> str:
+    def _greeted(self, root: str) -> str:
         """Absolute root folder, from a Python that is new enough."""
         package = runner_package()
-        ended = self.transport.run([self.python, "-c", _GREETING, root, package.name], timeout_s=30.0)
-        for line in reversed(ended.stdout.decode("utf-8", "replace").splitlines()):
-            answer = parse_object(line)
-            if answer is not None and "greeting" in answer:
-                break
-        else:
-            said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise self._no_python(f"none at {self.python}" + (f" ({said[-1].strip()})" if said else ""))
-        if tuple(answer["version"]) < _OLDEST_PYTHON:
-            raise self._no_python(f"{'.'.join(map(str, answer['version']))} at {self.python}")
-        self._runner_ready = answer["runner_bytes"] == len(package.content)
-        return str(answer["root"])
+        ended = self.transport.run([self.python, "-c", GREETING, root, package.name], timeout_s=30.0)
+        answer = answer_of(ended)
+        if isinstance(answer, str):
+            raise self._no_python(f"none at {self.python}" + (f" ({answer})" if answer else ""))
+        if answer.version < _OLDEST_PYTHON:
+            raise self._no_python(f"{'.'.join(map(str, answer.version))} at {self.python}")
+        self._runner_ready = answer.runner_bytes == len(package.content)
+        self.python = answer.python or self.base_python
+        return answer.root
 
     def _no_python(self, found: str) -> IncompatibleTargetError:
         return IncompatibleTargetError(

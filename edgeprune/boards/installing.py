@@ -1,30 +1,18 @@
-"""How a Python package gets onto a board, as a command that its owner can paste there."""
+"""The command that brings a runtime onto a board, for hints of code that does not know what the user calls the board."""
 
 from __future__ import annotations
 
+import re
 import shlex
 
-from edgeprune.spec import Fingerprint
-
-ENVIRONMENT = "~/.edgeprune-venv"
-"""Virtual environment on a board whose own Python takes no packages."""
+SETUP = "edgeprune device setup BOARD"
 
 
-def install_command(package: str, fingerprint: Fingerprint) -> str:
-    """Commands that install a package for the board's Python.
-
-    Where that Python belongs to the system's package manager (PEP 668: Debian 12, Raspberry Pi OS) pip refuses to install
-    into it: then a virtual environment is made, and the board's Python must be named again.
+def for_board(hint: str | None, board: str) -> str:
+    """A hint with the board's name in place of ``BOARD``.
 
     Args:
-        package: As pip takes it, e.g. ``"onnxruntime>=1.15"``.
-        fingerprint: Of the board.
+        hint: A command, or None.
+        board: What the user calls the board.
     """
-    python = shlex.quote(str(fingerprint.facts.get("python_executable") or "python3"))
-    if not fingerprint.facts.get("externally_managed"):
-        return f"{python} -m pip install {shlex.quote(package)}   (on the board)"
-    own = f"{ENVIRONMENT}/bin/python"
-    return (
-        f"{python} -m venv {ENVIRONMENT} && {own} -m pip install {shlex.quote(package)}   (on the board, whose Python pip "
-        f"must not touch; then here: edgeprune device add NAME --ssh ... --replace --python '{own}')"
-    )
+    return re.sub(r"\bBOARD\b", lambda _: shlex.quote(board), hint or "")

@@ -30,7 +30,7 @@ VERBS: dict[str, Verb] = {
     "compile": Verb("edgeprune.cli.compile:compile", "Compile a model to an artifact for boards.", _STEPS),
     "deploy": Verb("edgeprune.cli.deploy:deploy", "Check an artifact on a board, then switch to it.", _STEPS),
     "report": Verb("edgeprune.cli.report:report", "Write one HTML file about a pruning run.", _STEPS),
-    "device": Verb("edgeprune.cli.device:device", "Add, list, show, probe and remove boards.", _BOARDS),
+    "device": Verb("edgeprune.cli.device:device", "Add, list, show, probe, set up, clean and remove boards.", _BOARDS),
     "status": Verb("edgeprune.cli.status:status", "Say which release a board runs.", _BOARDS),
     "rollback": Verb("edgeprune.cli.rollback:rollback", "Switch a board back to its former release.", _BOARDS),
     "table": Verb("edgeprune.cli.table:table", "Import, compare and describe latency tables.", _LOOK),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.device_setup import clean, setup
 from edgeprune.cli.options import JsonOption, MeterOption, VerboseOption
 from edgeprune.errors import ConfigError, HostKeyError
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 device = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Add, list, show, probe and remove boards.",
+    help="Add, list, show, probe, set up, clean and remove boards.",
     rich_markup_mode="rich",
 )
+device.command()(setup)
+device.command()(clean)
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What you call the board.")]
 
@@ -222,7 +225,9 @@ def probe(
                 "energy": energy,
             },
         },
-        next_command=command_line("edgeprune", "doctor", "--board", name),
+        next_command=command_line("edgeprune", "doctor", "--board", name)
+        if fingerprint.runtimes
+        else command_line("edgeprune", "device", "setup", name),
     )
 
 

@@ -137,6 +137,7 @@ def _backends(wanted: str) -> Iterator[Check]:
 def _board(spec: str, backend: str) -> list[Check]:
     import edgeprune
     from edgeprune.backends import registry
+    from edgeprune.boards.installing import for_board
 
     with edgeprune.Board.open(spec) as board:
         fingerprint = board.probe()
@@ -153,7 +154,7 @@ def _board(spec: str, backend: str) -> list[Check]:
             for sentence in [one for one in absences if one.startswith(f"{requirement.field} ")]:
                 absences.remove(sentence)
                 found = sentence.rstrip(".")
-        mend = "" if requirement.met else requirement.hint or ""
+        mend = "" if requirement.met else for_board(requirement.hint, spec)
         state: Literal["ok", "missing"] = "ok" if requirement.met else "missing"
         checks.append(Check(spec, requirement.field, state, f"{found} (needed {requirement.needed})", mend))
     free = fingerprint.free_disk_bytes

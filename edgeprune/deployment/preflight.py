@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
+from edgeprune.boards.installing import for_board
 from edgeprune.deployment.manifest import Manifest
 from edgeprune.errors import BoardFullError, IncompatibleTargetError
 from edgeprune.spec import Fingerprint, Requirement, TensorSpec
@@ -104,7 +105,7 @@ def check(manifest: Manifest, fingerprint: Fingerprint, *, board: str, new_bytes
         _log.debug("%s: %s needs %s", board, requirement.field, requirement.needed)
         if not requirement.met:
             raise IncompatibleTargetError(
-                requirement.field, requirement.needed, requirement.found, hint=requirement.hint
+                requirement.field, requirement.needed, requirement.found, hint=for_board(requirement.hint, board)
             )
     needed = new_bytes + RESERVE_BYTES if new_bytes else 0
     if fingerprint.free_disk_bytes < needed:

@@ -226,8 +226,8 @@ class LatencyTable:
         return str(self.header.get("board", self.device))
 
     def target(self) -> dict[str, Any]:
-        """What a model must be lowered for, the ``device`` of `edgeprune.lower`: architecture, instruction set, and the
-        processor where the table says it, for compilers schedule code for its cores.
+        """What a model must be lowered for, the ``device`` of `edgeprune.lower`: architecture, instruction set and runtime, and
+        the processor where the table says it, for compilers schedule code for its cores.
 
         Raises:
             TableMismatchError: The table does not say: it was imported without these facts.
@@ -240,7 +240,9 @@ class LatencyTable:
                 f"{self.device}.",
                 hint="edgeprune profile, or import it with --fact architecture=... --fact 'isa=[...]'",
             )
-        return {name: identity[name] for name in ("architecture", "isa", "cpu_model") if name in identity}
+        # The runtime's version decides what an engine may hold.
+        runtime = ("runtime", "runtime_version") if "runtime_version" in identity else ()
+        return {name: identity[name] for name in ("architecture", "isa", "cpu_model", *runtime) if name in identity}
 
     def diff(self, other: LatencyTable) -> TableDiff:
         """Whether the times of two tables may be compared, and how they differ."""

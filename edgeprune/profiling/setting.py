@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.boards.board import Board
+from edgeprune.boards.installing import for_board
 from edgeprune.errors import BackendUnavailableError, ConfigError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
 from edgeprune.latency.table import LatencyTable
@@ -133,5 +134,5 @@ def _require_runtime(backend: str, fingerprint: Fingerprint, board: Board) -> No
         if not requirement.met:
             raise BackendUnavailableError(
                 f"board {board.name} must have {requirement.field} {requirement.needed}, found {requirement.found}.",
-                hint=requirement.hint,
+                hint=for_board(requirement.hint, board.name),
             )

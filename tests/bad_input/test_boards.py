@@ -121,7 +121,7 @@ def test_a_board_whose_python_lacks_the_runtime(over_ssh: CommandLine, bare_pyth
         *(DEPLOY if verb == "deploy" else (*profile, "--board")),
         address,
         code=4,
-        parts=["onnxruntime", "pip install"],
+        parts=["onnxruntime", "edgeprune device setup"],
     )
 
 
@@ -134,4 +134,4 @@ def test_doctor_names_a_missing_runtime_once_with_its_reason(over_ssh: CommandLi
     ]
     assert line.startswith("missing ")
     assert f"onnxruntime is not installed for {bare_python} (needed >= " in line
-    assert f"{bare_python} -m pip install 'onnxruntime>=" in line
+    assert f"-> edgeprune device setup '{url('board', over_ssh.board, python=str(bare_python))}'" in line

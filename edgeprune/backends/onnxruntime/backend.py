@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
-from edgeprune.boards.installing import install_command
+from edgeprune.backends.onnxruntime.versions import OnnxVersions, oldest_reader, written_for
+from edgeprune.boards.installing import SETUP
+from edgeprune.errors import ConfigError
 from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-# The release that brought ONNX 1.14, and with it IR version 9; older ones have not been tried, nor has this one.
-_OLDEST = (1, 15)
+_OLDEST = "1.10"
+"""What Python 3.6 gets; older ones have not been tried."""
+_FIRST_WITH_NUMPY_2 = "1.19"
+"""Older ones state no upper bound and fail at import. Source: release notes of ONNX Runtime 1.19."""
 
 
 class OnnxRuntime(Backend):
-    """Portable ONNX engines run by ONNX Runtime's CPU provider."""
+    """Portable ONNX engines run by ONNX Runtime's CPU provider.
+
+    Args:
+        runtime: Version of the ONNX Runtime that is to read the engines; None means this host's. See `for_board`.
+    """
 
     name: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
     suffix: ClassVar[str] = ".onnx"
+
+    def __init__(self, runtime: str | None = None) -> None:
+        self._runtime = runtime
+
+    @property
+    def versions(self) -> OnnxVersions:
+        """Opset and IR version of the engines."""
+        if self._runtime is None:
+            from edgeprune.backends.onnxruntime.runtime import onnxruntime
+
+            self._runtime = str(onnxruntime.__version__)
+        return written_for(self._runtime)
+
+    def for_board(self, device: Fingerprint | Mapping[str, Any] | None) -> OnnxRuntime:
+        """The backend whose engines the board's ONNX Runtime reads; this one where that is not known."""
+        if isinstance(device, Fingerprint):
+            device = device.identity(self.name)
+        told = device or {}
+        version = str(told.get("runtime_version")) if told.get("runtime", self.name) == self.name else ""
+        return OnnxRuntime(version) if re.match(r"\d+\.\d+", version) else self
 
     def availability(self) -> str | None:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -31,10 +60,33 @@ class OnnxRuntime(Backend):
 
     def requirements(self, fingerprint: Fingerprint, needs: Mapping[str, Any] | None = None) -> list[Requirement]:
         found = fingerprint.runtimes.get(self.name, {}).get("version")
-        oldest = str((needs or {}).get("min_version") or ".".join(map(str, _OLDEST)))
+        needs = needs or {}
+        wanted = [_OLDEST, str(needs.get("min_version") or _OLDEST)]
+        why = ""
+        if "opset" in needs and "ir_version" in needs:
+            opset, ir_version = int(needs["opset"]), int(needs["ir_version"])
+            wanted.append(oldest_reader(opset, ir_version))
+            why = f" to read opset {opset} and IR version {ir_version}"
+        oldest = max(wanted, key=_version)
         met = found is not None and _version(found) >= _version(oldest)
-        hint = install_command(f"onnxruntime>={oldest}", fingerprint)
-        return [Requirement("onnxruntime", f">= {oldest}", found or "none", met, hint)]
+        hint = SETUP
+        if found is not None and _version(found) >= _version(_OLDEST) and why:
+            hint = f"{SETUP}, or compile it for what the board has: edgeprune compile --board BOARD"
+        return [Requirement("onnxruntime", f">= {oldest}{why}", found or "none", met, hint)]
+
+    def board_packages(self, version: str | None = None) -> tuple[tuple[str, ...], ...]:
+        """See `Backend.board_packages`: this host's version, whose kernels it can tell beforehand, or the newest that fits."""
+        if version is None:
+            from edgeprune.backends.onnxruntime.runtime import onnxruntime
+
+            return ((f"onnxruntime=={onnxruntime.__version__}",), (f"onnxruntime>={_OLDEST}",))
+        if not re.fullmatch(r"\d+(\.\d+)+([.a-z0-9]*)", version) or _version(version) < _version(_OLDEST):
+            raise ConfigError(
+                f"the runtime's version must be one of ONNX Runtime from {_OLDEST} on, found {version!r}.",
+                hint="--runtime-version 1.20.1",
+            )
+        pinned = f"onnxruntime=={version}"
+        return ((pinned, "numpy<2"),) if _version(version) < _version(_FIRST_WITH_NUMPY_2) else ((pinned,),)
 
     def needs(self, engine: Path) -> dict[str, Any]:
         """A portable ``.onnx`` file needs a runtime that reads its opset and IR version, and nothing else."""
@@ -49,7 +101,7 @@ class OnnxRuntime(Backend):
     ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         from edgeprune.backends.onnxruntime import exporting
 
-        return exporting.export(module, example_inputs, path)
+        return exporting.export(module, example_inputs, path, self.versions)
 
     def operators(self, engine: Path) -> OperatorGraph:
         from edgeprune.backends.onnxruntime import engines
@@ -89,12 +141,12 @@ class OnnxRuntime(Backend):
     def kernel_engine(self, kernel: Kernel) -> bytes:
         from edgeprune.backends.onnxruntime import engines
 
-        return engines.kernel_engine(kernel)
+        return engines.kernel_engine(kernel, self.versions)
 
     def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
         from edgeprune.backends.onnxruntime import engines
 
-        return engines.network_engine(graph, shapes)
+        return engines.network_engine(graph, shapes, self.versions)
 
 
 def _version(text: str) -> tuple[int, ...]:

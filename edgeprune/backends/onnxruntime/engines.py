@@ -27,13 +27,13 @@ from edgeprune.backends.onnxruntime.operators import (
     write,
 )
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
+from edgeprune.backends.onnxruntime.versions import WRITTEN, OnnxVersions
 from edgeprune.errors import CompileError
 from edgeprune.spec import Kernel, TensorSpec
 
 Shape = tuple[int, ...]
 
-_OPSETS = [("", 18), ("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
-_IR_VERSION = 9
+_OPSETS = [("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
 
 
 def optimized(engine: Path | bytes, level: str) -> onnx.ModelProto:
@@ -199,10 +199,11 @@ def _blocked_output(
     return inputs[0]
 
 
-def kernel_engine(kernel: Kernel) -> bytes:
+def kernel_engine(kernel: Kernel, versions: OnnxVersions = WRITTEN) -> bytes:
     """A model of one node: the kernel as it is after optimization, to be loaded without further optimization.
 
-    Whether the board's ONNX Runtime runs it alone, the board tells; this host's may know other layouts.
+    The kernel must come from an engine of the same opset. Whether the board's ONNX Runtime runs it alone, the board tells; this
+    host's may know other layouts.
     """
     inputs = [
         TensorSpec(f"input{index}", shape, dtype)
@@ -212,11 +213,11 @@ def kernel_engine(kernel: Kernel) -> bytes:
         TensorSpec(f"output{index}", shape, output_dtype(kernel)) for index, shape in enumerate(output_shapes(kernel))
     ]
     nodes = write(kernel, [spec.name for spec in inputs], [spec.name for spec in outputs], "kernel")
-    return _model(nodes, inputs, outputs)
+    return _model(nodes, inputs, outputs, versions)
 
 
-def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
-    """The network at other widths, from the fused operators, with meaningless weights."""
+def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: OnnxVersions = WRITTEN) -> bytes:
+    """The network at other widths, from the fused operators of an engine of the same opset, with meaningless weights."""
     nodes: list[onnx.NodeProto] = []
     constants: set[str] = {name for operator in graph.operators for name in operator.inputs}
     constants -= {spec.name for spec in graph.inputs}
@@ -237,6 +238,7 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape]) -> bytes:
         nodes,
         [TensorSpec(spec.name, shapes[spec.name], spec.dtype) for spec in graph.inputs],
         [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in graph.outputs],
+        versions,
         [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in inner],
     )
 
@@ -245,6 +247,7 @@ def _model(
     nodes: list[onnx.NodeProto],
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    versions: OnnxVersions,
     inner: Sequence[TensorSpec] = (),
 ) -> bytes:
     def infos(tensors: Sequence[TensorSpec]) -> list[onnx.ValueInfoProto]:
@@ -254,8 +257,7 @@ def _model(
         ]
 
     graph = helper.make_graph(nodes, "edgeprune", infos(inputs), infos(outputs), value_info=infos(inner))
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid(domain, version) for domain, version in _OPSETS]
-    )
-    model.ir_version = _IR_VERSION
+    opsets = [("", versions.opset), *_OPSETS]
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets])
+    model.ir_version = versions.ir_version
     return bytes(model.SerializeToString())

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.backends.onnxruntime.versions import WRITTEN, OnnxVersions
 from edgeprune.errors import ExportError
 from edgeprune.files import replacing
 from edgeprune.spec import TensorSpec
@@ -19,24 +20,21 @@ if TYPE_CHECKING:
 SOURCES_KEY = "edgeprune.sources"
 """Key of the model's metadata: JSON of tensor name to name of the node in the traced program."""
 
-# Old enough for boards that lag behind, new enough for the exporter. Loaded and run with ONNX Runtime 1.31.1 only so far.
-_OPSET = 18
-_IR_VERSION = 9
-
 logger = logging.getLogger("edgeprune.backends.onnxruntime")
 
 
 def export(
-    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path, versions: OnnxVersions = WRITTEN
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Write `module` in eval form as a checked ONNX file with static shapes.
 
-    Opset 18 and IR version 9 are below the exporter's defaults (20 and 10), which older runtimes refuse.
+    The exporter's own defaults (opset 20 and IR version 10) are refused by older runtimes.
 
     Args:
         module: What to export; its mode is put back afterwards.
         example_inputs: Positional tensors at the deployment batch.
         path: File to write; it appears whole or not at all.
+        versions: Opset and IR version; opsets below the exporter's are converted to.
 
     Returns:
         Inputs and outputs of the file.
@@ -46,11 +44,15 @@ def export(
     """
     import onnx
 
+    from edgeprune.backends.onnxruntime.older_opsets import converted
+
     model, sources = _program(module, example_inputs)
+    if versions.opset < WRITTEN.opset:
+        model = converted(model, versions)
     for value in _small_metadata(sources):
         entry = model.metadata_props.add()
         entry.key, entry.value = value
-    model.ir_version = _IR_VERSION
+    model.ir_version = versions.ir_version
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -74,7 +76,7 @@ def _program(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example_inputs, strict=False)
-            exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=_OPSET)
+            exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=WRITTEN.opset)
     # The exporters raise whatever the user's forward raised, besides their own errors; each means the same to the user.
     except Exception as error:
         raise ExportError(

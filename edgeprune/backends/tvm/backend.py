@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.backends.tvm import engine_file
 from edgeprune.backends.tvm.target import TvmTarget, target_of
-from edgeprune.boards.installing import install_command
-from edgeprune.errors import CompileError
+from edgeprune.boards.installing import SETUP
+from edgeprune.errors import CompileError, ConfigError
 from edgeprune.files import replacing
 from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 
@@ -82,7 +82,7 @@ class Tvm(Backend):
         """See `Backend.requirements`. An engine runs with the series of TVM that made it, and needs glibc's functions."""
         found = fingerprint.runtimes.get(self.name, {}).get("version")
         series = (needs or {}).get("series")
-        hint = install_command(" ".join(_PACKAGES), fingerprint)
+        hint = f"{SETUP} --backend tvm"
         if series is None:
             met = found is not None and _numbers(found) >= _numbers(_SERIES)
             items = [Requirement("tvm", f">= {_SERIES}", found or "none", met, hint)]
@@ -96,6 +96,14 @@ class Tvm(Backend):
             told = "compile on a host whose glibc is as old as the board's"
             items.append(Requirement("libc", f"glibc >= {glibc}", fingerprint.libc, met, told))
         return items
+
+    def board_packages(self, version: str | None = None) -> tuple[tuple[str, ...], ...]:
+        """See `Backend.board_packages`: the pair that was tried together."""
+        if version is None:
+            return (_PACKAGES,)
+        if _numbers(version)[:2] != _numbers(_SERIES):
+            raise ConfigError(f"the runtime's version must be one of TVM {_SERIES}, found {version!r}.")
+        return ((f"apache-tvm=={version}", *_PACKAGES[1:]),)
 
     def needs(self, engine: Path) -> dict[str, Any]:
         """Architecture, instruction sets, series of TVM and glibc that an engine was compiled for."""

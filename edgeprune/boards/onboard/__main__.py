@@ -20,6 +20,8 @@ VERBS = {
     "clocks": "clocks",
     "sustain": "sustain",
     "bench": "bench",
+    "environment": "environment",
+    "clean": "cleaning",
     "power": "power",
     "energy": "energy",
     "parity": "parity",

@@ -32,10 +32,6 @@ _NUMPY_NAMES = {
 }
 
 
-# What pip calls a module, where that is another name; with the versions that were tried together.
-_PACKAGES = {"tvm": "apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1"}
-
-
 def require(name):
     """Import a module that edgeprune does not bring to the board.
 
@@ -49,7 +45,7 @@ def require(name):
             error="BackendUnavailableError",
             message="the board's Python must have %s to run engines, found that it does not import (%s)."
             % (name, error),
-            hint="python3 -m pip install %s (on the board)" % _PACKAGES.get(name, name),
+            hint="edgeprune device setup BOARD%s" % (" --backend tvm" if name == "tvm" else ""),
         )
 
 

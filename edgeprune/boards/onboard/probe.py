@@ -8,6 +8,7 @@ import struct
 import sys
 import sysconfig
 
+import environment
 import power
 import processor
 import runtimes
@@ -60,7 +61,8 @@ def main(request, emit):
                 "board_model": tree.read("/proc/device-tree/model") or tree.read("/sys/class/dmi/id/product_name"),
                 "machine": machine(tree),
                 "python_executable": sys.executable if tree.live else None,
-                "externally_managed": (externally_managed() or None) if tree.live else None,
+                "python_abi": (sysconfig.get_config_var("SOABI") or None) if tree.live else None,
+                "environment": environment.own(root) if tree.live else None,
                 "python_bits": struct.calcsize("P") * 8 if tree.live else None,
                 "memory_available_bytes": meminfo(tree, "MemAvailable"),
                 "power_mode_id": mode_id,
@@ -107,13 +109,6 @@ def disturbances(tree, result, governors):
     if result["architecture"] in ("aarch64", "x86_64") and facts.get("python_bits") == 32:
         found.append("its Python is a 32-bit program on a 64-bit processor.")
     return found
-
-
-def externally_managed():
-    """Whether pip refuses to install into this Python, which belongs to the system's package manager (PEP 668)."""
-    return sys.prefix == sys.base_prefix and os.path.exists(
-        os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    )
 
 
 def without_none(fields):

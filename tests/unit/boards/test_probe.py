@@ -6,6 +6,7 @@ the Raspberry Pi documentation and a Raspberry Pi 5's /proc/cpuinfo, and the ker
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import pytest
 
 from edgeprune.backends.onnxruntime.backend import OnnxRuntime
 from edgeprune.boards.board import Board
+from edgeprune.boards.installing import for_board
 from edgeprune.boards.local import LocalTransport
 from edgeprune.spec import Fingerprint
 
@@ -160,31 +162,17 @@ def test_this_machine_is_told_as_its_own_files_tell_it(board: Board) -> None:
         assert ("hypervisor" in flags) == any("virtual machine" in sentence for sentence in found.disturbances)
 
 
-def test_a_python_of_the_system_s_package_manager_is_mended_by_a_virtual_environment(tmp_path: Path) -> None:
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    managed = tmp_path / "home" / "lib" / stdlib.name
-    managed.mkdir(parents=True)
-    for entry in stdlib.iterdir():
-        if entry.name not in ("site-packages", "EXTERNALLY-MANAGED"):
-            (managed / entry.name).symlink_to(entry)
-    python = tmp_path / "python3"
-    python.write_text(f'#!/bin/sh\nPYTHONHOME={tmp_path / "home"} exec {Path(sys.executable).resolve()} "$@"\n')
-    python.chmod(0o755)
+def test_the_binary_interface_of_the_board_s_python_is_told_for_the_choice_of_wheels(board: Board) -> None:
+    facts = board.probe().facts
+    assert facts["python_abi"] == sysconfig.get_config_var("SOABI")
+    assert "environment" not in facts, "no set-up has made one here"
 
-    def command() -> str:
-        with Board(LocalTransport(), name="board", python=str(python), root=str(tmp_path / "root")) as board:
-            (lacking,) = OnnxRuntime().requirements(board.probe())
-        assert not lacking.met
-        assert lacking.hint is not None
-        return lacking.hint
 
-    free = command()
-    assert "-m pip install 'onnxruntime>=" in free
-    assert "venv" not in free
-    (managed / "EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
-    mending = command()
-    assert "-m venv ~/.edgeprune-venv && ~/.edgeprune-venv/bin/python -m pip install 'onnxruntime>=" in mending
-    assert "edgeprune device add NAME --ssh ... --replace --python '~/.edgeprune-venv/bin/python'" in mending
+def test_a_board_without_the_runtime_is_mended_by_a_set_up(board: Board) -> None:
+    bare = dataclasses.replace(board.probe(), runtimes={})
+    (lacking,) = OnnxRuntime().requirements(bare)
+    assert not lacking.met
+    assert for_board(lacking.hint, "my board") == "edgeprune device setup 'my board'"
 
 
 def test_the_runtime_of_the_board_s_python_is_told_with_version_and_library_hash(board: Board) -> None:
@@ -202,8 +190,6 @@ def test_the_runtime_of_the_board_s_python_is_told_with_version_and_library_hash
 
 def test_a_missing_runtime_is_a_stated_absence(root: Path, tmp_path: Path) -> None:
     import subprocess
-
-    from edgeprune.boards.local import LocalTransport
 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     python = str(tmp_path / "bare" / "bin" / "python")

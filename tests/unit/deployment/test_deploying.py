@@ -208,7 +208,7 @@ def test_runtime_that_is_too_old_is_refused_with_the_command_that_mends_it(artif
     requires = {**artifacts[0].manifest.requires, "min_version": "99.0"}
     with pytest.raises(IncompatibleTargetError, match=r"needs onnxruntime >= 99\.0") as caught:
         quick(forge(artifacts[0], "new", requires=requires))
-    assert "pip install" in caught.value.hint
+    assert "edgeprune device setup local" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
