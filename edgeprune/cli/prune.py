@@ -69,6 +69,14 @@ def prune(
     task: Annotated[
         str | None, typer.Option("--task", metavar="FILE.py:FACTORY", help="Data, loss and metric (edgeprune.Task).")
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="NAME=2%|2pp|0.8",
+            help="How much worse than the dense model's the metric of an objective may become, or its worst value; repeat.",
+        ),
+    ] = None,
     board: Annotated[
         str, typer.Option("--board", help="Where plans are measured; none leaves it predicted only.")
     ] = "none",
@@ -154,6 +162,15 @@ def prune(
             "--netadapt", help="Search widths greedily with short tunings, for long; a baseline; needs a task."
         ),
     ] = False,
+    pagcp: Annotated[
+        int,
+        typer.Option(
+            "--pagcp",
+            metavar="ROUNDS",
+            min=0,
+            help="Search widths layer by layer under --limit of every objective, in so many rounds; needs a task.",
+        ),
+    ] = 0,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("pruned"),
     resume: Annotated[
@@ -228,6 +245,8 @@ def prune(
         soft_masking=soft_masking,
         reallocate_every=reallocate_every,
         netadapt=netadapt,
+        limit=tuple(limit or ()),
+        pagcp=pagcp,
         seed=seed,
     )
     begin(options, out, output)

@@ -15,6 +15,7 @@ from edgeprune.cli.options import given
 from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.recovery.distillation.registry import require_names
+from edgeprune.tasks.limits import parse_limits
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,8 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     budget = options.budget
     _ = options.constraints  # read here only to be refused
     require_names(options.distill)
+    if parse_limits(options.limit) and options.task is None:
+        raise ConfigError("--limit needs a task, for its objectives, found none.", hint="--task FILE.py:FACTORY")
     records.check_out(out)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
@@ -143,6 +146,7 @@ def _carry_out(
     if task is not None:
         from edgeprune.tasks.batches import validate
 
+        task = task.with_limits(parse_limits(options.limit))
         with output.step("try the task on one batch"):
             validate(task, module)
     with output.step("fit the predictor"):
@@ -172,6 +176,7 @@ def _carry_out(
             kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration
+            from edgeprune.loop.multitask.pagcp import Pagcp
             from edgeprune.loop.netadapt import NetAdapt
             from edgeprune.loop.soft_masking import SoftMasking
             from edgeprune.recovery.fine_tuning import FineTuning
@@ -202,6 +207,7 @@ def _carry_out(
                 if options.soft_masking
                 else None,
                 netadapt=NetAdapt() if options.netadapt else None,
+                pagcp=Pagcp(rounds=options.pagcp) if options.pagcp else None,
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,
@@ -321,6 +327,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         metrics_before=dict(result.metrics_before),
         metrics_after=dict(result.metrics_after),
         recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
+        verdicts=result.verdicts,
     )
 
 
@@ -341,7 +348,12 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
         rows.append(["of dense, interleaved", "100.0%", f"{checked.ratio:.1%}"])
         rows.append(["as timed in that comparison, ms", f"{checked.dense_ms:.3f}", f"{checked.pruned_ms:.3f}"])
     rows += [
-        [name, f"{before:.4f}", f"{result.metrics_after[name]:.4f}"] for name, before in result.metrics_before.items()
+        [
+            f"{one.objective}, {one.asked}" if one.asked else one.objective,
+            f"{one.dense:.4f}",
+            f"{one.pruned:.4f}{'' if one.kept is None else ', kept' if one.kept else ', broken'}",
+        ]
+        for one in result.verdicts
     ]
     rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
     rows += [

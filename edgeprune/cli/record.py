@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from edgeprune.errors import ConfigError
-from edgeprune.loop.result import PruningRound, Spent
+from edgeprune.loop.result import MetricVerdict, PruningRound, Spent
 from edgeprune.spec import Budget, Constraints
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class PruneOptions(BaseModel):
         soft_masking: Epochs of fine-tuning that train under masks; 0 for none.
         reallocate_every: Steps between the allocations of soft masking.
         netadapt: Whether widths are searched with short tunings.
+        limit: ``NAME=LIMIT`` each, of the objectives of the task.
+        pagcp: Rounds of the search under those limits; 0 for none.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -105,6 +107,8 @@ class PruneOptions(BaseModel):
     soft_masking: int = 0
     reallocate_every: int = 50
     netadapt: bool = False
+    limit: tuple[str, ...] = ()
+    pagcp: int = 0
     seed: int = 0
 
     @property
@@ -156,6 +160,7 @@ class PruningRecord(BaseModel):
         metrics_before: Validation metric of the dense model by objective.
         metrics_after: The same of the pruned model.
         recovery: What each recovery step did, for a run that goes on with its model.
+        verdicts: Per objective both, its limit and whether it is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -179,6 +184,7 @@ class PruningRecord(BaseModel):
     metrics_before: dict[str, float]
     metrics_after: dict[str, float]
     recovery: tuple[Recovered, ...]
+    verdicts: tuple[MetricVerdict, ...]
 
     @property
     def unfinished(self) -> bool:

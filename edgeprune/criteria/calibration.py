@@ -6,22 +6,21 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune.criteria._base import Scores
+from edgeprune.criteria.batch_statistics import by_batch
 from edgeprune.criteria.damage import DamageCurves, best_units
 from edgeprune.criteria.gates import closing_members
 from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
-from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.tasks.batches import call, device_of, loss_of, mode, objective_batches
 
 if TYPE_CHECKING:
@@ -199,26 +198,12 @@ class _Masked:
 
     def _loss(self, model: nn.Module, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
         total = 0.0
-        with mode(model, training=False), torch.no_grad(), self._norms(model):
+        norms = by_batch(model) if self._batch_statistics else nullcontext()
+        with mode(model, training=False), torch.no_grad(), norms:
             for objective, own in zip(task.objectives, batches, strict=True):
                 losses = [float(loss_of(objective, call(model, inputs), targets)) for inputs, targets in own]
                 total += objective.weight * float(np.mean(losses))
         return total
-
-    @contextmanager
-    def _norms(self, model: nn.Module) -> Iterator[None]:
-        """Batch norms normalize by the batch for a block, where that is asked for; running statistics stay as they are."""
-        with ExitStack() as stack:
-            for module in model.modules() if self._batch_statistics else ():
-                if isinstance(module, ProgramModule):
-                    stack.enter_context(module.watched(lambda name, values: None))
-                elif isinstance(module, _BatchNorm) and module.track_running_stats:
-                    stack.callback(setattr, module, "track_running_stats", True)
-                    stack.callback(setattr, module, "running_var", module.running_var)
-                    stack.callback(setattr, module, "running_mean", module.running_mean)
-                    module.track_running_stats = False
-                    module.running_mean = module.running_var = None
-            yield
 
 
 def _scaled(curves: DamageCurves, measured: Mapping[str, Sequence[tuple[int, float]]]) -> DamageCurves:

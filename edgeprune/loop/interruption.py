@@ -216,7 +216,10 @@ def identity_of(
         "example inputs": [list(example.shape) for example in planner.graph.example_inputs],
         "budget": str(budget),
         "latency table": planner.predictor.table_hash,
-        "objectives": [] if planner.task is None else [objective.name for objective in planner.task.objectives],
+        "objectives": [
+            one.name if one.limit is None else f"{one.name}={one.limit}"
+            for one in (() if planner.task is None else planner.task.objectives)
+        ],
         "constraints": hashlib.sha256(repr(rules).encode()).hexdigest(),
         "criterion": planner.criterion.name,
         "damage calibration": repr(planner.calibrate_damage),

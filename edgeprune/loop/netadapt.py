@@ -96,6 +96,11 @@ class NetAdapt:
             )
         return math.ceil(math.log(left) / math.log(self.decay) - 1e-9)
 
+    @property
+    def trains(self) -> bool:
+        """Whether weights change on the way."""
+        return True
+
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""
         return settings
@@ -276,11 +281,11 @@ class _Search:
         assert best is not None
         assert taken is not None
         self.widths, self.kept, plan, module = taken
-        _write_back(self.model, module, plan)
+        write_back(self.model, module, plan)
         with torch.no_grad():
             for parameter in self.left.parameters():
                 parameter.zero_()
-        _write_back(self.left, module, plan)
+        write_back(self.left, module, plan)
         metric = best[0] if lead.higher_is_better else -best[0]
         self.history.append(
             {"group": chosen, "width": self.widths[chosen], "predicted_ms": -best[1], lead.name: metric}
@@ -328,7 +333,7 @@ class _Search:
         return make_plan(self.graph, changed, allow_empty=True)
 
 
-def _write_back(model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
+def write_back(model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
     """Put the tensors of a cut model where they were cut from; all else of the model stays."""
     found = {**dict(cut.named_parameters(remove_duplicate=False)), **dict(cut.named_buffers(remove_duplicate=False))}
     known = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from edgeprune.latency.chosen import Chosen
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeprune.loop.closing import Closed
     from edgeprune.loop.dense import DenseLatency
     from edgeprune.loop.planning import Planner
-    from edgeprune.loop.result import LatencyCheck
+    from edgeprune.loop.result import LatencyCheck, MetricVerdict
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.spec import Budget
 
@@ -100,7 +100,7 @@ def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLat
         yield "The dense model as a whole is not in the latency table, so its latency is predicted: profile this model."
 
 
-def accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iterator[str]:
+def accuracy_notes(planner: Planner, found: Iterable[MetricVerdict]) -> Iterator[str]:
     """That accuracy was not measured, or which limit of the task is not kept."""
     if planner.task is None:
         yield (
@@ -108,9 +108,12 @@ def accuracy_notes(planner: Planner, metrics_after: Mapping[str, float]) -> Iter
             "and nothing was fine-tuned."
         )
         return
-    for objective in planner.task.objectives:
-        if not objective.meets_limit(metrics_after[objective.name]):
-            yield f"The metric of {objective.name} is {metrics_after[objective.name]:.4g}, beyond its limit {objective.limit}."
+    for verdict in found:
+        if verdict.kept is False:
+            yield (
+                f"The metric of {verdict.objective} is {verdict.pruned:.4g}, beyond its limit: {verdict.asked} "
+                f"where the dense model has {verdict.dense:.4g}."
+            )
 
 
 def search_notes(certificate: Certificate, unchanged: bool) -> Iterator[str]:

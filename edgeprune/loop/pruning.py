@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgeprune.criteria.calibration import DamageCalibration
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.multitask.pagcp import Pagcp
     from edgeprune.loop.netadapt import NetAdapt
     from edgeprune.loop.searched import Search
     from edgeprune.loop.soft_masking import SoftMasking
@@ -68,6 +69,7 @@ def prune(
     calibration_batches: int | None = CALIBRATION_BATCHES,
     soft_masking: SoftMasking | None = None,
     netadapt: NetAdapt | None = None,
+    pagcp: Pagcp | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
     planner: Planner | None = None,
@@ -95,7 +97,8 @@ def prune(
             is predicted; none is measured, and only the exact allocator keeps them.
         board: Where dense and pruned engines are compared; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
-        task: Data, loss and metric. Without it scores are data-free, nothing is recovered, and accuracy is not measured.
+        task: Data, loss and metric, of one objective or several. Without it scores are data-free, nothing is recovered, and
+            accuracy is not measured. Limits of objectives are judged in the end (`Result.verdicts`); `pagcp` searches under them.
         constraints: What widths must respect.
         criterion: Importance of channels; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: How widths are chosen.
@@ -118,6 +121,8 @@ def prune(
             at, and is replaced.
         netadapt: Whether the first plan is replaced by one that is found by a greedy search with short tunings
             (`edgeprune.loop.netadapt`), a baseline that takes long.
+        pagcp: Whether the first plan is replaced by one that is found layer by layer under the limits of the task's objectives
+            (`edgeprune.loop.multitask.pagcp`).
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
@@ -186,7 +191,7 @@ def prune(
             "taps are where features are compared, found taps and no distillation that compares them.",
             hint="--distill features",
         )
-    search = _search(soft_masking, netadapt, task, refit=refit)
+    search = _search({"soft masking": soft_masking, "netadapt": netadapt, "pagcp": pagcp}, task, refit=refit)
     if task is not None:
         from edgeprune.tasks.batches import validate
 
@@ -254,20 +259,18 @@ def _losses(distill: bool | Distillations, settings: FineTuning | None) -> tuple
 
 
 def _search(
-    soft_masking: SoftMasking | None, netadapt: NetAdapt | None, task: Task | None, *, refit: bool
+    searches: Mapping[str, SoftMasking | NetAdapt | Pagcp | None], task: Task | None, *, refit: bool
 ) -> Search | None:
-    """What chooses widths while it trains, if anything does."""
-    if soft_masking is not None and netadapt is not None:
-        raise ConfigError(
-            "soft masking and netadapt both train while they choose widths, found that both are asked for."
-        )
-    search = soft_masking or netadapt
-    if search is None:
+    """What chooses widths while it looks at data, or trains, if anything does."""
+    asked = {name: search for name, search in searches.items() if search is not None}
+    if not asked:
         return None
-    name = "netadapt" if soft_masking is None else "soft masking"
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} each choose the widths, found that both are asked for.")
+    (name, search), *_ = asked.items()
     if task is None:
-        raise ConfigError(f"{name} trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
-    if refit:
+        raise ConfigError(f"{name} needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
+    if refit and search.trains:
         raise ConfigError(
             f"layers are refitted to the dense model's outputs, which {name} has trained away from, found both asked for."
         )

@@ -61,6 +61,37 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class MetricVerdict:
+    """An objective's validation metric before and after, and whether its limit is kept.
+
+    Attributes:
+        objective: Its name.
+        dense: Metric of the dense model.
+        pruned: Metric of the pruned model.
+        higher_is_better: Direction of the metric.
+        limit: The limit as it was asked for; empty where there is none.
+        worst: Worst acceptable value of the metric, or None.
+        kept: Whether the pruned model keeps the limit; None where there is none.
+    """
+
+    objective: str
+    dense: float
+    pruned: float
+    higher_is_better: bool
+    limit: str = ""
+    worst: float | None = None
+    kept: bool | None = None
+
+    @property
+    def asked(self) -> str:
+        """``"at least 0.784 (2%)"``; empty without a limit."""
+        if self.worst is None:
+            return ""
+        text = f"at {'least' if self.higher_is_better else 'most'} {self.worst:.4g}"
+        return f"{text} ({self.limit})" if self.limit.endswith(("%", "pp")) else text
+
+
+@dataclass(frozen=True)
 class PruningRound:
     """One turn of the loop: widths, what was predicted for them, and what the board said.
 
@@ -117,6 +148,8 @@ class Result:
         check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
         metrics_before: Validation metric of the dense model by objective; empty without a task.
         metrics_after: The same of `module`.
+        verdicts: Per objective both, its limit and whether it is kept. The validation data have decided nothing, but for the
+            epoch that is kept where fine-tuning selects the best.
         recovery: What each recovery step did.
         spent: What the plan takes of budgets besides the latency.
         unchanged: Whether the dense model already meets the budget, so that nothing was cut.
@@ -143,3 +176,4 @@ class Result:
     spent: tuple[Spent, ...] = ()
     unchanged: bool = False
     notes: tuple[str, ...] = ()
+    verdicts: tuple[MetricVerdict, ...] = ()

@@ -1,4 +1,4 @@
-"""What a search that trains the model while it chooses widths hands to the rest of `edgeprune.prune`."""
+"""What a search that looks at data, or trains, while it chooses widths hands to the rest of `edgeprune.prune`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ class Searched:
 
 
 class Search(Protocol):
-    """Soft masking, or NetAdapt."""
+    """Soft masking, NetAdapt, or PAGCP."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights change on the way."""
+        ...
 
     def require(self, planner: Planner, budget_ms: float) -> None:
         """Refuse what cannot be searched, before the long steps: nothing is scored for it.

@@ -115,6 +115,11 @@ class SoftMasking:
         done = steps_in_all(task.objectives[0], masked)
         return masked, replace(settings, epochs=settings.epochs - self.epochs, steps=max(0, settings.steps - done))
 
+    @property
+    def trains(self) -> bool:
+        """Whether weights change on the way."""
+        return True
+
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model.
 

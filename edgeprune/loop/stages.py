@@ -20,6 +20,8 @@ from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, sea
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import Realized, cut, tuned
 from edgeprune.loop.result import LatencyCheck, PruningRound, Result
+from edgeprune.loop.serving import serving
+from edgeprune.loop.verdicts import verdicts
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.generators import Generators
 from edgeprune.recovery.taps import require_places
@@ -134,7 +136,10 @@ class Stages:
             metrics_before: Mapping[str, float] = begun.metrics_before
             taken = self._taken_again(begun)
         else:
-            metrics_before = evaluate(self._model, self._task) if self._task is not None else {}
+            metrics_before = {}
+            if self._task is not None:
+                metrics_before = evaluate(self._model, self._task)
+                self._task.require_kept_by(metrics_before)
             taken = self._taken()
         unchanged = taken.proposal.plan.widths() == self._planner.graph.widths()
         realized = (
@@ -316,6 +321,13 @@ class Stages:
         )
         return again or measured, lost
 
+    def _serving(self) -> tuple[str, ...]:
+        """What of the dense model serves one objective alone, where there are several."""
+        if self._task is None or len(self._task.objectives) == 1:
+            return ()
+        found = serving(self._task, self._model, self._planner.graph)
+        return () if found is None else tuple(found.sentences(self._planner.cost))
+
     def _result(
         self,
         taken: _Taken,
@@ -331,6 +343,7 @@ class Stages:
         measured_ms = None if measured is None else measured.ratio * dense.ms
         timed = measured_ms is not None and budget.bounds_latency
         before, after = (dict(one) for one in metrics)
+        found = verdicts(self._task, before, after)
         return Result(
             module=realized.module,
             plan=proposal.plan,
@@ -351,6 +364,7 @@ class Stages:
             recovery=realized.recovery,
             spent=spent(planner.limits, proposal.plan.widths()),
             unchanged=unchanged,
+            verdicts=found,
             notes=(
                 *table_notes(planner.predictor, planner.kernel_graph, dense),
                 *latency_notes(
@@ -364,7 +378,8 @@ class Stages:
                 ),
                 *(round_notes(taken.closed, dense, self._budget_ms) if taken.closed and budget.bounds_latency else ()),
                 *notes,
-                *accuracy_notes(planner, after),
+                *self._serving(),
+                *accuracy_notes(planner, found),
                 *search_notes(proposal.allocation.certificate, unchanged),
             ),
         )

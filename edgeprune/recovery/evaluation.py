@@ -12,7 +12,16 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import TaskError
 from edgeprune.tasks import ranks
-from edgeprune.tasks.batches import call, device_of, metric_of, mode, objective_batches, sample_count
+from edgeprune.tasks.batches import (
+    call,
+    device_of,
+    labeled_samples,
+    metric_of,
+    mode,
+    objective_batches,
+    sample_count,
+    sharing,
+)
 from edgeprune.tasks.task import Objective, Split, Task
 
 StepProgress = Callable[[str, int, int], None]
@@ -54,34 +63,61 @@ def evaluate(
         Objective name to its metric: averaged over samples, or for a pooled objective that of all batches together.
 
     Raises:
-        TaskError: Empty data, a batch that is not a pair, or a metric that is not a finite number.
+        TaskError: Empty data, data without labels, a batch that is not a pair, or a metric that is not a finite number.
     """
     device = device_of(model)
+    found: dict[str, float] = {}
     with mode(model, training=False), torch.no_grad():
-        return {
-            objective.name: _pooled(model, objective, split, device, batches)
-            if objective.pooled
-            else _averaged(model, objective, split, device, batches)
-            for objective in task.objectives
-        }
+        for together in sharing(task.objectives, split):
+            sums = {one.name: _Pool(one) if one.pooled else _Mean(one) for one in together}
+            for inputs, targets in objective_batches(together[0], split, device, batches):
+                outputs, count = call(model, inputs), sample_count(inputs)
+                for one in together:
+                    labeled = labeled_samples(one, outputs, targets, count)
+                    if labeled[2]:
+                        sums[one.name].add(*labeled)
+            found |= {name: total.value(split) for name, total in sums.items()}
+    return {objective.name: found[objective.name] for objective in task.objectives}
 
 
-def _averaged(model: nn.Module, objective: Objective, split: Split, device: torch.device, limit: int | None) -> float:
-    total, samples = 0.0, 0.0
-    for inputs, targets in objective_batches(objective, split, device, limit):
-        count = sample_count(inputs)
-        total += count * metric_of(objective, call(model, inputs), targets)
-        samples += count
-    total, samples = ranks.summed([total, samples])
-    return total / samples
+class _Mean:
+    """The mean over samples of a metric that is called per batch."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.total, self.samples = objective, 0.0, 0.0
+
+    def add(self, outputs: Any, targets: Any, count: int) -> None:
+        self.total += count * metric_of(self.objective, outputs, targets)
+        self.samples += count
+
+    def value(self, split: Split) -> float:
+        total, samples = ranks.summed([self.total, self.samples])
+        _require_labels(self.objective, split, samples)
+        return total / samples
 
 
-def _pooled(model: nn.Module, objective: Objective, split: Split, device: torch.device, limit: int | None) -> float:
-    collected = []
-    for inputs, targets in objective_batches(objective, split, device, limit):
-        collected.append((_on_cpu(call(model, inputs)), _on_cpu(targets)))
-    outputs, targets = _of_all_ranks(_concatenated(collected))
-    return metric_of(objective, outputs, targets)
+class _Pool:
+    """A metric of all batches together."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.collected = objective, list[tuple[Any, Any]]()
+
+    def add(self, outputs: Any, targets: Any, count: int) -> None:
+        self.collected.append((_on_cpu(outputs), _on_cpu(targets)))
+
+    def value(self, split: Split) -> float:
+        # A process without any could not take part in the gathering.
+        everywhere = ranks.summed([float(bool(self.collected))])[0] == ranks.count()
+        _require_labels(self.objective, split, float(everywhere))
+        outputs, targets = _of_all_ranks(_concatenated(self.collected))
+        return metric_of(self.objective, outputs, targets)
+
+
+def _require_labels(objective: Objective, split: Split, count: float) -> None:
+    if not count:
+        raise TaskError(
+            f"the {split} data of objective {objective.name!r} must have labels for it in at least one batch, found none."
+        )
 
 
 def _of_all_ranks(tree: Any) -> Any:

@@ -119,7 +119,8 @@ def fine_tune(
     Args:
         model: Changed in place, on the device where it is.
         task: Training data and losses; the weighted losses of several objectives are added, one batch of each per step (the
-            first sets the length of an epoch, shorter ones start over).
+            first sets the length of an epoch, shorter ones start over, longer ones go on in the next epoch). Objectives that
+            were given the same loader share the batch and the forward.
         settings: How; defaults when None.
         teacher: The dense model: what it computes on the same inputs is a second target.
         distillation: Losses against the teacher, by name or as objects; several are added.

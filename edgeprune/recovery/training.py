@@ -18,7 +18,7 @@ from edgeprune.recovery.generators import Generators
 from edgeprune.recovery.precision import MixedPrecision
 from edgeprune.recovery.teaching import Teaching
 from edgeprune.tasks import ranks
-from edgeprune.tasks.batches import call, device_of, loss_of, objective_batches
+from edgeprune.tasks.batches import call, device_of, loss_of, objective_batches, sharing
 from edgeprune.tasks.task import Objective, Task
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Trainer:
         self._optimizer = _optimizer(self._parameters, settings)
         self.average = None if settings.ema is None else WeightAverage(self._parameters, settings.ema)
         self.generators = Generators.of(task, self._device)
-        self._others = [_Endless(one, self._device, self.generators) for one in task.objectives[1:]]
+        self._sharing = sharing(task.objectives, "train")
+        self._others = [_Endless(several[0], self._device, self.generators) for several in self._sharing[1:]]
 
     def epoch(self, number: int) -> float:
         """One pass over the lead objective's data, or what is left of the steps.
@@ -96,20 +97,24 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         value = 0.0
         share = self._settings.distillation_weight if self._teaching is not None else 0.0
-        for objective, (inputs, targets) in zip(self._task.objectives, batches, strict=True):
+        for objectives, (inputs, targets) in zip(self._sharing, batches, strict=True):
             if self._teaching is not None:
                 self._teaching.begin()
             with self._precision.forward():
                 outputs = call(self._model, inputs)
             outputs = self._precision.outputs(outputs)
-            loss = (1 - share) * loss_of(objective, outputs, targets)
+            taught = None
             if self._teaching is not None:
                 with self._precision.forward():
                     wanted = self._teaching.wanted(inputs)
-                loss = loss + share * self._teaching.loss(outputs, self._precision.outputs(wanted))
-            loss = objective.weight * loss
-            self._precision.backward(loss)
-            value += float(loss.detach())
+                taught = share * self._teaching.loss(outputs, self._precision.outputs(wanted))
+            losses = []
+            for objective in objectives:
+                loss = (1 - share) * loss_of(objective, outputs, targets)
+                losses.append(objective.weight * (loss if taught is None else loss + taught))
+            together = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            self._precision.backward(together)
+            value += float(together.detach())
         ranks.average_gradients(self._parameters)
         if self._watch is not None:
             self._watch(self.done + 1, self._total)

@@ -13,7 +13,7 @@ from edgeprune.report.data import Candidate, Card, ReportData, Round
 
 if TYPE_CHECKING:
     from edgeprune.latency.predictor import Predictor
-    from edgeprune.loop.result import Result
+    from edgeprune.loop.result import MetricVerdict, Result
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 Verdict = Literal["good", "bad", ""]
@@ -54,14 +54,7 @@ def from_result(
         cards=(
             _latency_card(result, budget),
             _prediction_card(result),
-            *(
-                Card(
-                    name,
-                    f"{before:.4f} → {result.metrics_after[name]:.4f}",
-                    "validation data of the task",
-                )
-                for name, before in result.metrics_before.items()
-            ),
+            *(_metric_card(verdict) for verdict in result.verdicts),
             Card("parameters", f"{parameters_before:,} → {parameters_after:,}"),
             Card("cut equals masked", f"{result.check_max_abs:.1e}", "largest absolute difference, before tuning"),
         ),
@@ -89,6 +82,13 @@ def from_result(
         },
         notes=result.notes,
     )
+
+
+def _metric_card(verdict: MetricVerdict) -> Card:
+    value, detail = f"{verdict.dense:.4f} → {verdict.pruned:.4f}", "validation data of the task"
+    if verdict.kept is None:
+        return Card(verdict.objective, value, detail)
+    return Card(verdict.objective, value, f"{detail}; {verdict.asked}", "good" if verdict.kept else "bad")
 
 
 def threads(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,15 +126,67 @@ def objective_batches(
     return batches(loader, f"{split} data of objective {objective.name!r}", device, limit)
 
 
-def loss_of(objective: Objective, outputs: Any, targets: Any) -> torch.Tensor:
-    """The objective's loss, checked.
+def sharing(objectives: Sequence[Objective], split: Split) -> tuple[tuple[Objective, ...], ...]:
+    """Objectives by the loader of a split: those that were given the same object share its batches. In order."""
+    found: dict[int, list[Objective]] = {}
+    for objective in objectives:
+        found.setdefault(id(objective.train if split == "train" else objective.validation), []).append(objective)
+    return tuple(tuple(several) for several in found.values())
+
+
+def labeled_samples(objective: Objective, outputs: Any, targets: Any, count: int | None = None) -> tuple[Any, Any, int]:
+    """The samples of a batch that have labels for an objective.
+
+    Args:
+        objective: Whose labels.
+        outputs: What the model returned for the batch.
+        targets: Of the batch.
+        count: Samples of the batch, where the caller knows it.
 
     Returns:
-        A finite scalar tensor.
+        Outputs, targets and the number of those samples; where it is 0, outputs and targets as they came.
+
+    Raises:
+        TaskError: `labeled` raises, or returns something else than a bool per sample, or one.
+    """
+    whole = 1 if count is None else count
+    if objective.labeled is None:
+        return outputs, targets, whole
+    with blamed(f"labeled of objective {objective.name!r}"):
+        mask = torch.as_tensor(objective.labeled(targets)).cpu()
+    if mask.dtype != torch.bool or mask.ndim > 1 or (mask.ndim and count not in (None, len(mask))):
+        raise TaskError(
+            f"labeled of objective {objective.name!r} must give one bool per sample{f', {count}' if count else ''}, or one for "
+            f"all, found {str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}."
+        )
+    if mask.ndim == 0:
+        return outputs, targets, whole if bool(mask) else 0
+    there = int(mask.sum())
+    if there in (0, len(mask)):
+        return outputs, targets, there
+
+    def only(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf[mask.to(leaf.device)] if leaf.ndim and len(leaf) == len(mask) else leaf
+
+    own, wanted = (pytree.tree_map_only(torch.Tensor, only, tree) for tree in (outputs, targets))
+    return own, wanted, there
+
+
+def loss_of(objective: Objective, outputs: Any, targets: Any) -> torch.Tensor:
+    """The objective's loss on the samples that have labels for it, checked.
+
+    Returns:
+        A finite scalar tensor; 0, with a gradient of 0, where no sample has labels.
 
     Raises:
         TaskError: If it raises, is not a tensor with one element, or not finite.
     """
+    if objective.labeled is not None:
+        outputs, targets, count = labeled_samples(objective, outputs, targets)
+        if count == 0:
+            leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+            # Of one element each: the gradient is 0, and it is there.
+            return torch.stack([0.0 * leaf.flatten()[:1].sum() for leaf in leaves if leaf.is_floating_point()]).sum()
     with blamed(f"the loss of objective {objective.name!r}"):
         loss = objective.loss(outputs, targets)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -150,7 +202,7 @@ def loss_of(objective: Objective, outputs: Any, targets: Any) -> torch.Tensor:
 
 
 def metric_of(objective: Objective, outputs: Any, targets: Any) -> float:
-    """The objective's metric, checked.
+    """The objective's metric, checked, on outputs and targets that all have labels.
 
     Raises:
         TaskError: If it raises, or is not one finite number.
@@ -200,4 +252,6 @@ def validate(task: Task, model: nn.Module) -> None:
                 )
             with torch.no_grad():
                 inputs, targets = next(objective_batches(objective, "validation", device, 1))
-                metric_of(objective, call(model, inputs), targets)
+                outputs, targets, count = labeled_samples(objective, call(model, inputs), targets, sample_count(inputs))
+                if count:
+                    metric_of(objective, outputs, targets)

@@ -2,15 +2,20 @@
 
 A *batch* is a pair ``(inputs, targets)``. The inputs are a tensor (one positional argument of the model), a tuple or list
 (several), or a dict (keyword arguments); the targets are whatever the loss and the metric understand.
+
+Several objectives are what several heads on a shared trunk have: each objective's loss and metric take their part of the
+model's outputs and of the batch's targets. Objectives that are given the *same loader object* share its batches and the model's
+forward on them; others have data of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.errors import TaskError
+from edgeprune.tasks.limits import Tolerance, parse_limit
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +24,7 @@ Batches = Iterable[Any]
 """Something that can be iterated again and again and yields batches: a `torch.utils.data.DataLoader`, a list."""
 Loss = Callable[[Any, Any], "torch.Tensor"]
 Metric = Callable[[Any, Any], float]
+Labeled = Callable[[Any], "torch.Tensor | Sequence[bool] | bool"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,15 @@ class Objective:
         loss: ``loss(outputs, targets)``: a scalar tensor that can be differentiated.
         metric: ``metric(outputs, targets)``: a finite number.
         higher_is_better: Direction of the metric.
-        limit: Worst acceptable value of the metric, or None.
+        limit: How bad the metric of a pruned model may be: its worst acceptable value, or as text or `Tolerance` how much worse
+            than the dense model's, ``"2%"`` of it or ``"2pp"`` (percentage points of a metric that is a share). None: no limit.
         weight: Weight of this objective's loss where several are added.
         pooled: False: the metric is called per batch and averaged over samples (exact for accuracy). True: it is called
             once on the concatenated outputs and targets of all batches (needed for AUC, mean IoU, correlation).
+        labeled: ``labeled(targets)``: which samples of a batch have labels for this objective, one bool per sample (or one for
+            all). Loss and metric are then called on those samples alone: every tensor of outputs and targets whose axis 0 is
+            the batch is cut down to them. A batch without any counts as a loss of 0 in training and not at all in a metric.
+            None: all samples have labels.
     """
 
     name: str
@@ -45,11 +56,14 @@ class Objective:
     loss: Loss
     metric: Metric
     higher_is_better: bool = True
-    limit: float | None = None
+    limit: float | str | Tolerance | None = None
     weight: float = 1.0
     pooled: bool = False
+    labeled: Labeled | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.limit, str):
+            object.__setattr__(self, "limit", parse_limit(self.limit))
         for split in ("train", "validation"):
             loader = getattr(self, split)
             if not isinstance(loader, Iterable):
@@ -68,14 +82,43 @@ class Objective:
                     f"the {part} of objective {self.name!r} must be callable as {part}(outputs, targets), "
                     f"found {type(getattr(self, part)).__name__}."
                 )
+        if self.labeled is not None and not callable(self.labeled):
+            raise TaskError(
+                f"labeled of objective {self.name!r} must be callable as labeled(targets), "
+                f"found {type(self.labeled).__name__}."
+            )
         if not self.weight >= 0:
             raise TaskError(f"the weight of objective {self.name!r} must be at least 0, found {self.weight}.")
 
-    def meets_limit(self, value: float) -> bool:
-        """Whether a value of the metric is acceptable; always true without a limit."""
-        if self.limit is None:
-            return True
-        return value >= self.limit if self.higher_is_better else value <= self.limit
+    def worst(self, dense: float | None = None) -> float | None:
+        """The worst acceptable value of the metric; None without a limit.
+
+        Args:
+            dense: Metric of the dense model on the same data; only a limit that refers to it needs it.
+
+        Raises:
+            TaskError: The limit refers to the dense model, whose metric is not known or nothing that it can refer to.
+        """
+        if not isinstance(self.limit, Tolerance):
+            return None if self.limit is None else float(self.limit)
+        if dense is None:
+            raise TaskError(
+                f"the limit of objective {self.name!r}, {self.limit}, needs the metric of the dense model, found none."
+            )
+        return self.limit.worst(dense, self.higher_is_better, self.name)
+
+    def meets_limit(self, value: float, dense: float | None = None) -> bool:
+        """Whether a value of the metric is acceptable; always true without a limit.
+
+        Args:
+            value: The metric.
+            dense: That of the dense model, see `worst`.
+
+        Raises:
+            TaskError: As `worst`.
+        """
+        worst = self.worst(dense)
+        return worst is None or (value >= worst if self.higher_is_better else value <= worst)
 
 
 @dataclass(frozen=True)
@@ -107,8 +150,9 @@ class Task:
         metric: Metric,
         name: str | None = None,
         higher_is_better: bool = True,
-        limit: float | None = None,
+        limit: float | str | Tolerance | None = None,
         pooled: bool = False,
+        labeled: Labeled | None = None,
     ) -> Task:
         """A task with one objective; see `Objective` for the arguments.
 
@@ -122,6 +166,7 @@ class Task:
             higher_is_better: See `Objective`.
             limit: See `Objective`.
             pooled: See `Objective`.
+            labeled: See `Objective`.
 
         Raises:
             TaskError: If a loader is not iterable more than once, or loss or metric is not callable.
@@ -137,9 +182,39 @@ class Task:
                     higher_is_better=higher_is_better,
                     limit=limit,
                     pooled=pooled,
+                    labeled=labeled,
                 ),
             )
         )
+
+    def with_limits(self, limits: Mapping[str, float | str | Tolerance | None]) -> Task:
+        """The same task with other limits of the objectives that are named.
+
+        Raises:
+            TaskError: If there is no objective of a name.
+            ConfigError: If a limit cannot be read.
+        """
+        for name in limits:
+            self.objective(name)
+        return Task(tuple(replace(one, limit=limits.get(one.name, one.limit)) for one in self.objectives))
+
+    def require_kept_by(self, dense: Mapping[str, float]) -> None:
+        """Refuse limits that the dense model itself does not keep: no pruned one could be asked to.
+
+        Args:
+            dense: Metric of the dense model by objective.
+
+        Raises:
+            TaskError: It does not keep one, or one refers to a metric that it cannot refer to.
+        """
+        for objective in self.objectives:
+            value = dense[objective.name]
+            if not objective.meets_limit(value, value):
+                raise TaskError(
+                    f"the limit of objective {objective.name!r} must be one that the dense model keeps, found a metric of "
+                    f"{value:.4g}, which is beyond {objective.worst(value):.4g}.",
+                    hint=f"--limit {objective.name}=2%, which refers to the dense model",
+                )
 
     def objective(self, name: str) -> Objective:
         """The objective of that name.

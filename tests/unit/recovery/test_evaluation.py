@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -92,3 +94,53 @@ def test_an_empty_loader_and_a_nan_metric_are_refused():
             nn.Identity(),
             Task.single(train=data(), validation=data(), loss=nn.MSELoss(), metric=lambda outputs, _: float("nan")),
         )
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+def test_objectives_of_one_loader_share_the_forward():
+    shared = data(9, 3)
+
+    def task(first, second):
+        return Task(
+            (
+                Objective("error", first, first, nn.MSELoss(), mean_absolute_error, higher_is_better=False),
+                Objective("largest", second, second, nn.MSELoss(), largest, pooled=True),
+            )
+        )
+
+    together, apart = Counted(), Counted()
+    assert evaluate(together, task(shared, shared)) == evaluate(apart, task(data(9, 3), data(9, 3)))
+    assert (together.calls, apart.calls) == (3, 6)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_metric_is_that_of_the_samples_with_labels(pooled):
+    values = torch.arange(12, dtype=torch.float32)[:, None]
+    there = torch.tensor([True, False, True] + 3 * [False] + 6 * [True])
+    batches = [
+        (values[start : start + 3], (2 * values[start : start + 3], there[start : start + 3]))
+        for start in range(0, 12, 3)
+    ]
+    objective = Objective(
+        "error",
+        batches,
+        batches,
+        nn.MSELoss(),
+        lambda outputs, targets: float((outputs - targets[0]).abs().mean()),
+        pooled=pooled,
+        labeled=lambda targets: targets[1],
+    )
+    assert evaluate(nn.Identity(), Task((objective,)))["error"] == pytest.approx(float(values[there].mean()))
+    with pytest.raises(
+        TaskError, match="validation data of objective 'error' must have labels for it in at least one batch"
+    ):
+        evaluate(nn.Identity(), Task((replace(objective, labeled=lambda targets: False),)))

@@ -207,3 +207,86 @@ def test_distillation_needs_class_scores():
         Logits().loss(torch.zeros(5, 3), torch.zeros(5, 4))
     with pytest.raises(ConfigError, match="temperature must be above 0, found 0"):
         Logits(0)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 1)
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        hidden = self.trunk(inputs).relu()
+        return {"first": self.first(hidden), "second": self.second(hidden)}
+
+
+def heads(first, second, labeled=None, weight=1.0):
+    """Two objectives on what a batch holds for each."""
+
+    def loss(name):
+        return lambda outputs, targets: nn.functional.mse_loss(outputs[name], targets[name])
+
+    def metric(name):
+        return lambda outputs, targets: float(nn.functional.mse_loss(outputs[name], targets[name]))
+
+    return Task(
+        (
+            Objective("first", first, first, loss("first"), metric("first"), False),
+            Objective(
+                "second", second, second, loss("second"), metric("second"), False, labeled=labeled, weight=weight
+            ),
+        )
+    )
+
+
+def batches(count=6, size=5):
+    generator = torch.Generator().manual_seed(3)
+    return [
+        (
+            torch.randn(size, 4, generator=generator),
+            {"first": torch.randn(size, 2, generator=generator), "second": torch.randn(size, 1, generator=generator)},
+        )
+        for _ in range(count)
+    ]
+
+
+def test_one_loader_with_several_targets_is_one_forward_per_step():
+    together, apart = TwoHeads(), TwoHeads()
+    shared = batches()
+    settings = {"epochs": 2, "lr": 1e-2, "max_gradient_norm": None, "optimizer": "sgd"}
+    one = fine_tune(together, heads(shared, shared, weight=0.3), **settings)
+    two = fine_tune(apart, heads(batches(), batches(), weight=0.3), **settings)
+    for name, value in together.state_dict().items():
+        torch.testing.assert_close(value, apart.state_dict()[name], rtol=1e-5, atol=1e-7)
+    assert one.after == pytest.approx(two.after, rel=1e-5)
+    # 6 batches: 2 epochs of training, 3 evaluations.
+    assert (together.calls, apart.calls) == (6 * 5, 2 * 6 * 5)
+
+
+def test_loaders_of_other_lengths_go_round():
+    short, long = batches(2), batches(8)
+    record = fine_tune(TwoHeads(), heads(batches(6), short), epochs=2, lr=1e-2)
+    assert record.details["steps"] == 12
+    assert record.after["second"] < record.before["second"]
+    assert fine_tune(TwoHeads(), heads(batches(6), long), epochs=2, lr=1e-2).details["steps"] == 12
+
+
+def test_samples_without_labels_teach_nothing():
+    """Targets of samples without labels may be anything: the same weights come out."""
+
+    def spoiled(value):
+        found = batches()
+        for number, (_, targets) in enumerate(found):
+            targets["there"] = torch.arange(5) % 2 == 0 if number else torch.zeros(5, dtype=torch.bool)
+            targets["second"][~targets["there"]] = value
+        return found
+
+    found = []
+    for value in (0.0, float("nan")):
+        model, shared = TwoHeads(), spoiled(value)
+        record = fine_tune(model, heads(shared, shared, lambda targets: targets["there"]), epochs=2, lr=1e-2)
+        found.append((weights(model), record.after))
+    assert equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]

@@ -5,7 +5,19 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from edgeprune.errors import TaskError
-from edgeprune.tasks.batches import batch_count, batches, call, mode, objective_batches, sample_count, unpack, validate
+from edgeprune.tasks.batches import (
+    batch_count,
+    batches,
+    call,
+    labeled_samples,
+    loss_of,
+    mode,
+    objective_batches,
+    sample_count,
+    sharing,
+    unpack,
+    validate,
+)
 from edgeprune.tasks.task import Objective, Task
 
 
@@ -214,3 +226,68 @@ def test_forms_come_back_after_an_error():
         fail()
     assert model[0].training
     assert not model[1].training
+
+
+def partly(mask):
+    """An objective of samples that the targets say are labeled; its loss fails on the others."""
+
+    def loss(outputs, targets):
+        assert bool(targets["there"].all())
+        assert len(outputs["main"]) == len(targets["values"])
+        return (outputs["main"] - targets["values"]).square().mean()
+
+    data = [(torch.randn(4, 5), {"values": torch.zeros(4, 3), "there": torch.tensor(mask)})]
+    return Objective("main", data, data, loss, lambda o, t: float(loss(o, t)), labeled=lambda targets: targets["there"])
+
+
+class Headed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main = nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        return {"main": self.main(inputs), "scale": self.main.weight.mean()}
+
+
+@pytest.mark.parametrize("mask", [[True] * 4, [True, False, True, False], [False] * 4])
+def test_loss_and_metric_see_the_samples_with_labels(mask):
+    objective, model = partly(mask), Headed()
+    validate(Task((objective,)), model)
+    inputs, targets = objective.train[0]
+    outputs = model(inputs)
+    loss = loss_of(objective, outputs, targets)
+    expected = outputs["main"][torch.tensor(mask)].square().mean() if any(mask) else torch.zeros(())
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert model.main.weight.grad is not None
+    assert bool(model.main.weight.grad.any()) == any(mask)
+    assert labeled_samples(objective, outputs, targets, 4)[2] == sum(mask)
+
+
+def test_one_bool_speaks_for_the_whole_batch():
+    task = single(labeled=lambda targets: False)
+    inputs, targets = next(iter(task.objectives[0].train))
+    assert loss_of(task.objectives[0], nn.Linear(5, 3)(inputs), targets).item() == 0.0
+    assert labeled_samples(single(labeled=lambda targets: True).objectives[0], inputs, targets, 4)[2] == 4
+
+
+@pytest.mark.parametrize(
+    ("labeled", "message"),
+    [
+        (lambda targets: targets, r"must give one bool per sample, or one for all, found int64 of shape \(4,\)"),
+        (lambda targets: [True], r"found bool of shape \(1,\)"),
+        (lambda targets: targets.there, r"labeled of objective 'main' must run without errors, it raised \w+Error"),
+    ],
+)
+def test_labels_that_cannot_be_told(labeled, message):
+    with pytest.raises(TaskError, match=message):
+        validate(single(labeled=labeled), nn.Linear(5, 3))
+    with pytest.raises(TaskError, match=r"must be callable as labeled\(targets\), found str"):
+        single(labeled="there")
+
+
+def test_the_same_loader_is_shared():
+    one, other = loader(), loader()
+    parts = [Objective(str(number), data, one, nn.MSELoss(), accuracy) for number, data in enumerate((one, other, one))]
+    assert [[part.name for part in several] for several in sharing(parts, "train")] == [["0", "2"], ["1"]]
+    assert [len(several) for several in sharing(parts, "validation")] == [3]

@@ -1,0 +1,1 @@
+"""Pruning under one limit per objective: PAGCP's search, and what it needs."""

@@ -1,0 +1,415 @@
+"""The search of `edgeprune.loop.multitask.pagcp`, from the dense model to a plan under all limits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgeprune.allocation._base import rounded_up_ms, unproven
+from edgeprune.errors import BudgetInfeasibleError, TaskError
+from edgeprune.loop.multitask.layers import Layers, evenly_cut, narrowed
+from edgeprune.loop.multitask.looking import CalibrationData, Looking
+from edgeprune.loop.multitask.magnitudes import mean_magnitudes
+from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE, last_good
+from edgeprune.loop.multitask.rooms import Rooms
+from edgeprune.loop.multitask.tolerances import Tolerances, tolerances
+from edgeprune.loop.netadapt import write_back
+from edgeprune.loop.searched import Searched
+from edgeprune.loop.serving import serving
+from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.tasks.batches import device_of
+from edgeprune.tasks.task import Task
+
+if TYPE_CHECKING:
+    from edgeprune.allocation.choices import Choice
+    from edgeprune.criteria._base import Scores
+    from edgeprune.loop.multitask.pagcp import Pagcp
+    from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.recovery.distillation._base import Distillation
+
+_LEAST_SHARE = 1e-12
+"""Of the largest score: what units that are worth nothing have, so that those that are kept can be told from the others."""
+
+_log = logging.getLogger("edgeprune.loop")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is left of the model, and its losses."""
+
+    widths: dict[str, int]
+    kept: dict[str, tuple[int, ...]]
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """One layer's cut: its width before, and what the cut cost and saved."""
+
+    choice: Choice
+    before: int
+    increase: float
+    saved: float
+
+    @property
+    def price(self) -> float:
+        return self.increase / self.saved if self.saved > 0 else math.inf
+
+    def with_more(self, later: _Commit) -> _Commit:
+        """Both as one."""
+        return replace(self, increase=self.increase + later.increase, saved=self.saved + later.saved)
+
+
+class LimitedSearch:
+    """One search.
+
+    Args:
+        settings: How.
+        planner: Of the dense model, with a task.
+        tuning: How the model is tuned between rounds.
+        distill: Losses on the outputs by which the dense model teaches then.
+        progress: Called with (step, layers done, in all).
+
+    Raises:
+        TaskError: The task cannot be used, or an objective depends on nothing that can be pruned.
+    """
+
+    def __init__(
+        self,
+        settings: Pagcp,
+        planner: Planner,
+        tuning: FineTuning,
+        *,
+        distill: Sequence[Distillation],
+        progress: Progress | None,
+    ) -> None:
+        assert planner.task is not None
+        self.settings, self.planner, self.tuning, self.progress = settings, planner, tuning, progress
+        self.task, self.graph, self.cost = planner.task, planner.graph, planner.cost
+        self.teacher, self.distill = planner.model if distill else None, tuple(distill)
+        self.model = copy.deepcopy(planner.model)
+        self.layers = Layers(planner, compat=settings.compat)
+        self.choices = self.layers.choices
+        self.names = [one.name for one in self.task.objectives]
+        self.serves = self._served()
+        self.data = CalibrationData(
+            self.task, device_of(self.model), settings.batches, settings.metric_batches, tuning.seed
+        )
+        self.looking = Looking(self.model, self.graph, self.data, batch_statistics=not settings.compat)
+        self.history: list[dict[str, Any]] = []
+        self.stopped = dict.fromkeys(self.names, 0)
+        self.done = 0
+
+    def run(self, proposal: Proposal) -> Searched:
+        """See `Pagcp.search`."""
+        validation = evaluate(self.planner.model, self.task)
+        widths = self.graph.widths()
+        kept = {name: tuple(range(size)) for name, size in widths.items()}
+        state = _State(widths, kept, self.looking.losses(kept))
+        dense = self.looking.metrics(self.looking.cut(kept))
+        self.rooms = Rooms(self.task, validation, dense, self.settings.epsilon)
+        aim_ms, scores, rounds = proposal.aim_ms, self._scores(self.model), 0
+        while True:
+            rounds += 1
+            state = self._round(state, scores, aim_ms, rounds)
+            if self.cost.ms(state.widths) <= aim_ms or rounds == self.settings.rounds or not self.settings.trains:
+                break
+            tuned = self._tuned(state)
+            if tuned is None:
+                break
+            state, scores = tuned
+        if self.cost.ms(state.widths) > aim_ms:
+            return self._otherwise(state, proposal, validation)
+        return self._found(state, scores, aim_ms, validation, rounds)
+
+    def _served(self) -> dict[str, frozenset[str]]:
+        """Per decision, by its first group, the objectives that it matters to."""
+        found = serving(self.task, self.planner.model, self.graph)
+        every = frozenset(self.names)
+        serves = {
+            choice.groups[0]: every
+            if found is None
+            else frozenset[str]().union(*(found.groups[one] for one in choice.groups))
+            for choice in self.choices
+        }
+        for name in self.names:
+            if not any(name in several for several in serves.values()):
+                raise TaskError(
+                    f"the loss of objective {name!r} must depend on a channel group that can be pruned, found none.",
+                    hint="edgeprune explain MODEL, or a task without it",
+                )
+        return serves
+
+    def _round(self, state: _State, scores: Scores, aim_ms: float, number: int) -> _State:
+        """Cut each layer once, as far as it may; then give back what is not needed."""
+        contributions = {choice.groups[0]: self.layers.contribution(choice, state.widths) for choice in self.choices}
+        layers = [one for one in self.choices if contributions[one.groups[0]] > 0 and self.serves[one.groups[0]]]
+        if not layers:
+            return state
+        if self.settings.compat:
+            self.rooms.multiply(state.losses)
+            totals = dict.fromkeys(self.names, self.settings.tolerance)
+        else:
+            self.rooms.fit(state.losses, self._pairs(state, scores, layers))
+            totals = self.rooms.totals(state.losses)
+        rate = self.settings.initial_rate or (PUBLISHED_RATE if self.settings.compat else math.inf)
+        allowed = {name: tolerances(total, len(layers), rate) for name, total in totals.items()}
+        # Where tolerances fall from layer to layer, those that contribute most come first.
+        falling = allowed[min(totals, key=lambda name: totals[name])].factor <= 1
+        layers.sort(key=lambda one: contributions[one.groups[0]], reverse=falling)
+        found = [*self._sweep(state, layers, scores, allowed, number)]
+        while not self.settings.compat and self.cost.ms(self._last(found, state).widths) > aim_ms:
+            # What is left of the rooms may go to any layer.
+            more = [*self._sweep(self._last(found, state), layers, scores, None, number)]
+            if not more:
+                break
+            found += more
+        state = self._filtered(self._last(found, state), state, [commit for commit, _ in found], scores, aim_ms)
+        _log.info("round %d: %.4g ms under the limits, aimed at %.4g ms", number, self.cost.ms(state.widths), aim_ms)
+        return state
+
+    @staticmethod
+    def _last(found: Sequence[tuple[_Commit, _State]], begun: _State) -> _State:
+        return found[-1][1] if found else begun
+
+    def _sweep(
+        self,
+        state: _State,
+        layers: Sequence[Choice],
+        scores: Scores,
+        allowed: Mapping[str, Tolerances] | None,
+        number: int,
+    ) -> Iterator[tuple[_Commit, _State]]:
+        """Cut each layer as far as it may; without tolerances as far as its limits allow.
+
+        As published, a tolerance is for the loss as the commit before has left it, and is lost where a layer does not use it up.
+        Otherwise what layers may add counts from the beginning, so that the next ones have what is left.
+        """
+        compat = self.settings.compat
+        base, tolerated, place = dict(state.losses), dict.fromkeys(self.names, 1.0), 0
+        for choice in layers:
+            if allowed is None:
+                tolerated = dict.fromkeys(self.names, math.inf)
+            else:
+                tolerated = {
+                    name: (1.0 if compat else tolerated[name]) * (1 + several[place])
+                    for name, several in allowed.items()
+                }
+            after = self._narrowed(state, choice, scores, base, tolerated)
+            if after is not None:
+                yield self._commit(choice, state, after, number), after
+                state = after
+                if compat:
+                    base = {name: max(base[name], loss) for name, loss in state.losses.items()}
+            # As published, a layer of which nothing can go hands its tolerance on.
+            place += after is not None or not compat
+            self.done += 1
+            if self.progress is not None:
+                total = self.settings.rounds * len(layers)
+                self.progress("searching under the limits", self.done, max(self.done, total))
+
+    def _narrowed(
+        self,
+        state: _State,
+        choice: Choice,
+        scores: Scores,
+        base: Mapping[str, float],
+        tolerated: Mapping[str, float],
+    ) -> _State | None:
+        """The model with one layer as narrow as it may be, or None where none of it may go."""
+        widths = self.layers.narrower(choice, state.widths)
+        seen: dict[int, dict[str, float]] = {}
+
+        def over(place: int) -> dict[str, float]:
+            """By how much each objective is beyond what is tolerated, above 1."""
+            if place not in seen:
+                kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[place]))
+                seen[place] = {**state.losses, **self.looking.losses(kept, self.serves[choice.groups[0]])}
+            grown = self.rooms.ratios(seen[place], base)
+            return {
+                name: ratio / tolerated[name]
+                for name, ratio in grown.items()
+                if ratio > tolerated[name] or not self.rooms.allows(name, seen[place][name])
+            }
+
+        best = last_good(len(widths), lambda place: not over(place), bisect=self.settings.bisect)
+        if best + 1 < len(widths) and (beyond := over(best + 1)):
+            self.stopped[max(beyond, key=lambda name: beyond[name])] += 1
+        while best >= 0:
+            kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[best]))
+            broken = self.rooms.broken(self.looking.metrics(self.looking.cut(kept)))
+            if not broken:
+                return _State({**state.widths, **dict.fromkeys(choice.groups, widths[best])}, kept, seen[best])
+            for name in broken:
+                # The fit allowed more than the metric does.
+                self.stopped[name] += 1
+                self.rooms.tighten(name, seen[best][name])
+            best -= 1
+            while best >= 0 and over(best):
+                best -= 1
+        return None
+
+    def _commit(self, choice: Choice, before: _State, after: _State, number: int) -> _Commit:
+        name = choice.groups[0]
+        found = _Commit(
+            choice,
+            before.widths[name],
+            self.rooms.increase(before.losses, after.losses),
+            self.layers.cost(before.widths) - self.layers.cost(after.widths),
+        )
+        self.history.append(
+            {
+                "round": number,
+                "group": name,
+                "width": after.widths[name],
+                "predicted_ms": self.cost.ms(after.widths),
+                "losses": dict(after.losses),
+                "widths": dict(after.widths),
+            }
+        )
+        _log.info(
+            "%s goes to %d: %.4g ms, losses %s", name, after.widths[name], self.cost.ms(after.widths), after.losses
+        )
+        return found
+
+    def _filtered(
+        self, state: _State, begun: _State, commits: Sequence[_Commit], scores: Scores, aim_ms: float
+    ) -> _State:
+        """Without the cuts that cost most per what they save: a share of them, or as many as the latency does not need."""
+        layers: dict[str, _Commit] = {}
+        for commit in commits:
+            name = commit.choice.groups[0]
+            layers[name] = layers[name].with_more(commit) if name in layers else commit
+        worst_first = sorted(layers.values(), key=lambda one: one.price, reverse=True)
+        widths = dict(state.widths)
+        if self.settings.compat:
+            for one in worst_first[: len(layers) - math.ceil(self.settings.top * len(layers))]:
+                widths |= dict.fromkeys(one.choice.groups, one.before)
+        elif self.cost.ms(widths) <= aim_ms:
+            for one in worst_first:
+                now = widths[one.choice.groups[0]]
+                whole = {**widths, **dict.fromkeys(one.choice.groups, one.before)}
+                wider = [width for width in self.layers.narrower(one.choice, whole) if width > now]
+                for width in (one.before, *wider):
+                    tried = {**widths, **dict.fromkeys(one.choice.groups, width)}
+                    if self.cost.ms(tried) <= aim_ms:
+                        widths = tried
+                        break
+        if widths == state.widths:
+            return state
+        kept = narrowed(begun.kept, scores, widths)
+        if self.rooms.broken(self.looking.metrics(self.looking.cut(kept))):
+            return state
+        return _State(widths, kept, self.looking.losses(kept))
+
+    def _tuned(self, state: _State) -> tuple[_State, dict[str, npt.NDArray[np.float64]]] | None:
+        """The cut model tuned for a while, and new scores; None where that does not help."""
+        plan, module = self.looking.plan(state.kept), self.looking.cut(state.kept)
+        second = self.data.metrics
+        # The validation data are not even looked at on the way.
+        task = Task(
+            tuple(replace(one, validation=second.objective(one.name).validation) for one in self.task.objectives)
+        )
+        fine_tune(module, task, self.tuning, teacher=self.teacher, distillation=self.distill)
+        if self.rooms.broken(self.looking.metrics(module)):
+            return None
+        write_back(self.model, module, plan)
+        left = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for parameter in left.parameters():
+                parameter.zero_()
+        write_back(left, module, plan)
+        return replace(state, losses=self.looking.losses(state.kept)), self._scores(left)
+
+    def _scores(self, model: torch.nn.Module) -> dict[str, npt.NDArray[np.float64]]:
+        """What a model's units are worth; in one that was tuned, those that were cut are 0."""
+        movable = [name for choice in self.choices for name in choice.groups]
+        if self.settings.compat:
+            return mean_magnitudes(self.graph, model, movable)
+        if model is self.model:
+            return dict(self.planner.scores)
+        return self.planner.criterion.score(self.graph, model, self.task, groups=movable)
+
+    def _found(
+        self, state: _State, scores: Scores, aim_ms: float, validation: dict[str, float], rounds: int
+    ) -> Searched:
+        """The plan, and a planner that keeps first what it keeps."""
+        ranked = {}
+        for name, values in scores.items():
+            gone = np.ones(len(values), dtype=bool)
+            gone[list(state.kept[name])] = False
+            ranked[name] = np.maximum(values, _LEAST_SHARE * (values.max() or 1.0))
+            if gone.any():
+                ranked[name][gone] *= 0.5 * ranked[name][~gone].min() / ranked[name][gone].max()
+        criterion = "l1" if self.settings.compat else self.planner.criterion
+        planner = self.planner.rescored(self.model, ranked, criterion=criterion)
+        predicted_ms = self.cost.ms(state.widths)
+        allocation = unproven(
+            "pagcp",
+            dict(state.widths),
+            budget_ms=aim_ms,
+            predicted_ms=predicted_ms,
+            damage=sum(float(planner.damage[name][state.widths[name]]) for name in ranked),
+            evaluations=self.looking.looks,
+            note=f"layers were narrowed one after another under the limits, by {self.looking.looks} looks; nothing is proven.",
+        )
+        proposal = planner.proposal(allocation, aim_ms, self.looking.plan(state.kept))
+        details = {"rounds": rounds, "looks": self.looking.looks, "steps": self.history, "stopped": self.stopped}
+        record = RecoveryRecord("pagcp", validation, evaluate(self.looking.cut(state.kept), self.task), details)
+        stopped = ", ".join(f"{name} {count}" for name, count in self.stopped.items())
+        note = (
+            f"PAGCP: {len(self.history)} cuts in {rounds} round{'s' if rounds > 1 else ''}, by {self.looking.looks} looks; "
+            f"how often each objective stopped a layer: {stopped}."
+        )
+        return Searched(planner, proposal, record, (note,))
+
+    def _otherwise(self, state: _State, proposal: Proposal, validation: dict[str, float]) -> Searched:
+        """The plan by damage alone, if it happens to keep all limits; the search is no proof.
+
+        Raises:
+            BudgetInfeasibleError: It does not.
+        """
+        dense = {name: tuple(range(size)) for name, size in self.graph.widths().items()}
+        kept = dense | {name: tuple(group["kept"]) for name, group in proposal.plan.groups.items()}
+        first = Looking(self.planner.model, self.graph, self.data, batch_statistics=not self.settings.compat)
+        metrics = first.metrics(first.cut(kept))
+        broken = self.rooms.broken(metrics)
+        if not broken and not self.settings.compat:
+            record = RecoveryRecord(
+                "pagcp", validation, evaluate(first.cut(kept), self.task), {"looks": self.looking.looks}
+            )
+            note = "PAGCP did not reach the latency under the limits; the plan by damage alone does, and was taken."
+            return Searched(self.planner, proposal, record, (note,))
+        best_ms = self.cost.ms(state.widths)
+        binding = max(self.stopped, key=lambda name: self.stopped[name])
+        why = f"{binding} stopped most layers" if self.stopped[binding] else "no objective stopped a layer"
+        would_do = " ".join(f"--limit {name}={self.rooms.needed(name, metrics[name])}" for name in broken)
+        asked = ", ".join(f"{one.name}={one.limit}" for one in self.task.objectives if one.limit is not None)
+        raise BudgetInfeasibleError(
+            f"latency must be <= {proposal.aim_ms:.4g} ms, the smallest plan found under the limits "
+            f"({asked or f'a tolerance of {self.settings.tolerance:g}'}) takes {best_ms:.4g} ms; {why}.",
+            best_ms=best_ms,
+            widths=state.widths,
+            # A plan aims somewhat below its budget.
+            hint=f"--latency {rounded_up_ms(1.03 * best_ms)}ms{f', or {would_do}, or more rounds' if would_do else ''}",
+        )
+
+    def _pairs(
+        self, state: _State, scores: Scores, layers: Sequence[Choice]
+    ) -> list[tuple[dict[str, float], dict[str, float]]]:
+        """Losses and metrics of models whose layers are all cut by the same share, more and more until every limit is broken."""
+        found = list[tuple[dict[str, float], dict[str, float]]]()
+        for widths in evenly_cut(layers, state.widths):
+            found.append(self.looking.pairs(narrowed(state.kept, scores, widths)))
+            if self.rooms.all_broken(found[-1][1], found[0][1]):
+                break
+        return found
