@@ -24,6 +24,7 @@ from predictor_networks import families
 
 import edgeprune
 from edgeprune.files import write_text
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.spec import Kernel
 from edgeprune.surgery.plan import make_plan
 
@@ -43,7 +44,7 @@ def run(family: str, count: int) -> dict[str, Any]:
             widths = {group.name: drawn(group.size, number % 3 == 0, dice) for group in graph.groups}
             plan = make_plan(graph, {name: range(width) for name, width in widths.items()}, allow_empty=True)
             engine = Path(folder) / "cut.onnx"
-            lowered.backend.export(edgeprune.apply(model, plan), graph.example_inputs, engine)
+            lowered.backend.export(in_trained_form(edgeprune.apply(model, plan)), graph.example_inputs, engine)
             real = Counter(kernel.key for kernel in lowered.backend.parse_engine(engine))
             ours = Counter(kernel.key for kernel in lowered.at(widths))
             same, told, ran = same + (real & ours).total(), told + ours.total(), ran + real.total()

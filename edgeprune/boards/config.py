@@ -196,10 +196,25 @@ def entry_of_url(url: str) -> tuple[str, BoardEntry]:
         ) from error
 
 
+def require_known(spec: str) -> None:
+    """Refuse the address of a board that nobody added, without reaching for any; asked before long steps.
+
+    Args:
+        spec: As in `edgeprune.boards.board.Board.open`.
+
+    Raises:
+        ConfigError: It is no address; `UnknownBoardError`: no board of that name is configured.
+    """
+    if "://" in spec:
+        entry_of_url(spec)
+    elif spec != "local":
+        BoardConfig().get(spec)
+
+
 def _unknown(name: str, known: list[str]) -> UnknownBoardError:
     near = difflib.get_close_matches(name, known, n=1)
     return UnknownBoardError(
         f"the board must be one of {', '.join(known)}, found {name!r}"
         + (f"; did you mean {near[0]!r}?" if near else "."),
-        hint=f"edgeprune device add {name} --ssh user@host",
+        hint=near[0] if near else f"edgeprune device add {name} --ssh user@host",
     )

@@ -111,6 +111,11 @@ def _verdict(done: Deployment, budget: Budget | None, tolerance: float) -> str:
         return "none was given: the latency was measured, and held against nothing"
     if budget.latency_ms is not None:
         held, limit = f"{done.latency_ms:.3f} ms", f"{budget.latency_ms * (1 + tolerance):.3f} ms"
+        if done.ratio is not None:
+            held += ", by the ratio to dense,"
+        within = done.latency_ms <= budget.latency_ms
     else:
         held, limit = f"{done.ratio or 0.0:.1%}", f"{(budget.latency_ratio or 0.0) * (1 + tolerance):.1%}"
-    return f"{held} for {budget}; up to {limit} passes (--tolerance {tolerance:g})"
+        within = (done.ratio or 0.0) <= (budget.latency_ratio or 0.0)
+    verdict = "met" if within else "within the tolerance"
+    return f"{verdict}: {held} for {budget}; the upper end of the interval may be up to {limit} (--tolerance {tolerance:g})"

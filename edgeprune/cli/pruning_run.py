@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.boards.config import require_known
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.inputs import example_inputs
@@ -39,6 +41,8 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     if parse_limits(options.limit) and options.task is None:
         raise ConfigError("--limit needs a task, for its objectives, found none.", hint="--task FILE.py:FACTORY")
     records.check_out(out)
+    if options.board != "none":
+        require_known(options.board)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
     table = _table(options)
@@ -138,7 +142,9 @@ def _carry_out(
     earlier: PruningRecord | None,
 ) -> None:
     import edgeprune
+    from edgeprune.loop.dense import dense_latency
     from edgeprune.loop.interruption import Interruption
+    from edgeprune.loop.notes import table_notes
     from edgeprune.recovery.checkpoint import different
     from edgeprune.report import pruning, stored
 
@@ -174,6 +180,10 @@ def _carry_out(
             graph = edgeprune.trace(module, example)
             device = predictor.table.target()
             kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
+            # Known before the long steps: who gave the wrong table need not wait for them.
+            told = tuple(table_notes(predictor, kernel_graph, dense_latency(predictor, kernel_graph)))
+            for note in told:
+                output.say(note)
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration
             from edgeprune.loop.multitask.pagcp import Pagcp
@@ -230,7 +240,7 @@ def _carry_out(
             record = _record(result, predictor, options)
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     interruption.discard()
-    _tell(output, budget, result, module)
+    _tell(output, budget, result, module, told)
     output.wrote(out / records.PLAN_NAME, "plan")
     output.wrote(out / records.MODEL_FOLDER, "pruned model")
     output.wrote(out / records.INPUTS_NAME, "example inputs")
@@ -335,7 +345,7 @@ def _amount(spent: Spent, value: float) -> str:
     return f"{value:.4g} {spent.unit}" if spent.unit == "mJ" else f"{value:,.0f} {spent.unit}".rstrip()
 
 
-def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module) -> None:
+def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module, told: Collection[str]) -> None:
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
     ]
@@ -366,4 +376,5 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
         output.say(f"residual blocks removed: {names}")
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:
-        output.say(note)
+        if note not in told:
+            output.say(note)

@@ -62,6 +62,15 @@ def quickstart(
     output.say(f"predicted {summary['pruned_predicted_ms']:.3f} ms before compiling, {error:+.1%} of measured")
     for note in outcome.notes:
         output.say(note)
+    ratio, asked = summary["pruned_ratio"], summary["budget_ms"] / summary["dense_ms"]
+    output.say(
+        f"measured on {summary['board']}: {ratio:.1%} of the dense latency, {asked:.1%} were asked for; "
+        f"release {summary['release']} runs there"
+    )
+    output.say(
+        f"of {summary['test_images']} held-out images {summary['only_pruned_right']} are recognized by the pruned model and not "
+        f"by the uniform one, {summary['only_uniform_right']} the other way round"
+    )
     output.wrote(out / "summary.json", "summary")
     output.wrote(out / "report.html", "report")
     if open_:

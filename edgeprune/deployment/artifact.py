@@ -135,7 +135,7 @@ def _read_manifest(folder: Path) -> bytes:
     except OSError as error:
         raise ManifestError(
             f"artifact {folder} must hold a readable {MANIFEST_NAME!r}, found none ({error.strerror}).",
-            hint="edgeprune compile",
+            hint=next((str(one.parent) for one in sorted(folder.glob(f"*/{MANIFEST_NAME}"))), "edgeprune compile"),
         ) from error
 
 

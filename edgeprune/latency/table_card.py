@@ -113,7 +113,7 @@ def _doubts(header: Mapping[str, Any]) -> list[str]:
     drift = header.get("drift") or {}
     if drift.get("largest") is not None:
         lines.append(
-            f"- The sentinel drifted by at most {_text(drift['largest'])}; "
+            f"- The sentinel drifted by at most {drift['largest']:.1%}; "
             f"{drift.get('repeated_stretches', 0)} stretches were repeated."
         )
     return ["## Doubts", "\n".join(lines)] if lines else []

@@ -156,7 +156,7 @@ class ClosedLoop:
         seen += [Seen(turn.predicted_ms, turn.high_ms(self.dense.ms)) for turn in rounds]
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
         if self._met_for_sure(last) and aim <= last.aim_ms:
-            return None, "what was measured leaves no room to aim higher"
+            return None, "the upper end of what was measured leaves no room to aim higher"
         _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
         try:
             proposal = self.planner.propose(aim)

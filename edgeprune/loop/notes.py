@@ -78,7 +78,10 @@ def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterat
     if turn.measured is not None and turn.measured_ms(dense.ms) > budget_ms and closed.ended:
         yield f"No further plan was tried: {closed.ended}. This is the fastest one that was measured."
     elif turn.measured is not None and closed.ended and (left := 1 - turn.measured_ms(dense.ms) / budget_ms) > UNUSED:
-        yield f"{left:.1%} of the budget is left unused: {closed.ended}."
+        yield (
+            f"When the plan was tried, before tuning, it left {left:.1%} of the budget unused, and no further one was made: "
+            f"{closed.ended}."
+        )
 
 
 def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLatency) -> Iterator[str]:

@@ -24,6 +24,7 @@ from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.lowering.fitted_forms import FittedForms
 from edgeprune.lowering.removal import without_branches
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel
 
@@ -142,7 +143,7 @@ def lower(
     device: Fingerprint | Mapping[str, Any] | None = None,
     workdir: Path | None = None,
 ) -> KernelGraph:
-    """Lower a traced model for a backend.
+    """Lower a traced model for a backend, as it is when it is trained (`edgeprune.lowering.trained_form`).
 
     Args:
         graph: From `edgeprune.trace`.
@@ -161,7 +162,8 @@ def lower(
     folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-")) if workdir is None else workdir
     folder.mkdir(parents=True, exist_ok=True)
     engine = folder / f"dense{chosen.suffix}"
-    chosen.export(core_of(graph.model if model is None else model, graph.parts), graph.example_inputs, engine)
+    whole = in_trained_form(graph.model if model is None else model)
+    chosen.export(core_of(whole, graph.parts), graph.example_inputs, engine)
     if device is None:
         return KernelGraph(graph, chosen, engine, architecture=platform.machine(), isa=host_isa())
     identity = device.identity(chosen.name) if isinstance(device, Fingerprint) else device

@@ -212,6 +212,8 @@ def _models(header: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) -> list
             models.append(dict(entry))
         else:
             known["networks"] = sorted({*known["networks"], *entry["networks"]})
+            # The dense network as it is now: it may run other kernels than it did.
+            known["dense"] = entry["dense"]
     return models
 
 

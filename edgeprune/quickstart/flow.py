@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from edgeprune.allocation.uniform import closest_uniform
 from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.result import Deployment
-from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.errors import BoardBusyError, ConfigError, TableFormatError
 from edgeprune.files import write_text
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.latency.predictor import Predictor
@@ -45,6 +45,8 @@ EPOCHS = 1
 """Of fine-tuning, brief: so many that the pruned model is within a point of the dense one on the validation images."""
 MINUTES = 1.0
 """Time for profiling."""
+PATIENCE_S = 900.0
+"""How long a board that another run has is waited for, seconds."""
 TOLERANCE = 0.05
 """Of the latency gate."""
 _UNIFORM_CANDIDATES = 5
@@ -132,6 +134,8 @@ def run(settings: Settings, steps: Steps) -> Outcome:
         data = digits.load()
         with steps("2/8 train the dense model on handwritten digits") as reporter:
             checkpoint = out / f"dense-seed{settings.seed}.safetensors"
+            if checkpoint.exists():
+                reporter.said(f"trained by an earlier run, kept in {checkpoint}")
             dense = training.train(data, seed=settings.seed, checkpoint=checkpoint, progress=reporter.share)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-quickstart-")))
         with steps("3/8 profile the kernels on the board") as reporter:
@@ -158,7 +162,10 @@ def _profiled(
     kernel_graph = edgeprune.lower(graph, model=dense, device=fingerprint, workdir=scratch)
     path = settings.out / "latency_table.parquet"
     table = _kept_table(path, graph, kernel_graph, fingerprint, settings)
-    if table is None:
+    if table is not None:
+        reporter.said(f"measured by an earlier run ({table.header['created']}), kept in {path}")
+        return table, kernel_graph
+    with _held(board, reporter):
         table = edgeprune.profile(
             dense,
             _example(),
@@ -172,6 +179,30 @@ def _profiled(
             told=reporter.said,
         )
     return table, kernel_graph
+
+
+@contextmanager
+def _held(board: Board, reporter: Reporter) -> Iterator[None]:
+    """The board to oneself; where another run has it, it is waited for, because minutes of work are behind us.
+
+    Raises:
+        BoardBusyError: It was not free in time.
+    """
+    until = time.monotonic() + PATIENCE_S
+    told = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(board.hold("quickstart"))
+                break
+            except BoardBusyError as error:
+                if time.monotonic() > until:
+                    raise
+                if not told:
+                    reporter.said(f"waiting for up to {PATIENCE_S / 60:.0f} minutes: {error.message}")
+                told = True
+                time.sleep(1.0)
+        yield
 
 
 def _kept_table(
@@ -272,12 +303,17 @@ class _Job:
             name: self.kernel_graph.network_engine(allocation.widths) for name, allocation in named.items()
         }
         engines["pruned"] = self.kernel_graph.network_engine(result.plan.widths())
-        with self.board.hold("quickstart"):
+        with _held(self.board, reporter):
             found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
         closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
         proposal = planner.proposal(named[closest], result.predicted_ms)
         module = realize(
-            planner, proposal, _example(), fine_tuning=self._fine_tuning, distill=True, progress=reporter.stepped
+            planner,
+            proposal,
+            _example(),
+            fine_tuning=self._fine_tuning,
+            distill=True,
+            progress=lambda step, done, total: reporter.stepped(f"uniform rival, {step}", done, total),
         ).module
         engine = self.out / "uniform.onnx"
         self.kernel_graph.backend.export(module, self.kernel_graph.graph.example_inputs, engine)
@@ -315,15 +351,16 @@ class _Job:
 
     def deploy(self, artifact: Artifact, reference: Artifact, reporter: Reporter) -> Deployment:
         """Parity and latency on the board, then the switch."""
-        return edgeprune.deploy(
-            artifact,
-            self.board,
-            budget_ms=self.budget_ms,
-            reference=reference,
-            dense_ms=self.dense_ms,
-            tolerance=self.settings.tolerance,
-            progress=reporter.staged,
-        )
+        with _held(self.board, reporter):
+            return edgeprune.deploy(
+                artifact,
+                self.board,
+                budget_ms=self.budget_ms,
+                reference=reference,
+                dense_ms=self.dense_ms,
+                tolerance=self.settings.tolerance,
+                progress=reporter.staged,
+            )
 
     def compare(self, artifact: Artifact, reference: Artifact, uniform: _Uniform, reporter: Reporter) -> Comparison:
         """Dense, uniform and pruned engine in the same rounds."""
@@ -332,7 +369,7 @@ class _Job:
             "uniform": uniform.engine,
             "pruned": artifact.engine,
         }
-        with self.board.hold("quickstart"):
+        with _held(self.board, reporter):
             return compare(self.board, engines, "dense", rounds=20, progress=reporter.counted)
 
     def finish(
@@ -366,6 +403,7 @@ class _Job:
             "seconds": seconds,
             "seed": self.settings.seed,
             # Of a few hundred images: whether the two differ is told by those that only one of them recognizes.
+            "test_images": len(right["pruned"]),
             "only_pruned_right": int((right["pruned"] & ~right["uniform"]).sum()),
             "only_uniform_right": int((right["uniform"] & ~right["pruned"]).sum()),
         }

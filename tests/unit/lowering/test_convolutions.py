@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.surgery.plan import make_plan
 
 
@@ -146,7 +147,7 @@ def test_kernels_of_a_candidate_are_those_of_the_cut_model(lowered, tmp_path, se
     widths = random_widths(kernels.graph, seed, step)
     plan = make_plan(kernels.graph, {name: range(width) for name, width in widths.items()})
     engine = tmp_path / "cut.onnx"
-    kernels.backend.export(edgeprune.apply(model, plan), kernels.graph.example_inputs, engine)
+    kernels.backend.export(in_trained_form(edgeprune.apply(model, plan)), kernels.graph.example_inputs, engine)
     real = Counter(kernel.key for kernel in kernels.backend.parse_engine(engine))
     assert Counter(kernel.key for kernel in kernels.at(widths)) == real
 

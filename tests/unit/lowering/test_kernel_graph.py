@@ -12,6 +12,7 @@ from edgeprune.backends import registry
 from edgeprune.backends._base import OperatorGraph
 from edgeprune.errors import UnsupportedKernelError
 from edgeprune.lowering.kernel_graph import _join
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.quickstart.network import DigitNet
 from edgeprune.surgery.plan import make_plan
 
@@ -43,7 +44,7 @@ def test_kernels_of_a_candidate_are_those_of_the_cut_model(net, lowered, tmp_pat
     widths = random_widths(lowered.graph, seed, multiple)
     plan = make_plan(lowered.graph, {name: range(width) for name, width in widths.items()})
     engine = tmp_path / "cut.onnx"
-    lowered.backend.export(edgeprune.apply(net, plan), lowered.graph.example_inputs, engine)
+    lowered.backend.export(in_trained_form(edgeprune.apply(net, plan)), lowered.graph.example_inputs, engine)
     predicted = Counter(kernel.key for kernel in lowered.at(widths))
     executed = Counter(kernel.key for kernel in lowered.backend.parse_engine(engine))
     assert sum((predicted & executed).values()) >= 0.95 * sum(executed.values())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.errors import PlanError, UnsupportedKernelError
 from edgeprune.lowering.removal import without_branches
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.surgery.plan import make_plan
 
 
@@ -74,7 +75,7 @@ def lowered(tmp_path_factory):
 def real_kernels(model, kernels, widths, folder):
     plan = make_plan(kernels.graph, {name: range(width) for name, width in widths.items()})
     engine = folder / "cut.onnx"
-    kernels.backend.export(edgeprune.apply(model, plan), kernels.graph.example_inputs, engine)
+    kernels.backend.export(in_trained_form(edgeprune.apply(model, plan)), kernels.graph.example_inputs, engine)
     return Counter(kernel.key for kernel in kernels.backend.parse_engine(engine))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.backends._base import Operator
 from edgeprune.backends.onnxruntime.shapes import inferred
+from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.surgery.plan import make_plan
 
 
@@ -167,7 +168,7 @@ def test_kernels_of_a_candidate_are_those_of_the_cut_model(lowered, tmp_path, se
     widths = random_widths(kernels.graph, seed)
     plan = make_plan(kernels.graph, {name: range(width) for name, width in widths.items()}, allow_empty=True)
     engine = tmp_path / "cut.onnx"
-    kernels.backend.export(edgeprune.apply(model, plan), kernels.graph.example_inputs, engine)
+    kernels.backend.export(in_trained_form(edgeprune.apply(model, plan)), kernels.graph.example_inputs, engine)
     predicted = Counter(kernel.key for kernel in kernels.at(widths))
     executed = Counter(kernel.key for kernel in kernels.backend.parse_engine(engine))
     same = sum((predicted & executed).values())
