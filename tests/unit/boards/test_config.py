@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgeprune.boards.config import BoardConfig, BoardEntry, check_name, config_path
+from edgeprune.boards.config import BoardConfig, BoardEntry, check_name, config_path, require_known
 from edgeprune.errors import ConfigError, UnknownBoardError
 
 ORIN = BoardEntry(
@@ -59,14 +59,20 @@ def test_a_removed_board_is_gone_and_the_others_stay(config: BoardConfig) -> Non
         config.remove("orin")
 
 
-def test_an_unknown_board_is_told_with_the_known_ones_the_nearest_and_the_next_step(config: BoardConfig) -> None:
+def test_an_unknown_board_is_told_with_the_known_ones_the_nearest_and_the_next_step(
+    config: BoardConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(config.path))
     config.add("orin-lab", ORIN)
     with pytest.raises(UnknownBoardError) as caught:
         config.get("orin-lap")
     assert str(caught.value) == (
-        "the board must be one of local, orin-lab, found 'orin-lap'; did you mean 'orin-lab'? "
-        "Try: edgeprune device add orin-lap --ssh user@host"
+        "the board must be one of local, orin-lab, found 'orin-lap'; did you mean 'orin-lab'? Try: orin-lab"
     )
+    with pytest.raises(UnknownBoardError, match=r"found 'far'\. Try: edgeprune device add far --ssh user@host"):
+        require_known("far")
+    require_known("local")
+    require_known("ssh://me@far")
 
 
 @pytest.mark.parametrize(
