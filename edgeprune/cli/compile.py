@@ -197,9 +197,9 @@ def _compile_run(
                 **extras,
             )
     # A share of the dense latency can only be checked against the dense model.
-    checkable = dense is not None or options.budget.latency_ratio is None
+    checkable = own and (dense is not None or options.budget.latency_ratio is None)
     following = command_line(
-        *("edgeprune", "deploy", out, "--board", record.board),
+        *("edgeprune", "deploy", out, "--board", board or record.board),
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
         *given(percentile=options.percentile if options.percentile != 50 and checkable else None),
     )

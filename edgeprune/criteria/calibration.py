@@ -21,7 +21,7 @@ from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
-from edgeprune.tasks.batches import call, device_of, loss_of, mode, objective_batches
+from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,7 +118,7 @@ class DamageCalibration:
         masked = _Masked(model, graph, groups, scores, batch_statistics=self.batch_statistics)
         # Read once: a loader that shuffles would give every measurement other samples.
         device = device_of(model)
-        batches = [list(objective_batches(objective, "train", device, self.batches)) for objective in task.objectives]
+        batches = [list(labeled_batches(objective, "train", device, self.batches)) for objective in task.objectives]
         wanted = {
             (group.name, width): group
             for share in self.kept

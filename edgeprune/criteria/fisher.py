@@ -16,7 +16,7 @@ from edgeprune.criteria._base import Criterion, Normalization
 from edgeprune.criteria.gates import mean_squares
 from edgeprune.criteria.slices import selected
 from edgeprune.errors import ConfigError, TaskError
-from edgeprune.tasks.batches import device_of, objective_batches, sample_count
+from edgeprune.tasks.batches import device_of, labeled_batches, sample_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ class Fisher(Criterion):
         task, chosen = self._required(task, "its gradients"), selected(graph, groups)
         scores = {group.name: np.zeros(group.size) for group in chosen}
         for objective in task.objectives:
-            batches = objective_batches(objective, "train", device_of(model), self.samples)
+            batches = labeled_batches(objective, "train", device_of(model), self.samples)
             samples = islice(_single(batches), self.samples)
             for name, squares in mean_squares(chosen, model, objective, samples).items():
                 scores[name] += objective.weight * squares / 2

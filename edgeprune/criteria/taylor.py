@@ -12,7 +12,7 @@ from edgeprune.criteria._base import Criterion, Normalization
 from edgeprune.criteria.gates import mean_squares
 from edgeprune.criteria.slices import selected
 from edgeprune.errors import ConfigError
-from edgeprune.tasks.batches import device_of, objective_batches
+from edgeprune.tasks.batches import device_of, labeled_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ class Taylor(Criterion):
         task, chosen = self._required(task, "its gradients"), selected(graph, groups)
         scores = {group.name: np.zeros(group.size) for group in chosen}
         for objective in task.objectives:
-            batches = objective_batches(objective, "train", device_of(model), self.batches)
+            batches = labeled_batches(objective, "train", device_of(model), self.batches)
             for name, squares in mean_squares(chosen, model, objective, batches).items():
                 scores[name] += objective.weight * squares
         return self._finite(scores, "gradients")

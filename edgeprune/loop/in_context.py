@@ -49,11 +49,11 @@ class PlanLoss:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, scores: Scores, task: Task, batches: int = 4) -> None:
-        from edgeprune.tasks.batches import device_of, objective_batches
+        from edgeprune.tasks.batches import device_of, labeled_batches
 
         self._model, self._graph, self._scores, self._task = model, graph, scores, task
         device = device_of(model)
-        self._batches = [list(objective_batches(one, "train", device, batches)) for one in task.objectives]
+        self._batches = [list(labeled_batches(one, "train", device, batches)) for one in task.objectives]
         self._known: dict[tuple[int, ...], float] = {}
 
     def at(self, widths: Widths) -> float:

@@ -217,7 +217,7 @@ def identity_of(
         "budget": str(budget),
         "latency table": planner.predictor.table_hash,
         "objectives": [
-            one.name if one.limit is None else f"{one.name}={one.limit}"
+            [one.name, str(one.limit), one.weight, one.higher_is_better, one.pooled]
             for one in (() if planner.task is None else planner.task.objectives)
         ],
         "constraints": hashlib.sha256(repr(rules).encode()).hexdigest(),

@@ -31,7 +31,7 @@ from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.surgery.constraints import without
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
-from edgeprune.tasks.batches import device_of, objective_batches
+from edgeprune.tasks.batches import device_of, labeled_batches
 from edgeprune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class _Search:
         # Cuts are compared on the same batches, and not on those that the result is reported on.
         self.task = Task(
             tuple(
-                replace(one, validation=list(objective_batches(one, "train", device, settings.batches)))
+                replace(one, validation=list(labeled_batches(one, "train", device, settings.batches)))
                 for one in planner.task.objectives
             )
         )

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils import _pytree as pytree
 
-from edgeprune.errors import TaskError
-from edgeprune.tasks.batches import call, device_of, labeled_samples, loss_of, mode, objective_batches, sample_count
+from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.tasks.task import Objective, Task
 
-_BATCHES = 16
-"""Most training batches that are looked through for one with labels."""
 _LEAST_SHARE = 0.005
 """Of the latency: what is worth a sentence."""
 
@@ -119,22 +116,16 @@ def outputs_read(objective: Objective, model: nn.Module, count: int) -> frozense
         TaskError: The loss cannot be used, or there are no labels for it.
     """
     with mode(model, training=False):
-        for inputs, targets in objective_batches(objective, "train", device_of(model), _BATCHES):
-            with torch.no_grad():
-                outputs = call(model, inputs)
-            if labeled_samples(objective, outputs, targets, sample_count(inputs))[2]:
-                break
-        else:
-            raise TaskError(
-                f"the train data of objective {objective.name!r} must have labels for it in the first {_BATCHES} batches, "
-                "found none."
-            )
+        inputs, targets = next(labeled_batches(objective, "train", device_of(model), 1))
+        with torch.no_grad():
+            outputs = call(model, inputs)
     leaves, form = pytree.tree_flatten(outputs)
     if len(leaves) != count or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         return None
     fresh = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     with torch.enable_grad():
-        loss = loss_of(objective, pytree.tree_unflatten(fresh, form), targets)
+        # Not the leaves themselves: a loss may work in place on what it is given.
+        loss = loss_of(objective, pytree.tree_unflatten([leaf.clone() for leaf in fresh], form), targets)
     places = [place for place, leaf in enumerate(fresh) if leaf.requires_grad]
     if not loss.requires_grad:
         return frozenset(range(count))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation._base import Allocation
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, TaskError
 from edgeprune.loop.closing import Closed, ClosedLoop, unmeasured
 from edgeprune.loop.dense import DenseLatency, dense_latency
 from edgeprune.loop.interruption import Begun, Interruption, identity_of
@@ -325,7 +325,11 @@ class Stages:
         """What of the dense model serves one objective alone, where there are several."""
         if self._task is None or len(self._task.objectives) == 1:
             return ()
-        found = serving(self._task, self._model, self._planner.graph)
+        try:
+            found = serving(self._task, self._model, self._planner.graph)
+        except TaskError as error:
+            # What was pruned is not lost for a sentence.
+            return (f"Which objectives need what cannot be told: {error.message}",)
         return () if found is None else tuple(found.sentences(self._planner.cost))
 
     def _result(

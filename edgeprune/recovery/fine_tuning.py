@@ -239,7 +239,7 @@ class _Run:
         return {
             "settings": asdict(self.settings),
             "teaching": None if self.teaching is None else self.teaching.described(),
-            "objectives": [objective.name for objective in self.task.objectives],
+            "objectives": [[one.name, one.weight, one.higher_is_better, one.pooled] for one in self.task.objectives],
             "steps in all": total,
             "processes": ranks.count(),
             "device": device_of(self.model).type,

@@ -126,6 +126,30 @@ def objective_batches(
     return batches(loader, f"{split} data of objective {objective.name!r}", device, limit)
 
 
+def labeled_batches(
+    objective: Objective, split: Split, device: torch.device, limit: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """`objective_batches` that have labels for the objective; those without are passed over and do not count.
+
+    Raises:
+        TaskError: No batch of the split has any, or `labeled` cannot be used.
+    """
+    if objective.labeled is None:
+        yield from objective_batches(objective, split, device, limit)
+        return
+    count = 0
+    for inputs, targets in objective_batches(objective, split, device):
+        if labeled_samples(objective, (), targets)[2]:
+            yield inputs, targets
+            count += 1
+            if count == limit:
+                return
+    if count == 0:
+        raise TaskError(
+            f"the {split} data of objective {objective.name!r} must have labels for it in one batch at least, found none."
+        )
+
+
 def sharing(objectives: Sequence[Objective], split: Split) -> tuple[tuple[Objective, ...], ...]:
     """Objectives by the loader of a split: those that were given the same object share its batches. In order."""
     found: dict[int, list[Objective]] = {}

@@ -1,5 +1,7 @@
 """Damage on the scale of measured losses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -248,3 +250,18 @@ def test_calibrated_damage_ranks_real_plans_at_least_as_well(trained, criterion)
     before, after = spearmanr(plain, real).statistic, spearmanr(scaled, real).statistic
     assert after >= before
     assert after > 0.5
+
+
+def test_batches_without_labels_do_not_make_an_objective_harmless(case):
+    scores, curves = scored(case, L2())
+    lead = case.task.objectives[0]
+    every = list(lead.train)
+    late = replace(
+        lead, train=[*[(inputs, None) for inputs, _ in every], *every], labeled=lambda targets: targets is not None
+    )
+    usual, found = (
+        DamageCalibration(batches=len(every)).calibrate(curves, scores, case.graph, case.model, Task((one,)))
+        for one in (lead, late)
+    )
+    assert found.dense_loss == usual.dense_loss > 0
+    assert found.measured == usual.measured

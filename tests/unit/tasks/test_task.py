@@ -9,6 +9,7 @@ from edgeprune.tasks.batches import (
     batch_count,
     batches,
     call,
+    labeled_batches,
     labeled_samples,
     loss_of,
     mode,
@@ -291,3 +292,16 @@ def test_the_same_loader_is_shared():
     parts = [Objective(str(number), data, one, nn.MSELoss(), accuracy) for number, data in enumerate((one, other, one))]
     assert [[part.name for part in several] for several in sharing(parts, "train")] == [["0", "2"], ["1"]]
     assert [len(several) for several in sharing(parts, "validation")] == [3]
+
+
+def test_batches_without_labels_are_passed_over_where_losses_are_averaged():
+    data = [(torch.full((2, 5), float(place)), {"there": torch.tensor([place > 2] * 2)}) for place in range(6)]
+
+    def of(batches):
+        return Objective("late", batches, batches, accuracy, accuracy, labeled=lambda targets: targets["there"])
+
+    cpu = torch.device("cpu")
+    assert [float(inputs[0, 0]) for inputs, _ in labeled_batches(of(data), "train", cpu, 2)] == [3.0, 4.0]
+    assert len(list(labeled_batches(of(data), "validation", cpu))) == 3
+    with pytest.raises(TaskError, match="train data of objective 'late' must have labels for it in one batch at least"):
+        list(labeled_batches(of(data[:3]), "train", cpu, 2))

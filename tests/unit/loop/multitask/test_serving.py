@@ -45,7 +45,8 @@ def test_a_loss_on_several_outputs_and_batches_without_labels(case):
     seg = planner.task.objective("seg")
 
     def everything(outputs, targets):
-        return sum(value.square().mean() for value in outputs.values())
+        # In place: the trainer's outputs are no leaves either.
+        return sum(value.sigmoid_().square().mean() for value in outputs.values())
 
     # Outputs are flat in the order in which forward names them.
     assert outputs_read(seg, case.model, 2) == {0}
@@ -55,7 +56,7 @@ def test_a_loss_on_several_outputs_and_batches_without_labels(case):
     there = [(images, {**targets, "there": True}) for images, targets in case.train[2:3]]
     partly = replace(seg, train=blank + there, labeled=lambda targets: targets["there"])
     assert outputs_read(partly, case.model, 2) == {0}
-    with pytest.raises(TaskError, match="must have labels for it in the first 16 batches, found none"):
+    with pytest.raises(TaskError, match="must have labels for it in one batch at least, found none"):
         outputs_read(replace(partly, train=blank), case.model, 2)
 
 
