@@ -20,6 +20,7 @@ from failures import Failure
 OUTSIDE_PATH = "/usr/src/tensorrt/bin/trtexec"
 BANNER = re.compile(r"\[TensorRT v(\d+)\]")
 LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/local/tensorrt/lib", "/usr/local/TensorRT*/lib")
+WORK = re.compile(r"^[0-9a-f]{8,64}$")
 ANSWER_S = 60.0
 POLL_S = 0.1
 TELL_S = 1.0
@@ -144,7 +145,7 @@ def library_of(path, major):
 def run(request, emit):
     """One step of a build, started, followed, or found finished."""
     root = request["root"]
-    if not re.match(r"^[0-9a-f]{8,64}$", request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
+    if not WORK.match(request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
         raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
     folder = os.path.join(root, "tensorrt", request["work"])
     os.makedirs(folder, exist_ok=True)
@@ -328,6 +329,31 @@ class Step(object):
 def alive(record):
     """Whether the process of a record runs; a number that another process has by now does not count."""
     return bool(record) and record.get("started") is not None and started_at(record["pid"]) == record["started"]
+
+
+def unoccupied(root, but=None):
+    """Refuse while a build runs whose host has gone: the board's lock went with that host.
+
+    Args:
+        root: The board's folder.
+        but: Name of the build's folder that may run, since the caller takes it up.
+
+    Raises:
+        Failure: BoardBusyError.
+    """
+    for path in sorted(glob.glob(os.path.join(glob.escape(root), "tensorrt", "*", "*.json"))):
+        folder, name = os.path.split(path)
+        if WORK.match(os.path.basename(folder)) is None or os.path.basename(folder) == but:
+            continue
+        record = Step(folder, name[: -len(".json")], []).before()
+        if alive(record):
+            raise Failure(
+                "BoardBusyError",
+                "the board must be free, but trtexec (process %d on it) goes on in %s after its host has gone."
+                % (record["pid"], folder),
+                "wait for it, run the compile command again to take it up, or end it on the board: kill -- -%d"
+                % record["pid"],
+            )
 
 
 def started_at(pid):

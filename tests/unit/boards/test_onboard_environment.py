@@ -218,11 +218,23 @@ def test_clean_tells_what_it_removes_and_leaves_releases_alone(runner: Runner, h
     release = runner.root / "releases" / ID
     release.mkdir(parents=True)
     (runner.root / "current").symlink_to(Path("releases", ID))
+    work = runner.root / "tensorrt" / ("0a" * 16)
+    work.mkdir(parents=True)
+    (work / "engine.plan").write_bytes(b"an engine")
+    (runner.root / "store" / "ab").hardlink_to(work / "engine.plan")
+    (work / "build.log").write_bytes(b"log")
+    (release / "engine.plan").write_bytes(b"another engine")
+    (work / "kept.plan").hardlink_to(release / "engine.plan")
+    (work.parent / "timing-10.3.0.cache").write_bytes(b"cache")
     planned = runner.call("clean", dry_run=True)
     assert (runner.root / "environment").exists()
     done = runner.call("clean")
     gone = [entry["what"] for entry in done["removed"]]
-    assert gone == [entry["what"] for entry in planned["removed"]]
+    assert done["removed"] == planned["removed"]
+    freed = {entry["what"]: entry["bytes"] for entry in done["removed"]}
+    assert freed[str(runner.root / "store" / "ab")] == 0, "the build has it too"
+    assert freed[str(work)] == len(b"an engine") + len(b"log"), "what a release has too is not freed"
+    assert [path.name for path in work.parent.iterdir()] == ["timing-10.3.0.cache"]
     assert {str(runner.root / "environment"), str(runner.root / "environments")} <= set(gone)
     assert any(Path(what).parent.name == "store" for what in gone), "uploads that no release needs"
     assert done["current"] == ID
@@ -232,6 +244,20 @@ def test_clean_tells_what_it_removes_and_leaves_releases_alone(runner: Runner, h
     assert str(runner.root / "releases") in [entry["what"] for entry in everything["removed"]]
     assert not runner.root.exists()
     assert runner.call("clean") == {"removed": [], "current": None}
+
+
+def test_clean_waits_for_a_build_of_an_engine_that_still_runs(runner: Runner) -> None:
+    work = runner.root / "tensorrt" / ("0a" * 16)
+    work.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "30"]) as orphan:
+        started = int(Path(f"/proc/{orphan.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        (work / "build.json").write_text(json.dumps({"identity": "", "pid": orphan.pid, "started": started}))
+        event = runner.call("clean", releases=True)
+        orphan.kill()
+    assert (event["error"], work.is_dir()) == ("BoardBusyError", True)
+    assert f"process {orphan.pid}" in event["message"]
+    assert runner.call("clean", releases=True)["current"] is None
+    assert not runner.root.exists()
 
 
 def test_clean_leaves_what_is_not_edgeprune_s(runner: Runner) -> None:
