@@ -105,7 +105,7 @@ def build(root, request, emit):
         # Thousands of small files: one sync of the disk instead of one each.
         os.sync()
         os.rename(partial, os.path.join(root, FOLDER, name))
-    except (OSError, Failure):
+    except BaseException:
         release_files.remove(partial)
         raise
     store.sync_folder(os.path.join(root, FOLDER))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,44 @@ def test_what_is_no_wheel_and_what_the_disk_damaged_are_refused(runner: Runner, 
     event = runner.call("environment", action="build", id=ID, wheels=[entry])
     assert "must have sha256" in event["message"]
     assert not (runner.root / "store" / entry["sha256"]).exists(), "the next upload sends it anew"
+
+
+def _rewritten(wheel: Path, but: str = "nothing") -> None:
+    """Write a wheel anew, compressed and without one of its files."""
+    with zipfile.ZipFile(wheel) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if not name.endswith(but)}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+
+
+def _without_record(wheel: Path) -> None:
+    _rewritten(wheel, "/RECORD")
+
+
+def _with_damaged_stream(wheel: Path) -> None:
+    _rewritten(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        info = archive.getinfo("hello/__init__.py")
+    content = bytearray(wheel.read_bytes())
+    start = info.header_offset + 30 + len(info.filename)
+    content[start : start + info.compress_size] = b"\xff" * info.compress_size
+    wheel.write_bytes(content)
+
+
+def _encrypted(wheel: Path) -> None:
+    content = bytearray(wheel.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    wheel.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_without_record, _with_damaged_stream, _encrypted])
+def test_a_damaged_wheel_is_refused_and_leaves_nothing(runner: Runner, hello: Path, damage: Any) -> None:
+    damage(hello)
+    event = runner.build(hello)
+    assert (event.get("error"), list((runner.root / "environments").iterdir())) == ("TransferError", [])
+    assert "must be a whole wheel" in event["message"]
 
 
 def test_clean_tells_what_it_removes_and_leaves_releases_alone(runner: Runner, hello: Path) -> None:
