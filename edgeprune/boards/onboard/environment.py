@@ -94,7 +94,7 @@ def build(root, request, emit):
     partial = os.path.join(root, FOLDER, "." + name)
     os.makedirs(partial)
     try:
-        site = _skeleton(partial, os.path.join(root, FOLDER, name))
+        site = _skeleton(partial)
         for done, entry in enumerate(request["wheels"]):
             emit({"event": "wheel", "name": entry["name"], "done": done, "of": len(request["wheels"])})
             wheel.unpack(_blob(root, entry), entry["name"], partial, site)
@@ -215,7 +215,7 @@ def link(root, name):
     store.sync_folder(root)
 
 
-def _skeleton(partial, final):
+def _skeleton(partial):
     """An empty environment of this Python, as ``venv`` would make it; its ``site-packages``.
 
     `venv` itself may be missing (Debian packs it apart); what makes an environment is a small file and a link.
