@@ -187,7 +187,12 @@ def alive(path):
             maker = file.read().decode("utf-8", "replace")
     except OSError:
         return False
-    return maker == sys.prefix and os.path.exists(os.path.join(path, "bin", "python"))
+    return maker == maker_now() and os.path.exists(os.path.join(path, "bin", "python"))
+
+
+def maker_now():
+    """What an environment says of the Python that made it, for the one that asks; all Pythons of a distribution share ``/usr``."""
+    return "%d.%d %s" % (sys.version_info[0], sys.version_info[1], sys.prefix)
 
 
 def python_of(root, name):
@@ -233,7 +238,7 @@ def _skeleton(partial):
         file.write("include-system-site-packages = false\nversion = %d.%d.%d\n" % sys.version_info[:3])
     # The greeting compares it: whoever names another Python for this board does not get this environment.
     with open(os.path.join(partial, MAKER), "wb") as file:
-        file.write(sys.prefix.encode("utf-8", "replace"))
+        file.write(maker_now().encode("utf-8", "replace"))
     question = "import sys, sysconfig; print(sys.prefix); print(sysconfig.get_path('platlib'))"
     answer = subprocess.run(
         [os.path.join(partial, "bin", "python"), "-c", question],

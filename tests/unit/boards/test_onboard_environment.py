@@ -168,7 +168,13 @@ def test_a_python_that_did_not_make_it_does_not_get_it(runner: Runner, hello: Pa
     runner.build(hello)
     runner.call("environment", action="use", name=ID)
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
-    for python, own in ((sys.executable, True), (str(tmp_path / "other" / "bin" / "python"), False)):
+    # Another version below the same prefix, as a distribution has them.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 6, 9, 'final', 0)")
+    older = tmp_path / "python3.6"
+    older.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    older.chmod(0o755)
+    others = (str(tmp_path / "other" / "bin" / "python"), str(older))
+    for python, own in ((sys.executable, True), *((other, False) for other in others)):
         with Board(LocalTransport(), name="board", python=python, root=str(runner.root)) as board:
             assert board.base_python == python
             assert board.python == (str(runner.root / "environment" / "bin" / "python") if own else python)
