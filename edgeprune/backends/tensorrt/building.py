@@ -115,12 +115,12 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
             engine_arguments=flags.dla(options),
             timeout_s=_BUILD_S,
         )
+        if _ENGINE not in built["outputs"]:
+            raise CompileError(
+                f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
+                log_tail=failures.tail(built["log"]),
+            )
         timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
-    if _ENGINE not in built["outputs"]:
-        raise CompileError(
-            f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
-            log_tail=failures.tail(built["log"]),
-        )
     engine = built["outputs"][_ENGINE]
     folder = f"{board.root}/tensorrt/{work}"
     with replacing(path) as partial:

@@ -135,6 +135,20 @@ def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_pa
     assert (tmp_path / "engine.plan").is_file()
 
 
+def test_a_build_that_ends_well_without_an_engine_is_refused(stand_in, model, tmp_path):
+    program = stand_in(name="thorough")
+    forgetful = program.with_name("trtexec")
+    forgetful.write_text(
+        "#!/bin/sh\n"
+        'for word; do shift; case "$word" in --saveEngine=*) ;; *) set -- "$@" "$word";; esac; done\n'
+        f'exec "{program}" "$@"\n'
+    )
+    forgetful.chmod(0o755)
+    with pytest.raises(CompileError, match="must write the engine, found that it ended well without one") as caught:
+        build(model, tmp_path / "engine.plan")
+    assert caught.value.log_tail
+
+
 def test_an_export_that_cannot_be_read_leaves_the_engine_and_says_so(stand_in, model, tmp_path):
     damaged = tmp_path / "damaged.json"
     damaged.write_text('{"Layers": [{"Na')
