@@ -26,8 +26,8 @@ POLL_S = 0.1
 TELL_S = 1.0
 TAIL_LINES = 200
 TAIL_BYTES = 65536
-# The exit status appears whole: a reader never sees half of it.
-WRAPPER = '"$@"; code=$?; echo $code > "$EDGEPRUNE_STATUS.partial"; mv "$EDGEPRUNE_STATUS.partial" "$EDGEPRUNE_STATUS"'
+# The exit status appears whole, and after what was written is on the disk: a reader never sees half of either.
+WRAPPER = '"$@"; code=$?; sync; echo $code > "$EDGEPRUNE_STATUS.partial"; mv "$EDGEPRUNE_STATUS.partial" "$EDGEPRUNE_STATUS"'
 
 
 def main(request, emit):
@@ -40,6 +40,7 @@ def main(request, emit):
             -> {"returncode", "log", "log_path", "seconds", "found" (None,
             "running" or "finished"), "outputs": {name: {"sha256", "size"}}}; ``{work}``, ``{store}`` and ``{root}`` in
             arguments stand for folders. Emits {"event": "log", "line"}.
+        ``forget``: {"work", "step"} -> {}; the next run starts that step anew
     """
     action = request.get("action")
     if action not in ACTIONS:
@@ -144,10 +145,7 @@ def library_of(path, major):
 
 def run(request, emit):
     """One step of a build, started, followed, or found finished."""
-    root = request["root"]
-    if not WORK.match(request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
-        raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
-    folder = os.path.join(root, "tensorrt", request["work"])
+    root, folder = request["root"], folder_of(request)
     os.makedirs(folder, exist_ok=True)
     places = {"{work}": folder, "{store}": os.path.join(root, "store"), "{root}": root}
     words = [located()] + [placed(word, places) for word in request["arguments"]]
@@ -166,7 +164,24 @@ def run(request, emit):
     }
     if result["returncode"] == 0:
         result["outputs"] = outputs(root, folder, request)
+        if found != "finished":
+            step.vouch({name: entry["sha256"] for name, entry in result["outputs"].items()})
     return result
+
+
+def forget(request, emit):
+    """Let the next run start a step anew, whatever it left."""
+    status = Step(folder_of(request), request["step"], []).status
+    if os.path.exists(status):
+        os.remove(status)
+    return {}
+
+
+def folder_of(request):
+    """Folder of the build that a request is about; a Failure where it or the step is not named as they are."""
+    if not WORK.match(request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
+        raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
+    return os.path.join(request["root"], "tensorrt", request["work"])
 
 
 def placed(word, places):
@@ -236,6 +251,7 @@ class Step(object):
         self.log = os.path.join(folder, name + ".log")
         self.status = os.path.join(folder, name + ".status")
         self.record = os.path.join(folder, name + ".json")
+        self.hashes = os.path.join(folder, name + ".hashes")
         self.identity = hashlib.sha256(json.dumps(words).encode("utf-8")).hexdigest()
 
     def start(self, wanted):
@@ -251,8 +267,7 @@ class Step(object):
             if before.get("identity") == self.identity:
                 if alive(before):
                     return "running"
-                there = all(os.path.isfile(os.path.join(self.folder, name)) for name in wanted)
-                if self.returncode() == 0 and there:
+                if self.returncode() == 0 and self.whole(wanted):
                     return "finished"
             elif alive(before):
                 raise Failure(
@@ -261,7 +276,7 @@ class Step(object):
                     % (self.folder, before["pid"]),
                     "wait for it, or end it on the board: kill -- -%d" % before["pid"],
                 )
-            for path in [self.status] + [os.path.join(self.folder, name) for name in wanted]:
+            for path in [self.status, self.hashes] + [os.path.join(self.folder, name) for name in wanted]:
                 if os.path.exists(path):
                     os.remove(path)
             with open(self.log, "wb") as log:
@@ -281,6 +296,29 @@ class Step(object):
                 json.dump(record, file)
             os.replace(partial, self.record)
         return None
+
+    def vouch(self, hashes):
+        """Keep the hashes of what it wrote, durably."""
+        partial = self.hashes + ".partial"
+        with open(partial, "w") as file:
+            json.dump(hashes, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.hashes)
+        store.sync_folder(self.folder)
+
+    def whole(self, wanted):
+        """Whether what it wrote is there, and is what it wrote as far as somebody waited for its end."""
+        paths = {name: os.path.join(self.folder, name) for name in wanted}
+        if not all(os.path.isfile(path) for path in paths.values()):
+            return False
+        try:
+            with open(self.hashes) as file:
+                hashes = json.load(file)
+            return all(hashes.get(name) == store.file_sha256(path) for name, path in paths.items())
+        except (IOError, OSError, ValueError, AttributeError):
+            # Its host had gone when it ended; its exit status appeared after all of it was on the disk.
+            return not os.path.exists(self.hashes)
 
     def before(self):
         """What is recorded of an earlier run."""
@@ -366,4 +404,4 @@ def started_at(pid):
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-ACTIONS = {"find": find, "run": run}
+ACTIONS = {"find": find, "run": run, "forget": forget}

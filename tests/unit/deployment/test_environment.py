@@ -39,7 +39,7 @@ def test_it_is_removed_and_an_older_runtime_advised(run, artifacts):
 
 
 def test_what_could_not_be_removed_is_not_said_to_be(run, artifacts, tmp_path):
-    with open(tmp_path / "root" / "environment.lock", "a") as file:
+    with (tmp_path / "root" / "environment.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(BackendUnavailableError) as caught:
             run._tried_or_dropped(artifacts[0], {}, run.built)

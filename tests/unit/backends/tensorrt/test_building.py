@@ -75,6 +75,46 @@ def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(sta
     assert sum("bytes of timing cache from" in log for log in logs) == 1
 
 
+def test_a_finished_build_is_taken_up_only_as_it_was_written(stand_in, model, tmp_path):
+    stand_in()
+    first = build(model, tmp_path / "first.plan")
+    (engine,) = (tmp_path / "root" / "tensorrt").glob("*/engine.plan")
+    content = engine.read_bytes()
+    engine.unlink()
+    engine.write_bytes(content[:40])
+    second = build(model, tmp_path / "second.plan")
+    assert (tmp_path / "second.plan").stat().st_size == len(content)
+    assert second["engine_sha256"] == sha256_of(tmp_path / "second.plan") != first["engine_sha256"]
+
+
+def test_an_engine_of_another_gpu_is_another_build(stand_in, model, tmp_path):
+    stand_in()
+    with Board.open("local") as board:
+        version = building.version_on(board)
+        hashes = [
+            building.build(board, version, model, BuildOptions(), tmp_path / "engine.plan", gpu=gpu)["engine_sha256"]
+            for gpu in ({"gpu": "Orin"}, {"gpu": "Xavier"}, {"gpu": "Orin"})
+        ]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_finished_engine_that_cannot_be_timed_is_built_anew(stand_in, model, tmp_path):
+    stand_in("8.6.1")
+    first = build(model, tmp_path / "first.plan", BuildOptions())
+    (folder,) = (path.parent for path in (tmp_path / "root" / "tensorrt").glob("*/engine.plan"))
+    # As a system without the release that built it finds it: whole, and of no use.
+    (folder / "engine.plan").unlink()
+    (folder / "engine.plan").write_bytes(b"of another release")
+    (folder / "build.hashes").write_text(
+        json.dumps({name: sha256_of(folder / name) for name in ("engine.plan", "layers.json")})
+    )
+    (folder / "time.status").unlink()
+    with pytest.raises(IncompatibleTargetError):
+        build(model, tmp_path / "second.plan")
+    third = build(model, tmp_path / "third.plan")
+    assert third["engine_sha256"] == sha256_of(tmp_path / "third.plan") != first["engine_sha256"]
+
+
 def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
     stand_in(build_s=1.0)
     code = (
