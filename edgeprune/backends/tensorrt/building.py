@@ -115,7 +115,7 @@ def build(
     bound = dict(gpu_of(board.probe()) if gpu is None else gpu)
     identity = json.dumps([str(version), bound, commands["build"]], sort_keys=True).encode()
     work = hashlib.sha256(identity).hexdigest()[:32]
-    with board.hold("build a TensorRT engine"):
+    with board.hold("build a TensorRT engine", build=work):
         built = _run(
             board,
             version,

@@ -379,11 +379,11 @@ def unoccupied(root, but=None):
     Raises:
         Failure: BoardBusyError.
     """
-    for path in sorted(glob.glob(os.path.join(glob.escape(root), "tensorrt", "*", "*.json"))):
+    for path in sorted(glob.glob(os.path.join(glob.escape(root), "tensorrt", "*", "*.log"))):
         folder, name = os.path.split(path)
         if WORK.match(os.path.basename(folder)) is None or os.path.basename(folder) == but:
             continue
-        record = Step(folder, name[: -len(".json")], []).before()
+        record = Step(folder, name[: -len(".log")], []).before()
         if alive(record):
             raise Failure(
                 "BoardBusyError",

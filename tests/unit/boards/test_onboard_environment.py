@@ -296,6 +296,7 @@ def test_clean_waits_for_a_build_of_an_engine_that_still_runs(runner: Runner) ->
     work.mkdir(parents=True)
     with subprocess.Popen(["sleep", "30"]) as orphan:
         started = int(Path(f"/proc/{orphan.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        (work / "build.log").touch()
         (work / "build.json").write_text(json.dumps({"identity": "", "pid": orphan.pid, "started": started}))
         event = runner.call("clean", releases=True)
         orphan.kill()
