@@ -11,7 +11,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -74,6 +73,7 @@ class Board:
         self.name = name
         self.device = device
         self._users = 1
+        self._build: str | None = None
         self._hold = Hold(name, self._start_lock)
         self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
         self._runner_ready = False
@@ -250,7 +250,8 @@ class Board:
             raise error_of({**outcome, "hint": outcome.get("hint") and for_board(outcome["hint"], self.name)})
         raise crash(verb, ended)
 
-    def hold(self, purpose: str) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def hold(self, purpose: str, *, build: str | None = None) -> Iterator[None]:
         """Have the board to oneself. The lock belongs to a live process on the board: it goes with that process, which
         goes with this one or with the link, so nothing is left to clean up.
 
@@ -259,11 +260,17 @@ class Board:
 
         Args:
             purpose: What others are told, e.g. ``"profile"``.
+            build: Name of the TensorRT build that may run there already, since this run takes it up.
 
         Raises:
-            BoardBusyError: Another run holds it; the message says whose and since when.
+            BoardBusyError: Another run holds it, the message says whose and since when; or a build whose host has gone runs.
         """
-        return self._hold.take(purpose)
+        before, self._build = self._build, build or self._build
+        try:
+            with self._hold.take(purpose):
+                yield
+        finally:
+            self._build = before
 
     @contextlib.contextmanager
     def lock_clocks(self) -> Iterator[dict[str, Any]]:
@@ -386,7 +393,7 @@ class Board:
         return json.dumps({**added, **request}).encode("ascii") + b"\n"
 
     def _start_lock(self, purpose: str) -> Process:
-        request = self._request({**self.owner, "user": _user(), "purpose": purpose})
+        request = self._request({**self.owner, "user": _user(), "purpose": purpose, "build": self._build})
         return self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
 
     def _start_clocks(self, purpose: str) -> Process:

@@ -113,6 +113,12 @@ def _released(versions: str) -> list[str]:
     return [word for word in versions.replace(" ", "").split(",") if re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", word)]
 
 
+def _distribution(requirement: str) -> str:
+    """Name in a requirement, as packages are compared by (PEP 503)."""
+    found = re.match(r"[A-Za-z0-9._-]*[A-Za-z0-9]", requirement)
+    return re.sub(r"[-_.]+", "-", found[0]).lower() if found else requirement
+
+
 def _wheel(path: Path) -> Wheel:
     name, version = version_of(path.name)
     return Wheel(path, name, version, sha256_of(path), path.stat().st_size)
@@ -127,8 +133,8 @@ def _refusal(requirements: Sequence[str], target: WheelTarget, lines: Sequence[s
             hint=f"{sys.executable} -m ensurepip --upgrade",
         )
     match = _VERSIONS.search(text)
-    fitting = [] if match is None else _released(match["versions"])
-    if _UNREACHABLE.search(text) and not fitting:
+    there = [] if match is None else _released(match["versions"])
+    if _UNREACHABLE.search(text) and not there:
         return WheelUnavailableError(
             f"this host must reach a package index to choose {what} for the board, pip could not.",
             hint="python -m pip config list shows which index it asks; PIP_INDEX_URL names another",
@@ -137,10 +143,19 @@ def _refusal(requirements: Sequence[str], target: WheelTarget, lines: Sequence[s
     looked = f"looked for {target.abi} with {newest} to {oldest}"
     if match is not None:
         named = match["wanted"].strip()
-        there = f"versions with one: {', '.join(fitting[-5:])}" if fitting else "no version has one"
+        with_one = f"versions with one: {', '.join(there[-5:])}" if there else "no version has one"
+        runtime = _distribution(requirements[0])
+        # The runtime's version is the user's choice; what it depends on is not.
+        fitting = there if _distribution(named) == runtime else []
+        if fitting:
+            hint = f"--runtime-version {fitting[-1]}"
+        elif there:
+            hint = f"another version of {runtime}, which depends on another {_distribution(named)}: --runtime-version"
+        else:
+            hint = "another system or Python on the board"
         return WheelUnavailableError(
-            f"a wheel of {named} must fit {target}, pip found none ({looked}; {there}).",
-            hint=f"--runtime-version {fitting[-1]}" if fitting else "another system or Python on the board",
+            f"a wheel of {named} must fit {target}, pip found none ({looked}; {with_one}).",
+            hint=hint,
             fitting=tuple(fitting),
         )
     said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:] or ["nothing"]

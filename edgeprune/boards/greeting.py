@@ -18,7 +18,9 @@ GREETING = (
     'maker = os.path.join(home, "maker"); '
     'told = open(maker, "rb").read().decode("utf-8", "replace") if os.path.isfile(maker) else ""; '
     'own = os.path.join(home, "bin", "python"); '
-    "own = own if told == sys.prefix and os.path.exists(own) else None; "
+    # As `maker_now` of the onboard environments says it.
+    'asked = "%d.%d %s" % (tuple(sys.version_info[:2]) + (sys.prefix,)); '
+    "own = own if told == asked and os.path.exists(own) else None; "
     'print(""); '
     'print(json.dumps({"greeting": 1, "version": list(sys.version_info[:3]), "root": root, "runner_bytes": size, '
     '"python": own}))'

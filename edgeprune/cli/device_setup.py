@@ -92,6 +92,7 @@ def clean(
         out.say("there is nothing to remove")
     if found.current is not None:
         out.say(f"release {found.current} stays; --releases removes releases too")
+    following = ["clean", board, *(["--releases"] if releases else [])] if dry_run else ["setup", board]
     out.finish(
         {
             "board": board,
@@ -99,5 +100,5 @@ def clean(
             "removed": [{"path": path, "bytes": size} for path, size in found.removed.items()],
             "current": found.current,
         },
-        next_command=command_line("edgeprune", "device", "clean" if dry_run else "setup", board),
+        next_command=command_line("edgeprune", "device", *following),
     )

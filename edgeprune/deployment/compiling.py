@@ -9,7 +9,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgeprune
 from edgeprune.backends import registry
+from edgeprune.boards.installing import for_board
 from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult
@@ -33,7 +35,7 @@ from edgeprune.deployment.manifest import (
     Tolerance,
     canonical_json,
 )
-from edgeprune.errors import CompileError, ConfigError, ExportError, ParityError
+from edgeprune.errors import CompileError, ConfigError, EdgepruneError, ExportError, ParityError
 from edgeprune.spec import Fingerprint, Precision, TensorSpec
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     if plan is not None:
         module, example_inputs = plan.traced(module, example_inputs)
     inputs = positional(module, example_inputs)
-    with staged(Path(out)) as folder:
+    with _hints_for(board), staged(Path(out)) as folder:
         tell("export", f"exporting for {chosen.name}")
         engine = folder / f"engine{chosen.suffix}"
         input_specs, output_specs = chosen.export(module, inputs, engine)
@@ -148,7 +150,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             created=_created(),
         )
         if fingerprint is not None:
-            preflight.check(manifest, fingerprint, board="it is compiled for")
+            preflight.check(manifest, fingerprint, board="BOARD" if board is None else board.name)
         if chosen.runs_here(engine):
             tell("parity", "checking the engine against the module on this host")
             parity = host_parity(folder, manifest, threads=threads)
@@ -170,6 +172,17 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     _log.info("compiled %s to %s (%s)", manifest.name, out, manifest.id[:16])
     tell("done", f"artifact {manifest.id[:16]} in {out}")
     return Artifact(Path(out), manifest)
+
+
+@contextmanager
+def _hints_for(board: Board | None) -> Iterator[None]:
+    """Name the board in hints of backends, which do not know what the user calls it."""
+    try:
+        yield
+    except EdgepruneError as error:
+        if board is not None and error.hint is not None:
+            error.hint = for_board(error.hint, board.name)
+        raise
 
 
 def host_parity(folder: Path, manifest: Manifest, *, threads: int = 1) -> Parity:

@@ -27,7 +27,9 @@ from edgeprune.deployment import agreement, faults
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import GOLDEN_NAME, MODEL_NAME
 from edgeprune.errors import (
+    BackendError,
     BoardFullError,
+    CommandError,
     ConfigError,
     ConnectError,
     EdgepruneError,
@@ -312,12 +314,13 @@ class _Run:
     def _tried_or_dropped(self, artifact: Artifact, blobs: Mapping[str, str], built: Mapping[str, Any]) -> Parity:
         try:
             return self._tried(artifact, blobs, built)
-        except (ConnectError, RemoteTimeoutError):
-            # It may be good: the next run tries it.
-            raise
-        except EdgepruneError as error:
+        except (BackendError, ParityError, CommandError) as error:
+            # After any other error it may be good: the next run tries it.
+            removed = None
             with suppress(EdgepruneError), self.board.using(self.board.base_python):
-                self._call("drop", name=built["name"])
+                removed = self._call("drop", name=built["name"])["removed"]
+            if removed is None:
+                raise
             used = "uses the environment that it used" if self.state["used"] else "uses no environment"
             error.message = f"{error.message} The new environment was removed; board {self.board.name} {used}."
             error.hint = f"edgeprune device setup {self.board.name} --runtime-version, with an older one"

@@ -55,7 +55,7 @@ def export(
     model.ir_version = versions.ir_version
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported ONNX model must pass the ONNX checker, {_first_line(error)}.") from error
     with replacing(path) as partial:
         partial.write_bytes(model.SerializeToString())

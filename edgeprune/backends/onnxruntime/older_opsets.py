@@ -37,7 +37,7 @@ def converted(model: onnx.ModelProto, versions: OnnxVersions) -> onnx.ModelProto
     older = onnx.ModelProto()
     older.CopyFrom(model)
     if versions.opset < 18:
-        _sizes_of_splits(older.graph, model)
+        _sizes_of_splits(older.graph, model, versions)
         _axes_as_attributes(older.graph)
     for entry in older.opset_import:
         if entry.domain in ("", "ai.onnx"):
@@ -53,16 +53,22 @@ def converted(model: onnx.ModelProto, versions: OnnxVersions) -> onnx.ModelProto
     return older
 
 
-def _sizes_of_splits(graph: onnx.GraphProto, model: onnx.ModelProto) -> None:
+def _sizes_of_splits(graph: onnx.GraphProto, model: onnx.ModelProto, versions: OnnxVersions) -> None:
     """Say the sizes that a Split cuts into; before opset 18 it could not be told how many parts there are."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.input, *inferred.value_info)
+        if value.type.tensor_type.HasField("shape")
     }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
     for number, node in enumerate(graph.node):
         if node.op_type == "Split" and "num_outputs" in (attributes := _attributes(node)):
-            size, parts = shapes[node.input[0]][attributes.get("axis", 0)], attributes["num_outputs"]
+            shape, axis, parts = shapes.get(node.input[0], []), attributes.get("axis", 0), attributes["num_outputs"]
+            # 0 stands for an unknown size too.
+            size = shape[axis] if -len(shape) <= axis < len(shape) else 0
+            if size == 0:
+                raise _refusal(versions, f"a Split of {node.input[0]} in {parts}, whose size is not known")
             each = -(-size // parts)
             name = f"edgeprune_split_{number}"
             sizes = [each] * (parts - 1) + [size - each * (parts - 1)]

@@ -139,9 +139,10 @@ class TensorRt(Backend):
             exported = onnx.load(source)
         ready = model.prepared(exported, versions.dialect(version), self._precision)
         source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported))
-        record = building.build(self._board, version, source_model, options, path)
         board = self._board.probe()
-        record |= building.gpu_of(board)
+        gpu = building.gpu_of(board)
+        record = building.build(self._board, version, source_model, options, path, gpu=gpu)
+        record |= gpu
         if options.dla_core is not None and "machine" in board.facts:
             # Which core it is for stands on the board that built it, and in no file that travels.
             record["machine"] = board.facts["machine"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends.tensorrt import exports, failures, flags, kernels, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
-from edgeprune.errors import BackendError, CompileError, RemoteTimeoutError, TransferError
+from edgeprune.errors import BackendError, CompileError, IncompatibleTargetError, RemoteTimeoutError, TransferError
 from edgeprune.files import replacing, sha256_of
 from edgeprune.spec import Fingerprint
 
@@ -70,11 +70,20 @@ def version_on(board: Board) -> versions.Version:
     return version
 
 
-def build(board: Board, version: versions.Version, model: Model, options: BuildOptions, path: Path) -> dict[str, Any]:
+def build(
+    board: Board,
+    version: versions.Version,
+    model: Model,
+    options: BuildOptions,
+    path: Path,
+    *,
+    gpu: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Build an engine on a board, time it there, and bring it here.
 
     A build that goes on there after the link was lost, or that has finished, is taken up by the next call with the same
-    model, options and release. The timing cache stays on the board and serves every later build there.
+    model, options, release and GPU, if the engine is still what was built. One that cannot be timed is not taken up again. The
+    timing cache stays on the board and serves every later build there.
 
     Args:
         board: An open board.
@@ -82,6 +91,7 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
         model: What to build.
         options: How.
         path: File for the engine; it appears whole or not at all.
+        gpu: What the engine is bound to, see `gpu_of`; the board is asked where it is None.
 
     Returns:
         The record of the build, JSON-ready; see ``docs/backends.md``.
@@ -101,9 +111,11 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
             version, options, engine=place["engine"], profile=f"{{work}}/{_PROFILE}", times=f"{{work}}/{_TIMES}"
         ),
     }
-    identity = json.dumps([str(version), commands["build"]]).encode()
+    # Home folders move between boards, by network or by card: an engine of another GPU is another build.
+    bound = dict(gpu_of(board.probe()) if gpu is None else gpu)
+    identity = json.dumps([str(version), bound, commands["build"]], sort_keys=True).encode()
     work = hashlib.sha256(identity).hexdigest()[:32]
-    with board.hold("build a TensorRT engine"):
+    with board.hold("build a TensorRT engine", build=work):
         built = _run(
             board,
             version,
@@ -115,12 +127,17 @@ def build(board: Board, version: versions.Version, model: Model, options: BuildO
             engine_arguments=flags.dla(options),
             timeout_s=_BUILD_S,
         )
-        timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
-    if _ENGINE not in built["outputs"]:
-        raise CompileError(
-            f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
-            log_tail=failures.tail(built["log"]),
-        )
+        if _ENGINE not in built["outputs"]:
+            raise CompileError(
+                f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
+                log_tail=failures.tail(built["log"]),
+            )
+        try:
+            timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
+        except (CompileError, IncompatibleTargetError):
+            if built["found"] == "finished":
+                board.call("trtexec", {"action": "forget", "work": work, "step": "build"})
+            raise
     engine = built["outputs"][_ENGINE]
     folder = f"{board.root}/tensorrt/{work}"
     with replacing(path) as partial:

@@ -6,11 +6,12 @@ import sys
 import environment
 import release_files
 import releases
+import trtexec
 from failures import Failure
 
 ALWAYS = ("environment", "environments", "libraries.json")
 """What a setup can bring back."""
-EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "lock", environment.LOCK)
+EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK)
 
 
 def main(request, emit):
@@ -23,45 +24,53 @@ def main(request, emit):
     if not os.path.isdir(root):
         return {"removed": [], "current": None}
     with releases.exclusive(root, request.get("owner")), environment.alone(root):
+        trtexec.unoccupied(root)
         if everything and os.path.exists(os.path.join(root, "clocks.json")):
             raise Failure(
                 "BoardBusyError",
                 "the board's clocks must not be locked while it is cleaned, found them locked.",
                 "run a measurement, which puts them back, and clean again",
             )
-        removed = [_gone(root, name, dry) for name in ALWAYS]
-        if everything:
-            removed += [_gone(root, name, dry) for name in EVERYTHING]
-            if not dry and not os.listdir(root):
+        doomed = [name for name in ALWAYS + (EVERYTHING if everything else ()) if os.path.lexists(os.path.join(root, name))]
+        if not everything:
+            doomed += _unneeded(root)
+        # All sizes first: a file with a second name is gone with the last one only.
+        links = {}
+        removed = [{"what": path, "bytes": _freed(path, links)} for path in (os.path.join(root, name) for name in doomed)]
+        if not dry:
+            for entry in removed:
+                release_files.remove(entry["what"])
+            if everything and not os.listdir(root):
                 os.rmdir(root)
-        else:
-            removed += _unneeded(root, dry)
-    current = None if everything else releases.status(root, {})["current"]
-    return {"removed": [entry for entry in removed if entry is not None], "current": current}
+    return {"removed": removed, "current": None if everything else releases.status(root, {})["current"]}
 
 
-def _gone(root, name, dry):
-    """Remove one file, link or folder; what it was, or None where there is nothing."""
-    path = os.path.join(root, name)
-    if not os.path.lexists(path):
-        return None
-    if dry:
-        size = environment.size(path) if os.path.isdir(path) and not os.path.islink(path) else os.lstat(path).st_size
-    else:
-        size = release_files.remove(path)
-    return {"what": path, "bytes": size}
+def _freed(path, links):
+    """Bytes that are free once a file, link or folder is gone, after those before it; `links` counts names of each file."""
+    paths = [path]
+    if os.path.isdir(path) and not os.path.islink(path):
+        paths = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
+    total = 0
+    for found in map(os.lstat, paths):
+        key = (found.st_dev, found.st_ino)
+        links[key] = links.get(key, 0) + 1
+        if links[key] == found.st_nlink:
+            total += found.st_size
+    return total
 
 
-def _unneeded(root, dry):
-    """Uploads that no release is made of, and runners of other versions."""
+def _unneeded(root):
+    """Uploads that no release is made of, runners of other versions, and builds of engines, which the store has too."""
     needed = set()
     for folder in releases.status(root, {})["releases"]:
         needed.update(release_files.hashes(os.path.join(root, "releases", folder["folder"])))
-    kept = {"store": needed, "incoming": set(), "runner": {os.path.basename(sys.argv[0])}}
     found = []
-    for name in ("store", "incoming", "runner"):
-        folder = os.path.join(root, name)
-        for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-            if entry not in kept[name]:
-                found.append(_gone(root, os.path.join(name, entry), dry))
-    return found
+    for name, kept in (("store", needed), ("incoming", set()), ("runner", {os.path.basename(sys.argv[0])})):
+        found += [os.path.join(name, entry) for entry in _entries(root, name) if entry not in kept]
+    # What each use of an engine must be told stays, and so do the timing caches: minutes of the next build.
+    return found + [os.path.join("tensorrt", entry) for entry in _entries(root, "tensorrt") if trtexec.WORK.match(entry)]
+
+
+def _entries(root, name):
+    folder = os.path.join(root, name)
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []

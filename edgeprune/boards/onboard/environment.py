@@ -94,7 +94,7 @@ def build(root, request, emit):
     partial = os.path.join(root, FOLDER, "." + name)
     os.makedirs(partial)
     try:
-        site = _skeleton(partial, os.path.join(root, FOLDER, name))
+        site = _skeleton(partial)
         for done, entry in enumerate(request["wheels"]):
             emit({"event": "wheel", "name": entry["name"], "done": done, "of": len(request["wheels"])})
             wheel.unpack(_blob(root, entry), entry["name"], partial, site)
@@ -105,7 +105,7 @@ def build(root, request, emit):
         # Thousands of small files: one sync of the disk instead of one each.
         os.sync()
         os.rename(partial, os.path.join(root, FOLDER, name))
-    except (OSError, Failure):
+    except BaseException:
         release_files.remove(partial)
         raise
     store.sync_folder(os.path.join(root, FOLDER))
@@ -187,7 +187,12 @@ def alive(path):
             maker = file.read().decode("utf-8", "replace")
     except OSError:
         return False
-    return maker == sys.prefix and os.path.exists(os.path.join(path, "bin", "python"))
+    return maker == maker_now() and os.path.exists(os.path.join(path, "bin", "python"))
+
+
+def maker_now():
+    """What an environment says of the Python that made it, for the one that asks; all Pythons of a distribution share ``/usr``."""
+    return "%d.%d %s" % (sys.version_info[0], sys.version_info[1], sys.prefix)
 
 
 def python_of(root, name):
@@ -215,7 +220,7 @@ def link(root, name):
     store.sync_folder(root)
 
 
-def _skeleton(partial, final):
+def _skeleton(partial):
     """An empty environment of this Python, as ``venv`` would make it; its ``site-packages``.
 
     `venv` itself may be missing (Debian packs it apart); what makes an environment is a small file and a link.
@@ -233,7 +238,7 @@ def _skeleton(partial, final):
         file.write("include-system-site-packages = false\nversion = %d.%d.%d\n" % sys.version_info[:3])
     # The greeting compares it: whoever names another Python for this board does not get this environment.
     with open(os.path.join(partial, MAKER), "wb") as file:
-        file.write(sys.prefix.encode("utf-8", "replace"))
+        file.write(maker_now().encode("utf-8", "replace"))
     question = "import sys, sysconfig; print(sys.prefix); print(sysconfig.get_path('platlib'))"
     answer = subprocess.run(
         [os.path.join(partial, "bin", "python"), "-c", question],

@@ -12,6 +12,7 @@ import os
 import select
 import sys
 
+import trtexec
 from failures import Failure
 
 # A line now and then makes the kernel notice a peer that vanished without a word: with nothing to send, a dead TCP
@@ -20,7 +21,10 @@ HEARTBEAT_S = 15.0
 
 
 def main(request, emit):
-    """Verb ``lock``: request {"purpose", "user", "host", "pid"}; emits {"event": "held"} once the lock is held."""
+    """Verb ``lock``: request {"purpose", "user", "host", "pid", "build"}; emits {"event": "held"} once the lock is held.
+
+    ``build`` names the TensorRT build that the holder takes up where it still runs; any other one keeps the board busy.
+    """
     os.makedirs(request["root"], exist_ok=True)
     path = os.path.join(request["root"], "lock")
     with open(path, "a+") as file:
@@ -28,6 +32,7 @@ def main(request, emit):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy(file)
+        trtexec.unoccupied(request["root"], but=request.get("build"))
         # Only here: `clocks` waits for the end of input as this verb does.
         import clocks
 

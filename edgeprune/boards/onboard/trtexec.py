@@ -20,13 +20,14 @@ from failures import Failure
 OUTSIDE_PATH = "/usr/src/tensorrt/bin/trtexec"
 BANNER = re.compile(r"\[TensorRT v(\d+)\]")
 LIBRARY_FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/local/tensorrt/lib", "/usr/local/TensorRT*/lib")
+WORK = re.compile(r"^[0-9a-f]{8,64}$")
 ANSWER_S = 60.0
 POLL_S = 0.1
 TELL_S = 1.0
 TAIL_LINES = 200
 TAIL_BYTES = 65536
-# The exit status appears whole: a reader never sees half of it.
-WRAPPER = '"$@"; code=$?; echo $code > "$EDGEPRUNE_STATUS.partial"; mv "$EDGEPRUNE_STATUS.partial" "$EDGEPRUNE_STATUS"'
+# The exit status appears whole, and after what was written is on the disk: a reader never sees half of either.
+WRAPPER = '"$@"; code=$?; sync; echo $code > "$EDGEPRUNE_STATUS.partial"; mv "$EDGEPRUNE_STATUS.partial" "$EDGEPRUNE_STATUS"'
 
 
 def main(request, emit):
@@ -39,6 +40,7 @@ def main(request, emit):
             -> {"returncode", "log", "log_path", "seconds", "found" (None,
             "running" or "finished"), "outputs": {name: {"sha256", "size"}}}; ``{work}``, ``{store}`` and ``{root}`` in
             arguments stand for folders. Emits {"event": "log", "line"}.
+        ``forget``: {"work", "step"} -> {}; the next run starts that step anew
     """
     action = request.get("action")
     if action not in ACTIONS:
@@ -143,10 +145,7 @@ def library_of(path, major):
 
 def run(request, emit):
     """One step of a build, started, followed, or found finished."""
-    root = request["root"]
-    if not re.match(r"^[0-9a-f]{8,64}$", request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
-        raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
-    folder = os.path.join(root, "tensorrt", request["work"])
+    root, folder = request["root"], folder_of(request)
     os.makedirs(folder, exist_ok=True)
     places = {"{work}": folder, "{store}": os.path.join(root, "store"), "{root}": root}
     words = [located()] + [placed(word, places) for word in request["arguments"]]
@@ -165,7 +164,24 @@ def run(request, emit):
     }
     if result["returncode"] == 0:
         result["outputs"] = outputs(root, folder, request)
+        if found != "finished":
+            step.vouch({name: entry["sha256"] for name, entry in result["outputs"].items()})
     return result
+
+
+def forget(request, emit):
+    """Let the next run start a step anew, whatever it left."""
+    status = Step(folder_of(request), request["step"], []).status
+    if os.path.exists(status):
+        os.remove(status)
+    return {}
+
+
+def folder_of(request):
+    """Folder of the build that a request is about; a Failure where it or the step is not named as they are."""
+    if not WORK.match(request["work"]) or not re.match(r"^[a-z]+$", request["step"]):
+        raise Failure("CommandError", "work must be a hash and step a word, found %r." % (request["work"],))
+    return os.path.join(request["root"], "tensorrt", request["work"])
 
 
 def placed(word, places):
@@ -235,6 +251,7 @@ class Step(object):
         self.log = os.path.join(folder, name + ".log")
         self.status = os.path.join(folder, name + ".status")
         self.record = os.path.join(folder, name + ".json")
+        self.hashes = os.path.join(folder, name + ".hashes")
         self.identity = hashlib.sha256(json.dumps(words).encode("utf-8")).hexdigest()
 
     def start(self, wanted):
@@ -250,8 +267,7 @@ class Step(object):
             if before.get("identity") == self.identity:
                 if alive(before):
                     return "running"
-                there = all(os.path.isfile(os.path.join(self.folder, name)) for name in wanted)
-                if self.returncode() == 0 and there:
+                if self.returncode() == 0 and self.whole(wanted):
                     return "finished"
             elif alive(before):
                 raise Failure(
@@ -260,7 +276,7 @@ class Step(object):
                     % (self.folder, before["pid"]),
                     "wait for it, or end it on the board: kill -- -%d" % before["pid"],
                 )
-            for path in [self.status] + [os.path.join(self.folder, name) for name in wanted]:
+            for path in [self.status, self.hashes] + [os.path.join(self.folder, name) for name in wanted]:
                 if os.path.exists(path):
                     os.remove(path)
             with open(self.log, "wb") as log:
@@ -280,6 +296,29 @@ class Step(object):
                 json.dump(record, file)
             os.replace(partial, self.record)
         return None
+
+    def vouch(self, hashes):
+        """Keep the hashes of what it wrote, durably."""
+        partial = self.hashes + ".partial"
+        with open(partial, "w") as file:
+            json.dump(hashes, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.hashes)
+        store.sync_folder(self.folder)
+
+    def whole(self, wanted):
+        """Whether what it wrote is there, and is what it wrote as far as somebody waited for its end."""
+        paths = {name: os.path.join(self.folder, name) for name in wanted}
+        if not all(os.path.isfile(path) for path in paths.values()):
+            return False
+        try:
+            with open(self.hashes) as file:
+                hashes = json.load(file)
+            return all(hashes.get(name) == store.file_sha256(path) for name, path in paths.items())
+        except (IOError, OSError, ValueError, AttributeError):
+            # Its host had gone when it ended; its exit status appeared after all of it was on the disk.
+            return not os.path.exists(self.hashes)
 
     def before(self):
         """What is recorded of an earlier run."""
@@ -330,6 +369,31 @@ def alive(record):
     return bool(record) and record.get("started") is not None and started_at(record["pid"]) == record["started"]
 
 
+def unoccupied(root, but=None):
+    """Refuse while a build runs whose host has gone: the board's lock went with that host.
+
+    Args:
+        root: The board's folder.
+        but: Name of the build's folder that may run, since the caller takes it up.
+
+    Raises:
+        Failure: BoardBusyError.
+    """
+    for path in sorted(glob.glob(os.path.join(glob.escape(root), "tensorrt", "*", "*.log"))):
+        folder, name = os.path.split(path)
+        if WORK.match(os.path.basename(folder)) is None or os.path.basename(folder) == but:
+            continue
+        record = Step(folder, name[: -len(".log")], []).before()
+        if alive(record):
+            raise Failure(
+                "BoardBusyError",
+                "the board must be free, but trtexec (process %d on it) goes on in %s after its host has gone."
+                % (record["pid"], folder),
+                "wait for it, run the compile command again to take it up, or end it on the board: kill -- -%d"
+                % record["pid"],
+            )
+
+
 def started_at(pid):
     """When a process was started, in ticks since the machine was, or None when it is gone or a zombie."""
     try:
@@ -340,4 +404,4 @@ def started_at(pid):
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-ACTIONS = {"find": find, "run": run}
+ACTIONS = {"find": find, "run": run, "forget": forget}

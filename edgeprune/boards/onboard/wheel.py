@@ -12,6 +12,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 
 from failures import Failure
 
@@ -37,8 +38,9 @@ def unpack(path, name, target, site):
     try:
         with zipfile.ZipFile(path) as archive:
             return _unpack(archive, name, target, site)
-    except (zipfile.BadZipfile, EOFError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise _refusal(name, "be a whole wheel", str(error))
+    except (zipfile.BadZipfile, zlib.error, EOFError, KeyError, RuntimeError, csv.Error, ValueError) as error:
+        # A KeyError: no RECORD; a RuntimeError: it is encrypted, or compressed in a way that this Python does not know.
+        raise _refusal(name, "be a whole wheel", str(error.args[0] if error.args else error))
 
 
 def _unpack(archive, name, target, site):

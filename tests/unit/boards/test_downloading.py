@@ -55,6 +55,17 @@ def test_a_version_without_a_fitting_wheel_is_refused_with_those_that_have_one(i
         download(["nothing"], BOARD, tmp_path / "out")
 
 
+def test_versions_of_a_dependency_are_not_taken_for_those_of_the_runtime(index: Path, tmp_path: Path) -> None:
+    write_wheel(index, "runtime", "1.5", {"runtime.py": b""}, tag=OLD, requires=["needed.thing>=2"])
+    write_wheel(index, "needed_thing", "1.2", {"needed.py": b""}, tag=OLD)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(WheelUnavailableError) as caught:
+        download(["Runtime==1.5"], BOARD, tmp_path / "out")
+    assert caught.value.fitting == ()
+    assert "versions with one: 1.2" in caught.value.message
+    assert caught.value.hint == "another version of runtime, which depends on another needed-thing: --runtime-version"
+
+
 def test_pip_is_asked_for_the_board_s_platform_and_for_no_sources() -> None:
     words = pip_arguments(["runtime"], BOARD, Path("out"))
     assert words[words.index("--only-binary") + 1] == ":all:"

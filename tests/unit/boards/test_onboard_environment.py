@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,13 @@ def test_a_python_that_did_not_make_it_does_not_get_it(runner: Runner, hello: Pa
     runner.build(hello)
     runner.call("environment", action="use", name=ID)
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
-    for python, own in ((sys.executable, True), (str(tmp_path / "other" / "bin" / "python"), False)):
+    # Another version below the same prefix, as a distribution has them.
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 6, 9, 'final', 0)")
+    older = tmp_path / "python3.6"
+    older.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    older.chmod(0o755)
+    others = (str(tmp_path / "other" / "bin" / "python"), str(older))
+    for python, own in ((sys.executable, True), *((other, False) for other in others)):
         with Board(LocalTransport(), name="board", python=python, root=str(runner.root)) as board:
             assert board.base_python == python
             assert board.python == (str(runner.root / "environment" / "bin" / "python") if own else python)
@@ -212,17 +219,67 @@ def test_what_is_no_wheel_and_what_the_disk_damaged_are_refused(runner: Runner, 
     assert not (runner.root / "store" / entry["sha256"]).exists(), "the next upload sends it anew"
 
 
+def _rewritten(wheel: Path, but: str = "nothing") -> None:
+    """Write a wheel anew, compressed and without one of its files."""
+    with zipfile.ZipFile(wheel) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if not name.endswith(but)}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+
+
+def _without_record(wheel: Path) -> None:
+    _rewritten(wheel, "/RECORD")
+
+
+def _with_damaged_stream(wheel: Path) -> None:
+    _rewritten(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        info = archive.getinfo("hello/__init__.py")
+    content = bytearray(wheel.read_bytes())
+    start = info.header_offset + 30 + len(info.filename)
+    content[start : start + info.compress_size] = b"\xff" * info.compress_size
+    wheel.write_bytes(content)
+
+
+def _encrypted(wheel: Path) -> None:
+    content = bytearray(wheel.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    wheel.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_without_record, _with_damaged_stream, _encrypted])
+def test_a_damaged_wheel_is_refused_and_leaves_nothing(runner: Runner, hello: Path, damage: Any) -> None:
+    damage(hello)
+    event = runner.build(hello)
+    assert (event.get("error"), list((runner.root / "environments").iterdir())) == ("TransferError", [])
+    assert "must be a whole wheel" in event["message"]
+
+
 def test_clean_tells_what_it_removes_and_leaves_releases_alone(runner: Runner, hello: Path) -> None:
     runner.build(hello)
     runner.call("environment", action="use", name=ID)
     release = runner.root / "releases" / ID
     release.mkdir(parents=True)
     (runner.root / "current").symlink_to(Path("releases", ID))
+    work = runner.root / "tensorrt" / ("0a" * 16)
+    work.mkdir(parents=True)
+    (work / "engine.plan").write_bytes(b"an engine")
+    (runner.root / "store" / "ab").hardlink_to(work / "engine.plan")
+    (work / "build.log").write_bytes(b"log")
+    (release / "engine.plan").write_bytes(b"another engine")
+    (work / "kept.plan").hardlink_to(release / "engine.plan")
+    (work.parent / "timing-10.3.0.cache").write_bytes(b"cache")
     planned = runner.call("clean", dry_run=True)
     assert (runner.root / "environment").exists()
     done = runner.call("clean")
     gone = [entry["what"] for entry in done["removed"]]
-    assert gone == [entry["what"] for entry in planned["removed"]]
+    assert done["removed"] == planned["removed"]
+    freed = {entry["what"]: entry["bytes"] for entry in done["removed"]}
+    assert freed[str(runner.root / "store" / "ab")] == 0, "the build has it too"
+    assert freed[str(work)] == len(b"an engine") + len(b"log"), "what a release has too is not freed"
+    assert [path.name for path in work.parent.iterdir()] == ["timing-10.3.0.cache"]
     assert {str(runner.root / "environment"), str(runner.root / "environments")} <= set(gone)
     assert any(Path(what).parent.name == "store" for what in gone), "uploads that no release needs"
     assert done["current"] == ID
@@ -232,6 +289,21 @@ def test_clean_tells_what_it_removes_and_leaves_releases_alone(runner: Runner, h
     assert str(runner.root / "releases") in [entry["what"] for entry in everything["removed"]]
     assert not runner.root.exists()
     assert runner.call("clean") == {"removed": [], "current": None}
+
+
+def test_clean_waits_for_a_build_of_an_engine_that_still_runs(runner: Runner) -> None:
+    work = runner.root / "tensorrt" / ("0a" * 16)
+    work.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "30"]) as orphan:
+        started = int(Path(f"/proc/{orphan.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        (work / "build.log").touch()
+        (work / "build.json").write_text(json.dumps({"identity": "", "pid": orphan.pid, "started": started}))
+        event = runner.call("clean", releases=True)
+        orphan.kill()
+    assert (event["error"], work.is_dir()) == ("BoardBusyError", True)
+    assert f"process {orphan.pid}" in event["message"]
+    assert runner.call("clean", releases=True)["current"] is None
+    assert not runner.root.exists()
 
 
 def test_clean_leaves_what_is_not_edgeprune_s(runner: Runner) -> None:

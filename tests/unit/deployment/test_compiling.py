@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
+from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.manifest import MeasuredCost, Tolerance
-from edgeprune.errors import BackendError, ConfigError, IncompatibleTargetError, InputError, ParityError
+from edgeprune.errors import BackendError, ConfigError, ExportError, IncompatibleTargetError, InputError, ParityError
 from edgeprune.spec import Fingerprint
 
 
@@ -98,6 +99,21 @@ def test_board_that_lacks_the_runtime_is_told_at_compile_time(net, tmp_path):
     with pytest.raises(IncompatibleTargetError, match="needs onnxruntime"):
         compile_artifact(net(), inputs(), tmp_path / "out", fingerprint=fingerprint())
     compile_artifact(net(), inputs(), tmp_path / "out", fingerprint=fingerprint(onnxruntime={"version": "1.23.2"}))
+
+
+def test_hints_name_the_board_that_it_is_compiled_for(net, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "root"))
+    old = fingerprint(onnxruntime={"version": "1.11.1"})
+    with Board.open("local") as board:
+        with pytest.raises(ExportError, match="must be expressible in opset 16") as caught:
+            compile_artifact(torch.nn.LayerNorm(6), torch.randn(2, 6), tmp_path / "out", fingerprint=old, board=board)
+        assert caught.value.hint.startswith("edgeprune device setup local,")
+        with pytest.raises(IncompatibleTargetError) as lacking:
+            compile_artifact(net(), inputs(), tmp_path / "out", fingerprint=fingerprint(), board=board)
+        assert lacking.value.hint == "edgeprune device setup local"
+    with pytest.raises(IncompatibleTargetError) as lacking:
+        compile_artifact(net(), inputs(), tmp_path / "out", fingerprint=fingerprint())
+    assert lacking.value.hint == "edgeprune device setup BOARD"
 
 
 def test_input_that_does_not_fit_is_one_sentence(net, tmp_path):

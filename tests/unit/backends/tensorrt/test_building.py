@@ -16,6 +16,7 @@ from edgeprune.backends.tensorrt.flags import BuildOptions  # noqa: E402
 from edgeprune.boards.board import Board  # noqa: E402
 from edgeprune.errors import (  # noqa: E402
     BackendUnavailableError,
+    BoardBusyError,
     CompileError,
     IncompatibleTargetError,
     RemoteTimeoutError,
@@ -39,6 +40,19 @@ def build(model, path, options=None):
     with Board.open("local") as board:
         version = building.version_on(board)
         return building.build(board, version, model, options or BuildOptions(), path)
+
+
+def held(board):
+    """Take the board and let it go, once the lock of a killed host has gone."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with board.hold("profile"):
+                return
+        except BoardBusyError as error:
+            if "has held it since" not in error.message or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +89,48 @@ def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(sta
     assert sum("bytes of timing cache from" in log for log in logs) == 1
 
 
+def test_a_finished_build_is_taken_up_only_as_it_was_written(stand_in, model, tmp_path):
+    stand_in()
+    first = build(model, tmp_path / "first.plan")
+    (engine,) = (tmp_path / "root" / "tensorrt").glob("*/engine.plan")
+    content = engine.read_bytes()
+    engine.unlink()
+    engine.write_bytes(content[:40])
+    second = build(model, tmp_path / "second.plan")
+    assert (tmp_path / "second.plan").stat().st_size == len(content)
+    assert second["engine_sha256"] == sha256_of(tmp_path / "second.plan") != first["engine_sha256"]
+
+
+def test_an_engine_of_another_gpu_is_another_build(stand_in, model, tmp_path):
+    stand_in()
+    with Board.open("local") as board:
+        version = building.version_on(board)
+        hashes = [
+            building.build(board, version, model, BuildOptions(), tmp_path / "engine.plan", gpu=gpu)["engine_sha256"]
+            for gpu in ({"gpu": "Orin"}, {"gpu": "Xavier"}, {"gpu": "Orin"})
+        ]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_finished_engine_that_cannot_be_timed_is_built_anew(stand_in, model, tmp_path):
+    stand_in("8.6.1")
+    first = build(model, tmp_path / "first.plan", BuildOptions())
+    (folder,) = (path.parent for path in (tmp_path / "root" / "tensorrt").glob("*/engine.plan"))
+    # As a system without the release that built it finds it: whole, and of no use.
+    (folder / "engine.plan").unlink()
+    (folder / "engine.plan").write_bytes(b"of another release")
+    (folder / "build.hashes").write_text(
+        json.dumps({name: sha256_of(folder / name) for name in ("engine.plan", "layers.json")})
+    )
+    (folder / "time.status").unlink()
+    with pytest.raises(IncompatibleTargetError):
+        build(model, tmp_path / "second.plan")
+    third = build(model, tmp_path / "third.plan")
+    assert third["engine_sha256"] == sha256_of(tmp_path / "third.plan") != first["engine_sha256"]
+
+
 def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
-    stand_in(build_s=1.0)
+    stand_in(build_s=2.5)
     code = (
         "import sys\n"
         "from edgeprune.backends.tensorrt import building\n"
@@ -103,6 +157,8 @@ def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
     os.killpg(host.pid, signal.SIGKILL)
     host.wait()
     assert not list(records.glob("*/build.status"))
+    with Board.open("local") as board, pytest.raises(BoardBusyError, match="after its host has gone"):
+        held(board)
     started = next(iter(records.glob("*/build.json"))).read_text()
     record = build(model, tmp_path / "engine.plan")
     assert sha256_of(tmp_path / "engine.plan") == record["engine_sha256"]
@@ -133,6 +189,20 @@ def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_pa
     stand_in()
     build(model, tmp_path / "engine.plan")
     assert (tmp_path / "engine.plan").is_file()
+
+
+def test_a_build_that_ends_well_without_an_engine_is_refused(stand_in, model, tmp_path):
+    program = stand_in(name="thorough")
+    forgetful = program.with_name("trtexec")
+    forgetful.write_text(
+        "#!/bin/sh\n"
+        'for word; do shift; case "$word" in --saveEngine=*) ;; *) set -- "$@" "$word";; esac; done\n'
+        f'exec "{program}" "$@"\n'
+    )
+    forgetful.chmod(0o755)
+    with pytest.raises(CompileError, match="must write the engine, found that it ended well without one") as caught:
+        build(model, tmp_path / "engine.plan")
+    assert caught.value.log_tail
 
 
 def test_an_export_that_cannot_be_read_leaves_the_engine_and_says_so(stand_in, model, tmp_path):
