@@ -156,7 +156,8 @@ class Route:
         # strict_kex and all else at their defaults; the class is how paramiko lets its packets be watched.
         transport = paramiko.Transport(stream, packetizer_class=_Packetizer)
         transport.set_log_channel(_quiet_log())
-        transport.banner_timeout = transport.handshake_timeout = self._timeout_s
+        # Paramiko's own patience is longer than ours below, which says what did not come; at the same one they would race.
+        transport.banner_timeout = transport.handshake_timeout = 2 * self._timeout_s
         transport.auth_timeout = transport.channel_timeout = self._timeout_s
         transport.get_security_options().key_types = tuple(algorithms)
         done = threading.Event()
