@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from edgeprune.allocation.uniform import closest_uniform
 from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.result import Deployment
-from edgeprune.errors import BoardBusyError, ConfigError, TableFormatError
+from edgeprune.errors import ConfigError, TableFormatError
 from edgeprune.files import write_text
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.latency.predictor import Predictor
@@ -36,6 +36,7 @@ from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.quickstart import digits, summarizing, training
 from edgeprune.quickstart.network import DigitNet
+from edgeprune.quickstart.waiting import held
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.report import page, stored
 from edgeprune.report.data import Candidate
@@ -45,8 +46,6 @@ EPOCHS = 1
 """Of fine-tuning, brief: so many that the pruned model is within a point of the dense one on the validation images."""
 MINUTES = 1.0
 """Time for profiling."""
-PATIENCE_S = 900.0
-"""How long a board that another run has is waited for, seconds."""
 TOLERANCE = 0.05
 """Of the latency gate."""
 _UNIFORM_CANDIDATES = 5
@@ -165,7 +164,7 @@ def _profiled(
     if table is not None:
         reporter.said(f"measured by an earlier run ({table.header['created']}), kept in {path}")
         return table, kernel_graph
-    with _held(board, reporter):
+    with held(board, reporter.said):
         table = edgeprune.profile(
             dense,
             _example(),
@@ -179,30 +178,6 @@ def _profiled(
             told=reporter.said,
         )
     return table, kernel_graph
-
-
-@contextmanager
-def _held(board: Board, reporter: Reporter) -> Iterator[None]:
-    """The board to oneself; where another run has it, it is waited for, because minutes of work are behind us.
-
-    Raises:
-        BoardBusyError: It was not free in time.
-    """
-    until = time.monotonic() + PATIENCE_S
-    told = False
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(board.hold("quickstart"))
-                break
-            except BoardBusyError as error:
-                if time.monotonic() > until:
-                    raise
-                if not told:
-                    reporter.said(f"waiting for up to {PATIENCE_S / 60:.0f} minutes: {error.message}")
-                told = True
-                time.sleep(1.0)
-        yield
 
 
 def _kept_table(
@@ -303,7 +278,7 @@ class _Job:
             name: self.kernel_graph.network_engine(allocation.widths) for name, allocation in named.items()
         }
         engines["pruned"] = self.kernel_graph.network_engine(result.plan.widths())
-        with _held(self.board, reporter):
+        with held(self.board, reporter.said):
             found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
         closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
         proposal = planner.proposal(named[closest], result.predicted_ms)
@@ -351,7 +326,7 @@ class _Job:
 
     def deploy(self, artifact: Artifact, reference: Artifact, reporter: Reporter) -> Deployment:
         """Parity and latency on the board, then the switch."""
-        with _held(self.board, reporter):
+        with held(self.board, reporter.said):
             return edgeprune.deploy(
                 artifact,
                 self.board,
@@ -369,7 +344,7 @@ class _Job:
             "uniform": uniform.engine,
             "pruned": artifact.engine,
         }
-        with _held(self.board, reporter):
+        with held(self.board, reporter.said):
             return compare(self.board, engines, "dense", rounds=20, progress=reporter.counted)
 
     def finish(

@@ -6,15 +6,7 @@ import pytest
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import BoardBusyError
-from edgeprune.quickstart import flow
-
-
-class Told:
-    def __init__(self):
-        self.sentences = []
-
-    def said(self, text):
-        self.sentences.append(text)
+from edgeprune.quickstart import waiting
 
 
 @pytest.fixture
@@ -26,7 +18,7 @@ def boards(tmp_path, monkeypatch):
 
 def test_a_board_that_another_run_has_is_waited_for(boards):
     mine, other = boards
-    told, held, free = Told(), threading.Event(), threading.Event()
+    told, held, free = [], threading.Event(), threading.Event()
 
     def elsewhere():
         with other.hold("profile"):
@@ -37,16 +29,16 @@ def test_a_board_that_another_run_has_is_waited_for(boards):
     run.start()
     assert held.wait(30)
     threading.Timer(1.5, free.set).start()
-    with flow._held(mine, told):
+    with waiting.held(mine, told.append):
         run.join(30)
         with pytest.raises(BoardBusyError), other.hold("profile"):
             pass
-    assert len(told.sentences) == 1
-    assert told.sentences[0].startswith("waiting for up to 15 minutes: the board must be free, but ")
+    assert len(told) == 1
+    assert told[0].startswith("waiting for up to 15 minutes: the board must be free, but ")
 
 
 def test_it_is_not_waited_for_for_ever(boards, monkeypatch):
-    monkeypatch.setattr(flow, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(waiting, "PATIENCE_S", 0.0)
     mine, other = boards
-    with other.hold("profile"), pytest.raises(BoardBusyError), flow._held(mine, Told()):
+    with other.hold("profile"), pytest.raises(BoardBusyError), waiting.held(mine, print):
         pass
