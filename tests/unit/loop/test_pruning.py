@@ -284,11 +284,17 @@ def test_criterion_and_allocator_can_be_chosen(case):
 
 
 def test_a_limit_of_the_task_that_is_not_kept_is_told(case):
-    strict = dataclasses.replace(case.task.objectives[0], limit=1.01)
-    result = pruned(
-        case, Budget(latency_ratio=0.8), task=Task((strict,)), fine_tuning=FineTuning(epochs=0), calibration_batches=2
-    )
-    assert any("beyond its limit 1.01" in note for note in result.notes)
+    def limited(limit, share):
+        task = Task((dataclasses.replace(case.task.objectives[0], limit=limit),))
+        tuning = FineTuning(epochs=0)
+        return pruned(case, Budget(latency_ratio=share), task=task, fine_tuning=tuning, calibration_batches=2)
+
+    result = limited("0.1%", 0.5)
+    (verdict,) = result.verdicts
+    assert verdict.kept is False
+    assert any("beyond its limit" in note for note in result.notes)
+    with pytest.raises(TaskError, match="must be one that the dense model keeps"):
+        limited(1.01, 0.8)
 
 
 def test_without_a_predictor_the_next_step_is_told(case):
