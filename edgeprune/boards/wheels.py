@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from packaging import tags
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
 from edgeprune.errors import IncompatibleTargetError
 from edgeprune.spec import Fingerprint
 
@@ -94,13 +97,13 @@ def _platforms(libc: str, architecture: str) -> tuple[str, ...]:
         raise IncompatibleTargetError(
             "a C library for which wheels are made", f"glibc >= 2.{oldest}", libc, hint="a newer system on the board"
         )
-    tags = []
+    named = []
     for minor in range(newest, oldest - 1, -1):
-        tags.append(f"manylinux_2_{minor}_{architecture}")
+        named.append(f"manylinux_2_{minor}_{architecture}")
         alias = _LEGACY.get(minor)
         if alias is not None and (alias not in _X86_ONLY or architecture in _OLDEST_GLIBC):
-            tags.append(f"{alias}_{architecture}")
-    return (*tags, plain)
+            named.append(f"{alias}_{architecture}")
+    return (*named, plain)
 
 
 def version_of(filename: str) -> tuple[str, str]:
@@ -109,10 +112,11 @@ def version_of(filename: str) -> tuple[str, str]:
     Raises:
         ValueError: It is no wheel's name.
     """
-    parts = filename.removesuffix(".whl").split("-")
-    if not filename.endswith(".whl") or len(parts) not in (5, 6):
-        raise ValueError(f"{filename!r} is no wheel's name")
-    return re.sub(r"[-_.]+", "-", parts[0]).lower(), parts[1]
+    try:
+        name, version, _, _ = parse_wheel_filename(filename)
+    except InvalidWheelFilename as error:
+        raise ValueError(f"{filename!r} is no wheel's name: {error}") from error
+    return str(name), str(version)
 
 
 def fits(filename: str, target: WheelTarget) -> bool:
@@ -121,27 +125,16 @@ def fits(filename: str, target: WheelTarget) -> bool:
     Args:
         filename: ``name-version-python-abi-platform.whl``, each tag possibly several with dots between.
         target: What it must fit.
+
+    Raises:
+        ValueError: It is no wheel's name.
     """
-    version_of(filename)
-    pythons, abis, platforms = (part.split(".") for part in filename.removesuffix(".whl").split("-")[-3:])
+    _, _, _, found = parse_wheel_filename(filename)
     match = re.match(r"cp(\d)(\d+)", target.abi)
     assert match is not None
-    major, minor = int(match[1]), int(match[2])
-    if not set(platforms) & set(target.platforms):
-        if "any" not in platforms:
-            return False
-        # What holds no compiled code has no binary interface either.
-        abis = [abi for abi in abis if abi == "none"]
-    exact = f"cp{major}{minor}"
-    for python in pythons:
-        if python == exact and (target.abi in abis or "abi3" in abis or "none" in abis):
-            return True
-        older = re.fullmatch(r"(cp|py)(\d)(\d*)", python)
-        if older is None or int(older[2]) != major:
-            continue
-        as_old = older[3] == "" or int(older[3]) <= minor
-        # Free-threaded Pythons have no stable interface of that name.
-        stable = older[1] == "cp" and "abi3" in abis and not target.abi.endswith("t")
-        if as_old and (stable or (older[1] == "py" and "none" in abis)):
-            return True
-    return False
+    python = int(match[1]), int(match[2])
+    taken = {
+        *tags.cpython_tags(python, [target.abi], target.platforms),
+        *tags.compatible_tags(python, match[0], target.platforms),
+    }
+    return not found.isdisjoint(taken)
