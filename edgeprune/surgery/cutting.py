@@ -6,18 +6,17 @@ import copy
 import hashlib
 import json
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.surgery.comparing import Beside
 from edgeprune.surgery.following import followed
 from edgeprune.surgery.plan import PruningPlan
-from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
+from edgeprune.surgery.program_module import ProgramModule
 
 log = logging.getLogger("edgeprune.surgery")
 
@@ -25,8 +24,9 @@ log = logging.getLogger("edgeprune.surgery")
 def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
 
-    Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then run
-    beside the cut program on random inputs, with its own weights and with random ones. If they disagree, integer attributes
+    Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then compared
+    with the cut program: by the operations that both call, which is a proof, or else by running both on random inputs, with
+    the copy's own weights and with random ones. If they disagree, integer attributes
     follow that ``forward`` reads and that equal a size that the plan changes (``num_heads``, ``head_dim``); and where fused
     attention takes its scale from the head dimension, the query weights make up for it, see `edgeprune.surgery.following`. If
     copy and program agree, and the copy runs in train form where the model does, the copy is returned; otherwise
@@ -57,8 +57,9 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
     _cut_tensors(cut, plan)
+    modules = dict(cut.named_modules(remove_duplicate=False))
     for path, values in plan.attributes.items():
-        _set_attributes(cut, path, values)
+        _set_attributes(modules.get(path), path, values)
     if plan.removed:
         # Nothing in the user's class can be told to skip a branch.
         return _program(cut, plan).train(model.training)
@@ -69,7 +70,7 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
-    beside = _Beside(model, cut, program, plan)
+    beside = Beside(model, cut, program, plan)
     if beside.agrees(lambda twin: None):
         return cut
     own = followed(model, cut, plan, beside.run, beside.agrees)
@@ -106,8 +107,7 @@ def _program(cut: nn.Module, plan: PruningPlan) -> ProgramModule:
     return ProgramModule.of(cut, plan.program)
 
 
-def _set_attributes(model: nn.Module, path: str, values: Mapping[str, int | Sequence[int]]) -> None:
-    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+def _set_attributes(module: nn.Module | None, path: str, values: Mapping[str, int | Sequence[int]]) -> None:
     missing = "no such module" if module is None else ", ".join(name for name in values if not hasattr(module, name))
     if module is None or missing:
         raise PlanError(f"a plan must change attributes that {path!r} has ({', '.join(values)}), found {missing}.")
@@ -137,98 +137,6 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
             owner = model.get_submodule(path)
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = done[id(old)]
-
-
-_DRAWS = 4
-"""Comparisons of own class and program: one with the model's own weights, the others with random ones."""
-
-
-class _Beside:
-    """A cut copy beside the cut program, in eval form and float64, on random inputs: with its own weights, and with random ones.
-
-    Fresh weights hide mistakes: scores of an attention that are nearly zero look the same at any scale. Random ones can do so,
-    too, in a small network whose units they turn off; so there are several draws.
-    """
-
-    def __init__(self, model: nn.Module, cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> None:
-        self._dense, self._cut, self._program, self._plan = model, cut, program, plan
-        self._device = next((tensor.device for tensor in cut.parameters()), torch.device("cpu"))
-
-    def run(self, model: nn.Module) -> Any:
-        """Outputs of a model in float64, or of the parts of it that were traced.
-
-        Raises:
-            SurgeryError: If forward also takes things that are not tensors.
-        """
-        return self._run(self._plan.traced(model, None)[0], 0)
-
-    def _run(self, module: nn.Module, seed: int) -> Any:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
-            inputs = [
-                (torch.randn_like(tensor, dtype=torch.float64) + 0.5 if tensor.is_floating_point() else tensor)
-                for tensor in self._plan.empty_inputs()
-            ]
-            args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
-            return module(*args, **kwargs)
-
-    def agrees(self, change: Callable[[nn.Module], None]) -> bool:
-        """Whether the cut copy computes what the program does once it is changed, and runs in train form as the model does.
-
-        False where nothing that they compute is finite.
-        """
-        return all(self._agrees(change, draw) for draw in range(_DRAWS))
-
-    def _agrees(self, change: Callable[[nn.Module], None], draw: int) -> bool:
-        twin = copy.deepcopy(self._cut).double().eval()
-        if draw:
-            _set_random_weights(twin, draw)
-        try:
-            # Before the change: the program shares the tensors of the copy.
-            program = ProgramModule.of(twin, self._program.program).eval()
-            expected = torch.utils._pytree.tree_leaves(self._run(program, draw))
-            change(twin)
-            found = torch.utils._pytree.tree_leaves(self._run(self._plan.traced(twin, None)[0], draw))
-        except FORWARD_ERRORS as error:
-            log.debug("the cut copy does not run: %s", error)
-            return False
-        pairs = [(x, y) for x, y in zip(expected, found, strict=False) if isinstance(x, torch.Tensor)]
-        equal = len(expected) == len(found) and all(
-            isinstance(y, torch.Tensor)
-            and x.shape == y.shape
-            and (not draw or not x.numel() or bool(x.isfinite().any()))
-            and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
-            for x, y in pairs
-        )
-        return equal and (draw > 0 or self._runs(twin.train()) or not self._dense_trains)
-
-    @cached_property
-    def _dense_trains(self) -> bool:
-        """Whether the uncut model runs in train form on these inputs: a batch norm may want a larger batch."""
-        return self._runs(copy.deepcopy(self._dense).double().train())
-
-    def _runs(self, model: nn.Module) -> bool:
-        try:
-            self.run(model)
-        except FORWARD_ERRORS as error:
-            log.debug("train form does not run: %s", error)
-            return False
-        return True
-
-
-def _set_random_weights(model: nn.Module, seed: int) -> None:
-    """Other weights, with which activations stay about as large as they come in; buffers are left alone."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            if not parameter.is_floating_point():
-                continue
-            noise = torch.randn(parameter.shape, dtype=parameter.dtype).to(parameter.device)
-            if parameter.ndim > 1 and len(parameter) > 1:
-                # He et al., 2015, equation 10: what keeps the variance through a ReLU.
-                parameter.copy_(noise * math.sqrt(2 * len(parameter) / parameter.numel()))
-            else:
-                parameter.add_(0.3 * noise)
 
 
 def _places(plan: PruningPlan) -> str:

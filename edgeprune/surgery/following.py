@@ -27,7 +27,7 @@ ATTEMPTS = 24
 
 _SORTED = 4096
 
-Forward = Callable[[nn.Module], Any]
+Change = Callable[[nn.Module], None]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def followed(
     model: nn.Module,
     cut: nn.Module,
     plan: PruningPlan,
-    forward: Forward,
-    agrees: Callable[[Callable[[nn.Module], None]], bool],
+    run: Callable[[nn.Module, Change], None],
+    agrees: Callable[[Change], bool],
 ) -> nn.Module | None:
     """A copy of a cut model whose attributes follow the plan, or None where that does not make it right.
 
@@ -64,11 +64,11 @@ def followed(
         model: What was traced, uncut.
         cut: The same with smaller tensors; it is not touched.
         plan: Whose `rewrites` say which sizes change in which module.
-        forward: Runs a model in float64 on the plan's inputs.
+        run: Runs a copy of a model on the plan's inputs, once it is changed by a function.
         agrees: Whether the cut model computes what the cut program computes once it is changed by a function.
     """
     sizes = _sizes(plan.rewrites)
-    found = list(_attributes(model, sizes, _integers_read(model, sizes, forward)))
+    found = list(_attributes(model, sizes, _integers_read(model, sizes, run)))
     if not found and not any("fold" in item for item in plan.rewrites):
         return None
     for values in islice(_combinations(found), ATTEMPTS):
@@ -109,15 +109,19 @@ def _pairs(before: Any, after: Any) -> Iterator[tuple[int, int]]:
         yield before, after
 
 
-def _integers_read(model: nn.Module, paths: Mapping[str, Any], forward: Forward) -> dict[str, set[str]]:
+def _integers_read(
+    model: nn.Module, paths: Mapping[str, Any], run: Callable[[nn.Module, Change], None]
+) -> dict[str, set[str]]:
     """Module path to the names of integer attributes that one forward reads."""
-    twin = copy.deepcopy(model).double().eval()
     read: dict[str, set[str]] = {path: set() for path in paths}
-    try:
+
+    def watch(twin: nn.Module) -> None:
         for path, names in read.items():
             module = twin.get_submodule(path)
             module.__class__ = _watched(type(module), names)
-        forward(twin)
+
+    try:
+        run(model, watch)
     except FORWARD_ERRORS as error:
         log.debug("which attributes forward reads cannot be seen: %s", error)
         return {}
@@ -174,5 +178,5 @@ def _fold(module: nn.Module, plan: PruningPlan) -> None:
             for name in fold["rows"].keys() & named.keys():
                 rows = set(fold["rows"][name])
                 stays = plan.kept.get(name, {}).get(0, range(len(named[name])))
-                at = [place for place, row in enumerate(stays) if row in rows]
-                named[name][at] *= fold["factor"]
+                at = torch.tensor([place for place, row in enumerate(stays) if row in rows], dtype=torch.long)
+                named[name][at.to(named[name].device)] *= fold["factor"]

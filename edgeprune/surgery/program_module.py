@@ -48,7 +48,7 @@ class _Reference:
 
 @dataclass(frozen=True)
 class _Step:
-    """One operation: what to call, its arguments in order, and what changes in train form."""
+    """One operation: what to call, its arguments in order, and what changes in train form; copies of a module share it."""
 
     name: str
     function: Callable[..., Any]
@@ -57,6 +57,9 @@ class _Step:
     training: int | None = None
     counter: str | None = None
     last_use: tuple[str, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Step:
+        return self
 
 
 @dataclass(frozen=True)
@@ -256,12 +259,15 @@ def _steps(program: Mapping[str, Any]) -> list[_Step]:
         for name in _names(node["args"]):
             last[name] = index
     stays = set(_names(program["outputs"])) | {item["name"] for item in program["inputs"]}
+    done: dict[int, list[str]] = {}
+    for name in last.keys() - stays:
+        done.setdefault(last[name], []).append(name)
     steps = []
     for index, node in enumerate(program["nodes"]):
         function = operation(node["op"])
         args, kwargs, training = _bound(node["op"], function, node["args"])
-        done = tuple(name for name, at in last.items() if at == index and name not in stays)
-        steps.append(_Step(node["name"], function, args, kwargs, training, node.get("counter"), done))
+        last_use = tuple(done.get(index, ()))
+        steps.append(_Step(node["name"], function, args, kwargs, training, node.get("counter"), last_use))
     return steps
 
 
