@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Hashable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -30,8 +30,9 @@ class Beside:
     """A cut copy beside the cut program, in eval form: by the operations that they call, or else by numbers.
 
     The numbers are in float64, on random inputs, with the copy's own weights and with random ones. Fresh weights hide mistakes:
-    scores of an attention that are nearly zero look the same at any scale. Random ones can do so, too, in a small network whose
-    units they turn off; so there are several draws.
+    scores of an attention that are nearly zero look the same at any scale, and so do very large ones. Random ones are scaled so
+    that every layer gives values of unit size. They can still hide something in a small network whose units they turn off; so
+    there are several draws.
     """
 
     def __init__(self, model: nn.Module, cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> None:
@@ -129,10 +130,13 @@ class Beside:
 
     def _agrees_in_numbers(self, change: Change, draw: int) -> bool:
         shared: dict[int, Any] = {}
-        twin, program = (copy.deepcopy(module, shared).double().eval() for module in (self._cut, self._program))
-        if draw:
-            _set_random_weights(twin, draw)
+        twin = copy.deepcopy(self._cut, shared).double().eval()
+        program = copy.deepcopy(self._program, shared).double().eval()
         try:
+            if draw:
+                _set_random_weights(twin, draw)
+                with program.seen(program.weights, partial(_set_unit_deviation, program)):
+                    self._forward(program, draw)
             # Before the change: the program shares the parameters of the copy.
             expected = pytree.tree_leaves(self._forward(program, draw))
             change(twin)
@@ -178,7 +182,7 @@ class Beside:
 
 
 def _set_random_weights(model: nn.Module, seed: int) -> None:
-    """Other weights, with which activations stay about as large as they come in; buffers are left alone."""
+    """Other weights; buffers are left alone."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for parameter in model.parameters():
@@ -190,3 +194,14 @@ def _set_random_weights(model: nn.Module, seed: int) -> None:
                 parameter.copy_(noise * math.sqrt(2 * len(parameter) / parameter.numel()))
             else:
                 parameter.add_(0.3 * noise)
+
+
+def _set_unit_deviation(program: ProgramModule, name: str, value: torch.Tensor) -> None:
+    """Scale weight and bias of a layer, and what it has just given, to a standard deviation of one.
+
+    Mishkin and Matas, "All you need is a good init", 2016 (layer-sequential unit variance).
+    """
+    deviation = float(value.std())
+    if math.isfinite(deviation) and deviation > 0:
+        for tensor in (value, *program.weights[name]):
+            tensor.div_(deviation)

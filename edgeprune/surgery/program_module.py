@@ -29,6 +29,7 @@ _TRAINING_ARGUMENT = {
 
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
+_LAYERS = {torch.ops.aten.linear.default, *(getattr(torch.ops.aten, f"conv{dim}d").default for dim in (1, 2, 3))}
 _RUNNING_MEAN, _RUNNING_VAR, _TRAINING, _MOMENTUM = 3, 4, 5, 6
 """Positions among the arguments of ``aten.batch_norm``."""
 
@@ -174,6 +175,17 @@ class ProgramModule(nn.Module):
     def operations(self) -> tuple[str, ...]:
         """Names of its operations, in order: those of the traced program's nodes."""
         return tuple(step.name for step in self._steps)
+
+    @property
+    def weights(self) -> dict[str, tuple[torch.Tensor, ...]]:
+        """Weight and bias of every linear layer and convolution, by the operation's name; its output is proportional to both."""
+        found = {}
+        for step in self._steps:
+            if step.function in _LAYERS and all(isinstance(item, _Reference | None) for item in step.args[1:3]):
+                targets = [self._tensors.get(item.name) for item in step.args[1:3] if isinstance(item, _Reference)]
+                if None not in targets:
+                    found[step.name] = tuple(self._tensor(cast(str, target)) for target in targets)
+        return found
 
     @contextmanager
     def seen(self, names: Collection[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:

@@ -77,3 +77,39 @@ def test_a_copy_that_cannot_run_in_train_form_is_not_taken_on_trust(monkeypatch)
     plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
     assert type(edgeprune.apply(net, plan)) is not _Net
     assert draws
+
+
+class _Attention(nn.Module):
+    """Attention with the scale that torch takes from the head dimension, behind layers that make values large or small."""
+
+    def __init__(self, gain, norm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.deep = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(8))
+        self.query, self.key, self.value = (nn.Conv2d(16, 32, 1, bias=False) for _ in range(3))
+        # Between the query's weights and its use: so the scale cannot be folded into them.
+        self.query_norm, self.key_norm = (nn.BatchNorm2d(32) if norm else nn.Softplus() for _ in range(2))
+        self.head = nn.Linear(32, 4)
+        for layer in self.deep:
+            nn.init.normal_(layer.weight, std=gain)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.deep:
+            x = x + layer(x)
+        query, key = self.query_norm(self.query(x)), self.key_norm(self.key(x))
+        query, key, value = (part.flatten(2).transpose(1, 2)[:, None] for part in (query, key, self.value(x)))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.head(mixed[:, 0].mean(1))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("gain", [1e-3, 0.1, 3.0])
+def test_a_scale_that_follows_the_head_dimension_is_seen_however_large_the_scores_are(gain, norm):
+    net = _Attention(gain, norm).eval()
+    sample = torch.randn(2, 3, 8, 8)
+    plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
+    assert len(plan.kept["query.weight"][0]) == 16
+    assert type(edgeprune.apply(net, plan)) is not _Attention
+    assert edgeprune.check(net, plan, sample, relative=True) < 1e-9
