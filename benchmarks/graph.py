@@ -3,8 +3,8 @@
 Every model is cut by half in every group, its outputs kept, with no word about the model itself. A model is covered if it
 traces and the cut model runs, equals the masked one (`edgeprune.check` in float32, below 1e-4 in eval and in train form; where
 train form is above it, since statistics of few values make rounding large, it must be below 1e-9 in float64), exports to ONNX
-and gives the same there (below 1e-3), and trains; if at least 90 % of its weights' elements can go, at least 50 % of its parameters do
-go, and each group is within one unit of the asked width. The peer only has to run after its cut.
+and gives the same there (below 1e-3), and trains; if at least 90 % of its weights' elements can go, at least 50 % of its
+parameters do go, and each group is within one unit of the asked width. The peer only has to run after its cut.
 
 Each side of each model is a process of its own with limits on time and memory, so that a hang is a row and not the end; the
 sides take turns, twice each. What is done is not run again, so the script can be stopped at any time; what is missing is
