@@ -86,14 +86,18 @@ class Beside:
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run without values: %s", error)
             return False if self._dense_runs_without_values else None
+        if expected != found:
+            return None
         try:
             with twins.running():
                 cut.train()
                 own(*args, **kwargs)
         except FORWARD_ERRORS as error:
             log.debug("train form does not run without values: %s", error)
-            return None
-        return True if expected == found else None
+            twin = copy.deepcopy(self._cut).double()
+            change(twin)
+            return self._runs(twin.train()) or not self._dense_trains
+        return True
 
     @cached_property
     def _operations(self) -> tuple[WithoutValues, _Arguments, Hashable] | None:

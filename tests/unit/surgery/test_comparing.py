@@ -67,16 +67,24 @@ def test_operations_tell_first_and_numbers_where_they_do_not(monkeypatch, body, 
     torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))
 
 
-def test_a_copy_that_cannot_run_in_train_form_is_not_taken_on_trust(monkeypatch):
+def test_a_copy_that_cannot_run_in_train_form_is_not_returned():
     def body(net, x):
         return x.relu() * torch.ones(8, 1, 1) if net.training else x.relu()
 
-    draws = _watched(monkeypatch)
     net = _Net(body).eval()
     sample = torch.randn(2, 3, 8, 8)
     plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
     assert type(edgeprune.apply(net, plan)) is not _Net
-    assert draws
+
+
+def test_a_model_that_does_not_train_on_its_example_inputs_either_comes_back_as_its_own_class(monkeypatch):
+    draws = _watched(monkeypatch)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    sample = torch.randn(1, 6)
+    pruned = edgeprune.apply(net, edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5))
+    assert type(pruned) is nn.Sequential
+    assert not draws
+    pruned.train()(torch.randn(4, 6))
 
 
 class _Attention(nn.Module):
