@@ -43,6 +43,28 @@ def deploy(
             "--percentile", metavar="50|95|99", help="Of single inferences, for the budget; 50 is the median."
         ),
     ] = 50,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            "--health", metavar="COMMAND", help="Run on the board each second after the switch; 0 is healthy."
+        ),
+    ] = None,
+    reload: Annotated[
+        str | None,
+        typer.Option("--reload", metavar="COMMAND", help="Run on the board after each switch, there and back."),
+    ] = None,
+    health_window: Annotated[
+        float | None,
+        typer.Option(
+            "--health-window",
+            metavar="SECONDS",
+            help="Until when the release must be confirmed, else the board itself goes back; a minute and more by default.",
+        ),
+    ] = None,
+    steady: Annotated[
+        float | None,
+        typer.Option("--steady", metavar="SECONDS", help="How long --health must hold without a break; 10 by default."),
+    ] = None,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -70,6 +92,10 @@ def deploy(
             rounds=rounds,
             keep=keep,
             percentile=percentile,
+            health=health,
+            reload=reload,
+            health_window_s=health_window,
+            steady_s=steady,
             progress=progress.staged,
         )
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))

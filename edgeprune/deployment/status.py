@@ -50,6 +50,8 @@ class BoardStatus:
         confirmed: Whether the current release passed its health check.
         releases: All that are kept there.
         error: Why the board did not answer.
+        window: How the trial of the current release goes, where it is on one: ``release``, ``guarded``, ``left_s`` (until the
+            board reverts it; None where nobody guards it any more), ``seconds``, ``steady``, ``checks``, ``last``, ``complaint``.
     """
 
     board: str
@@ -60,6 +62,7 @@ class BoardStatus:
     confirmed: bool
     releases: tuple[Release, ...]
     error: str | None = None
+    window: Mapping[str, Any] | None = None
 
     @classmethod
     def from_result(
@@ -80,6 +83,7 @@ class BoardStatus:
             confirmed=result["confirmed"],
             releases=releases,
             error=error,
+            window=result.get("window"),
         )
 
     def still_runs(self) -> str:

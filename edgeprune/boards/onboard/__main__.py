@@ -33,6 +33,8 @@ VERBS = {
     "confirm": "releases",
     "gc": "releases",
     "status": "releases",
+    "window": "window",
+    "guard": "guard",
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -6,12 +6,14 @@ import sys
 import environment
 import release_files
 import releases
+import switching
 import trtexec
+import window
 from failures import Failure
 
 ALWAYS = ("environment", "environments", "libraries.json")
 """What a setup can bring back."""
-EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK)
+EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK, switching.MUTEX, window.STATE)
 
 
 def main(request, emit):
