@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from edgeprune.deployment import faults, gates
 from edgeprune.deployment.status import BoardStatus, read_status
-from edgeprune.errors import ConfigError, EdgepruneError, HealthError, InconsistentBoardError, RemoteError
+from edgeprune.errors import (
+    AuthError,
+    ConfigError,
+    ConnectError,
+    EdgepruneError,
+    HealthError,
+    HostKeyError,
+    InconsistentBoardError,
+    RemoteError,
+    RemoteTimeoutError,
+)
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
@@ -30,6 +40,7 @@ _HEALTH_CASES = 1
 _POLL_S = 0.5
 _RETRY_S = 1.0
 _LONGEST_COMMAND = 4096
+_AWAY = (ConnectError, RemoteTimeoutError, HostKeyError, AuthError)
 
 Tell = Callable[[str, int, int, str], None]
 _Result = TypeVar("_Result")
@@ -159,10 +170,10 @@ class Trial:
             InconsistentBoardError: It could not be rolled back.
         """
         self._tell("health", 0, 0, "one inference through current")
-        reason = self._ill()
+        reason = self._ill(folder, switched)
         if reason is not None:
             if switched.changed or not self.before.confirmed:
-                self._go_back(folder, reason, allow_none=switched.changed)
+                self._go_back(folder, switched, reason)
             raise HealthError(
                 f"release {folder} ({self.artifact.manifest.name}) on board {self.board.name} {_must(reason)}; it ran there "
                 "before and had passed its health check, so it was left as it is.",
@@ -173,7 +184,7 @@ class Trial:
         self._confirm(folder, switched, note)
         faults.reached("health")
 
-    def _ill(self) -> str | None:
+    def _ill(self, folder: str, switched: Switched) -> str | None:
         """What is wrong with an inference through ``current``, or None."""
 
         def infer() -> str | None:
@@ -181,7 +192,9 @@ class Trial:
             return None if found.passed else found.complaint()
 
         try:
-            return self._again_after_a_lost_link(infer)
+            return self._within_the_window(folder, switched, infer)
+        except HealthError:
+            raise
         except EdgepruneError as error:
             return error.message.rstrip(".")
 
@@ -209,32 +222,35 @@ class Trial:
         def confirm() -> None:
             self.board.call("confirm", {"folder": folder, "note": dict(note)}, timeout_s=60.0)
 
-        if not switched.changed:
-            try:
-                self._again_after_a_lost_link(confirm)
-            except EdgepruneError as error:
-                # It runs and answers; the next deployment checks and confirms it again.
-                _log.warning(
-                    "%s: the health check passed, but was not recorded on the board: %s", self.board.name, error.message
-                )
-            return
-        while True:
-            try:
-                return confirm()
-            except RemoteError as error:
-                if time.monotonic() > switched.until_s:
-                    raise self._unseen(folder, error) from error
-                _log.warning("%s: %s It is tried once more.", self.board.name, error.message)
-                time.sleep(_RETRY_S)
-            except EdgepruneError:
+        try:
+            self._within_the_window(folder, switched, confirm)
+        except HealthError:
+            raise
+        except EdgepruneError as error:
+            if switched.changed:
                 self._gone(folder, self._look(folder, switched))
+            # It runs and answers; the next deployment checks and confirms it again.
+            _log.warning(
+                "%s: the health check passed, but was not recorded on the board: %s", self.board.name, error.message
+            )
 
     def _look(self, folder: str, switched: Switched) -> dict[str, Any]:
-        """The board's word on the trial; a lost link is waited for, until the board has decided by itself."""
+        """The board's word on the trial."""
+        request = {"id": switched.window["id"], "folder": folder}
+        return self._within_the_window(folder, switched, lambda: self.board.call("window", request, timeout_s=60.0))
+
+    def _within_the_window(self, folder: str, switched: Switched, work: Callable[[], _Result]) -> _Result:
+        """Do something that may be done twice. A board that is away is waited for until it has decided by itself.
+
+        Raises:
+            HealthError: It was away all the time. Of a release that ran before, the second lost link is raised as it is.
+        """
+        if not switched.changed:
+            return self._again_after_a_lost_link(work)
         while True:
             try:
-                return self.board.call("window", {"id": switched.window["id"], "folder": folder}, timeout_s=60.0)
-            except RemoteError as error:
+                return work()
+            except _AWAY as error:
                 if time.monotonic() > switched.until_s:
                     raise self._unseen(folder, error) from error
                 _log.warning("%s: %s It is tried once more.", self.board.name, error.message)
@@ -296,12 +312,14 @@ class Trial:
             _log.warning("%s: %s It is tried once more.", self.board.name, error.message)
             return work()
 
-    def _go_back(self, folder: str, reason: str, *, allow_none: bool) -> NoReturn:
+    def _go_back(self, folder: str, switched: Switched, reason: str) -> NoReturn:
         name = self.artifact.manifest.name
+        request = {"from": folder, "reason": reason, "allow_none": switched.changed}
         try:
-            request = {"from": folder, "reason": reason, "allow_none": allow_none}
-            self._again_after_a_lost_link(lambda: self.board.call("rollback", request, timeout_s=120.0))
+            self._within_the_window(folder, switched, lambda: self.board.call("rollback", request, timeout_s=120.0))
             now = read_status(self.board, known_as=self.known_as)
+        except HealthError:
+            raise
         except EdgepruneError as error:
             raise InconsistentBoardError(
                 f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; putting back the former release "
