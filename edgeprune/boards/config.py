@@ -34,6 +34,7 @@ class BoardEntry(BaseModel):
         root: Folder on the board; a leading ``~`` is the board's user's home.
         host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
         identity: Private key file on this machine, or None for the agent and the usual keys.
+        signers: File on this machine with those who may sign what is deployed there (``ssh-keygen``'s allowed signers), or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,6 +44,7 @@ class BoardEntry(BaseModel):
     root: _Text = "~/.edgeprune"
     host_key: str | None = None
     identity: _Text | None = None
+    signers: _Text | None = None
 
     @field_validator("host_key")
     @classmethod

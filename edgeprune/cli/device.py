@@ -50,6 +50,12 @@ def add(
     host_key: Annotated[
         str | None, typer.Option("--host-key", metavar="SHA256:...", help="Expected host key, instead of being asked.")
     ] = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(
+            "--signers", help="Allowed signers (ssh-keygen's format): what they did not sign is not deployed."
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a board of that name.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -75,6 +81,7 @@ def add(
             "root": root,
             "identity": None if identity is None else str(identity.expanduser().absolute()),
             "host_key": host_key,
+            "signers": None if signers is None else str(signers.expanduser().absolute()),
         }
     )
     accepted = entry.model_copy(update={"host_key": _accepted_host_key(entry, out)})

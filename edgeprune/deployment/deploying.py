@@ -19,8 +19,9 @@ from edgeprune.deployment import faults, gates, preflight
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact, describe_file
 from edgeprune.deployment.gates import Latency
-from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry
+from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 from edgeprune.deployment.result import Deployment
+from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
 from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
@@ -60,6 +61,7 @@ def deploy(
     reload: str | None = None,
     health_window_s: float | None = None,
     steady_s: float | None = None,
+    signers: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Deployment:
     """Check an artifact on a board, then switch to it.
@@ -86,10 +88,13 @@ def deploy(
             the parity check took.
         steady_s: How long `health` must hold without a break before the release is confirmed, seconds; by default ten, or half
             of the window where that is shorter.
+        signers: List of those who may have signed the artifact; by default that of the board, as it was added. A board with a
+            list of its own (``allowed_signers`` in its folder) asks again.
         progress: Told every state.
 
     Raises:
         ManifestError: The artifact's files are not what its manifest says.
+        SignatureError: It is not signed as the list demands; nothing was activated.
         IncompatibleTargetError: The board lacks something; nothing was sent.
         BoardFullError: There is not enough free space; nothing was activated.
         BoardBusyError: Another run holds the board.
@@ -106,6 +111,7 @@ def deploy(
     dense = _engine_of(reference)
     known_as = board if isinstance(board, str) else board.name
     with Board.open(board) as opened:
+        require_signed(opened_artifact, opened.signers if signers is None else Path(signers))
         run = _Run(opened, opened_artifact, dense, known_as, threads, progress)
         run.prepare()
         with opened.hold(f"deploy {opened_artifact.manifest.name}"):
@@ -161,7 +167,9 @@ class _Run:
         self.checked_s = 0.0
         self.tell: Progress = progress or (lambda state, done, total, message: None)
         self.files = dict(artifact.manifest.files)
-        self.files[MANIFEST_NAME] = describe_file(artifact.folder / MANIFEST_NAME)
+        for name in (MANIFEST_NAME, SIGNATURE_NAME):
+            if (artifact.folder / name).is_file():
+                self.files[name] = describe_file(artifact.folder / name)
         self.before: BoardStatus
 
     def prepare(self) -> None:

@@ -35,6 +35,7 @@ VERBS = {
     "status": "releases",
     "window": "window",
     "guard": "guard",
+    "verify": "verifying",
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

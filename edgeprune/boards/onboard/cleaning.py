@@ -4,6 +4,7 @@ import os
 import sys
 
 import environment
+import hooks
 import release_files
 import releases
 import switching
@@ -13,7 +14,7 @@ from failures import Failure
 
 ALWAYS = ("environment", "environments", "libraries.json")
 """What a setup can bring back."""
-EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK, switching.MUTEX, window.STATE)
+EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK, switching.MUTEX, window.STATE, window.LOG, hooks.RELOADING)
 
 
 def main(request, emit):

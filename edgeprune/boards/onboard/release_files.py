@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 
+import signature
 import store
 from failures import Failure
 
@@ -87,7 +88,7 @@ def damaged(path):
     there = set()
     for folder, _, names in os.walk(path):
         there.update(os.path.relpath(os.path.join(folder, name), path) for name in names)
-    bad = there - set(entries) - {MANIFEST}
+    bad = there - set(entries) - {MANIFEST, signature.NAME}
     bad.update(name for name in entries if _sha256(os.path.join(path, name)) != entries[name]["sha256"])
     return sorted(bad)
 

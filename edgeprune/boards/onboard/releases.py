@@ -25,6 +25,8 @@ import hooks
 import journal
 import lock
 import release_files
+import signature
+import store
 import switching
 import window
 from failures import Failure
@@ -103,8 +105,11 @@ def stage(root, request):
     os.makedirs(os.path.join(root, "releases"), exist_ok=True)
     os.makedirs(incoming, exist_ok=True)
     _clear(incoming)
+    blobs = {name: store.blob_path(root, entry["sha256"]) for name, entry in files.items()}
+    signature.require(root, blobs[MANIFEST], blobs.get(signature.NAME, ""))
     folder, reused = _free_folder(root, release)
     if reused:
+        _sign(root, incoming, folder, files.get(signature.NAME))
         return {"folder": folder, "reused": True}
     partial = os.path.join(incoming, "release-%s" % folder)
     os.mkdir(partial)
@@ -120,6 +125,19 @@ def stage(root, request):
     release_files.sync(os.path.join(root, "releases"))
     switching.reached(request, "board:staged")
     return {"folder": folder, "reused": False}
+
+
+def _sign(root, incoming, folder, entry):
+    """Give a release that is there already the signature that it came with this time."""
+    target = os.path.join(root, "releases", folder, signature.NAME)
+    if entry is None or (os.path.isfile(target) and store.file_sha256(target) == entry["sha256"]):
+        return
+    partial = os.path.join(incoming, "release-%s" % folder)
+    os.mkdir(partial)
+    release_files.copy(root, entry, partial, signature.NAME)
+    os.replace(os.path.join(partial, signature.NAME), target)
+    release_files.sync(os.path.dirname(target))
+    os.rmdir(partial)
 
 
 def refuse(root, request):
