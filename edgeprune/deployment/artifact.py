@@ -20,6 +20,7 @@ from edgeprune.files import sha256_of
 
 GOLDEN_NAME = "golden.npz"
 MODEL_NAME = "model.json"
+INFER_NAME = "infer.py"
 
 _log = logging.getLogger("edgeprune.deployment.artifact")
 

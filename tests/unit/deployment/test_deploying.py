@@ -89,6 +89,7 @@ def test_current_holds_the_engine_and_what_its_users_must_know(running):
     assert sorted(path.name for path in (root / "current").iterdir()) == [
         "engine.onnx",
         "golden.npz",
+        "infer.py",
         "manifest.json",
         "model.json",
     ]
