@@ -516,6 +516,16 @@ def test_kill_after_each_state_leaves_current_valid_and_the_next_run_goes_on_fro
     assert_tidy(running)
 
 
+def test_rollback_of_a_release_on_trial_goes_back_one_step_only(artifacts, running, forge):
+    two = forge(artifacts[0], "net2", name="net2")
+    quick(two)
+    assert killed_deployment(artifacts[1], "activate").returncode == 137
+    assert status("local").window["guarded"]
+    back = rollback("local")
+    assert (back.current.name, back.previous.name) == ("net2", "net0")
+    assert_runs(running, two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("state", [*STATES, *BOARD_STATES])
 def test_kill_after_any_state_leaves_current_valid_and_a_second_run_converges(artifacts, running, state):
