@@ -134,13 +134,7 @@ def test_link_that_is_cut_during_a_deployment_leaves_current_valid_and_then_the_
     artifacts: list[Artifact], sshd: OpenSshServer, root: Path
 ) -> None:
     with FaultyLink(sshd.host, sshd.port) as link:
-        options = {
-            "python": sys.executable,
-            "root": str(root),
-            "identity": str(sshd.identity),
-            "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-        }
-        url = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+        url = through(link, sshd, root)
         deploy(artifacts[0], url, rounds=1)
         sent = link.sent_bytes
         for share in (0.02, 0.2, 0.5, 0.8):
@@ -230,6 +224,40 @@ def test_server_and_session_that_are_killed_in_the_health_window_are_not_needed_
     assert caught.value.exit_code == 6
     wait_until(lambda: current(root) == artifacts[0].release)
     assert_runs(root, artifacts[0])
+
+
+def through(link: FaultyLink, sshd: OpenSshServer, root: Path) -> str:
+    """Address of the board behind a proxy that makes links bad."""
+    options = {
+        "python": sys.executable,
+        "root": str(root),
+        "identity": str(sshd.identity),
+        "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
+    }
+    return f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+
+
+@pytest.mark.slow
+def test_link_that_falls_silent_in_the_health_window_holds_up_nobody(
+    artifacts: list[Artifact], sshd: OpenSshServer, root: Path
+) -> None:
+    with FaultyLink(sshd.host, sshd.port) as link:
+        url = through(link, sshd, root)
+        deploy(artifacts[0], url, rounds=1)
+        back = []
+
+        def progress(state: str, *_: object) -> None:
+            if state == "health":
+                link.black_hole()
+                back.append(time.monotonic())
+
+        with pytest.raises(HealthError, match=r"found the board away: .* The board itself goes back to .*\(net0\)"):
+            deploy(artifacts[1], url, rounds=1, health_window_s=3, progress=progress)
+        assert time.monotonic() - back[0] < 60
+        wait_until(lambda: current(root) == artifacts[0].release)
+        link.mend()
+        deploy_soon(artifacts[1], url)
+        assert_runs(root, artifacts[1])
 
 
 def test_health_command_with_hostile_words_decides(artifacts: list[Artifact], root: Path, url: str) -> None:

@@ -78,9 +78,7 @@ def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) 
     ("words", "said"),
     [
         (("--to", "local", "--board", "local"), "boards must be named with --board or with --to, found both"),
-        (("--to", "kitchen"), "the board must be one of local, found 'kitchen'"),
-        (("--to", "local,local,$(id)"), "found '$(id)'"),
-        (("--health", ""), "the health command must be a line"),
+        (("--to", "local,$(id)"), "the board must be one of local, found '$(id)'"),
         (("--health-window", "0"), "the health window must be at least 1 s"),
     ],
 )
