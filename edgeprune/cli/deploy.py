@@ -21,6 +21,8 @@ from edgeprune.spec import Budget
 if TYPE_CHECKING:
     from edgeprune.deployment.result import Deployment
 
+RECORD_HOLDS = "what was checked and measured"
+
 _log = logging.getLogger("edgeprune.cli.deploy")
 
 
@@ -122,22 +124,24 @@ def deploy(
     with output.step(f"deploy to {board}") as progress:
         done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
-    data = keep_record(output, artifact, done, facts)
+    data, record = keep_record(artifact, done, facts)
+    if record is not None:
+        output.wrote(record, RECORD_HOLDS)
     run = artifact.absolute().parent
     following = ("report", artifact.parent) if (run / REPORT_DATA).is_file() else ("status", "--board", board)
     output.finish(data, next_command=command_line("edgeprune", *following))
 
 
-def keep_record(output: Output, artifact: Path, done: Deployment, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what was checked and measured on one board beside the artifact, and give it back."""
+def keep_record(artifact: Path, done: Deployment, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """Write what was checked and measured on one board beside the artifact; what was written, and where if it could be."""
     data = {**asdict(done), **facts}
     record = deployment_record(artifact, done.board)
     try:
         write_text(record, json.dumps(data, indent=2, default=str) + "\n")
-        output.wrote(record, "what was checked and measured")
     except OSError as error:  # the board runs the release all the same
         _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
-    return data
+        return data, None
+    return data, record
 
 
 def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:

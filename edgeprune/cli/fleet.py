@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.deploy import keep_record
+from edgeprune.cli.deploy import RECORD_HOLDS, keep_record
 from edgeprune.files import write_text
 
 if TYPE_CHECKING:
@@ -56,10 +56,15 @@ def deploy_to_fleet(
     boards = BoardConfig().members(to)
     path = artifact.folder.absolute().with_name(artifact.folder.absolute().name + SUFFIX)
     known: dict[str, dict[str, Any]] = {board: {"board": board, "state": "not tried"} for board in boards}
+    records: list[Path] = []
     table = _Table(boards)
 
     def on_outcome(outcome: Outcome) -> None:
         known[outcome.board] = asdict(outcome)
+        # At once: an interrupt must not take with it what was measured on the boards before.
+        if outcome.deployment is not None:
+            record = keep_record(artifact.folder, outcome.deployment, facts)[1]
+            records.extend([] if record is None else [record])
         table.ended(outcome)
         if not table.live:
             output.say(f"{outcome.board}: {outcome.state}" + (f" ({outcome.message})" if outcome.message else ""))
@@ -76,18 +81,18 @@ def deploy_to_fleet(
             on_outcome=on_outcome,
             **options,
         )
-    for outcome in report.outcomes:
-        if outcome.deployment is not None:
-            keep_record(output, artifact.folder, outcome.deployment, facts)
+    for record in records:
+        output.wrote(record, RECORD_HOLDS)
     rows = [[outcome.board, outcome.state, f"{outcome.seconds:.0f}", _found(outcome)] for outcome in report.outcomes]
     output.table("", ["board", "state", "seconds", "found"], rows)
     if report.stopped is not None:
         output.say(f"went no further: {report.stopped}")
     if path.exists():
         output.wrote(path, "what became of each board")
-    again = None if report.exit_code == 0 else next((one.hint for one in report.outcomes if one.hint is not None), None)
-    if report.exit_code == 0:
-        again = command_line("edgeprune", "status", "--board", boards[0])
+    failed = [outcome.board for outcome in report.outcomes if outcome.failure]
+    following = command_line("edgeprune", "status", "--board", (failed or boards)[0])
+    if report.exit_code and not failed:  # only boards that are away are left
+        following = command_line("edgeprune", *sys.argv[1:])
     output.finish(
         {
             "artifact": report.artifact,
@@ -96,7 +101,7 @@ def deploy_to_fleet(
             "boards": [known[board] for board in boards],
             "exit_code": report.exit_code,
         },
-        next_command=again,
+        next_command=following,
     )
     if report.exit_code:
         raise typer.Exit(report.exit_code)
@@ -113,7 +118,7 @@ def _found(outcome: Outcome) -> str:
     done = outcome.deployment
     if done is not None:
         return f"{done.measured_ms:.3f} ms, largest difference {done.parity.max_abs:.2g}"
-    return outcome.message or ""
+    return " ".join(part for part in (outcome.message, outcome.hint and f"Try: {outcome.hint}") if part)
 
 
 class _Table:

@@ -29,7 +29,7 @@ def run(root, command, limit_s):
     # A file, not a pipe: an application that the command starts keeps its output open.
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            ["sh", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
