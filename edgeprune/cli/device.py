@@ -151,9 +151,16 @@ def list_(
     rows = [["local", "this machine", "", ""]]
     rows += [[name, entry.ssh, entry.type or "", entry.root] for name, entry in boards.items()]
     out.table("", ["board", "address", "type", "root"], rows)
+    groups = config.groups()
+    for name, members in groups.items():
+        out.say(f"group {name}: {', '.join(members)}")
     out.say(f"configured in {config.path}" if boards else f"no boards in {config.path} yet")
     out.finish(
-        {"config": str(config.path), "boards": {name: _entry_json(entry) for name, entry in boards.items()}},
+        {
+            "config": str(config.path),
+            "boards": {name: _entry_json(entry) for name, entry in boards.items()},
+            "groups": groups,
+        },
         next_command=None if boards else "edgeprune device add NAME --ssh user@host",
     )
 

@@ -37,6 +37,7 @@ def main(request, emit):
         with contextlib.suppress(FileNotFoundError):
             # The folder may be cleaned away while this looks; then there is nothing left to guard.
             watch.run()
+            window.forget(root, told["id"])
             os.unlink(path)
     os._exit(0)
 

@@ -110,6 +110,12 @@ def write(root, told):
     os.replace(fresh, os.path.join(root, STATE))
 
 
+def forget(root, name):
+    """Remove ``window.json`` where it is of this window."""
+    if read(root, name):
+        os.unlink(os.path.join(root, STATE))
+
+
 def boot():
     """Which start of the machine this is: monotonic times of another one mean nothing."""
     try:

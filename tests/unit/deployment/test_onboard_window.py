@@ -61,6 +61,7 @@ def test_release_that_nobody_confirms_is_reverted_by_the_board_itself(board):
     assert (answer["open"], answer["current"]) == (False, one)
     assert answer["reason"] == "must be confirmed by its host within 1 s, found that it was not"
     wait_until(lambda: not list(board.root.glob("guard-*.lock")))
+    assert not (board.root / "window.json").exists()
     late = board.call("confirm", folder=two)
     assert late["error"] == "DeployError"
     assert f"must be current to be confirmed, found {one}" in late["message"]
