@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from edgeprune.boards.runner_package import runner_package
 
 
 def window(seconds, **more):
@@ -236,6 +239,25 @@ def test_next_run_settles_the_trial_of_a_host_that_is_gone_even_without_its_guar
     assert "settled" not in take_lock(board, {"host": "desk", "pid": 8})
     board.call("gc")
     assert not list(board.root.glob("guard-*.lock"))
+
+
+def test_line_of_the_documentation_puts_the_former_release_back_as_the_board_starts(board, tmp_path):
+    document = Path(__file__).parents[3] / "docs" / "deployment.md"
+    (line,) = re.findall(r"^@reboot (.*)$", document.read_text(), re.MULTILINE)
+    home = tmp_path / "home of $(ann)"
+    home.mkdir()
+    (home / ".edgeprune").symlink_to(board.root)
+    one = board.release("one")
+    activate(board, "two", window(60.0), owner={"host": "desk", "pid": 7})
+    os.kill(guard_of(board), signal.SIGKILL)
+    (board.root / "runner").mkdir()
+    (board.root / "runner" / runner_package().name).write_bytes(runner_package().content)
+    done = subprocess.run(["sh", "-c", line], env={**os.environ, "HOME": str(home)}, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    board.assert_valid(one)
+    again = subprocess.run(["sh", "-c", line], env={**os.environ, "HOME": str(home)}, capture_output=True, timeout=60)
+    assert again.returncode == 0
+    board.assert_valid(one)
 
 
 def test_board_whose_folder_was_removed_has_no_guard_left(board):
