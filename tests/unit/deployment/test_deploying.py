@@ -14,6 +14,7 @@ import pytest
 from edgeprune.boards.board import Board
 from edgeprune.boards.local import LocalTransport
 from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.cleaning import clean_releases
 from edgeprune.deployment.deploying import STATES, deploy
 from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import (
@@ -124,6 +125,19 @@ def test_old_releases_go_and_the_last_ones_stay(artifacts, running, forge):
     quick(artifacts[1])
     quick(forge(artifacts[1], "net2", name="net2"), keep=2)
     assert {release.name for release in status("local").releases} == {"net1", "net2"}
+
+
+def test_cleaning_a_board_keeps_the_current_and_the_previous_release(artifacts, running, forge):
+    quick(artifacts[1])
+    quick(forge(artifacts[1], "net2", name="net2"), keep=3)
+    left = clean_releases("local", keep=1)
+    assert left.removed == (artifacts[0].release,)
+    assert left.freed_bytes > 0
+    assert artifacts[1].release in left.kept
+    assert {release.name for release in status("local").releases} == {"net1", "net2"}
+    assert clean_releases("local").removed == ()
+    with pytest.raises(ConfigError, match="at least 1 release, found 0"):
+        clean_releases("local", keep=0)
 
 
 def test_altered_engine_is_refused_before_the_board_is_asked(artifacts, root, tmp_path):
