@@ -105,10 +105,10 @@ def stage(root, request):
     os.makedirs(os.path.join(root, "releases"), exist_ok=True)
     os.makedirs(incoming, exist_ok=True)
     _clear(incoming)
-    blobs = {name: store.blob_path(root, entry["sha256"]) for name, entry in files.items()}
-    signature.require(root, blobs[MANIFEST], blobs.get(signature.NAME, ""))
     folder, reused = _free_folder(root, release)
     if reused:
+        signed = store.blob_path(root, files[signature.NAME]["sha256"]) if signature.NAME in files else ""
+        signature.require(root, os.path.join(root, "releases", folder, MANIFEST), signed)
         _sign(root, incoming, folder, files.get(signature.NAME))
         return {"folder": folder, "reused": True}
     partial = os.path.join(incoming, "release-%s" % folder)
@@ -116,6 +116,9 @@ def stage(root, request):
     try:
         for name in sorted(files):
             release_files.copy(root, files[name], partial, name)
+        # Of the copies, whose hashes were checked: what is signed is what is listed, and what is listed is what is there.
+        release_files.require_listed(partial, files)
+        signature.require(root, os.path.join(partial, MANIFEST), os.path.join(partial, signature.NAME))
         release_files.sync_tree(partial)
         switching.reached(request, "board:copied")
         os.rename(partial, os.path.join(root, "releases", folder))

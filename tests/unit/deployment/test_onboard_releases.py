@@ -84,6 +84,22 @@ def test_file_names_that_could_leave_the_folder_are_refused(board, name):
     assert "must stay inside the release's folder" in event["message"]
 
 
+@pytest.mark.parametrize("change", ["another engine", "one more", "one less"])
+def test_files_that_the_manifest_does_not_list_are_refused(board, change):
+    blobs = board.blobs("one")
+    if change == "another engine":
+        blobs["files"]["engine.onnx"] = board.blobs("two")["files"]["engine.onnx"]
+    elif change == "one more":
+        blobs["files"]["more.bin"] = blobs["files"]["engine.onnx"]
+    else:
+        del blobs["files"]["data/extra.bin"]
+    event = board.call("stage", **blobs)
+    assert event["error"] == "ManifestError"
+    assert "must be the one that the manifest lists, found another" in event["message"]
+    assert list((board.root / "releases").iterdir()) == []
+    assert list((board.root / "incoming").iterdir()) == []
+
+
 def test_release_must_carry_the_hash_of_its_manifest(board):
     blobs = board.blobs("one")
     assert board.call("stage", **{**blobs, "release": "0" * 16})["error"] == "ManifestError"

@@ -24,7 +24,8 @@ for line in sys.stdin:
 
 def example(language):
     """The program in that language that the documentation shows."""
-    (found,) = re.findall(f"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    section = DOCUMENT.read_text().split("\n## Using the release\n")[1].split("\n## ")[0]
+    (found,) = re.findall(f"```{language}\n(.*?)```", section, re.DOTALL)
     return found
 
 
