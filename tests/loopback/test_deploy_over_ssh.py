@@ -169,7 +169,7 @@ def test_status_of_a_board_that_was_never_seen_raises(sshd: OpenSshServer, root:
 WATCHED = """
 import sys
 from edgeprune.deployment.deploying import deploy
-deploy(sys.argv[1], sys.argv[2], rounds=1, health_window_s=3, health=sys.argv[3])
+deploy(sys.argv[1], sys.argv[2], rounds=1, health_window_s=9, health=sys.argv[3])
 """
 
 
@@ -265,7 +265,7 @@ def test_health_command_with_hostile_words_decides(artifacts: list[Artifact], ro
     mark = root / 'it\'s "$(touch escaped)"\n../well'
     mark.parent.mkdir()
     with pytest.raises(HealthError, match=r"found exit code 1.*Board board runs .*\(net0\)\."):
-        deploy(artifacts[1], url, rounds=1, health=f"test -e {shlex.quote(str(mark))}", health_window_s=2)
+        deploy(artifacts[1], url, rounds=1, health=f"test -e {shlex.quote(str(mark))}", health_window_s=5)
     assert_runs(root, artifacts[0])
     mark.touch()
     command = f"test -e {shlex.quote(str(mark))}"

@@ -62,7 +62,7 @@ def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) 
     assert "(net1), which has not passed its health check" in trial.stdout
     assert "it is on trial: the board puts the former release back in" in trial.stdout
     assert json.loads(edgeprune("status", "--json").stdout)["window"]["guarded"] is True
-    failed = edgeprune("deploy", "net1", "--rounds", "1", "--health", "echo no; exit 9", "--health-window", "2")
+    failed = edgeprune("deploy", "net1", "--rounds", "1", "--health", "echo no; exit 9", "--health-window", "5")
     assert failed.returncode == 6
     assert "was never confirmed by the run that had switched to it" in failed.stderr
     assert (

@@ -406,7 +406,7 @@ def test_healthy_release_is_confirmed_once_its_command_has_held(artifacts, runni
 
 def test_unhealthy_release_is_rolled_back_by_the_board_and_the_error_says_what_the_command_said(artifacts, running):
     with pytest.raises(HealthError) as caught:
-        quick(artifacts[1], health="echo 'queue $(is) full'; exit 3", health_window_s=2)
+        quick(artifacts[1], health="echo 'queue $(is) full'; exit 3", health_window_s=5)
     assert caught.value.exit_code == 6
     assert (
         "must have its health command end with exit code 0, found exit code 3: queue $(is) full" in caught.value.message

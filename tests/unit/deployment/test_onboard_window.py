@@ -54,15 +54,15 @@ def journal(board, event):
 
 def test_release_that_nobody_confirms_is_reverted_by_the_board_itself(board):
     one = board.release("one")
-    two = activate(board, "two", told := window(1.0))
+    two = activate(board, "two", told := window(4.0))
     status = board.call("status")
     assert (status["current"], status["confirmed"], status["window"]["guarded"]) == (two, False, True)
-    assert 0 < status["window"]["left_s"] <= 1.0
+    assert 0 < status["window"]["left_s"] <= 4.0
     wait_until(lambda: board.target() == one)
     board.assert_valid(one)
     answer = board.call("window", id=told["id"], folder=two)
     assert (answer["open"], answer["current"]) == (False, one)
-    assert answer["reason"] == "must be confirmed by its host within 1 s, found that it was not"
+    assert answer["reason"] == "must be confirmed by its host within 4 s, found that it was not"
     wait_until(lambda: not list(board.root.glob("guard-*.lock")))
     assert not (board.root / "window.json").exists()
     late = board.call("confirm", folder=two)
@@ -72,11 +72,11 @@ def test_release_that_nobody_confirms_is_reverted_by_the_board_itself(board):
 
 def test_confirmed_release_stays(board):
     board.release("one")
-    two = activate(board, "two", window(1.0))
+    two = activate(board, "two", window(4.0))
     board.call("confirm", folder=two)
     assert board.call("status")["window"] is None
     wait_until(lambda: not list(board.root.glob("guard-*.lock")))
-    time.sleep(1.0)
+    time.sleep(4.0)
     assert board.target() == two
 
 
@@ -99,7 +99,7 @@ def test_guard_stays_when_the_process_that_switches_is_killed(board, state):
 
 def test_guard_is_in_no_session_or_group_of_its_login(board):
     one = board.release("one")
-    activate(board, "two", window(1.0))
+    activate(board, "two", window(4.0))
     guard = guard_of(board)
     assert os.getsid(guard) == guard
     assert os.getpgid(guard) == guard
@@ -115,11 +115,11 @@ def test_date_that_is_set_off_by_a_year_changes_nothing(board, tmp_path, monkeyp
     one = board.release("one")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     began = time.monotonic()
-    two = activate(board, "two", window(1.5))
-    assert board.call("status")["window"]["left_s"] <= 1.5
+    two = activate(board, "two", window(4.0))
+    assert board.call("status")["window"]["left_s"] <= 4.0
     assert board.target() == two
     wait_until(lambda: board.target() == one)
-    assert 1.4 <= time.monotonic() - began < 15
+    assert 3.9 <= time.monotonic() - began < 20
     stamps = [line["time_s"] for line in journal(board, "activate")]
     assert abs(stamps[-1] - stamps[0]) > 86400, "the date of the board was set off"
 
@@ -153,7 +153,7 @@ def test_health_command_must_hold_and_is_told(board, tmp_path):
 
 def test_health_that_never_holds_reverts_and_says_why(board):
     one = board.release("one")
-    told = window(1.5, health="echo 'still no $(answer)'; exit 7")
+    told = window(4.0, health="echo 'still no $(answer)'; exit 7")
     two = activate(board, "two", told)
     wait_until(lambda: board.target() == one)
     reason = board.call("window", id=told["id"], folder=two)["reason"]
@@ -162,7 +162,7 @@ def test_health_that_never_holds_reverts_and_says_why(board):
 
 def test_health_command_that_hangs_is_killed_with_its_children(board, tmp_path):
     one = board.release("one")
-    told = window(1.0, health=f"sleep 77.125 & echo $! > '{tmp_path}/child'; wait")
+    told = window(4.0, health=f"sleep 77.125 & echo $! > '{tmp_path}/child'; wait")
     two = activate(board, "two", told)
     wait_until(lambda: board.target() == one)
     assert "still running" in board.call("window", id=told["id"], folder=two)["reason"]
@@ -174,7 +174,7 @@ def test_reload_runs_after_the_switch_and_after_the_revert(board, tmp_path):
     one = board.release("one")
     seen = tmp_path / "seen"
     command = f"readlink \"$EDGEPRUNE_CURRENT\" >> '{seen}'"
-    two = activate(board, "two", window(1.0, reload=command))
+    two = activate(board, "two", window(4.0, reload=command))
     wait_until(lambda: seen.exists() and seen.read_text().count("\n") == 2)
     assert seen.read_text().split() == [f"releases/{two}", f"releases/{one}"]
     assert journal(board, "reloaded")[-1]["exit"] == 0
