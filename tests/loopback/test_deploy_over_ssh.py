@@ -260,6 +260,7 @@ def test_link_that_falls_silent_in_the_health_window_holds_up_nobody(
         assert_runs(root, artifacts[1])
 
 
+@pytest.mark.slow
 def test_health_command_with_hostile_words_decides(artifacts: list[Artifact], root: Path, url: str) -> None:
     deploy(artifacts[0], url, rounds=1)
     mark = root / 'it\'s "$(touch escaped)"\n../well'

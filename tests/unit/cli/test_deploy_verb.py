@@ -89,6 +89,7 @@ def test_options_that_cannot_be_end_with_a_usage_error(edgeprune: Run, words: tu
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_artifact_is_signed_as_it_is_compiled_and_refused_without(edgeprune: Run, folder: Path, tmp_path: Path) -> None:
     (folder / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(8, 4)\n")
     key = tmp_path / "a key"
