@@ -41,6 +41,7 @@
      │  └ BoardBusyError                     another run holds the board
      └ DeployError
         ├ IncompatibleTargetError        4   field, needed, found
+        ├ SignatureError                 5   not signed by somebody who may
         ├ ParityError                    5   gate failed, board untouched
         ├ LatencyGateError               5
         ├ HealthError                    6   rolled back
@@ -283,6 +284,10 @@ class IncompatibleTargetError(DeployError):
     def __init__(self, field: str, needed: str, found: str, *, hint: str | None = None) -> None:
         super().__init__(f"the artifact needs {field} {needed}, the board has {found}.", hint=hint)
         self.field, self.needed, self.found = field, needed, found
+
+
+class SignatureError(DeployError):
+    """An artifact is not signed by anybody who may sign it."""
 
 
 class ParityError(DeployError):

@@ -25,6 +25,8 @@ ALONE = (
     "bad_input/test_boards.py",
     "bad_input/test_interrupts.py",
     "loopback/test_deploy_over_ssh.py",
+    "loopback/test_fleet_over_ssh.py",
+    "unit/cli/test_deploy_verb.py",
     "unit/cli/test_main.py",
     "unit/cli/test_verbs.py",
     "unit/deployment/test_deploying.py",

@@ -58,6 +58,7 @@ class Board:
         python: The board's Python that the runner runs with: that of the environment which `edgeprune device setup` made, else
             `base_python`.
         base_python: The board's Python as it was named.
+        signers: List on this machine of those who may sign what is deployed there, or None.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Board:
         python: str = "python3",
         root: str = DEFAULT_ROOT,
         device: DeviceSpec | None = None,
+        signers: Path | None = None,
     ) -> None:
+        self.signers = signers
         self.transport = transport
         self.name = name
         self.device = device
@@ -116,7 +119,8 @@ class Board:
             host_key=entry.host_key,
         )
         try:
-            return cls(transport, name=name, python=entry.python, root=entry.root, device=device)
+            signers = Path(entry.signers).expanduser() if entry.signers else None
+            return cls(transport, name=name, python=entry.python, root=entry.root, device=device, signers=signers)
         except BaseException:
             transport.close()
             raise

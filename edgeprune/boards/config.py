@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
 
 from edgeprune.boards.ssh_config import SshTarget
 from edgeprune.boards.toml_files import read_toml
@@ -32,6 +34,7 @@ class BoardEntry(BaseModel):
         root: Folder on the board; a leading ``~`` is the board's user's home.
         host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
         identity: Private key file on this machine, or None for the agent and the usual keys.
+        signers: File on this machine with those who may sign what is deployed there (``ssh-keygen``'s allowed signers), or None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +44,7 @@ class BoardEntry(BaseModel):
     root: _Text = "~/.edgeprune"
     host_key: str | None = None
     identity: _Text | None = None
+    signers: _Text | None = None
 
     @field_validator("host_key")
     @classmethod
@@ -61,12 +65,21 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     boards: dict[str, BoardEntry] = {}
+    groups: dict[str, list[_Text]] = {}
 
-    @field_validator("boards")
+    @field_validator("boards", "groups")
     @classmethod
-    def _are_names(cls, value: dict[str, BoardEntry]) -> dict[str, BoardEntry]:
+    def _are_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             check_name(name)
+        return value
+
+    @field_validator("groups")
+    @classmethod
+    def _are_no_boards(cls, value: dict[str, Any], told: ValidationInfo) -> dict[str, Any]:
+        taken = sorted(set(value) & set(told.data.get("boards", {})))
+        if taken:
+            raise ValueError(f"a group must not be called as a board is, found {taken[0]!r}")
         return value
 
 
@@ -111,10 +124,42 @@ class BoardConfig:
         Raises:
             ConfigError: The file cannot be read or is not valid; the message names the line or the key.
         """
+        return dict(sorted(self._read().boards.items()))
+
+    def groups(self) -> dict[str, builtins.list[str]]:
+        """Groups of boards, by name: each a list of names of boards, ``local``, and addresses.
+
+        Raises:
+            ConfigError: As `list`.
+        """
+        return dict(sorted(self._read().groups.items()))
+
+    def members(self, words: Sequence[str]) -> builtins.list[str]:
+        """The boards that a user means, each once, in the order in which they were named.
+
+        Args:
+            words: Each a name of a board or a group, several with commas between them, or one address.
+
+        Raises:
+            UnknownBoardError: There is neither board nor group of a name.
+            ConfigError: As `list`.
+        """
+        content = self._read()
+        found: dict[str, None] = {}
+        for word in words:
+            for name in [word] if "://" in word else [part.strip() for part in word.split(",")]:
+                for member in content.groups.get(name, [name]):
+                    if "://" in member:
+                        entry_of_url(member)
+                    elif member != "local" and member not in content.boards:
+                        raise _unknown(member, ["local", *sorted(content.boards), *sorted(content.groups)])
+                    found[member] = None
+        return [*found]
+
+    def _read(self) -> _File:
         if not self.path.exists():
-            return {}
-        content = read_toml(self.path, _File, ConfigError, hint=f"mend it, or remove it: {self.path}")
-        return dict(sorted(content.boards.items()))
+            return _File()
+        return read_toml(self.path, _File, ConfigError, hint=f"mend it, or remove it: {self.path}")
 
     def get(self, name: str) -> BoardEntry:
         """One board.
@@ -140,6 +185,8 @@ class BoardConfig:
                 f"a new board's name must be free, but {name!r} is {boards[name].ssh}.",
                 hint=f"edgeprune device remove {name}",
             )
+        if name in self.groups():
+            raise ConfigError(f"a new board's name must be free, but {name!r} is a group.", hint="another name")
         self._write({**boards, name: entry})
 
     def remove(self, name: str) -> None:
@@ -149,13 +196,17 @@ class BoardConfig:
             UnknownBoardError: There is none of that name.
         """
         self.get(name)
-        self._write({key: entry for key, entry in self.list().items() if key != name})
+        groups = {key: [member for member in members if member != name] for key, members in self.groups().items()}
+        self._write({key: entry for key, entry in self.list().items() if key != name}, groups)
 
-    def _write(self, boards: dict[str, BoardEntry]) -> None:
+    def _write(self, boards: dict[str, BoardEntry], groups: dict[str, builtins.list[str]] | None = None) -> None:
         import tomli_w
 
+        kept = {name: members for name, members in (self.groups() if groups is None else groups).items() if members}
+
         content: dict[str, Any] = {
-            "boards": {name: entry.model_dump(exclude_none=True) for name, entry in sorted(boards.items())}
+            "boards": {name: entry.model_dump(exclude_none=True) for name, entry in sorted(boards.items())},
+            **({"groups": kept} if kept else {}),
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,13 @@ class Hold:
                 if event is not None and event["event"] == "leftover":
                     done = "were restored" if event["restored"] else "could not be restored"
                     logger.warning("clocks that a killed run left locked on board %s %s.", self._board, done)
+                if event is not None and event["event"] == "settled":
+                    logger.warning(
+                        "release %s on board %s was never confirmed by the run that had switched to it; the board runs %s.",
+                        event["release"],
+                        self._board,
+                        event["current"] or "no release",
+                    )
                 if event is not None and event["event"] == "error":
                     raise error_of(event)
             raise crash(self._what, process.close())

@@ -32,6 +32,8 @@ VERBS: dict[str, Verb] = {
     "report": Verb("edgeprune.cli.report:report", "Write one HTML file about a pruning run.", _STEPS),
     "device": Verb("edgeprune.cli.device:device", "Add, list, show, probe, set up, clean and remove boards.", _BOARDS),
     "status": Verb("edgeprune.cli.status:status", "Say which release a board runs.", _BOARDS),
+    "verify": Verb("edgeprune.cli.verify:verify", "Say whether a board still holds what was deployed.", _BOARDS),
+    "clean": Verb("edgeprune.cli.clean:clean", "Remove old releases, and what nothing needs.", _BOARDS),
     "rollback": Verb("edgeprune.cli.rollback:rollback", "Switch a board back to its former release.", _BOARDS),
     "table": Verb("edgeprune.cli.table:table", "Import, compare and describe latency tables.", _LOOK),
     "explain": Verb("edgeprune.cli.explain:explain", "Say what of a model can be pruned, and why not the rest.", _LOOK),

@@ -58,6 +58,9 @@ def compile(  # noqa: A001 - the verb's name
     dla: Annotated[
         int | None, typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt, fp16).")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="SSH key to sign the manifest with (ssh-keygen -Y).")
+    ] = None,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Artifact folder to write.")] = Path("artifact"),
     json_output: JsonOption = False,
@@ -85,7 +88,7 @@ def compile(  # noqa: A001 - the verb's name
                 "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
             )
         other = backend if was_given(context, "backend") else None
-        _compile_run(Path(model), output, out, dense, board, (other, dla), extras)
+        _compile_run(Path(model), output, out, dense, board, (other, dla), extras, sign)
         return
     if dense is not None:
         raise ConfigError(
@@ -114,7 +117,7 @@ def compile(  # noqa: A001 - the verb's name
             progress=progress.told,
             **extras,
         )
-    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {})
+    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {}, sign)
 
 
 def _opened(board: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -142,6 +145,7 @@ def _compile_run(
     board: str | None,
     backend: tuple[str | None, int | None],
     extras: dict[str, Any],
+    sign: Path | None,
 ) -> None:
     """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable.
 
@@ -203,7 +207,7 @@ def _compile_run(
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
         *given(percentile=options.percentile if options.percentile != 50 and checkable else None),
     )
-    _finish(output, artifact, following, more)
+    _finish(output, artifact, following, more, sign)
 
 
 def _measured(record: PruningRecord) -> Any:
@@ -214,7 +218,11 @@ def _measured(record: PruningRecord) -> Any:
     return MeasuredCost(latency_ms=record.measured_ms, dense_ms=record.dense_ms, conditions=record.conditions)
 
 
-def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any]) -> None:
+def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any], key: Path | None) -> None:
+    from edgeprune.deployment.signing import sign
+
+    if key is not None:
+        output.wrote(sign(artifact, key), f"signature of the manifest, with {key}")
     parity = artifact.manifest.host_parity
     if parity:
         output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")

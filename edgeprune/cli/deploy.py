@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption
+from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption, was_given
 from edgeprune.cli.record import deployment_record
+from edgeprune.errors import ConfigError
 from edgeprune.files import write_text
 from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     from edgeprune.deployment.result import Deployment
 
+RECORD_HOLDS = "what was checked and measured"
+
 _log = logging.getLogger("edgeprune.cli.deploy")
 
 
 def deploy(
+    context: typer.Context,
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder that `edgeprune compile` wrote.")],
     board: BoardOption = "local",
     latency: LatencyOption = None,
@@ -43,6 +48,37 @@ def deploy(
             "--percentile", metavar="50|95|99", help="Of single inferences, for the budget; 50 is the median."
         ),
     ] = 50,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            "--health", metavar="COMMAND", help="Run on the board each second after the switch; 0 is healthy."
+        ),
+    ] = None,
+    reload: Annotated[
+        str | None,
+        typer.Option("--reload", metavar="COMMAND", help="Run on the board after each switch, there and back."),
+    ] = None,
+    health_window: Annotated[
+        float | None,
+        typer.Option(
+            "--health-window",
+            metavar="SECONDS",
+            help="Until when the release must be confirmed, else the board itself goes back; a minute and more by default.",
+        ),
+    ] = None,
+    steady: Annotated[
+        float | None,
+        typer.Option("--steady", metavar="SECONDS", help="How long --health must hold without a break; 10 by default."),
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="GROUP|BOARD,...", help="Many boards instead: a group of boards.toml, or names."),
+    ] = None,
+    canary: Annotated[
+        int, typer.Option("--canary", min=1, help="Of --to: boards that must run the release before all others.")
+    ] = 1,
+    max_failures: Annotated[int, typer.Option("--max-failures", min=1, help="Of --to: failed boards that end it.")] = 1,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Of --to: boards at the same time.")] = 8,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -56,39 +92,56 @@ def deploy(
 
     output = Output(json_output)
     budget = None if latency is None else Budget.parse(latency)
-    with output.step(f"deploy to {board}") as progress:
-        loaded = edgeprune.Artifact.load(artifact)
-        done = edgeprune.deploy(
-            loaded,
-            board,
-            budget_ms=None if budget is None else budget.latency_ms,
-            budget_ratio=None if budget is None else budget.latency_ratio,
-            reference=reference,
-            dense_ms=dense_ms,
-            tolerance=tolerance,
-            threads=threads,
-            rounds=rounds,
-            keep=keep,
-            percentile=percentile,
-            progress=progress.staged,
-        )
-    output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
-    record = deployment_record(artifact, done.board)
-    data = {
-        **asdict(done),
+    loaded = edgeprune.Artifact.load(artifact)
+    options: dict[str, Any] = {
+        "budget_ms": None if budget is None else budget.latency_ms,
+        "budget_ratio": None if budget is None else budget.latency_ratio,
+        "reference": reference,
+        "dense_ms": dense_ms,
+        "tolerance": tolerance,
+        "threads": threads,
+        "rounds": rounds,
+        "keep": keep,
+        "percentile": percentile,
+        "health": health,
+        "reload": reload,
+        "health_window_s": health_window,
+        "steady_s": steady,
+    }
+    facts: dict[str, Any] = {
         "budget": None if budget is None else str(budget),
         "tolerance": None if budget is None else tolerance,
         "percentile": percentile,
         "plan_hash": loaded.manifest.plan_hash,
     }
-    try:
-        write_text(record, json.dumps(data, indent=2, default=str) + "\n")
-        output.wrote(record, "what was checked and measured")
-    except OSError as error:  # the board runs the release all the same
-        _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
-    run = record.parent
+    if to:
+        from edgeprune.cli.fleet import deploy_to_fleet
+
+        if was_given(context, "board"):
+            raise ConfigError("boards must be named with --board or with --to, found both.", hint="--to alone")
+        deploy_to_fleet(loaded, to, output, options, facts, canary=canary, max_failures=max_failures, at_once=at_once)
+        return
+    with output.step(f"deploy to {board}") as progress:
+        done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)
+    output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
+    data, record = keep_record(artifact, done, facts)
+    if record is not None:
+        output.wrote(record, RECORD_HOLDS)
+    run = artifact.absolute().parent
     following = ("report", artifact.parent) if (run / REPORT_DATA).is_file() else ("status", "--board", board)
     output.finish(data, next_command=command_line("edgeprune", *following))
+
+
+def keep_record(artifact: Path, done: Deployment, facts: Mapping[str, Any]) -> tuple[dict[str, Any], Path | None]:
+    """Write what was checked and measured on one board beside the artifact; what was written, and where if it could be."""
+    data = {**asdict(done), **facts}
+    record = deployment_record(artifact, done.board)
+    try:
+        write_text(record, json.dumps(data, indent=2, default=str) + "\n")
+    except OSError as error:  # the board runs the release all the same
+        _log.warning("what was checked and measured could not be kept in %s: %s", record, error.strerror)
+        return data, None
+    return data, record
 
 
 def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:

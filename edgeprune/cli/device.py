@@ -50,6 +50,12 @@ def add(
     host_key: Annotated[
         str | None, typer.Option("--host-key", metavar="SHA256:...", help="Expected host key, instead of being asked.")
     ] = None,
+    signers: Annotated[
+        Path | None,
+        typer.Option(
+            "--signers", help="Allowed signers (ssh-keygen's format): what they did not sign is not deployed."
+        ),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a board of that name.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -75,6 +81,7 @@ def add(
             "root": root,
             "identity": None if identity is None else str(identity.expanduser().absolute()),
             "host_key": host_key,
+            "signers": None if signers is None else str(signers.expanduser().absolute()),
         }
     )
     accepted = entry.model_copy(update={"host_key": _accepted_host_key(entry, out)})
@@ -144,9 +151,16 @@ def list_(
     rows = [["local", "this machine", "", ""]]
     rows += [[name, entry.ssh, entry.type or "", entry.root] for name, entry in boards.items()]
     out.table("", ["board", "address", "type", "root"], rows)
+    groups = config.groups()
+    for name, members in groups.items():
+        out.say(f"group {name}: {', '.join(members)}")
     out.say(f"configured in {config.path}" if boards else f"no boards in {config.path} yet")
     out.finish(
-        {"config": str(config.path), "boards": {name: _entry_json(entry) for name, entry in boards.items()}},
+        {
+            "config": str(config.path),
+            "boards": {name: _entry_json(entry) for name, entry in boards.items()},
+            "groups": groups,
+        },
         next_command=None if boards else "edgeprune device add NAME --ssh user@host",
     )
 

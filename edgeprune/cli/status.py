@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,6 +34,8 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
     else:
         health = "" if found.confirmed else ", which has not passed its health check"
         out.say(f"{found.board} runs {found.current}{health}")
+    if found.window is not None:
+        out.say(_trial(found.window))
     if found.previous is not None:
         out.say(f"kept before it: {found.previous}")
     if found.releases:
@@ -50,6 +53,16 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
     out.finish({**data, "rollback": back}, next_command=deploying if found.current is None else None)
     if not found.online:
         raise typer.Exit(RemoteError.exit_code)
+
+
+def _trial(window: Mapping[str, Any]) -> str:
+    if window["left_s"] is None:
+        return "it is on trial, and nobody guards it any more: the next run that holds the board puts the former release back"
+    health = ""
+    if window["checks"]:
+        health = f"; its health command was run {window['checks']} times and "
+        health += "holds" if window["complaint"] is None else window["complaint"]
+    return f"it is on trial: the board puts the former release back in {window['left_s']:.0f} s unless it is confirmed{health}"
 
 
 def _age(seconds: float) -> str:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry, Manifest
+from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry, Manifest
 from edgeprune.errors import ConfigError, ManifestError
 from edgeprune.files import sha256_of
 
 GOLDEN_NAME = "golden.npz"
 MODEL_NAME = "model.json"
+INFER_NAME = "infer.py"
 
 _log = logging.getLogger("edgeprune.deployment.artifact")
 
@@ -50,7 +51,7 @@ class Artifact:
         expected = {MANIFEST_NAME, *manifest.files}
         for name in sorted(expected - found):
             raise ManifestError(f"artifact {folder} must hold {name!r}, which is missing.", hint="compile it again")
-        for name in sorted(found - expected):
+        for name in sorted(found - expected - {SIGNATURE_NAME}):
             raise ManifestError(f"artifact {folder} must hold the files of its manifest only, found {name!r}.")
         for name, entry in sorted(manifest.files.items()):
             actual = describe_file(folder / name)

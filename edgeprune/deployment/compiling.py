@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from edgeprune.boards.runner_package import runner_package
 from edgeprune.boards.transport import CommandResult
 from edgeprune.deployment import agreement, preflight
 from edgeprune.deployment.agreement import Parity
-from edgeprune.deployment.artifact import GOLDEN_NAME, MODEL_NAME, Artifact, describe_file, staged
+from edgeprune.deployment.artifact import GOLDEN_NAME, INFER_NAME, MODEL_NAME, Artifact, describe_file, staged
 from edgeprune.deployment.golden import EDGE_CASES, make_golden, positional
 from edgeprune.deployment.manifest import (
     MANIFEST_NAME,
@@ -134,6 +134,10 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         golden.save(folder / GOLDEN_NAME)
         model = _model_json(engine.name, chosen.name, input_specs, output_specs, labels, normalization)
         (folder / MODEL_NAME).write_bytes(canonical_json(model))
+        if chosen.name == "onnxruntime":
+            # The one runtime that is a Python package on every board and needs no more than the engine's path.
+            source = resources.files("edgeprune.boards.onboard") / INFER_NAME
+            (folder / INFER_NAME).write_bytes(source.read_bytes())
         manifest = Manifest(
             name=title,
             backend=chosen.name,

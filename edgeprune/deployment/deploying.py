@@ -1,8 +1,9 @@
 """Bring an artifact to a board: upload, stage, check numbers and milliseconds there, switch, check again.
 
 The states, in order, are `STATES`. Until ``activate`` nothing that runs on the board is touched; ``activate`` is one rename;
-whatever fails after it is rolled back. Every state can be killed and the whole be started again: what is done already is
-recognized by its hashes. An interrupt at any moment leaves ``current`` as it was or wholly switched.
+whatever fails after it is rolled back, by the board itself where this machine cannot (`edgeprune.deployment.trial`). Every state
+can be killed and the whole be started again: what is done already is recognized by its hashes. An interrupt at any moment leaves
+``current`` as it was or wholly switched.
 """
 
 from __future__ import annotations
@@ -12,38 +13,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
 from edgeprune.boards.board import Board
 from edgeprune.deployment import faults, gates, preflight
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact, describe_file
 from edgeprune.deployment.gates import Latency
-from edgeprune.deployment.manifest import MANIFEST_NAME, FileEntry
+from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 from edgeprune.deployment.result import Deployment
+from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
+from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
     ConfigError,
     EdgepruneError,
-    HealthError,
-    InconsistentBoardError,
     LatencyGateError,
     ParityError,
-    RemoteError,
     TransferError,
 )
 from edgeprune.spec import Budget
 
 STATES = ("probe", "preflight", "lock", "upload", "stage", "parity", "latency", "activate", "health", "done")
 
-_HEALTH_CASES = 1
 _STORE_TIMEOUT_S = 60.0
 _SLOWEST_COPY_BYTES_S = 5e6
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (state, done, total, what happens); done and total are bytes, items, or 0 and 0 where nothing is counted."""
-
-_Result = TypeVar("_Result")
 
 _log = logging.getLogger("edgeprune.deployment.deploying")
 
@@ -61,6 +57,11 @@ def deploy(
     rounds: int = 20,
     keep: int = 3,
     percentile: int = 50,
+    health: str | None = None,
+    reload: str | None = None,
+    health_window_s: float | None = None,
+    steady_s: float | None = None,
+    signers: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Deployment:
     """Check an artifact on a board, then switch to it.
@@ -79,10 +80,21 @@ def deploy(
         keep: Releases that the board keeps, the current and the previous one included.
         percentile: Of the latency that the budget is for; above 50 one of single inferences, see
             `edgeprune.profiling.comparing.compare`.
+        health: Shell command that the board runs each second after the switch; exit code 0 is healthy.
+        reload: Shell command that the board runs after every switch of ``current``, there and back, so that an application
+            loads what is there now.
+        health_window_s: Seconds after the switch within which the release must have been confirmed. Otherwise the board puts the
+            former one back by itself, whatever has become of this process and of the link. By default a minute, and twice what
+            the parity check took.
+        steady_s: How long `health` must hold without a break before the release is confirmed, seconds; by default ten, or half
+            of the window where that is shorter.
+        signers: List of those who may have signed the artifact; by default that of the board, as it was added. A board with a
+            list of its own (``allowed_signers`` in its folder) asks again.
         progress: Told every state.
 
     Raises:
         ManifestError: The artifact's files are not what its manifest says.
+        SignatureError: It is not signed as the list demands; nothing was activated.
         IncompatibleTargetError: The board lacks something; nothing was sent.
         BoardFullError: There is not enough free space; nothing was activated.
         BoardBusyError: Another run holds the board.
@@ -94,10 +106,12 @@ def deploy(
     """
     started = time.monotonic()
     budget = _budget(budget_ms, budget_ratio, reference, tolerance)
+    watched = Health(health, reload, health_window_s, steady_s)
     opened_artifact = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
     dense = _engine_of(reference)
     known_as = board if isinstance(board, str) else board.name
     with Board.open(board) as opened:
+        require_signed(opened_artifact, opened.signers if signers is None else Path(signers))
         run = _Run(opened, opened_artifact, dense, known_as, threads, progress)
         run.prepare()
         with opened.hold(f"deploy {opened_artifact.manifest.name}"):
@@ -111,15 +125,18 @@ def deploy(
                     latency = run.latency(
                         budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms, percentile=percentile
                     )
-            switched = run.activate(folder)
-            run.health(folder, changed=switched["changed"], latency=latency)
+            trial = Trial(
+                run.board, run.artifact, run.before, run.tell, known_as=known_as, threads=threads, health=watched
+            )
+            switched = trial.activate(folder, checked_s=run.checked_s)
+            trial.decide(folder, switched, {"measured_ms": latency.measured_ms, "ratio": latency.ratio})
             run.finish(keep)
     return Deployment(
         board=opened.name,
         artifact=opened_artifact.id,
         release=folder,
-        previous=switched["previous"],
-        changed=switched["changed"],
+        previous=switched.previous,
+        changed=switched.changed,
         parity=parity,
         measured_ms=latency.measured_ms,
         dense_ms=latency.dense_ms,
@@ -147,18 +164,21 @@ class _Run:
     ) -> None:
         self.board, self.artifact, self.dense, self.known_as, self.threads = board, artifact, dense, known_as, threads
         self.bytes_sent = 0
-        self._tell: Progress = progress or (lambda state, done, total, message: None)
+        self.checked_s = 0.0
+        self.tell: Progress = progress or (lambda state, done, total, message: None)
         self.files = dict(artifact.manifest.files)
-        self.files[MANIFEST_NAME] = describe_file(artifact.folder / MANIFEST_NAME)
+        for name in (MANIFEST_NAME, SIGNATURE_NAME):
+            if (artifact.folder / name).is_file():
+                self.files[name] = describe_file(artifact.folder / name)
         self.before: BoardStatus
 
     def prepare(self) -> None:
         """Probe, then refuse before anything is sent."""
-        self._tell("probe", 0, 0, f"probing board {self.board.name}")
+        self.tell("probe", 0, 0, f"probing board {self.board.name}")
         fingerprint = self.board.probe()
         self.before = read_status(self.board, known_as=self.known_as)
         faults.reached("probe")
-        self._tell("preflight", 0, 0, "checking what the artifact needs")
+        self.tell("preflight", 0, 0, "checking what the artifact needs")
         there = any(release.folder[:16] == self.artifact.release for release in self.before.releases)
         new_bytes = sum(self._missing().values()) + (0 if there else self.artifact.size_bytes)
         preflight.check(self.artifact.manifest, fingerprint, board=self.board.name, new_bytes=new_bytes)
@@ -180,7 +200,7 @@ class _Run:
     def _upload(self) -> None:
         missing = self._missing()
         total, done = sum(missing.values()), 0
-        self._tell("upload", 0, total, f"sending {total / 1e6:.2f} MB" if total else "the board has all files")
+        self.tell("upload", 0, total, f"sending {total / 1e6:.2f} MB" if total else "the board has all files")
         paths = {entry.sha256: self.artifact.folder / name for name, entry in self.files.items()}
         if self.dense is not None:
             paths[describe_file(self.dense).sha256] = self.dense
@@ -188,7 +208,7 @@ class _Run:
             sent_before = done
 
             def on_bytes(sent: int, _: int, base: int = sent_before) -> None:
-                self._tell("upload", base + sent, total, "sending")
+                self.tell("upload", base + sent, total, "sending")
 
             self.board.push(paths[sha256], progress=on_bytes)
             done += size
@@ -205,7 +225,7 @@ class _Run:
         return [*self.files.values(), *([] if self.dense is None else [describe_file(self.dense)])]
 
     def _stage(self) -> str:
-        self._tell("stage", 0, 0, "building the release on the board")
+        self.tell("stage", 0, 0, "building the release on the board")
         request = {
             "release": self.artifact.release,
             "files": {name: entry.model_dump() for name, entry in self.files.items()},
@@ -229,8 +249,10 @@ class _Run:
 
     def parity(self, folder: str) -> Parity:
         """Check A: numbers, on the staged release."""
-        self._tell("parity", 0, 0, "running the golden inputs on the board")
+        self.tell("parity", 0, 0, "running the golden inputs on the board")
+        started = time.monotonic()
         found = gates.check_parity(self.board, self.artifact, folder, threads=self.threads)
+        self.checked_s = time.monotonic() - started
         gates.require_parity(found, self.artifact, self.board)
         faults.reached("parity")
         return found
@@ -250,10 +272,10 @@ class _Run:
                 dense_ms=dense_ms,
                 rounds=count,
                 percentile=percentile,
-                progress=lambda done, total, left_s, message: self._tell("latency", done, total, message),
+                progress=lambda done, total, left_s, message: self.tell("latency", done, total, message),
             )
 
-        self._tell("latency", 0, 0, "timing on the board")
+        self.tell("latency", 0, 0, "timing on the board")
         found = gates.check_latency(
             measure,
             budget,
@@ -265,91 +287,6 @@ class _Run:
         faults.reached("latency")
         return found
 
-    def activate(self, folder: str) -> dict[str, Any]:
-        """Switch ``current``."""
-        self._tell("activate", 0, 0, f"switching to {folder}")
-        try:
-            switched = self.board.call("activate", {"folder": folder, **faults.request_fields()}, timeout_s=120.0)
-        except EdgepruneError as error:
-            switched = self._switched_all_the_same(folder, error)
-        faults.reached("activate")
-        return switched
-
-    def _switched_all_the_same(self, folder: str, error: EdgepruneError) -> dict[str, Any]:
-        """What `activate` would have answered, where only its answer was lost; else raise its error, with what runs."""
-        try:
-            now = read_status(self.board, known_as=self.known_as)
-        except EdgepruneError as silent:
-            error.message = f"{error.message} Whether board {self.board.name} has switched to {folder} is not known."
-            error.hint = f"edgeprune status --board {self.board.name}, then deploy again"
-            raise error from silent
-        if now.current is None or now.current.folder != folder:
-            error.message = f"{error.message} {now.still_runs()}"
-            raise error
-        _log.warning("%s: the switch went through, its answer was lost: %s", self.board.name, error.message)
-        former = self.before.current
-        changed = former is None or former.folder != folder
-        previous = former if changed else now.previous
-        return {"current": folder, "previous": None if previous is None else previous.folder, "changed": changed}
-
-    def health(self, folder: str, *, changed: bool, latency: Latency) -> None:
-        """One inference through ``current``; when it fails, go back from what was not known to be good before."""
-        self._tell("health", 0, 0, "one inference through current")
-
-        def infer() -> Parity:
-            return gates.check_parity(self.board, self.artifact, "current", threads=self.threads, cases=_HEALTH_CASES)
-
-        try:
-            found = self._again_after_a_lost_link(infer)
-            reason = None if found.passed else found.complaint()
-        except EdgepruneError as error:
-            reason = error.message.rstrip(".")
-        if reason is not None:
-            if changed or not self.before.confirmed:
-                self._go_back(folder, reason, allow_none=changed)
-            raise HealthError(
-                f"release {folder} ({self.artifact.manifest.name}) on board {self.board.name} {_must(reason)}; it ran there "
-                "before and had passed its health check, so it was left as it is.",
-                hint="deploy again; if it fails again, edgeprune doctor",
-            )
-        note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio}
-        try:
-            self._again_after_a_lost_link(
-                lambda: self.board.call("confirm", {"folder": folder, "note": note}, timeout_s=60.0)
-            )
-        except EdgepruneError as error:
-            # It runs and answers; the next deployment checks and confirms it again.
-            _log.warning(
-                "%s: the health check passed, but was not recorded on the board: %s", self.board.name, error.message
-            )
-        faults.reached("health")
-
-    def _again_after_a_lost_link(self, work: Callable[[], _Result]) -> _Result:
-        """Do something that may be done twice; once more where the link, and not the release, was the trouble."""
-        try:
-            return work()
-        except RemoteError as error:
-            _log.warning("%s: %s It is tried once more.", self.board.name, error.message)
-            return work()
-
-    def _go_back(self, folder: str, reason: str, *, allow_none: bool) -> NoReturn:
-        name = self.artifact.manifest.name
-        try:
-            request = {"from": folder, "reason": reason, "allow_none": allow_none}
-            self._again_after_a_lost_link(lambda: self.board.call("rollback", request, timeout_s=120.0))
-            now = read_status(self.board, known_as=self.known_as)
-        except EdgepruneError as error:
-            raise InconsistentBoardError(
-                f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; putting back the former release "
-                f"failed too: {error.message}",
-                hint=f"edgeprune status --board {self.board.name}, then edgeprune deploy with a good artifact",
-            ) from error
-        raise HealthError(
-            f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; it was rolled back. "
-            f"Board {self.board.name} runs {now.current or 'no release'}.",
-            hint="edgeprune doctor",
-        )
-
     def finish(self, keep: int) -> None:
         """Remove old releases, and remember what the board runs."""
         try:
@@ -358,7 +295,7 @@ class _Run:
         except EdgepruneError as error:
             # The release runs and was confirmed; what is left over is removed by the next deployment.
             _log.warning("old releases on board %s were not removed: %s", self.board.name, error)
-        self._tell("done", 0, 0, f"board {self.board.name} runs {self.artifact.release}")
+        self.tell("done", 0, 0, f"board {self.board.name} runs {self.artifact.release}")
         faults.reached("done")
 
 
@@ -371,10 +308,6 @@ def _untouched(before: BoardStatus) -> Iterator[None]:
         if before.still_runs() not in error.message:
             error.message = f"{error.message} {before.still_runs()}"
         raise
-
-
-def _must(reason: str) -> str:
-    return reason if reason.startswith("must") else f"must run through current, found: {reason}"
 
 
 def _budget(

@@ -18,6 +18,7 @@ from edgeprune.spec import Precision
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 
@@ -28,8 +29,8 @@ def _relative_path(name: str) -> str:
         raise ValueError(
             f"file name {name!r} must stay inside the artifact's folder: letters, digits, '.', '_', '-', parts joined by '/'"
         )
-    if name == MANIFEST_NAME:
-        raise ValueError(f"file name {name!r} is the manifest's own")
+    if name in (MANIFEST_NAME, SIGNATURE_NAME):
+        raise ValueError(f"file name {name!r} is the manifest's or its signature's own")
     return name
 
 

@@ -50,6 +50,8 @@ class BoardStatus:
         confirmed: Whether the current release passed its health check.
         releases: All that are kept there.
         error: Why the board did not answer.
+        window: How the trial of the current release goes, where it is on one: ``release``, ``guarded``, ``left_s`` (until the
+            board reverts it; None where nobody guards it any more), ``seconds``, ``steady``, ``checks``, ``last``, ``complaint``.
     """
 
     board: str
@@ -60,6 +62,7 @@ class BoardStatus:
     confirmed: bool
     releases: tuple[Release, ...]
     error: str | None = None
+    window: Mapping[str, Any] | None = None
 
     @classmethod
     def from_result(
@@ -80,6 +83,7 @@ class BoardStatus:
             confirmed=result["confirmed"],
             releases=releases,
             error=error,
+            window=result.get("window"),
         )
 
     def still_runs(self) -> str:
@@ -123,13 +127,22 @@ def rollback(board: str | Board = "local") -> BoardStatus:
         BoardBusyError: Another run holds the board.
     """
     name = board if isinstance(board, str) else board.name
-    with Board.open(board) as opened, opened.hold("rollback"):
-        before = read_status(opened, known_as=name)
-        if before.current is None:
-            raise DeployError(f"board {name} must run a release to roll back, found none.", hint="edgeprune deploy")
-        request = {"from": before.current.folder, "reason": "asked for", **faults.request_fields()}
-        opened.call("rollback", request, timeout_s=_TIMEOUT_S)
-        return read_status(opened, known_as=name)
+    with Board.open(board) as opened:
+        seen = read_status(opened, known_as=name)
+        with opened.hold("rollback"):
+            before = read_status(opened, known_as=name)
+            if seen.window is not None and before.current != seen.current:
+                # What was to go was on a trial whose host is gone: taking the board has put the former release back.
+                return before
+            return _back(opened, before, name)
+
+
+def _back(opened: Board, before: BoardStatus, name: str) -> BoardStatus:
+    if before.current is None:
+        raise DeployError(f"board {name} must run a release to roll back, found none.", hint="edgeprune deploy")
+    request = {"from": before.current.folder, "reason": "asked for", **faults.request_fields()}
+    opened.call("rollback", request, timeout_s=_TIMEOUT_S)
+    return read_status(opened, known_as=name)
 
 
 def read_status(board: Board, *, known_as: str | None = None) -> BoardStatus:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -17,7 +21,7 @@ from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.status import rollback, status
-from edgeprune.errors import BoardBusyError, ConnectError, DeployError, LatencyGateError, RemoteError
+from edgeprune.errors import BoardBusyError, ConnectError, DeployError, HealthError, LatencyGateError, RemoteError
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
 
@@ -130,13 +134,7 @@ def test_link_that_is_cut_during_a_deployment_leaves_current_valid_and_then_the_
     artifacts: list[Artifact], sshd: OpenSshServer, root: Path
 ) -> None:
     with FaultyLink(sshd.host, sshd.port) as link:
-        options = {
-            "python": sys.executable,
-            "root": str(root),
-            "identity": str(sshd.identity),
-            "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-        }
-        url = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+        url = through(link, sshd, root)
         deploy(artifacts[0], url, rounds=1)
         sent = link.sent_bytes
         for share in (0.02, 0.2, 0.5, 0.8):
@@ -166,3 +164,112 @@ def test_status_of_a_board_that_was_never_seen_raises(sshd: OpenSshServer, root:
         url = f"ssh://{sshd.user}@{link.host}:{link.port}?identity={quote(str(sshd.identity))}"
     with pytest.raises(ConnectError):
         status(url)
+
+
+WATCHED = """
+import sys
+from edgeprune.deployment.deploying import deploy
+deploy(sys.argv[1], sys.argv[2], rounds=1, health_window_s=9, health=sys.argv[3])
+"""
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
+
+
+def current(root: Path) -> str:
+    return (root / "current").readlink().name
+
+
+def test_host_that_is_killed_in_the_health_window_is_not_needed_to_go_back(
+    artifacts: list[Artifact], root: Path, url: str
+) -> None:
+    deploy(artifacts[0], url, rounds=1)
+    environment = {**os.environ, "EDGEPRUNE_FAULT": "after:activate", "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-c", WATCHED, str(artifacts[1].folder), url, "true"]
+    assert subprocess.run(arguments, env=environment, capture_output=True, timeout=120).returncode == 137
+    seen = status(url)
+    assert seen.current is not None
+    assert (seen.current.name, seen.confirmed) == ("net1", False)
+    assert seen.window is not None
+    assert seen.window["guarded"]
+    wait_until(lambda: current(root) == artifacts[0].release)
+    assert_runs(root, artifacts[0])
+    assert {one.name: one.state for one in status(url).releases} == {"net0": "current", "net1": "rolled back"}
+
+
+def test_server_and_session_that_are_killed_in_the_health_window_are_not_needed_to_go_back(
+    artifacts: list[Artifact], root: Path, new_server: Callable[..., OpenSshServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = new_server()
+    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(server.config))
+    url = f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}"
+    deploy(artifacts[0], url, rounds=1)
+    holders = []
+
+    def progress(state: str, *_: object) -> None:
+        if state == "health" and not holders:
+            holders.append(json.loads((root / "lock").read_text())["board_pid"])
+            server.cut()
+            # What a login manager does that ends everything of a session.
+            os.killpg(os.getpgid(holders[0]), signal.SIGKILL)
+
+    with pytest.raises(
+        HealthError, match=r"found the board away: .* The board itself goes back to .*\(net0\)"
+    ) as caught:
+        deploy(artifacts[1], url, rounds=1, health_window_s=3, progress=progress)
+    assert caught.value.exit_code == 6
+    wait_until(lambda: current(root) == artifacts[0].release)
+    assert_runs(root, artifacts[0])
+
+
+def through(link: FaultyLink, sshd: OpenSshServer, root: Path) -> str:
+    """Address of the board behind a proxy that makes links bad."""
+    options = {
+        "python": sys.executable,
+        "root": str(root),
+        "identity": str(sshd.identity),
+        "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
+    }
+    return f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+
+
+@pytest.mark.slow
+def test_link_that_falls_silent_in_the_health_window_holds_up_nobody(
+    artifacts: list[Artifact], sshd: OpenSshServer, root: Path
+) -> None:
+    with FaultyLink(sshd.host, sshd.port) as link:
+        url = through(link, sshd, root)
+        deploy(artifacts[0], url, rounds=1)
+        back = []
+
+        def progress(state: str, *_: object) -> None:
+            if state == "health":
+                link.black_hole()
+                back.append(time.monotonic())
+
+        with pytest.raises(HealthError, match=r"found the board away: .* The board itself goes back to .*\(net0\)"):
+            deploy(artifacts[1], url, rounds=1, health_window_s=3, progress=progress)
+        assert time.monotonic() - back[0] < 60
+        wait_until(lambda: current(root) == artifacts[0].release)
+        link.mend()
+        deploy_soon(artifacts[1], url)
+        assert_runs(root, artifacts[1])
+
+
+@pytest.mark.slow
+def test_health_command_with_hostile_words_decides(artifacts: list[Artifact], root: Path, url: str) -> None:
+    deploy(artifacts[0], url, rounds=1)
+    mark = root / 'it\'s "$(touch escaped)"\n../well'
+    mark.parent.mkdir()
+    with pytest.raises(HealthError, match=r"found exit code 1.*Board board runs .*\(net0\)\."):
+        deploy(artifacts[1], url, rounds=1, health=f"test -e {shlex.quote(str(mark))}", health_window_s=5)
+    assert_runs(root, artifacts[0])
+    mark.touch()
+    command = f"test -e {shlex.quote(str(mark))}"
+    deploy(artifacts[1], url, rounds=1, health=command, health_window_s=20, steady_s=0.5)
+    assert_runs(root, artifacts[1])
+    assert status(url).confirmed

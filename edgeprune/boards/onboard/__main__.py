@@ -33,6 +33,9 @@ VERBS = {
     "confirm": "releases",
     "gc": "releases",
     "status": "releases",
+    "window": "window",
+    "guard": "guard",
+    "verify": "verifying",
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

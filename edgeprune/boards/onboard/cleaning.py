@@ -4,14 +4,17 @@ import os
 import sys
 
 import environment
+import hooks
 import release_files
 import releases
+import switching
 import trtexec
+import window
 from failures import Failure
 
 ALWAYS = ("environment", "environments", "libraries.json")
 """What a setup can bring back."""
-EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK)
+EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK, switching.MUTEX, window.STATE, window.LOG, hooks.RELOADING)
 
 
 def main(request, emit):

@@ -1,7 +1,11 @@
 """The journal of releases: one JSON object per line, each on the disk before the next step. Python >= 3.6, stdlib only.
 
 Events: ``activate`` and ``rollback`` (an intent: ``to``, ``from``, ``previous``), ``done`` or ``undone`` (how the intent
-before it ended), ``confirmed`` (``release`` passed its health check), ``refused`` (``release`` did not pass a check).
+before it ended), ``confirmed`` (``release`` passed its health check), ``refused`` (``release`` did not pass a check),
+``stuck`` (``release`` was not confirmed, and what ran before could not be put back: ``reason``), ``reloaded`` (how the user's
+command ended after a rollback).
+
+``activate`` may have ``window`` (the id of its health window), ``owner`` (who may confirm it) and ``reload`` (the user's command).
 """
 
 import errno
@@ -43,6 +47,17 @@ def switches(root):
             intent = None
         elif record.get("event") == "undone":
             intent = None
+    return found
+
+
+def unfinished(root):
+    """The intent whose end is not recorded yet, or None."""
+    found = None
+    for record in read(root):
+        if record.get("event") in ("activate", "rollback"):
+            found = record
+        elif record.get("event") in ("done", "undone"):
+            found = None
     return found
 
 

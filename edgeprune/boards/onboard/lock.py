@@ -33,9 +33,11 @@ def main(request, emit):
         except BlockingIOError:
             raise busy(file)
         trtexec.unoccupied(request["root"], but=request.get("build"))
-        # Only here: `clocks` waits for the end of input as this verb does.
+        # Only here: `clocks` waits for the end of input as this verb does, and `guard` knows of releases, which know of locks.
         import clocks
+        import guard
 
+        guard.settle(request["root"], {"host": request.get("host"), "pid": request.get("pid")}, emit)
         restored = clocks.restore_leftover(request["root"])
         if restored is not None:
             emit({"event": "leftover", "restored": restored})

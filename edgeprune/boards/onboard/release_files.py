@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 
+import signature
 import store
 from failures import Failure
 
@@ -78,6 +79,23 @@ def manifest(path):
         return b"", {}
 
 
+def require_listed(path, files):
+    """Refuse a release whose files are not just those of its manifest.
+
+    Args:
+        path: Its folder.
+        files: Name to ``{"sha256"}`` of what was copied there.
+
+    Raises:
+        Failure: ManifestError.
+    """
+    listed = {name: entry["sha256"] for name, entry in manifest(path)[1].get("files", {}).items()}
+    found = {name: entry["sha256"] for name, entry in files.items() if name not in (MANIFEST, signature.NAME)}
+    wrong = sorted(name for name in set(listed) | set(found) if listed.get(name) != found.get(name))
+    if wrong:
+        raise Failure("ManifestError", "file %r must be the one that the manifest lists, found another." % wrong[0], "compile again")
+
+
 def damaged(path):
     """Names of files of a release that are missing, altered, extra, or no plain files."""
     text, contents = manifest(path)
@@ -87,7 +105,7 @@ def damaged(path):
     there = set()
     for folder, _, names in os.walk(path):
         there.update(os.path.relpath(os.path.join(folder, name), path) for name in names)
-    bad = there - set(entries) - {MANIFEST}
+    bad = there - set(entries) - {MANIFEST, signature.NAME}
     bad.update(name for name in entries if _sha256(os.path.join(path, name)) != entries[name]["sha256"])
     return sorted(bad)
 

@@ -8,9 +8,7 @@ Under the board's root::
     current, previous         symbolic links to releases/<folder>
     journal.jsonl             what was activated, rolled back and confirmed, synced line by line
 
-``current`` changes only by `os.replace` of a link that is already on the disk, after everything it points to is, so it names
-a whole release at every instant, also after a power loss. ``previous`` follows it; the journal line written before tells a
-re-run how to finish, so every verb may be killed anywhere and called again.
+How the links move is in `switching`, and what reverts them when the host is gone in `window` and `guard`.
 
 Test hook: a request with ``"fault": "after:<state>"`` (see `STATES`) kills this process hard once that state is reached.
 """
@@ -23,12 +21,17 @@ import re
 import sys
 import time
 
+import hooks
 import journal
 import lock
 import release_files
+import signature
+import store
+import switching
+import window
 from failures import Failure
 
-LINKS = ("current", "previous")
+LINKS = switching.LINKS
 MANIFEST = release_files.MANIFEST
 STATES = (
     "board:copied",
@@ -44,7 +47,6 @@ OLD_S = 24 * 3600.0
 """Files that nothing needs stay so long, for a run that has just begun or is to be resumed."""
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_FOLDER = re.compile(r"[0-9a-f]{16}(-[0-9]+)?")
 
 
 def main(request, emit):
@@ -63,7 +65,7 @@ def main(request, emit):
     }
     if verb == "status":
         return status(root, request)
-    with exclusive(root, request.get("owner")):
+    with exclusive(root, request.get("owner")), switching.alone(root):
         return writing[verb](root, request)
 
 
@@ -105,26 +107,45 @@ def stage(root, request):
     _clear(incoming)
     folder, reused = _free_folder(root, release)
     if reused:
+        signed = store.blob_path(root, files[signature.NAME]["sha256"]) if signature.NAME in files else ""
+        signature.require(root, os.path.join(root, "releases", folder, MANIFEST), signed)
+        _sign(root, incoming, folder, files.get(signature.NAME))
         return {"folder": folder, "reused": True}
     partial = os.path.join(incoming, "release-%s" % folder)
     os.mkdir(partial)
     try:
         for name in sorted(files):
             release_files.copy(root, files[name], partial, name)
+        # Of the copies, whose hashes were checked: what is signed is what is listed, and what is listed is what is there.
+        release_files.require_listed(partial, files)
+        signature.require(root, os.path.join(partial, MANIFEST), os.path.join(partial, signature.NAME))
         release_files.sync_tree(partial)
-        _reached(request, "board:copied")
+        switching.reached(request, "board:copied")
         os.rename(partial, os.path.join(root, "releases", folder))
     except (OSError, Failure):
         release_files.remove(partial)
         raise
     release_files.sync(os.path.join(root, "releases"))
-    _reached(request, "board:staged")
+    switching.reached(request, "board:staged")
     return {"folder": folder, "reused": False}
+
+
+def _sign(root, incoming, folder, entry):
+    """Give a release that is there already the signature that it came with this time."""
+    target = os.path.join(root, "releases", folder, signature.NAME)
+    if entry is None or (os.path.isfile(target) and store.file_sha256(target) == entry["sha256"]):
+        return
+    partial = os.path.join(incoming, "release-%s" % folder)
+    os.mkdir(partial)
+    release_files.copy(root, entry, partial, signature.NAME)
+    os.replace(os.path.join(partial, signature.NAME), target)
+    release_files.sync(os.path.dirname(target))
+    os.rmdir(partial)
 
 
 def refuse(root, request):
     """Record that a staged release did not pass a check. Request: ``folder``, ``reason``. Result: ``refused``."""
-    _finish(root)
+    switching.finish(root)
     folder = _folder_name(request["folder"])
     journal.append(root, {"event": "refused", "release": folder, "reason": request.get("reason", "")})
     return {"refused": folder}
@@ -133,19 +154,28 @@ def refuse(root, request):
 def activate(root, request):
     """Point ``current`` at a staged release; nothing happens when it is there already.
 
-    Request: ``folder`` (from `stage`). Result: ``current``, ``previous`` (folders), ``changed``.
+    Request: ``folder`` (from `stage`); ``window`` (see `window`): revert unless it is confirmed in time. Result: ``current``,
+    ``previous`` (folders), ``changed``.
     """
-    _finish(root)
+    switching.finish(root)
     folder = _folder_name(request["folder"])
     if not os.path.isdir(os.path.join(root, "releases", folder)):
         raise Failure("DeployError", "release %s must be staged before it is activated, found no such folder." % folder)
-    current = _target(root, "current")
+    current = switching.target(root, "current")
     if current == folder:
-        return {"current": folder, "previous": _target(root, "previous"), "changed": False}
+        return {"current": folder, "previous": switching.target(root, "previous"), "changed": False}
     # A repaired copy of the current release must not make the damaged one the release to go back to.
     repaired = current is not None and current[:16] == folder[:16]
-    former = _target(root, "previous") if repaired else current
-    _switch(root, request, {"event": "activate", "to": folder, "from": current, "previous": former})
+    former = switching.target(root, "previous") if repaired else current
+    record = {"event": "activate", "to": folder, "from": current, "previous": former}
+    told = request.get("window")
+    if told is None:
+        switching.switch(root, request, record)
+    else:
+        record.update(window=told["id"], owner=request.get("owner"), reload=told.get("reload"))
+        # The guard is there before there is something to guard: a kill at any moment finds it on its post.
+        with window.guarded(root, folder, told):
+            switching.switch(root, request, record)
     return {"current": folder, "previous": former, "changed": True}
 
 
@@ -154,16 +184,17 @@ def rollback(root, request):
 
     Request: ``from`` (folder or release id that is to go; when ``current`` is another already, nothing happens), ``verify``
     (default true: rehash what is put back first), ``reason``, ``allow_none`` (default false: with no former release,
-    ``current`` is removed instead of refused). Result: ``current``, ``previous``, ``changed``.
+    ``current`` is removed instead of refused), ``reload`` (command that is run afterwards; by default the one that the release
+    which goes was activated with). Result: ``current``, ``previous``, ``changed``, ``reload`` (None, or how that command ended).
     """
-    _finish(root)
-    current = _target(root, "current")
+    switching.finish(root)
+    current = switching.target(root, "current")
     leaving = request.get("from")
     if current is None or (leaving is not None and leaving not in (current, current[:16])):
         if leaving is None:
             raise Failure("DeployError", "the board must run a release to roll back, found none.")
-        return {"current": current, "previous": _target(root, "previous"), "changed": False}
-    former = _target(root, "previous")
+        return {"current": current, "previous": switching.target(root, "previous"), "changed": False, "reload": None}
+    former = switching.target(root, "previous")
     if former is None and not request.get("allow_none"):
         raise Failure(
             "DeployError",
@@ -181,23 +212,34 @@ def rollback(root, request):
             )
     record = {"event": "rollback", "to": former, "from": current, "previous": _before(root, former, current)}
     record["reason"] = request.get("reason", "")
-    _switch(root, request, record)
-    return {"current": former, "previous": record["previous"], "changed": True}
+    command = request.get("reload") or window.reload_of(root, current)
+    switching.switch(root, request, record)
+    ended = None
+    if command is not None:
+        ended = hooks.reload(root, command, hooks.RELOAD_S)
+        journal.append(root, {"event": "reloaded", "release": former, "exit": ended["exit"], "said": ended["said"]})
+    return {"current": former, "previous": record["previous"], "changed": True, "reload": ended}
 
 
 def confirm(root, request):
     """Record that the current release passed its health check. Request: ``folder``. Result: ``confirmed``."""
-    _finish(root)
+    switching.finish(root)
     folder = _folder_name(request["folder"])
-    if _target(root, "current") != folder:
-        raise Failure("DeployError", "release %s must be current to be confirmed, found another." % folder)
+    if switching.target(root, "current") != folder:
+        raise Failure(
+            "DeployError",
+            "release %s must be current to be confirmed, found %s." % (folder, switching.target(root, "current") or "none"),
+        )
     journal.append(root, {"event": "confirmed", "release": folder, "note": request.get("note", {})})
     return {"confirmed": folder}
 
 
 def status(root, request):
-    """What the board holds; reads only. Result: ``current``, ``previous``, ``releases`` (each with its ``state``), ``confirmed``."""
-    current = _target(root, "current")
+    """What the board holds; reads only.
+
+    Result: ``current``, ``previous``, ``releases`` (each with its ``state``), ``confirmed``, ``window`` (see `window.state`).
+    """
+    current = switching.target(root, "current")
     confirmed = set()
     for line in journal.read(root):
         if line.get("event") == "confirmed":
@@ -219,9 +261,10 @@ def status(root, request):
         )
     return {
         "current": current,
-        "previous": _target(root, "previous"),
+        "previous": switching.target(root, "previous"),
         "confirmed": current in confirmed,
         "releases": releases,
+        "window": window.state(root),
     }
 
 
@@ -233,8 +276,8 @@ def gc(root, request):
 
     Result: ``removed`` (folders), ``freed_bytes``, ``status`` (of `status`, afterwards).
     """
-    _finish(root)
-    kept = [folder for folder in (_target(root, name) for name in LINKS) if folder is not None]
+    switching.finish(root)
+    kept = [folder for folder in (switching.target(root, name) for name in LINKS) if folder is not None]
     by_age = sorted(_folders(root), key=lambda name: _activated(root, name), reverse=True)
     for folder in by_age:
         if folder not in kept and len(kept) < max(int(request.get("keep", 3)), 1):
@@ -256,6 +299,7 @@ def gc(root, request):
     freed += _sweep(os.path.join(root, "store"), needed)
     freed += _sweep(incoming, ())
     freed += _sweep(os.path.join(root, "runner"), (os.path.basename(sys.argv[0]),))
+    window.tidy(root)
     return {"removed": removed, "freed_bytes": freed, "status": status(root, request)}
 
 
@@ -265,70 +309,11 @@ def resolve(root, name):
     Raises:
         Failure: DeployError when there is none.
     """
-    folder = _target(root, name) if name in LINKS else _folder_name(name)
+    folder = switching.target(root, name) if name in LINKS else _folder_name(name)
     path = None if folder is None else os.path.join(root, "releases", folder)
     if path is None or not os.path.isdir(path):
         raise Failure("DeployError", "the board must hold release %s, found none." % name)
     return os.path.join(root, name) if name in LINKS else path
-
-
-# How `current` moves -------------------------------------------------------------------------------------------------
-
-
-def _switch(root, request, record):
-    """Journal the intent, move ``current``, then ``previous``, then journal the end; a re-run finishes what is open."""
-    journal.append(root, record)
-    _reached(request, "board:intent")
-    _point(root, "current", record["to"], request)
-    _reached(request, "board:switched")
-    _point(root, "previous", record["previous"])
-    _reached(request, "board:previous")
-    journal.append(root, {"event": "done"})
-    _reached(request, "board:recorded")
-
-
-def _finish(root):
-    """Complete a switch that was killed: forward when ``current`` had moved, else back to how it was."""
-    lines = journal.read(root)
-    if not lines or lines[-1].get("event") not in ("activate", "rollback"):
-        return
-    record = lines[-1]
-    if _target(root, "current") == record.get("to"):
-        _point(root, "previous", record.get("previous"))
-        journal.append(root, {"event": "done"})
-    else:
-        journal.append(root, {"event": "undone"})
-
-
-def _point(root, name, folder, request=None):
-    """Make link `name` point at a release folder (or be absent), in one step and durably."""
-    link = os.path.join(root, name)
-    if folder is None:
-        if os.path.islink(link):
-            os.unlink(link)
-    else:
-        fresh = os.path.join(root, ".%s-%d" % (name, os.getpid()))
-        for leftover in os.listdir(root):
-            if leftover.startswith(".%s-" % name):
-                os.unlink(os.path.join(root, leftover))
-        os.symlink(os.path.join("releases", folder), fresh)
-        # A rename is atomic but not yet durable: the new link must be on the disk before, the folder's names after.
-        release_files.sync(root)
-        if request is not None:
-            _reached(request, "board:linked")
-        os.replace(fresh, link)
-    release_files.sync(root)
-
-
-def _target(root, name):
-    """Release folder that a link points at; None where there is no link or it points nowhere."""
-    try:
-        target = os.readlink(os.path.join(root, name))
-    except OSError:
-        return None
-    folder = os.path.basename(target)
-    whole = target == os.path.join("releases", folder) and _FOLDER.fullmatch(folder)
-    return folder if whole and os.path.isdir(os.path.join(root, "releases", folder)) else None
 
 
 def _before(root, folder, leaving):
@@ -353,7 +338,7 @@ def _activated(root, folder):
 def _state(root, folder):
     """``current``, ``previous``, ``former`` (it ran before), ``rolled back``, ``refused``, or ``incomplete``."""
     for link in LINKS:
-        if _target(root, link) == folder:
+        if switching.target(root, link) == folder:
             return link
     state = "incomplete"
     for record in journal.read(root):
@@ -404,15 +389,10 @@ def _sweep(folder, needed):
 
 def _folders(root):
     path = os.path.join(root, "releases")
-    return sorted(name for name in os.listdir(path) if _FOLDER.fullmatch(name)) if os.path.isdir(path) else []
+    return sorted(name for name in os.listdir(path) if switching.FOLDER.fullmatch(name)) if os.path.isdir(path) else []
 
 
 def _folder_name(text):
-    if not _FOLDER.fullmatch(text):
+    if not switching.FOLDER.fullmatch(text):
         raise Failure("DeployError", "a release must be named by its id, found %r." % text)
     return text
-
-
-def _reached(request, state):
-    if request.get("fault") == "after:%s" % state:
-        os._exit(137)

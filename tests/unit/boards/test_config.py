@@ -150,3 +150,44 @@ def test_the_environment_chooses_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("EDGEPRUNE_CONFIG")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert config_path() == tmp_path / "edgeprune" / "boards.toml"
+
+
+def test_groups_name_boards_and_survive_changes_of_boards(config: BoardConfig) -> None:
+    for name in ("a", "b", "c"):
+        config.add(name, BoardEntry(ssh=name))
+    text = config.path.read_text()
+    config.path.write_text(text + '\n[groups]\nkitchen = ["a", "b", "local", "ssh://u@h?root=/x,y"]\nattic = ["c"]\n')
+    config.add("d", BoardEntry(ssh="d"))
+    assert config.members(["kitchen"]) == ["a", "b", "local", "ssh://u@h?root=/x,y"]
+    assert config.members(["c, kitchen", "a,d"]) == ["c", "a", "b", "local", "ssh://u@h?root=/x,y", "d"]
+    assert config.members(["ssh://u@h?root=/p,q"]) == ["ssh://u@h?root=/p,q"]
+    with pytest.raises(ConfigError, match="'attic' is a group"):
+        config.add("attic", BoardEntry(ssh="x"))
+    config.remove("c")
+    assert config.groups() == {"kitchen": ["a", "b", "local", "ssh://u@h?root=/x,y"]}
+    config.remove("a")
+    assert config.members(["kitchen"])[0] == "b"
+
+
+@pytest.mark.parametrize("word", ["nowhere", "a,,b", "", "../a", "$(id)", "a b", "a\nb"])
+def test_members_that_are_not_known_are_refused(config: BoardConfig, word: str) -> None:
+    config.add("a", BoardEntry(ssh="a"))
+    config.add("b", BoardEntry(ssh="b"))
+    with pytest.raises(UnknownBoardError, match="the board must be one of local, a, b, found"):
+        config.members([word])
+
+
+@pytest.mark.parametrize(
+    ("lines", "rule"),
+    [
+        ('groups = {a = ["x"]}\nboards = {a = {ssh = "h"}}', "must not be called as a board is"),
+        ('[groups]\n"a b" = ["x"]', "must consist of letters"),
+        ("[groups]\na = 3", "list"),
+        ('[groups]\na = [""]', "at least 1 character"),
+    ],
+)
+def test_groups_that_cannot_be_name_their_key(config: BoardConfig, lines: str, rule: str) -> None:
+    config.path.parent.mkdir(parents=True)
+    config.path.write_text(lines + "\n")
+    with pytest.raises(ConfigError, match=rule):
+        config.list()

@@ -21,6 +21,7 @@ FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py
 OWN = {path.stem for path in FILES}
 FOREIGN_INSIDE_FUNCTIONS = {
     "engines": {"numpy", "onnxruntime"},
+    "infer": {"numpy", "onnxruntime"},
     "parity": {"numpy", "onnxruntime"},
     "tvm_engine": {"tvm"},
 }

@@ -1,8 +1,15 @@
 """Small real models, compiled once; a board of this machine in a folder of the test's own."""
 
+import hashlib
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+import edgeprune.boards
 
 torch = pytest.importorskip("torch")
 
@@ -88,3 +95,78 @@ def running(root, _deployed):
     """As `root`, but the board runs the first artifact already."""
     shutil.copytree(_deployed, root, symlinks=True)
     return root
+
+
+class Runner:
+    """A board's folder, driven through the runner: one process per verb, as on a board."""
+
+    program = Path(edgeprune.boards.__file__).parent / "onboard"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def call(self, verb, **request):
+        done = subprocess.run(
+            [sys.executable, str(self.program), verb],
+            input=json.dumps({"root": str(self.root), **request}) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if done.returncode == 137:
+            return "killed"
+        event = json.loads(done.stdout.splitlines()[-1])
+        return event["result"] if event["event"] == "result" else event
+
+    def blobs(self, text):
+        """Put the files of a release called `text` into the store; the request fields of `stage`."""
+        contents = {"engine.onnx": text.encode() * 1000, "data/extra.bin": b"shared"}
+        files = {name: {"sha256": self.digest(data), "size_bytes": len(data)} for name, data in contents.items()}
+        manifest = json.dumps({"files": files, "name": text, "created": "2026-01-01T00:00:00Z"}).encode()
+        contents["manifest.json"] = manifest
+        files["manifest.json"] = {"sha256": self.digest(manifest), "size_bytes": len(manifest)}
+        (self.root / "store").mkdir(parents=True, exist_ok=True)
+        for data in contents.values():
+            (self.root / "store" / self.digest(data)).write_bytes(data)
+        return {"release": self.digest(manifest)[:16], "files": files}
+
+    def release(self, text, **options):
+        """Stage and activate a release; its folder."""
+        folder = self.call("stage", **self.blobs(text))["folder"]
+        result = self.call("activate", folder=folder, **options)
+        assert result == "killed" or result["current"] == folder
+        return folder
+
+    def target(self, name="current"):
+        link = self.root / name
+        return link.readlink().name if link.is_symlink() else None
+
+    def assert_valid(self, *allowed):
+        """`current` is one whole release of `allowed`, or absent where None is allowed."""
+        current = self.target()
+        assert current in allowed
+        if current is not None:
+            assert self.damaged(self.root / "current") == []
+
+    @staticmethod
+    def digest(data):
+        return hashlib.sha256(data).hexdigest()
+
+    @staticmethod
+    def damaged(folder):
+        """Names of files of a release that are not as its manifest says."""
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        there = {
+            str(path.relative_to(folder)): Runner.digest(path.read_bytes())
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        assert there.pop("manifest.json").startswith(folder.resolve().name[:16])
+        listed = {name: entry["sha256"] for name, entry in files.items()}
+        return sorted(name for name in {*there, *listed} if there.get(name) != listed.get(name))
+
+
+@pytest.fixture
+def board(tmp_path):
+    """An empty board's folder, driven through the runner."""
+    return Runner(tmp_path / "board root")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from edgeprune.boards.board import Board
 from edgeprune.boards.local import LocalTransport
 from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.cleaning import clean_releases
 from edgeprune.deployment.deploying import STATES, deploy
 from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import (
@@ -87,6 +90,7 @@ def test_current_holds_the_engine_and_what_its_users_must_know(running):
     assert sorted(path.name for path in (root / "current").iterdir()) == [
         "engine.onnx",
         "golden.npz",
+        "infer.py",
         "manifest.json",
         "model.json",
     ]
@@ -121,6 +125,19 @@ def test_old_releases_go_and_the_last_ones_stay(artifacts, running, forge):
     quick(artifacts[1])
     quick(forge(artifacts[1], "net2", name="net2"), keep=2)
     assert {release.name for release in status("local").releases} == {"net1", "net2"}
+
+
+def test_cleaning_a_board_keeps_the_current_and_the_previous_release(artifacts, running, forge):
+    quick(artifacts[1])
+    quick(forge(artifacts[1], "net2", name="net2"), keep=3)
+    left = clean_releases("local", keep=1)
+    assert left.removed == (artifacts[0].release,)
+    assert left.freed_bytes > 0
+    assert artifacts[1].release in left.kept
+    assert {release.name for release in status("local").releases} == {"net1", "net2"}
+    assert clean_releases("local").removed == ()
+    with pytest.raises(ConfigError, match="at least 1 release, found 0"):
+        clean_releases("local", keep=0)
 
 
 def test_altered_engine_is_refused_before_the_board_is_asked(artifacts, root, tmp_path):
@@ -281,9 +298,16 @@ class LossyTransport(LocalTransport):
             raise ConnectError("the link must stay up, it was lost (connection reset by peer).")
 
 
-def over_a_bad_link(artifact, root, *, progress=None, **losses):
+def over_a_bad_link(artifact, root, *, progress=None, health_window_s=None, **losses):
     with Board(LossyTransport(**losses), name="local", python=sys.executable, root=str(root)) as board:
-        return deploy(artifact, board, rounds=1, progress=progress)
+        return deploy(artifact, board, rounds=1, progress=progress, health_window_s=health_window_s)
+
+
+def wait_until(condition, limit_s=20.0):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.05)
 
 
 def test_link_that_is_lost_after_the_switch_does_not_leave_it_unchecked(artifacts, running):
@@ -334,14 +358,78 @@ def test_one_lost_link_in_the_health_check_does_not_roll_a_good_release_back(art
     assert status("local").confirmed
 
 
-def test_health_that_could_not_be_recorded_is_no_failure_and_is_made_up_for(artifacts, running, caplog):
+def test_confirmation_is_repeated_until_it_arrives(artifacts, running, caplog):
     done = over_a_bad_link(artifacts[1], running, before={"confirm": 2})
     assert done.changed
-    assert "the health check passed, but was not recorded" in caplog.text
+    assert "It is tried once more" in caplog.text
     assert_runs(running, artifacts[1])
-    assert not status("local").confirmed
+    assert status("local").confirmed
+
+
+def test_release_whose_confirmation_never_arrives_is_reverted_by_the_board(artifacts, running):
+    with pytest.raises(HealthError, match=r"found the board away.*The board itself goes back to .*\(net0\)"):
+        over_a_bad_link(artifacts[1], running, health_window_s=2, before={"confirm": 99, "window": 99})
+    wait_until(lambda: current(running) == artifacts[0].release)
+    assert_runs(running, artifacts[0])
     quick(artifacts[1])
     assert status("local").confirmed
+
+
+def test_confirmation_of_a_release_that_ran_before_is_made_up_for_later(artifacts, running, caplog):
+    quick(artifacts[1])
+    over_a_bad_link(artifacts[1], running, before={"confirm": 2})
+    assert "the health check passed, but was not recorded" in caplog.text
+    assert_runs(running, artifacts[1])
+
+
+def test_healthy_release_is_confirmed_once_its_command_has_held(artifacts, running, tmp_path):
+    seen = tmp_path / 'it\'s "$(here)"'
+    reload = f"echo reload >> {shlex.quote(str(seen))}"
+    health = f"grep -q reload {shlex.quote(str(seen))}"
+    said = []
+    done = quick(
+        artifacts[1],
+        health=health,
+        reload=reload,
+        health_window_s=20,
+        steady_s=1.2,
+        progress=lambda state, *rest: said.append((state, rest[2])),
+    )
+    assert done.changed
+    assert ("health", "the health command holds so far") in said
+    found = status("local")
+    assert (found.confirmed, found.window) == (True, None)
+    assert seen.read_text() == "reload\n"
+    assert rollback("local").current.name == "net0"
+    assert seen.read_text() == "reload\nreload\n", "the application is told of the way back too"
+
+
+def test_unhealthy_release_is_rolled_back_by_the_board_and_the_error_says_what_the_command_said(artifacts, running):
+    with pytest.raises(HealthError) as caught:
+        quick(artifacts[1], health="echo 'queue $(is) full'; exit 3", health_window_s=5)
+    assert caught.value.exit_code == 6
+    assert (
+        "must have its health command end with exit code 0, found exit code 3: queue $(is) full" in caught.value.message
+    )
+    assert f"it was rolled back. Board local runs {artifacts[0].release} (net0)." in caught.value.message
+    assert_runs(running, artifacts[0])
+    assert {one.folder: one.state for one in status("local").releases}[artifacts[1].release] == "rolled back"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"health": " "}, "the health command must be a line"),
+        ({"reload": "a\0b"}, "the reload command must be a line"),
+        ({"health_window_s": 0.5}, "the health window must be at least 1 s, found 0.5"),
+        ({"health_window_s": float("nan")}, "the health window must be at least 1 s, found nan"),
+        ({"health_window_s": 5, "steady_s": 5}, "must hold for less than the whole health window, found 5 s"),
+    ],
+)
+def test_health_options_that_cannot_be_are_refused_before_the_board_is_asked(artifacts, root, options, message):
+    with pytest.raises(ConfigError, match=message):
+        quick(artifacts[0], **options)
+    assert not root.exists()
 
 
 def test_release_that_was_confirmed_before_is_left_alone_when_its_health_cannot_be_seen(artifacts, running):
@@ -440,6 +528,16 @@ def test_kill_after_each_state_leaves_current_valid_and_the_next_run_goes_on_fro
     assert_runs(running, artifacts[1])
     assert status("local").previous.folder == artifacts[0].release
     assert_tidy(running)
+
+
+def test_rollback_of_a_release_on_trial_goes_back_one_step_only(artifacts, running, forge):
+    two = forge(artifacts[0], "net2", name="net2")
+    quick(two)
+    assert killed_deployment(artifacts[1], "activate").returncode == 137
+    assert status("local").window["guarded"]
+    back = rollback("local")
+    assert (back.current.name, back.previous.name) == ("net2", "net0")
+    assert_runs(running, two)
 
 
 @pytest.mark.slow

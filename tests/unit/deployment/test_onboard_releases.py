@@ -1,19 +1,14 @@
 """The on-board release verbs, run as the board runs them: one process per verb, killed wherever it hurts."""
 
-import hashlib
 import json
 import os
 import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-import edgeprune.boards
-
-ONBOARD = Path(edgeprune.boards.__file__).parent / "onboard"
 STATES = (
     "board:copied",
     "board:staged",
@@ -23,74 +18,6 @@ STATES = (
     "board:previous",
     "board:recorded",
 )
-
-
-class Runner:
-    """A board's folder, driven through the runner."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def call(self, verb, **request):
-        done = subprocess.run(
-            [sys.executable, str(ONBOARD), verb],
-            input=json.dumps({"root": str(self.root), **request}) + "\n",
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        if done.returncode == 137:
-            return "killed"
-        event = json.loads(done.stdout.splitlines()[-1])
-        return event["result"] if event["event"] == "result" else event
-
-    def blobs(self, text):
-        """Put the files of a release called `text` into the store; the request fields of `stage`."""
-        contents = {"engine.onnx": text.encode() * 1000, "data/extra.bin": b"shared"}
-        files = {name: {"sha256": digest(data), "size_bytes": len(data)} for name, data in contents.items()}
-        manifest = json.dumps({"files": files, "name": text, "created": "2026-01-01T00:00:00Z"}).encode()
-        contents["manifest.json"] = manifest
-        files["manifest.json"] = {"sha256": digest(manifest), "size_bytes": len(manifest)}
-        (self.root / "store").mkdir(parents=True, exist_ok=True)
-        for data in contents.values():
-            (self.root / "store" / digest(data)).write_bytes(data)
-        return {"release": digest(manifest)[:16], "files": files}
-
-    def release(self, text, **options):
-        """Stage and activate a release; its folder."""
-        folder = self.call("stage", **self.blobs(text))["folder"]
-        result = self.call("activate", folder=folder, **options)
-        assert result == "killed" or result["current"] == folder
-        return folder
-
-    def target(self, name="current"):
-        link = self.root / name
-        return link.readlink().name if link.is_symlink() else None
-
-    def assert_valid(self, *allowed):
-        """`current` is one whole release of `allowed`, or absent where None is allowed."""
-        current = self.target()
-        assert current in allowed
-        if current is not None:
-            assert damaged(self.root / "current") == []
-
-
-def digest(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def damaged(folder):
-    """Names of files of a release that are not as its manifest says."""
-    files = json.loads((folder / "manifest.json").read_text())["files"]
-    there = {str(path.relative_to(folder)): digest(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-    assert there.pop("manifest.json").startswith(folder.resolve().name[:16])
-    listed = {name: entry["sha256"] for name, entry in files.items()}
-    return sorted(name for name in {*there, *listed} if there.get(name) != listed.get(name))
-
-
-@pytest.fixture
-def board(tmp_path):
-    return Runner(tmp_path / "board root")
 
 
 def test_staged_release_is_whole_read_only_and_not_yet_current(board):
@@ -157,6 +84,22 @@ def test_file_names_that_could_leave_the_folder_are_refused(board, name):
     assert "must stay inside the release's folder" in event["message"]
 
 
+@pytest.mark.parametrize("change", ["another engine", "one more", "one less"])
+def test_files_that_the_manifest_does_not_list_are_refused(board, change):
+    blobs = board.blobs("one")
+    if change == "another engine":
+        blobs["files"]["engine.onnx"] = board.blobs("two")["files"]["engine.onnx"]
+    elif change == "one more":
+        blobs["files"]["more.bin"] = blobs["files"]["engine.onnx"]
+    else:
+        del blobs["files"]["data/extra.bin"]
+    event = board.call("stage", **blobs)
+    assert event["error"] == "ManifestError"
+    assert "must be the one that the manifest lists, found another" in event["message"]
+    assert list((board.root / "releases").iterdir()) == []
+    assert list((board.root / "incoming").iterdir()) == []
+
+
 def test_release_must_carry_the_hash_of_its_manifest(board):
     blobs = board.blobs("one")
     assert board.call("stage", **{**blobs, "release": "0" * 16})["error"] == "ManifestError"
@@ -220,7 +163,7 @@ def test_damaged_current_release_is_replaced_by_a_whole_copy(board):
     one, two = board.release("one"), board.release("two")
     extra = board.root / "releases" / two / "left-behind"
     extra.write_text("not in the manifest")
-    assert damaged(board.root / "current") == ["left-behind"]
+    assert board.damaged(board.root / "current") == ["left-behind"]
     repaired = board.release("two")
     assert repaired == f"{two}-2"
     board.assert_valid(repaired)
@@ -236,14 +179,14 @@ def test_gc_keeps_the_last_releases_and_never_current_or_previous(board):
     assert sorted(result["removed"]) == sorted([folders[0], folders[3]])
     board.assert_valid(folders[2])
     blobs = {path.name for path in (board.root / "store").iterdir()}
-    assert digest(b"shared") in blobs
-    assert digest(b"one" * 1000) not in blobs
-    assert digest(b"two" * 1000) in blobs
+    assert board.digest(b"shared") in blobs
+    assert board.digest(b"one" * 1000) not in blobs
+    assert board.digest(b"two" * 1000) in blobs
 
 
 def test_gc_removes_old_files_that_nothing_needs_and_keeps_young_ones(board):
     one = board.release("one")
-    names = ["store/" + digest(b"timed only"), "incoming/unfinished.partial-12", "runner/runner-old.pyz"]
+    names = ["store/" + board.digest(b"timed only"), "incoming/unfinished.partial-12", "runner/runner-old.pyz"]
     for name in [*names, *(old[:-1] + "0" for old in names)]:
         (board.root / name).parent.mkdir(exist_ok=True)
         (board.root / name).write_bytes(b"x" * 10)
@@ -259,12 +202,12 @@ def test_gc_removes_old_files_that_nothing_needs_and_keeps_young_ones(board):
         assert not (board.root / name).exists()
         assert (board.root / (name[:-1] + "0")).exists()
     assert board.call("stage", **board.blobs("one")) == {"folder": one, "reused": True}
-    assert (board.root / "store" / digest(b"one" * 1000)).exists()
+    assert (board.root / "store" / board.digest(b"one" * 1000)).exists()
 
 
 def test_blob_that_somebody_asked_for_lately_is_not_old(board):
     board.release("one")
-    blob = board.root / "store" / digest(b"timed only")
+    blob = board.root / "store" / board.digest(b"timed only")
     blob.write_bytes(b"timed only")
     os.utime(blob, (1, 1))
     assert board.call("store", action="missing", blobs={blob.name: 10})["missing"] == []
@@ -325,7 +268,11 @@ def test_journal_line_cut_short_by_a_power_loss_is_skipped(board):
 def test_verbs_that_write_respect_the_lock_of_another_run(board):
     one, two = board.release("one"), board.release("two")
     holder = subprocess.Popen(
-        [sys.executable, str(ONBOARD), "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, str(board.program), "lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     )
     try:
         holder.stdin.write(

@@ -1,0 +1,119 @@
+"""Who made an artifact: a signature of its manifest with an SSH key, checked against a list of signers.
+
+The format is OpenSSH's own (``ssh-keygen -Y``, PROTOCOL.sshsig; since OpenSSH 8.1), so keys in agents and on security tokens
+serve, and nothing needs to be installed. The manifest names every other file by its hash, so its signature covers them all.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from edgeprune.errors import ConfigError, SignatureError
+from edgeprune.files import write_text
+
+if TYPE_CHECKING:
+    from edgeprune.deployment.artifact import Artifact
+
+NAMESPACE = "edgeprune"
+"""What the signature is for; one that the same key made of a mail or a commit does not pass as one of an artifact."""
+
+_TIMEOUT_S = 120.0
+
+
+def sign(artifact: Artifact, key: str | Path) -> Path:
+    """Sign an artifact's manifest; a signature that is there already is replaced.
+
+    Args:
+        artifact: The artifact.
+        key: Private key file, or the public one of a key that the agent holds.
+
+    Returns:
+        The signature, ``manifest.json.sig`` beside the manifest.
+
+    Raises:
+        ConfigError: The key cannot be used.
+    """
+    path = Path(key).expanduser()
+    done = _keygen(["sign", "-q", "-f", str(path.absolute()), "-n", NAMESPACE], artifact.manifest.canonical())
+    text = done.stdout.decode("ascii", "replace")
+    if done.returncode != 0 or "BEGIN SSH SIGNATURE" not in text:
+        raise ConfigError(
+            f"the key to sign with must be one that ssh-keygen can use, found {path}: {_said(done)}.",
+            hint="ssh-keygen -t ed25519 -f KEY, or the .pub file of a key that the agent holds",
+        )
+    target = artifact.folder / SIGNATURE_NAME
+    write_text(target, text)
+    return target
+
+
+def require_signer(manifest: bytes, signature: str | None, signers: Path, *, what: str) -> str:
+    """Refuse a manifest that none of the signers has signed.
+
+    Args:
+        manifest: Bytes of ``manifest.json``.
+        signature: Text of ``manifest.json.sig``, or None.
+        signers: File in the format of ssh-keygen's manual, section ALLOWED SIGNERS.
+        what: What errors call it.
+
+    Returns:
+        Who signed it.
+
+    Raises:
+        SignatureError: It is not signed, by nobody of the list, or the signature is of something else.
+        ConfigError: There is no list, or no ssh-keygen.
+    """
+    if not signers.is_file():
+        raise ConfigError(f"the list of signers must be a file, found none at {signers}.", hint="device add --signers")
+    wanted = f"{what} must be signed by one of {signers}"
+    if signature is None:
+        raise SignatureError(f"{wanted}, found no signature.", hint="edgeprune compile --sign KEY")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        kept = Path(folder) / SIGNATURE_NAME
+        kept.write_text(signature)
+        found = _keygen(["find-principals", "-s", str(kept), "-f", str(signers)])
+        who = found.stdout.decode("utf-8", "replace").strip().splitlines()
+        if found.returncode != 0 or not who:
+            raise SignatureError(
+                f"{wanted}, found a signature by another key.", hint="sign with a listed key, or list the key"
+            )
+        arguments = ["verify", "-f", str(signers), "-I", who[0], "-n", NAMESPACE, "-s", str(kept)]
+        checked = _keygen(arguments, manifest)
+    if checked.returncode != 0:
+        raise SignatureError(
+            f"{wanted}, found a signature by {who[0]} that is not of this manifest.", hint="compile and sign again"
+        )
+    return who[0]
+
+
+def signature_of(artifact: Artifact) -> str | None:
+    """Text of an artifact's signature, or None."""
+    path = artifact.folder / SIGNATURE_NAME
+    return path.read_text(encoding="ascii", errors="replace") if path.is_file() else None
+
+
+def require_signed(artifact: Artifact, signers: Path | None) -> str | None:
+    """`require_signer` of an artifact; None where nobody asks for a signature."""
+    if signers is None:
+        return None
+    text = (artifact.folder / MANIFEST_NAME).read_bytes()
+    return require_signer(text, signature_of(artifact), signers, what=f"artifact {artifact.folder}")
+
+
+def _keygen(arguments: Sequence[str], content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            ["ssh-keygen", "-Y", *arguments], input=content, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(
+            f"signatures need ssh-keygen on this machine, found: {error}.", hint="install OpenSSH's client"
+        ) from error
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    return " ".join(done.stderr.decode("utf-8", "replace").split())[:200].rstrip(".") or f"exit code {done.returncode}"

@@ -1,0 +1,169 @@
+"""One artifact to several boards: folders of their own behind one real OpenSSH server, and an address that nobody answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgeprune.boards.config import BoardConfig, BoardEntry
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.compiling import compile as compile_artifact
+from edgeprune.deployment.fleet import FleetReport, deploy_to
+from edgeprune.deployment.status import rollback
+from edgeprune.errors import ConfigError
+from edgeprune.testing.sshd import OpenSshServer
+
+pytestmark = pytest.mark.loopback
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """Two artifacts of tiny networks."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("artifacts")
+    made = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = torch.nn.Linear(20, 10)
+        made.append(compile_artifact(net, torch.randn(1, 20), folder / f"net{seed}", name=f"net{seed}"))
+    return made
+
+
+@pytest.fixture
+def boards(sshd: OpenSshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three boards and one that is away, in groups; the folder that holds the roots of the three."""
+    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(sshd.config))
+    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
+    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+    config = BoardConfig()
+    for name in NAMES:
+        config.add(name, BoardEntry(ssh="board", python=sys.executable, root=str(tmp_path / f"root of {name}; $(id)")))
+    config.add("away", BoardEntry(ssh=f"{sshd.user}@127.0.0.1:1"))
+    with config.path.open("a") as stream:
+        stream.write('\n[groups]\nhere = ["a", "b", "c"]\nall = ["away", "a", "b", "c"]\n')
+    return tmp_path
+
+
+def states(report: FleetReport) -> dict[str, str]:
+    return {outcome.board: outcome.state for outcome in report.outcomes}
+
+
+def running(boards: Path, name: str) -> str | None:
+    link = boards / f"root of {name}; $(id)" / "current"
+    return Artifact.load(link).id if link.is_symlink() else None
+
+
+def test_board_that_is_away_is_pending_and_no_canary_and_a_second_run_skips_those_that_are_done(
+    artifacts: list[Artifact], boards: Path
+) -> None:
+    told: list[str] = []
+    report = deploy_to(
+        artifacts[0],
+        BoardConfig().members(["all"]),
+        at_once=3,
+        rounds=1,
+        on_outcome=lambda outcome: told.append(outcome.board),
+    )
+    assert states(report) == {"away": "pending", "a": "deployed", "b": "deployed", "c": "deployed"}
+    assert told[:2] == ["away", "a"], "the canary is the first that answers, and nobody else before it"
+    assert (report.exit_code, report.stopped) == (3, None)
+    assert [running(boards, name) for name in NAMES] == [artifacts[0].id] * 3
+    rollbackless = report.outcomes[0]
+    assert rollbackless.error == "ConnectError"
+    assert rollbackless.message is not None
+    again = deploy_to(artifacts[0], ["a", "b"], rounds=1)
+    assert states(again) == {"a": "ran already", "b": "ran already"}
+    assert again.exit_code == 0
+
+
+def test_canary_that_fails_a_gate_ends_it_before_any_other_board(artifacts: list[Artifact], boards: Path) -> None:
+    report = deploy_to(artifacts[1], ["a", "b", "c"], rounds=1, budget_ms=1e-6)
+    assert states(report) == {"a": "failed", "b": "not tried", "c": "not tried"}
+    assert report.stopped == "canary board a failed"
+    assert report.exit_code == 5
+    assert "must be at most 1e-06 ms" in str(report.outcomes[0].message)
+    assert [running(boards, name) for name in NAMES] == [None] * 3
+
+
+def test_failures_beyond_the_canary_stop_what_has_not_begun_and_leave_a_way_back(
+    artifacts: list[Artifact], boards: Path
+) -> None:
+    deploy_to(artifacts[0], ["a"], rounds=1)
+    damaged = boards / "root of b; $(id)"
+    damaged.mkdir()
+    (damaged / "releases").write_text("a file where the folder must be")
+    report = deploy_to(artifacts[1], ["a", "b", "c"], at_once=1, rounds=1)
+    assert states(report) == {"a": "deployed", "b": "failed", "c": "not tried"}
+    assert report.stopped == "board b failed"
+    assert report.exit_code != 0
+    assert rollback("a").current is not None
+    assert running(boards, "a") == artifacts[0].id
+
+
+def test_interrupt_leaves_every_board_as_it_was_or_wholly_switched(artifacts: list[Artifact], boards: Path) -> None:
+    seen = []
+
+    def progress(board: str, state: str, done: int, total: int, message: str) -> None:
+        if board != "a" and state == "stage" and not seen:
+            seen.append(board)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy_to(artifacts[0], ["a", "b", "c"], rounds=1, progress=progress)
+    assert running(boards, "a") == artifacts[0].id
+    assert {running(boards, name) for name in ("b", "c")} <= {None, artifacts[0].id}
+    assert None in {running(boards, name) for name in ("b", "c")}
+    report = deploy_to(artifacts[0], ["a", "b", "c"], rounds=1)
+    assert set(states(report).values()) <= {"ran already", "deployed"}
+    assert states(report)["a"] == "ran already"
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ([], {}, "at least one board"),
+        (["a", "b", "a"], {}, "must be named once, found 'a' twice"),
+        (["a"], {"canary": 0}, "canary must be at least 1, found 0"),
+        (["a"], {"max_failures": 0}, "max-failures must be at least 1"),
+        (["a"], {"at_once": 0}, "at-once must be at least 1"),
+    ],
+)
+def test_fleet_that_cannot_be_is_refused(
+    artifacts: list[Artifact], names: list[str], options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        deploy_to(artifacts[0], names, **options)
+
+
+def test_verb_reports_every_board_and_ends_with_the_gravest_code(artifacts: list[Artifact], boards: Path) -> None:
+    folder = boards / "two words"
+    artifacts[0].folder.rename(folder)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgeprune", "deploy", str(folder), "--to", "away,a", "--rounds", "1", "--json"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        kept = json.loads((boards / "two words.fleet.json").read_text())
+        folder.rename(artifacts[0].folder)
+    assert done.returncode == 3, done.stderr
+    said = json.loads(done.stdout)
+    assert [(one["board"], one["state"]) for one in said["boards"]] == [("away", "pending"), ("a", "deployed")]
+    assert kept["boards"]["a"]["deployment"]["release"] == artifacts[0].release
+    assert (boards / "two words.a.deployment.json").exists()
+    assert running(boards, "a") == artifacts[0].id

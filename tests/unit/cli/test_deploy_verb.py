@@ -1,0 +1,107 @@
+"""What ``deploy``, ``status`` and ``verify`` say of a release on trial, on this machine as the board."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory with two artifacts."""
+    import edgeprune
+
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("two words")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        edgeprune.compile(torch.nn.Linear(8, 4), torch.randn(1, 8), path / f"net{seed}", name=f"net{seed}")
+    return path
+
+
+@pytest.fixture
+def edgeprune(folder: Path, tmp_path: Path) -> Run:
+    """Runs a verb there, with a board of this test's own."""
+
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edgeprune", *words],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "EDGEPRUNE_ROOT": str(tmp_path / "board"),
+                "EDGEPRUNE_STATE": str(tmp_path / "state"),
+                "EDGEPRUNE_CONFIG": str(tmp_path / "boards.toml"),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) -> None:
+    first = edgeprune("deploy", "net0", "--rounds", "1", "--health", "true", "--steady", "0.2")
+    assert first.returncode == 0, first.stderr
+    killed = edgeprune("deploy", "net1", "--rounds", "1", EDGEPRUNE_FAULT="after:activate")
+    assert killed.returncode == 137
+    trial = edgeprune("status")
+    assert "(net1), which has not passed its health check" in trial.stdout
+    assert "it is on trial: the board puts the former release back in" in trial.stdout
+    assert json.loads(edgeprune("status", "--json").stdout)["window"]["guarded"] is True
+    failed = edgeprune("deploy", "net1", "--rounds", "1", "--health", "echo no; exit 9", "--health-window", "5")
+    assert failed.returncode == 6
+    assert "was never confirmed by the run that had switched to it" in failed.stderr
+    assert (
+        "must have its health command end with exit code 0, found exit code 9: no; it was rolled back." in failed.stderr
+    )
+    verified = edgeprune("verify", "--parity")
+    assert verified.returncode == 0, verified.stderr
+    assert "(net0) on local: 5 files" in verified.stdout
+    assert "golden outputs on the board: largest difference" in verified.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "local", "--board", "local"), "boards must be named with --board or with --to, found both"),
+        (("--to", "local,$(id)"), "the board must be one of local, found '$(id)'"),
+        (("--health-window", "0"), "the health window must be at least 1 s"),
+    ],
+)
+def test_options_that_cannot_be_end_with_a_usage_error(edgeprune: Run, words: tuple[str, ...], said: str) -> None:
+    done = edgeprune("deploy", "net0", *words)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_artifact_is_signed_as_it_is_compiled_and_refused_without(edgeprune: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Linear(8, 4)\n")
+    key = tmp_path / "a key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    made = edgeprune("compile", "net.py:build", "--input", "x=1x8", "--out", "signed", "--sign", str(key), "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["files"][0]["path"].endswith("manifest.json.sig")
+    (tmp_path / "board").mkdir()
+    words = key.with_name("a key.pub").read_text().split()
+    (tmp_path / "board" / "allowed_signers").write_text(f"ann {words[0]} {words[1]}\n")
+    refused = edgeprune("deploy", "net0", "--rounds", "1")
+    assert refused.returncode == 5
+    assert "must have a signature by one of the board's signers, found none" in refused.stderr
+    assert edgeprune("deploy", "signed", "--rounds", "1").returncode == 0
+    assert "signed by ann" in edgeprune("verify", "local").stdout
