@@ -56,7 +56,9 @@ def linear_layers(model: nn.Module, graph: ChannelGraph) -> LinearLayers:
     reasons: dict[str, str] = {}
     for name, (path, module) in modules.items():
         nodes = readers.get(name, [])
-        if id(module.weight) not in names or name not in names[id(module.weight)]:
+        if not path:
+            reasons[name] = "it is the model itself"
+        elif id(module.weight) not in names or name not in names[id(module.weight)]:
             reasons[name] = "its weight is computed from other parameters"
         elif len(names[id(module.weight)]) > 1:
             reasons[name] = f"its weight is also {next(n for n in names[id(module.weight)] if n != name)!r}"

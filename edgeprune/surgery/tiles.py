@@ -64,69 +64,6 @@ class TileGrid:
         return np.outer(np.diff(self.row_edges), np.diff(self.column_edges)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class KeptTiles:
-    """Which tiles of one weight stay.
-
-    Attributes:
-        grid: How the weight is cut.
-        kept: Per block row the block columns that stay, ascending.
-
-    Raises:
-        PlanError: If there is not one entry per block row, or a tile is out of range, or named twice.
-    """
-
-    grid: TileGrid
-    kept: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        name, (rows, columns) = self.grid.parameter, self.grid.shape
-        if len(self.kept) != rows:
-            raise PlanError(
-                f"kept tiles of {name!r} must be given for its {rows} block rows, found {len(self.kept)} "
-                "(rule: grid covers the weight)."
-            )
-        for row, kept in enumerate(self.kept):
-            outside = [column for column in kept if not 0 <= column < columns]
-            if outside:
-                raise PlanError(
-                    f"kept tiles of {name!r} must lie in its {rows} x {columns} grid, found ({row}, {outside[0]}) "
-                    "(rule: tile out of range)."
-                )
-            if any(b <= a for a, b in pairwise(kept)):
-                raise PlanError(
-                    f"kept tiles of block row {row} of {name!r} must be ascending and named once, found {list(kept)} "
-                    "(rule: duplicate tile)."
-                )
-
-    @classmethod
-    def of(cls, grid: TileGrid, kept: npt.NDArray[np.bool_]) -> KeptTiles:
-        """From an array, True where a tile stays, shape [block rows, block columns].
-
-        Raises:
-            PlanError: If the array is not of the grid's shape, or not boolean.
-        """
-        kept = np.asarray(kept)
-        if kept.dtype != np.bool_ or kept.shape != grid.shape:
-            raise PlanError(
-                f"kept tiles of {grid.parameter!r} must be a boolean array of shape {grid.shape}, found {kept.dtype} "
-                f"of shape {kept.shape} (rule: grid covers the weight)."
-            )
-        return cls(grid, tuple(tuple(np.flatnonzero(row).tolist()) for row in kept))
-
-    def array(self) -> npt.NDArray[np.bool_]:
-        """True where a tile stays, shape [block rows, block columns]."""
-        found = np.zeros(self.grid.shape, dtype=bool)
-        for row, kept in enumerate(self.kept):
-            found[row, list(kept)] = True
-        return found
-
-    @property
-    def weights(self) -> int:
-        """How many weights stay."""
-        return int(self.grid.weights()[self.array()].sum())
-
-
 def tile_grids(
     model: nn.Module,
     graph: ChannelGraph,

@@ -11,7 +11,8 @@ from torch import nn
 
 from edgeprune.errors import ConfigError, PlanError
 from edgeprune.graph.tracing import trace
-from edgeprune.surgery.tiles import KeptTiles, TileGrid, tile_grids, untiled
+from edgeprune.surgery.kept_tiles import KeptTiles
+from edgeprune.surgery.tiles import TileGrid, tile_grids, untiled
 
 
 def grids_of(model: nn.Module, inputs: tuple[torch.Tensor, ...], tile: tuple[int, int]) -> dict[str, TileGrid]:
