@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from edgeprune.graph.capture import module_path
+from edgeprune.graph.rules._base import named_arguments
 
 if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph
@@ -20,6 +21,11 @@ _POINTWISE = (
     "tanh", "to", "transpose", "unsqueeze", "view",
 )  # fmt: skip
 """What may lie between a classifier and the output of a model."""
+_ELEMENT_WISE = (
+    "alias", "celu", "clone", "contiguous", "dropout", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
+    "mish", "relu", "relu6", "selu", "sigmoid", "silu", "softplus", "tanh",
+)  # fmt: skip
+"""Functions of one tensor that do the same to every element."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,39 @@ def linear_layers(model: nn.Module, graph: ChannelGraph) -> LinearLayers:
     )
 
 
-def calls(graph: ChannelGraph) -> dict[str, list[Node]]:
-    """The operations that read each parameter, in program order."""
-    return _readers(graph)
+@dataclass(frozen=True)
+class LinearChain:
+    """Two linear layers with nothing but element-wise operations between them: only the second reads what the first makes.
+
+    Attributes:
+        producer: Weight of the first layer.
+        consumer: Weight of the second.
+        operations: Between them, each on the result of the one before.
+    """
+
+    producer: str
+    consumer: str
+    operations: tuple[Node, ...]
+
+
+def linear_chains(graph: ChannelGraph) -> tuple[LinearChain, ...]:
+    """All such pairs of layers that other modules could stand in for, in program order."""
+    names = linear_layers(graph.model, graph).replaceable
+    readers = {name: nodes for name, nodes in _readers(graph).items() if name in names and len(nodes) == 1}
+    consumers = {nodes[0]: name for name, nodes in readers.items()}
+    found = []
+    for name, (start,) in readers.items():
+        between: list[Node] = []
+        node = start
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            if user in consumers and named_arguments(user)["input"] is node:
+                found.append(LinearChain(name, consumers[user], tuple(between)))
+            if str(user.target).removeprefix("aten.").partition(".")[0].rstrip("_") not in _ELEMENT_WISE:
+                break
+            between.append(user)
+            node = user
+    return tuple(found)
 
 
 def _readers(graph: ChannelGraph) -> dict[str, list[Node]]:

@@ -41,6 +41,8 @@ class PruningPlan:
         forms: Like `kept`, the length that is left: ``{"constant": n, "terms": [[groups, positions per combination]]}``.
         kept_tiles: Weights of linear layers of which only some tiles stay. Tiles count the rows and columns of the dense weight,
             also those that `kept` leaves out: what stays is in both.
+        folds: Pairs of linear layers one of which has kept tiles, and that have only element-wise operations between them:
+            ``{"producer", "consumer", "shapes", "operations"}``, see `edgeprune.surgery.tile_folds`.
         removed: Residual branches that go as a whole: ``{"name", "addition", "kept", "tensors"}``, the sum's program node, that
             of the addend that stays, and parameters and buffers that go.
         attributes: Module path to attribute to new value, a list where the attribute is a tuple.
@@ -59,6 +61,7 @@ class PruningPlan:
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, Mapping[int, Mapping[str, Any]]]
     kept_tiles: Mapping[str, KeptTiles] = field(default_factory=dict)
+    folds: tuple[Mapping[str, Any], ...] = ()
     removed: tuple[Mapping[str, Any], ...] = ()
     attributes: Mapping[str, Mapping[str, int | Sequence[int]]] = field(default_factory=dict)
     frozen: tuple[Mapping[str, str], ...] = ()
@@ -168,7 +171,7 @@ def make_plan(
         EmptyPlanError: If nothing is removed.
     """
     from edgeprune.graph.branches import removed_branches
-    from edgeprune.graph.editing import edited_program, masks_of
+    from edgeprune.graph.editing import edited_program, masks_of, written_chains
     from edgeprune.graph.modules import attributes_after
     from edgeprune.surgery.kept_tiles import checked_tiles
 
@@ -221,6 +224,7 @@ def make_plan(
         shapes=shapes,
         forms=forms,
         kept_tiles=tiles,
+        folds=tuple(fold for fold in written_chains(graph, tiles) if not gone & {fold["producer"], fold["consumer"]}),
         removed=tuple(
             {"name": one.name, "addition": one.addition, "kept": one.kept, "tensors": list(one.tensors)}
             for one in removed

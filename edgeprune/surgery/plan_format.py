@@ -12,6 +12,7 @@ from edgeprune.errors import PlanError
 from edgeprune.parts import parts_from_json
 from edgeprune.surgery.kept_tiles import KeptTiles
 from edgeprune.surgery.plan import SCHEMA, PruningPlan, check_units
+from edgeprune.surgery.tile_folds import check_fold
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
@@ -23,6 +24,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "shapes": dict,
     "forms": dict,
     "kept_tiles": dict,
+    "folds": list,
     "removed": list,
     "attributes": dict,
     "frozen": list,
@@ -35,7 +37,7 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 _OLDEST = 4
 """Oldest schema that can still be read."""
-_ADDED: tuple[tuple[int, str, Any], ...] = ((5, "kept_tiles", {}),)
+_ADDED: tuple[tuple[int, str, Any], ...] = ((5, "kept_tiles", {}), (5, "folds", []))
 """Fields that a schema has added, and what they are in older plans."""
 _ATTRIBUTES = (
     *("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups"),
@@ -63,6 +65,7 @@ def to_json(plan: PruningPlan) -> dict[str, Any]:
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
         "forms": {name: {str(axis): form for axis, form in axes.items()} for name, axes in plan.forms.items()},
         "kept_tiles": {name: tiles.to_json() for name, tiles in plan.kept_tiles.items()},
+        "folds": [dict(fold) for fold in plan.folds],
         "removed": [dict(branch) for branch in plan.removed],
         "attributes": {path: dict(values) for path, values in plan.attributes.items()},
         "frozen": [dict(item) for item in plan.frozen],
@@ -115,6 +118,8 @@ def from_json(values: Any) -> PruningPlan:
                 f"the grid of {name!r} must cover its shape {tuple(shapes[name])}, found {item.grid.size} "
                 "(rule: grid covers the weight)."
             )
+    for fold in values["folds"]:
+        check_fold(fold, tiles)
     for path, attributes in values["attributes"].items():
         if not isinstance(attributes, dict) or not all(
             _is_index(value) or (isinstance(value, list) and all(map(_is_index, value)))
@@ -151,6 +156,7 @@ def from_json(values: Any) -> PruningPlan:
         shapes={name: tuple(shape) for name, shape in shapes.items()},
         forms=forms,
         kept_tiles=tiles,
+        folds=tuple(values["folds"]),
         removed=tuple(values["removed"]),
         attributes=values["attributes"],
         frozen=tuple(values["frozen"]),

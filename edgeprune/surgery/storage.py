@@ -20,7 +20,7 @@ from edgeprune.files import replacing, write_text
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import ProgramModule
-from edgeprune.surgery.tile_surgery import layouts, tensors_after, tiled_program
+from edgeprune.surgery.tile_surgery import shapes_after, tiled_program
 
 WEIGHTS, PLAN, MODEL = "weights.safetensors", "plan.json", "model.json"
 SCHEMA = 1
@@ -102,13 +102,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _require_cut_by(tensors: dict[str, torch.Tensor], plan: PruningPlan) -> None:
-    tiled = layouts(plan)
-    shapes = {
-        name: tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(plan.shapes[name]))
-        for name, axes in plan.kept.items()
-        if name not in tiled
-    }
-    for name, shape in {**shapes, **tensors_after(tiled)}.items():
+    for name, shape in shapes_after(plan).items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise PlanError(

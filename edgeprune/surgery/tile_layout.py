@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from edgeprune.surgery.kept_tiles import KeptTiles
 
 Range = tuple[int, int]
 """First position, and the one behind the last."""
@@ -98,25 +94,10 @@ class TileLayout:
         return [at for rows in product.rows for at in range(*rows)]
 
 
-def tile_layout(tiles: KeptTiles, rows: Sequence[int], columns: Sequence[int]) -> TileLayout:
-    """The products that compute the kept tiles.
-
-    Args:
-        tiles: What stays of the dense weight.
-        rows: Its rows that the layer still has, in the order of its outputs.
-        columns: Its columns that the layer still has, in the order of its inputs.
-    """
-    return layout_of(
-        tiles.array(),
-        np.searchsorted(np.array(tiles.grid.row_edges), np.array(rows), side="right") - 1,
-        np.searchsorted(np.array(tiles.grid.column_edges), np.array(columns), side="right") - 1,
-    )
-
-
 def layout_of(
     kept: npt.NDArray[np.bool_], row_blocks: npt.NDArray[np.int64], column_blocks: npt.NDArray[np.int64]
 ) -> TileLayout:
-    """The products over blocks that may lie anywhere.
+    """The products that compute the kept tiles; blocks may lie anywhere.
 
     Args:
         kept: True where a tile stays, shape [block rows, block columns].
