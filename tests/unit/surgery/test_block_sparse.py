@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edgeprune
-from edgeprune.errors import EmptyPlanError, PlanError
+from edgeprune.errors import EmptyPlanError, PlanError, ReconstructionError
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.reconstruction import reconstruct
 from edgeprune.surgery.block_sparse import BlockSparseLinear
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.kept_tiles import KeptTiles
@@ -26,6 +28,7 @@ from edgeprune.surgery.plan import PruningPlan, make_plan
 from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.surgery.tile_layout import layout_of
 from edgeprune.surgery.tiles import TileGrid, tile_grids
+from edgeprune.tasks.task import Task
 
 Compare = Callable[..., float]
 
@@ -259,6 +262,28 @@ def test_a_model_that_was_not_cut_by_the_plan_is_not_saved_with_it(
     other = apply(vit.model, make_plan(vit, narrowed(vit, 1)))
     with pytest.raises(PlanError, match=r"'blocks\.0\.attn\.qkv\.weights\.0' must have"):
         edgeprune.save(other, tmp_path, plan)
+
+
+def test_a_tiled_model_is_tuned_and_what_was_removed_stays_away(vision_transformers: ModuleType) -> None:
+    model, images = vision_transformers.VisionTransformer(blocks=1), vision_transformers.IMAGES
+    graph = trace(model, images)
+    tiles = vision_transformers.random_tiles(tile_grids(model, graph, (8, 8)), 2)
+    plan = make_plan(graph, {}, kept_tiles=tiles)
+    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))]
+    task = Task.single(
+        train=batches,
+        validation=batches,
+        loss=nn.functional.cross_entropy,
+        metric=lambda y, t: float((y.argmax(1) == t).float().mean()),
+    )
+    cut = apply(model, plan)
+    size = sum(parameter.numel() for parameter in cut.parameters())
+    before = copy.deepcopy(cut.state_dict())
+    fine_tune(cut, task, FineTuning(epochs=2))
+    assert sum(parameter.numel() for parameter in cut.parameters()) == size < sum(p.numel() for p in model.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in cut.state_dict().items() if ".weights." in name)
+    with pytest.raises(ReconstructionError):
+        reconstruct(cut, graph, plan, images, batches)
 
 
 def _tiles(vit: ChannelGraph, name: str, grid: TileGrid) -> Any:

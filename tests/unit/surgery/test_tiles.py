@@ -56,6 +56,16 @@ def test_weights_that_forward_reads_without_calling_the_layer_are_left_alone(att
     assert "head.weight" in tile_grids(model, graph, (8, 8), classifiers=True)
 
 
+def test_what_can_be_cut_into_tiles_is_explained(attention_nets: ModuleType, nets: ModuleType) -> None:
+    told = trace(*attention_nets.build("TorchLayer")).explain()
+    assert (
+        "linear layers that can be cut into tiles: 3\n  embed.weight, layer.linear1.weight, layer.linear2.weight"
+        in told
+    )
+    assert "  not layer.self_attn.out_proj.weight: forward reads its weight without calling the layer" in told
+    assert "tiles" not in trace(nets.Grouped(), torch.randn(1, 3, 16, 16)).explain()
+
+
 def test_tied_hooked_and_unused_layers_are_left_alone() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
