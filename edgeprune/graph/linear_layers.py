@@ -53,7 +53,7 @@ def linear_layers(model: nn.Module, graph: ChannelGraph) -> LinearLayers:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    readers = _readers(graph)
+    readers = readers_of_parameters(graph)
     modules = {
         f"{path}.weight" if path else "weight": (path, module)
         for path, module in model.named_modules()
@@ -98,7 +98,7 @@ class LinearChain:
 def linear_chains(graph: ChannelGraph) -> tuple[LinearChain, ...]:
     """All such pairs of layers that other modules could stand in for, in program order."""
     names = linear_layers(graph.model, graph).replaceable
-    readers = {name: nodes for name, nodes in _readers(graph).items() if name in names and len(nodes) == 1}
+    readers = {name: nodes for name, nodes in readers_of_parameters(graph).items() if name in names and len(nodes) == 1}
     consumers = {nodes[0]: name for name, nodes in readers.items()}
     found = []
     for name, (start,) in readers.items():
@@ -115,7 +115,8 @@ def linear_chains(graph: ChannelGraph) -> tuple[LinearChain, ...]:
     return tuple(found)
 
 
-def _readers(graph: ChannelGraph) -> dict[str, list[Node]]:
+def readers_of_parameters(graph: ChannelGraph) -> dict[str, list[Node]]:
+    """The operations that read each parameter, parameters in the order in which they are first read."""
     targets = graph.program.graph_signature.inputs_to_parameters
     nodes = {node.name: node for node in graph.program.graph.nodes if node.op == "placeholder"}
     found = {target: list(nodes[name].users) for name, target in targets.items() if name in nodes}
