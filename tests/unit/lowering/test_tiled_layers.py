@@ -16,7 +16,9 @@ from edgeprune.backends import registry
 from edgeprune.errors import PlanError, UnsupportedKernelError
 from edgeprune.graph.linear_layers import readers_of_parameters
 from edgeprune.lowering.kernel_graph import KernelGraph
+from edgeprune.lowering.tile_choice import worthwhile_tiles
 from edgeprune.lowering.trained_form import in_trained_form
+from edgeprune.spec import Kernel
 from edgeprune.surgery.kept_tiles import KeptTiles
 from edgeprune.surgery.plan import PruningPlan, make_plan
 from edgeprune.surgery.tile_folds import tiled_layers
@@ -121,3 +123,32 @@ def test_tiles_are_not_priced_where_their_kernels_are_not_known(lowered: KernelG
         UnsupportedKernelError, match="must be a product of its own in the runtime, that of 'nothing' is fused"
     ):
         lowered.backend.tiled(lowered.operators, {}, {"nothing": TileLayout(1, 1, (), ())})
+
+
+class Costs:
+    """Milliseconds by products and kernels: what a kernel costs, however small it is, decides."""
+
+    def __init__(self, kernel_ms: float) -> None:
+        self.kernel_ms = kernel_ms
+
+    def network_ms(self, kernels: Sequence[Kernel]) -> float:
+        products = [kernel for kernel in kernels if kernel.op in ("MatMul", "Gemm") and len(kernel.inputs) == 1]
+        work = sum(np.prod(kernel.output) * kernel.inputs[0][-1] for kernel in products)
+        return 1e-5 * float(work) + self.kernel_ms * len(kernels)
+
+
+def test_layers_stay_sparse_only_where_that_is_predicted_to_pay(lowered: KernelGraph, tmp_path: Path) -> None:
+    plan = plan_of(lowered, 0, 0.5)
+    every = worthwhile_tiles(lowered, Costs(0.0), plan)
+    assert every.plan == plan
+    assert all(gain > 0 for gain in every.gains_ms.values())
+    none = worthwhile_tiles(lowered, Costs(100.0), plan)
+    assert not none.plan.kept_tiles
+    assert not none.plan.folds
+    assert none.latency_ms == Costs(100.0).network_ms(lowered.at({}))
+    some = worthwhile_tiles(lowered, Costs(0.002), plan)
+    assert 0 < len(some.plan.kept_tiles) < len(plan.kept_tiles)
+    costs = Costs(0.002)
+    assert some.latency_ms < min(costs.network_ms(lowered.of_plan(one)) for one in (plan, none.plan))
+    some.plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == some.plan
