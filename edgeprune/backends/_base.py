@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
     from edgeprune.boards.board import Board
+    from edgeprune.surgery.tile_layout import TileLayout
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,24 @@ class Backend(ABC):
         Returns:
             None where they do not follow.
         """
+
+    def tiled(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], layouts: Mapping[str, TileLayout]
+    ) -> tuple[OperatorGraph, dict[str, tuple[int, ...]]]:
+        """The graph of a model some linear layers of which are computed from tiles, and the shapes of its tensors.
+
+        Args:
+            graph: From `operators`.
+            shapes: Tensor name to shape of the candidate.
+            layouts: Node of the traced program that calls a layer to how the layer is computed.
+
+        Raises:
+            UnsupportedKernelError: The runtime computes such a layer in a way that is not known, or no such layer.
+        """
+        raise UnsupportedKernelError(
+            f"the kernels of layers with tiles must be known to be priced, those of {self.name} are not.",
+            hint="price it with onnxruntime",
+        )
 
     def views(self) -> frozenset[str]:
         """Operations whose output shares the memory of their first input."""

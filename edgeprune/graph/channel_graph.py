@@ -203,12 +203,34 @@ class ChannelGraph:
         if self.branches:
             lines.append(f"residual branches that can be removed as a whole: {len(self.branches)}")
             lines += [f"  {branch.name}: {', '.join(branch.groups)}" for branch in self.branches]
+        lines += self._tiles_told()
         if self.parts:
             paths = ", ".join(dict.fromkeys(part.path for part in self.parts))
             lines.append(f"traced in parts: {paths}; what is between and behind them stays as it is ({self.failure})")
         if not self.dynamic_batch:
             lines.append(f"batch fixed at {self.batch}: {self.note}")
         return "\n".join(lines)
+
+    def _tiles_told(self) -> list[str]:
+        """Lines on the linear layers that can be cut into tiles, and on those that cannot."""
+        from edgeprune.graph.linear_layers import linear_layers
+
+        layers = linear_layers(self.model, self)
+        names = [name for name in layers.replaceable if name not in layers.classifiers]
+        if self.parts or not names:
+            return []
+        lines = [f"linear layers that can be cut into tiles: {len(names)}", f"  {_named(names)}"]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in layers.others.items():
+            by_reason.setdefault(reason, []).append(name)
+        return lines + [f"  not {_named(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def _named(names: Iterable[str]) -> str:
+    """The first few of some names."""
+    names = list(names)
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def _counted(count: int, what: str) -> str:

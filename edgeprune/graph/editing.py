@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.graph.branches import ResidualBranch, idle
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.channel_graph import ChannelGraph
+from edgeprune.graph.linear_layers import linear_chains
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
 from edgeprune.graph.rules.table import rule_for
 from edgeprune.graph.scaling import scaling_rows
@@ -37,6 +38,30 @@ _ASSERTIONS = ("aten._assert", "aten.sym_constrain_range")
 
 class UnwritableError(ValueError):
     """A program holds something that the JSON form has no word for."""
+
+
+def written_chains(graph: ChannelGraph, weights: Collection[str]) -> list[dict[str, Any]]:
+    """Pairs of linear layers with only element-wise operations between them, as JSON values.
+
+    Args:
+        graph: The traced model.
+        weights: Pairs that have one of these weights are written.
+    """
+    parameters = dict(graph.model.named_parameters(remove_duplicate=False))
+    found = []
+    for chain in linear_chains(graph) if weights else ():
+        pair = (chain.producer, chain.consumer)
+        if set(pair).isdisjoint(weights):
+            continue
+        operations = []
+        for node in chain.operations:
+            named = named_arguments(node)
+            reads = next(name for name, value in named.items() if isinstance(value, Node))
+            args = {name: _encode(value) for name, value in named.items() if name != reads}
+            operations.append({"op": str(node.target), "reads": reads, "args": args})
+        shapes = [list(parameters[name].shape) for name in pair]
+        found.append({"producer": pair[0], "consumer": pair[1], "shapes": shapes, "operations": operations})
+    return found
 
 
 def masks_of(graph: ChannelGraph, kept_units: Mapping[str, npt.NDArray[np.bool_]]) -> Kept:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.boards.host import host_isa
-from edgeprune.errors import UnsupportedKernelError
+from edgeprune.errors import PlanError, UnsupportedKernelError
 from edgeprune.graph.branches import ResidualBranch, idle, removed_branches
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.forms import SizeForm
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.surgery.plan import PruningPlan
 
 Shape = tuple[int, ...]
 
@@ -70,6 +71,26 @@ class KernelGraph:
             PlanError: A group is unknown, a width is out of range, or a group without units lies in no branch that goes.
         """
         return self.backend.layout_rule(self._operators(widths), self._shapes(widths), self.architecture, self.isa)
+
+    def of_plan(self, plan: PruningPlan) -> list[Kernel]:
+        """The kernels that run when a plan is applied, those of layers with tiles among them.
+
+        Args:
+            plan: Made for the traced model.
+
+        Raises:
+            UnsupportedKernelError: As for `at`, or a layer with tiles is one whose kernels are not known.
+            PlanError: The plan belongs to another model.
+        """
+        from edgeprune.lowering.tiled_layers import tiled_nodes
+
+        if plan.signature != self.graph.signature:
+            raise PlanError("a plan must belong to the lowered model, found one with another signature.")
+        widths, layouts = tiled_nodes(self.graph, plan)
+        operators, shapes = self._operators(widths), self._shapes(widths)
+        if layouts:
+            operators, shapes = self.backend.tiled(operators, shapes, layouts)
+        return self.backend.layout_rule(operators, shapes, self.architecture, self.isa)
 
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""

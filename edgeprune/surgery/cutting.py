@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,12 +17,15 @@ from edgeprune.surgery.comparing import Beside
 from edgeprune.surgery.following import followed
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import ProgramModule
+from edgeprune.surgery.tile_surgery import check_tiled, set_tiles, tiled_program
 
 log = logging.getLogger("edgeprune.surgery")
 
 
 def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """A cut copy of a model; the model itself is not touched.
+
+    Linear layers of which only some tiles stay become `edgeprune.surgery.block_sparse.BlockSparseLinear` at the end.
 
     Parameters and buffers are cut by name and axis, and the attributes of torch's own layers follow. The copy is then compared
     with the cut program: by the operations that both call, which is a proof, or else by running both on random inputs, with
@@ -52,10 +55,27 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
             f"({_first_difference(model, plan)}).",
             hint="trace this model and make a new plan",
         )
+    check_tiled(model, plan)
     try:
         cut = copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
+    return _with_tiles(_narrowed(model, cut, plan), cut, plan)
+
+
+def _with_tiles(narrowed: nn.Module, cut: nn.Module, plan: PruningPlan) -> nn.Module:
+    """What channels were cut from, with the tiles of a plan; `cut` is the user's class that holds its tensors."""
+    if not plan.kept_tiles:
+        return narrowed
+    training = narrowed.training
+    set_tiles(narrowed if not isinstance(narrowed, ProgramModule) else cut, plan)
+    if isinstance(narrowed, ProgramModule):
+        return ProgramModule.of(cut, tiled_program(narrowed.program, plan)).train(training)
+    return narrowed
+
+
+def _narrowed(model: nn.Module, cut: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Cut the channels of a copy; see `apply`."""
     _cut_tensors(cut, plan)
     modules = dict(cut.named_modules(remove_duplicate=False))
     for path, values in plan.attributes.items():
@@ -98,7 +118,7 @@ def cut_program(model: nn.Module, plan: PruningPlan) -> ProgramModule:
     """
     cut = copy.deepcopy(model)
     _cut_tensors(cut, plan)
-    return _program(cut, plan).train(model.training)
+    return cast(ProgramModule, _with_tiles(_program(cut, plan).train(model.training), cut, plan))
 
 
 def _program(cut: nn.Module, plan: PruningPlan) -> ProgramModule:

@@ -74,7 +74,8 @@ class MaskedProgram(Interpreter):
             self._kept[name] = kept_by_tensor.get(id(value), {})
             if target.endswith(("running_mean", "running_var")):
                 value = self.statistics.setdefault(target, value.detach().clone())
-            self._placeholders.append((name, value.detach() if isinstance(value, torch.Tensor) else value))
+            value = value.detach() if isinstance(value, torch.Tensor) else value
+            self._placeholders.append((name, _without_tiles(value, plan, target)))
 
     def outputs(self, inputs: list[Any]) -> list[Any]:
         """Flat outputs for flat user inputs.
@@ -214,6 +215,19 @@ def _gone(size: int, kept: tuple[int, ...] | None) -> torch.Tensor:
         gone[:] = True
         gone[list(kept)] = False
     return gone
+
+
+def _without_tiles(value: Any, plan: PruningPlan, name: str) -> Any:
+    """A weight with zeros where the plan removes a tile; other values as they are."""
+    tiles = plan.kept_tiles.get(name)
+    if tiles is None:
+        return value
+    rows, columns = tiles.grid.row_edges, tiles.grid.column_edges
+    found = value.clone()
+    for row, kept in enumerate(tiles.kept):
+        for column in set(range(len(columns) - 1)) - set(kept):
+            found[rows[row] : rows[row + 1], columns[column] : columns[column + 1]] = 0.0
+    return found
 
 
 def _removed(gone: list[torch.Tensor], groups: int, transposed: bool) -> tuple[torch.Tensor, torch.Tensor]:

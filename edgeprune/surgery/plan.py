@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
     from edgeprune.parts import Part
+    from edgeprune.surgery.kept_tiles import KeptTiles
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the plan's JSON format."""
 
 
@@ -38,6 +39,10 @@ class PruningPlan:
         kept: Parameter or buffer name to axis to the indices that stay; whole axes are left out.
         shapes: Dense shape of every tensor in `kept`.
         forms: Like `kept`, the length that is left: ``{"constant": n, "terms": [[groups, positions per combination]]}``.
+        kept_tiles: Weights of linear layers of which only some tiles stay. Tiles count the rows and columns of the dense weight,
+            also those that `kept` leaves out: what stays is in both.
+        folds: Pairs of linear layers one of which has kept tiles, and that have only element-wise operations between them:
+            ``{"producer", "consumer", "shapes", "operations"}``, see `edgeprune.surgery.tile_folds`.
         removed: Residual branches that go as a whole: ``{"name", "addition", "kept", "tensors"}``, the sum's program node, that
             of the addend that stays, and parameters and buffers that go.
         attributes: Module path to attribute to new value, a list where the attribute is a tuple.
@@ -55,6 +60,8 @@ class PruningPlan:
     kept: Mapping[str, Mapping[int, tuple[int, ...]]]
     shapes: Mapping[str, tuple[int, ...]]
     forms: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    kept_tiles: Mapping[str, KeptTiles] = field(default_factory=dict)
+    folds: tuple[Mapping[str, Any], ...] = ()
     removed: tuple[Mapping[str, Any], ...] = ()
     attributes: Mapping[str, Mapping[str, int | Sequence[int]]] = field(default_factory=dict)
     frozen: tuple[Mapping[str, str], ...] = ()
@@ -67,11 +74,13 @@ class PruningPlan:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the model's signature (names and shapes of its parameters), the kept indices and what is removed."""
+        """SHA-256 over the model's signature (its parameters' names and shapes), the kept indices and tiles, what is removed."""
         kept = {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in self.kept.items()}
         content: dict[str, Any] = {"signature": self.signature, "kept": kept}
         if self.removed:
             content["removed"] = [dict(branch) for branch in self.removed]
+        if self.kept_tiles:
+            content["kept_tiles"] = {name: tiles.to_json() for name, tiles in self.kept_tiles.items()}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -142,6 +151,7 @@ def make_plan(
     graph: ChannelGraph,
     kept_units: Mapping[str, Sequence[int]],
     *,
+    kept_tiles: Mapping[str, KeptTiles] | None = None,
     predicted: Mapping[str, Any] | None = None,
     allow_empty: bool = False,
 ) -> PruningPlan:
@@ -151,27 +161,30 @@ def make_plan(
         graph: The traced model.
         kept_units: Group name to the units that stay; groups that are not named stay whole. Where all groups of a residual
             branch (`ChannelGraph.branches`) keep none, the branch is removed.
+        kept_tiles: Weights of linear layers of which only some tiles stay.
         predicted: Free information for the plan.
         allow_empty: Accept a plan that removes nothing.
 
     Raises:
         PlanError: If a group is unknown or frozen, its units are duplicate or out of range, or it keeps none and other groups
-            of its branch do, or it lies in no branch.
+            of its branch do, or it lies in no branch; if a weight can have no tiles, or its grid does not cover it.
         EmptyPlanError: If nothing is removed.
     """
     from edgeprune.graph.branches import removed_branches
-    from edgeprune.graph.editing import edited_program, masks_of
+    from edgeprune.graph.editing import edited_program, masks_of, written_chains
     from edgeprune.graph.modules import attributes_after
+    from edgeprune.surgery.kept_tiles import checked_tiles
 
     whole = {name: _group(graph, name).size for name in kept_units}
     removed = removed_branches(graph.branches, {name: len(units) for name, units in kept_units.items()})
     gone = {name for branch in removed for name in branch.tensors}
     emptied = {name for branch in removed for name in branch.groups}
+    tiles = checked_tiles(graph, kept_tiles or {}, gone)
     masks = {
         name: np.ones(whole[name], bool) if name in emptied else _mask(graph.group(name), units)
         for name, units in kept_units.items()
     }
-    if all(mask.all() for mask in masks.values()) and not removed and not allow_empty:
+    if all(mask.all() for mask in masks.values()) and not removed and not tiles and not allow_empty:
         why = "no group can be pruned" if not graph.groups else "every group keeps all of its units"
         raise EmptyPlanError(f"a plan must remove at least one unit, but {why}.", hint="edgeprune explain MODEL")
     kept = masks_of(graph, masks)
@@ -210,6 +223,8 @@ def make_plan(
         kept=table,
         shapes=shapes,
         forms=forms,
+        kept_tiles=tiles,
+        folds=tuple(fold for fold in written_chains(graph, tiles) if not gone & {fold["producer"], fold["consumer"]}),
         removed=tuple(
             {"name": one.name, "addition": one.addition, "kept": one.kept, "tensors": list(one.tensors)}
             for one in removed

@@ -10,7 +10,9 @@ from typing import Any
 
 from edgeprune.errors import PlanError
 from edgeprune.parts import parts_from_json
+from edgeprune.surgery.kept_tiles import KeptTiles
 from edgeprune.surgery.plan import SCHEMA, PruningPlan, check_units
+from edgeprune.surgery.tile_folds import check_fold
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "schema": int,
@@ -21,6 +23,8 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kept": dict,
     "shapes": dict,
     "forms": dict,
+    "kept_tiles": dict,
+    "folds": list,
     "removed": list,
     "attributes": dict,
     "frozen": list,
@@ -31,6 +35,10 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "note": str,
     "predicted": dict,
 }
+_OLDEST = 4
+"""Oldest schema that can still be read."""
+_ADDED: tuple[tuple[int, str, Any], ...] = ((5, "kept_tiles", {}), (5, "folds", []))
+"""Fields that a schema has added, and what they are in older plans."""
 _ATTRIBUTES = (
     *("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups"),
     *("num_channels", "num_groups", "normalized_shape"),
@@ -56,6 +64,8 @@ def to_json(plan: PruningPlan) -> dict[str, Any]:
         "kept": {name: {str(axis): list(ids) for axis, ids in axes.items()} for name, axes in plan.kept.items()},
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
         "forms": {name: {str(axis): form for axis, form in axes.items()} for name, axes in plan.forms.items()},
+        "kept_tiles": {name: tiles.to_json() for name, tiles in plan.kept_tiles.items()},
+        "folds": [dict(fold) for fold in plan.folds],
         "removed": [dict(branch) for branch in plan.removed],
         "attributes": {path: dict(values) for path, values in plan.attributes.items()},
         "frozen": [dict(item) for item in plan.frozen],
@@ -82,8 +92,10 @@ def from_json(values: Any) -> PruningPlan:
         raise PlanError(f"a plan must have an integer 'schema', found {schema!r}.")
     if schema > SCHEMA:
         raise PlanError(f"a plan must have schema {SCHEMA}, found {schema}.", hint="pip install --upgrade edgeprune")
-    if schema < SCHEMA:
+    if schema < _OLDEST:
         raise PlanError(f"a plan must have schema {SCHEMA}, found {schema}.", hint="make the plan again")
+    written = values
+    values = {**{name: value for since, name, value in _ADDED if schema < since}, **values}
     missing, unknown = sorted(_FIELDS.keys() - values.keys()), sorted(values.keys() - _FIELDS.keys())
     if missing or unknown:
         raise PlanError(f"a plan must have exactly the fields of schema {SCHEMA}, found {missing=} {unknown=}.")
@@ -99,6 +111,15 @@ def from_json(values: Any) -> PruningPlan:
     for name, axes in kept.items():
         for axis, indices in axes.items():
             _check_axis(name, axis, indices, shapes.get(name), forms.get(name, {}).get(axis), widths)
+    tiles = {name: KeptTiles.from_json(name, item) for name, item in values["kept_tiles"].items()}
+    for name, item in tiles.items():
+        if name in shapes and list(item.grid.size) != shapes[name]:
+            raise PlanError(
+                f"the grid of {name!r} must cover its shape {tuple(shapes[name])}, found {item.grid.size} "
+                "(rule: grid covers the weight)."
+            )
+    for fold in values["folds"]:
+        check_fold(fold, tiles)
     for path, attributes in values["attributes"].items():
         if not isinstance(attributes, dict) or not all(
             _is_index(value) or (isinstance(value, list) and all(map(_is_index, value)))
@@ -134,6 +155,8 @@ def from_json(values: Any) -> PruningPlan:
         kept={name: {axis: tuple(ids) for axis, ids in axes.items()} for name, axes in kept.items()},
         shapes={name: tuple(shape) for name, shape in shapes.items()},
         forms=forms,
+        kept_tiles=tiles,
+        folds=tuple(values["folds"]),
         removed=tuple(values["removed"]),
         attributes=values["attributes"],
         frozen=tuple(values["frozen"]),
@@ -149,7 +172,7 @@ def from_json(values: Any) -> PruningPlan:
             f"a plan's hash must match its contents, found {values['hash'][:12]} for {plan.hash[:12]} (rule: hash).",
             hint="make the plan again; its indices were edited",
         )
-    if content_sha256(values) != values["content_sha256"]:
+    if content_sha256(written) != values["content_sha256"]:
         raise PlanError(
             "a plan must be as it was saved, found one that was edited (rule: content_sha256).",
             hint="make the plan again",

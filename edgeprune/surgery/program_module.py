@@ -128,7 +128,7 @@ class ProgramModule(nn.Module):
                 placed[id(value)] = (value, _parameter(value) if kind == "parameter" else value)
             self._place(target, placed[id(value)][1], kind)
         self._frame = _Frame(read_nesting(program["in_spec"]), read_nesting(program["out_spec"]))
-        self._outputs = [_decode(item) for item in program["outputs"]]
+        self._outputs = [decoded(item) for item in program["outputs"]]
         self._steps = _steps(program)
 
     @classmethod
@@ -288,13 +288,13 @@ def _bound(
 ) -> tuple[tuple[Any, ...], dict[str, Any], int | None]:
     """Arguments in the order of the operation's schema."""
     if op.startswith("operator."):
-        return tuple(_decode(value) for value in named.values()), {}, None
+        return tuple(decoded(value) for value in named.values()), {}, None
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     training = None
     for argument in function._schema.arguments:  # type: ignore[attr-defined]
         if argument.name in named:
-            value = _decode(named[argument.name])
+            value = decoded(named[argument.name])
         elif argument.has_default_value():
             value = argument.default_value
         else:
@@ -308,9 +308,14 @@ def _bound(
     return tuple(args), kwargs, training
 
 
-def _decode(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """A value from its form in a written program.
+
+    Raises:
+        PlanError: If it has none that is known.
+    """
     if isinstance(value, list):
-        return [_decode(item) for item in value]
+        return [decoded(item) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()

@@ -20,6 +20,7 @@ from edgeprune.files import replacing, write_text
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import ProgramModule
+from edgeprune.surgery.tile_surgery import shapes_after, tiled_program
 
 WEIGHTS, PLAN, MODEL = "weights.safetensors", "plan.json", "model.json"
 SCHEMA = 1
@@ -85,7 +86,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         module = apply(model, plan) if plan is not None else model
         _fill(module, tensors)
         return module
-    program = plan.program if plan is not None else program
+    program = tiled_program(plan.program, plan) if plan is not None and plan.program is not None else program
     if program is None:
         why = f" ({plan.note})" if plan is not None and plan.note else ""
         raise PlanError(
@@ -101,8 +102,7 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _require_cut_by(tensors: dict[str, torch.Tensor], plan: PruningPlan) -> None:
-    for name, axes in plan.kept.items():
-        shape = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(plan.shapes[name]))
+    for name, shape in shapes_after(plan).items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             found = tuple(tensors[name].shape) if name in tensors else "nothing"
             raise PlanError(

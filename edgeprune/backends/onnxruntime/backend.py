@@ -17,6 +17,8 @@ from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.surgery.tile_layout import TileLayout
+
 _OLDEST = "1.10"
 """What Python 3.6 gets; older ones have not been tried."""
 _FIRST_WITH_NUMPY_2 = "1.19"
@@ -115,6 +117,14 @@ class OnnxRuntime(Backend):
         from edgeprune.backends.onnxruntime.shapes import inferred
 
         return inferred(operator, graph.shapes, shapes)
+
+    def tiled(
+        self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], layouts: Mapping[str, TileLayout]
+    ) -> tuple[OperatorGraph, dict[str, tuple[int, ...]]]:
+        """See `Backend.tiled`."""
+        from edgeprune.backends.onnxruntime.tiling import tiled
+
+        return tiled(graph, shapes, layouts)
 
     def views(self) -> frozenset[str]:
         from edgeprune.backends.onnxruntime.operators import VIEWS

@@ -43,6 +43,11 @@ def attention_nets() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def vision_transformers() -> ModuleType:
+    return _module("vision_transformers", Path(__file__).parent / "vision_transformers.py")
+
+
+@pytest.fixture(scope="session")
 def part_nets() -> ModuleType:
     return _module("part_nets", Path(__file__).parent / "part_nets.py")
 

@@ -19,6 +19,7 @@ from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import resolve
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
+from edgeprune.surgery.plan_format import content_sha256, to_json
 
 X = torch.randn(1, 3, 16, 16)
 
@@ -86,6 +87,15 @@ def test_save_and_load_round_trip(graph: ChannelGraph, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["plan.json"]
 
 
+def test_a_plan_of_the_schema_before_tiles_is_loaded(graph: ChannelGraph, tmp_path: Path) -> None:
+    plan = uniform_plan(graph, 0.5)
+    values = to_json(plan) | {"schema": 4}
+    del values["kept_tiles"]
+    values["content_sha256"] = content_sha256(values)
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
 def _duplicate(values: dict[str, Any]) -> None:
     values["kept"]["reduce.0.weight"]["0"][1] = values["kept"]["reduce.0.weight"]["0"][0]
 
@@ -108,12 +118,24 @@ def _swapped(values: dict[str, Any]) -> None:
 
 
 def _newer(values: dict[str, Any]) -> None:
-    values["schema"] = 5
+    values["schema"] = 6
 
 
 def _older(values: dict[str, Any]) -> None:
     values["schema"] = 3
     del values["parts"]
+
+
+def _tiles_outside(values: dict[str, Any]) -> None:
+    values["kept_tiles"]["fc.weight"] = {"row_edges": [0, 2], "column_edges": [0, 2, 4], "kept": [[0, 2]]}
+
+
+def _tiles_of_text(values: dict[str, Any]) -> None:
+    values["kept_tiles"]["fc.weight"] = {"row_edges": [0, 2], "column_edges": [0, "2", 4], "kept": [[0]]}
+
+
+def _tiles_beside(values: dict[str, Any]) -> None:
+    values["kept_tiles"]["reduce.0.weight"] = {"row_edges": [0, 2], "column_edges": [0, 2, 4], "kept": [[0]]}
 
 
 def _unknown_field(values: dict[str, Any]) -> None:
@@ -150,9 +172,12 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_unequal, "axis 0 of 'reduce.1.bias' must keep 8 indices, as its group 'reduce.0' says, found 7"),
     (_emptied, "group 'reduce.0' must keep at least one unit, found none"),
     (_swapped, "a plan's hash must match its contents"),
-    (_newer, "a plan must have schema 4, found 5. Try: pip install --upgrade edgeprune"),
-    (_older, "a plan must have schema 4, found 3. Try: make the plan again"),
-    (_unknown_field, "a plan must have exactly the fields of schema 4, found missing=[] unknown=['extra']"),
+    (_newer, "a plan must have schema 5, found 6. Try: pip install --upgrade edgeprune"),
+    (_tiles_outside, "kept tiles of 'fc.weight' must lie in its 1 x 2 grid, found (0, 2) (rule: tile out of range)"),
+    (_tiles_of_text, "kept tiles of 'fc.weight' must be lists of whole numbers, found"),
+    (_tiles_beside, "the grid of 'reduce.0.weight' must cover its shape (16, "),
+    (_older, "a plan must have schema 5, found 3. Try: make the plan again"),
+    (_unknown_field, "a plan must have exactly the fields of schema 5, found missing=[] unknown=['extra']"),
     (_bad_attribute, "attributes of module 'reduce.0' must be whole numbers"),
     (_other_attribute, "attributes of module 'reduce.0' must be among in_features"),
     (_edited_attribute, "a plan must be as it was saved, found one that was edited (rule: content_sha256)."),
