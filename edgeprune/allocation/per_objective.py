@@ -7,6 +7,7 @@ largest; a bound of the damage of one objective is one more row, as any other bu
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from edgeprune.allocation._base import Allocation, Cost, Damage, Rules, Widths, infeasible
 from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.proving import Prepared
+from edgeprune.allocation.tables import from_terms
 from edgeprune.allocation.terms import CostTerm, Floats, Ints, Limit
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.graph.forms import SizeForm
@@ -141,6 +143,10 @@ class BoundedDamages(Prepared):
         rules: What widths must respect.
         limits: Further budgets.
         allocator: With the damages.
+
+    Attributes:
+        allocator: The same.
+        bounds: The damages that have a bound, by objective.
     """
 
     def __init__(
@@ -151,13 +157,29 @@ class BoundedDamages(Prepared):
         limits: Sequence[Limit],
         allocator: PerObjective,
     ) -> None:
-        damages, share = allocator.damages, allocator.mean_share
-        weights = sum(one.weight for one in damages) or 1.0
-        mean = _scaled([(share * one.weight / weights / one.scale, one.curves) for one in damages])
-        worst = [_scaled([((1 - share) / one.scale, one.curves)]) for one in damages if one.worst]
-        self.bounds = {one.name: one for one in damages if math.isfinite(one.at_most)}
+        mean, worst = _weighed(allocator)
+        super().__init__(groups, mean, cost, rules, limits, allocator.settings, worst)
+        self._stated = (tuple(limits), self.limits, tuple(self.tables))
+        self._bounded_by(allocator)
+
+    def otherwise(self, allocator: PerObjective) -> BoundedDamages:
+        """The same tables of latency for other damages of the same groups."""
+        found = copy.copy(self)
+        found.__dict__.pop("fastest", None)
+        found._bounded_by(allocator)
+        return found
+
+    def _bounded_by(self, allocator: PerObjective) -> None:
+        self.allocator = allocator
+        mean, worst = _weighed(allocator)
+        limits, apart, tables = self._stated
+        self.bounds = {one.name: one for one in allocator.damages if math.isfinite(one.at_most)}
         bounding = [Limit(f"damage of {name}", _CurveCost(one), one.at_most) for name, one in self.bounds.items()]
-        super().__init__(groups, mean, cost, rules, (*limits, *bounding), allocator.settings, worst)
+        self.problem = self.problem.otherwise(mean, worst, (*limits, *bounding))
+        self.limits = (*apart, *bounding)
+        terms = [_CurveCost(one).terms() for one in self.bounds.values()]
+        self.tables = [*tables, *from_terms(self.problem, self.nodes, terms, self.settings.most_buckets)]
+        self._damaged()
 
     def within(self, budget_ms: float, known: Sequence[tuple[int, ...]] = ()) -> Allocation:
         """See `Prepared.within`.
@@ -220,6 +242,14 @@ class BoundedDamages(Prepared):
             return None
         name = min(reached, key=lambda one: reached[one])
         return name if held is None or reached[name] < held[1] * (1 - 1e-9) else None
+
+
+def _weighed(allocator: PerObjective) -> tuple[dict[str, Floats], list[dict[str, Floats]]]:
+    """What is added up, and what the largest is taken of."""
+    damages, share = allocator.damages, allocator.mean_share
+    weights = sum(one.weight for one in damages) or 1.0
+    mean = _scaled([(share * one.weight / weights / one.scale, one.curves) for one in damages])
+    return mean, [_scaled([((1 - share) / one.scale, one.curves)]) for one in damages if one.worst]
 
 
 def _scaled(parts: Sequence[tuple[float, Damage]]) -> dict[str, Floats]:

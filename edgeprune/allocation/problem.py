@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,14 @@ class Problem:
         self.limits = tuple(limits)
         self._cost = cost
         self._seen: dict[State, float] = {}
+
+    def otherwise(self, damage: Damage, worst: Sequence[Damage], limits: Sequence[Limit]) -> Problem:
+        """The same decisions and latencies with other damages and limits."""
+        found = copy.copy(self)
+        found._damage = [choice.damage(damage) for choice in self.choices]
+        found._worst = [[choice.damage(one) for choice in self.choices] for one in worst]
+        found.limits = tuple(limits)
+        return found
 
     @property
     def evaluations(self) -> int:

@@ -118,6 +118,10 @@ class Prepared:
         self.tables, self.error, self.lookups = tabulated(
             self.problem, cost, self.nodes, self.limits, settings.most_buckets
         )
+        self._damaged()
+
+    def _damaged(self) -> None:
+        """Program and quick search for the damages of the problem, and the tables."""
         self.damages = [self.problem.damages(index) for index in range(len(self.problem.choices))]
         further = self.problem.worst()
         self.program = Program(self.nodes.all, self.damages, self.tables, further)

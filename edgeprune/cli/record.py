@@ -69,6 +69,7 @@ class PruneOptions(BaseModel):
         netadapt: Whether widths are searched with short tunings.
         limit: ``NAME=LIMIT`` each, of the objectives of the task.
         pagcp: Rounds of the search under those limits; 0 for none.
+        hold_limits: Whether they must hold before tuning.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -109,6 +110,7 @@ class PruneOptions(BaseModel):
     netadapt: bool = False
     limit: tuple[str, ...] = ()
     pagcp: int = 0
+    hold_limits: bool = False
     seed: int = 0
 
     @property

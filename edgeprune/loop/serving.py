@@ -6,18 +6,20 @@ is what the captured program says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils import _pytree as pytree
 
+from edgeprune.errors import TaskError
 from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.allocation.choices import Choice
     from edgeprune.allocation.cost import CostModel
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.tasks.task import Objective, Task
@@ -107,6 +109,35 @@ def serving(task: Task, model: nn.Module, graph: ChannelGraph) -> Serving | None
         for group in graph.groups
     }
     return Serving(tuple(one.name for one in task.objectives), found, groups)
+
+
+def served(task: Task, model: nn.Module, graph: ChannelGraph, choices: Iterable[Choice]) -> dict[str, frozenset[str]]:
+    """Per decision, by its first group, the objectives that it matters to; all where that cannot be told.
+
+    Args:
+        task: The objectives.
+        model: The traced model.
+        graph: Its channel groups and program.
+        choices: The decisions that are not frozen.
+
+    Raises:
+        TaskError: None of them matters to an objective, or the task cannot be used.
+    """
+    found = serving(task, model, graph)
+    every = frozenset(one.name for one in task.objectives)
+    serves = {
+        choice.groups[0]: every
+        if found is None
+        else frozenset[str]().union(*(found.groups[one] for one in choice.groups))
+        for choice in choices
+    }
+    for one in task.objectives:
+        if not any(one.name in several for several in serves.values()):
+            raise TaskError(
+                f"the loss of objective {one.name!r} must depend on a channel group that can be pruned, found none.",
+                hint="edgeprune explain MODEL, or a task without it",
+            )
+    return serves
 
 
 def outputs_read(objective: Objective, model: nn.Module, count: int) -> frozenset[int] | None:

@@ -139,14 +139,17 @@ class Looking:
         with self._norms(module):
             return evaluate(module, self._data.metrics)
 
+    def first_metrics(self, module: nn.Module) -> dict[str, float]:
+        """The same on the first part."""
+        first = Task(tuple(replace(one, validation=one.train) for one in self._data.losses.objectives))
+        with self._norms(module):
+            return evaluate(module, first)
+
     def pairs(self, kept: Kept) -> tuple[dict[str, float], dict[str, float]]:
         """Loss and metric per objective, both on the first part: how they go together."""
         self.looks += 1
         module = self.cut(kept)
-        first = Task(tuple(replace(one, validation=one.train) for one in self._data.losses.objectives))
-        with self._norms(module):
-            metrics = evaluate(module, first)
-        return self.losses_of(module), metrics
+        return self.losses_of(module), self.first_metrics(module)
 
     def _losses(self, module: nn.Module, objectives: Sequence[Objective]) -> dict[str, float]:
         sums = {one.name: 0.0 for one in objectives}

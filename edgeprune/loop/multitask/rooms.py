@@ -76,6 +76,19 @@ class Rooms:
             for name, room in self._rooms.items()
         }
 
+    def bounds(self) -> dict[str, float]:
+        """The largest loss that each limit allows, by the fit."""
+        return {name: room.bound for name, room in self._rooms.items()}
+
+    def used(self, metrics: Metrics) -> dict[str, float]:
+        """How much of what its limit allows each metric has become worse, on the data of commits; above 1 it is broken."""
+        found = {}
+        for name, one in self._limited.items():
+            sign = -1.0 if one.higher_is_better else 1.0
+            worse = max(0.0, sign * (metrics[name] - self._dense[name]))
+            found[name] = worse and _over(worse, sign * (self._worst[name] - self._dense[name]))
+        return found
+
     def allows(self, name: str, loss: float) -> bool:
         """Whether a loss is within the bound of its objective."""
         return loss <= self._rooms[name].bound

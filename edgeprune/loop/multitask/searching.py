@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from edgeprune.allocation._base import rounded_up_ms, unproven
-from edgeprune.errors import BudgetInfeasibleError, TaskError
+from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.multitask.layers import Layers, evenly_cut, narrowed
 from edgeprune.loop.multitask.looking import CalibrationData, Looking
 from edgeprune.loop.multitask.magnitudes import mean_magnitudes
@@ -23,7 +23,7 @@ from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import Tolerances, tolerances
 from edgeprune.loop.netadapt import write_back
 from edgeprune.loop.searched import Searched
-from edgeprune.loop.serving import serving
+from edgeprune.loop.serving import served
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.tasks.batches import device_of
@@ -133,21 +133,7 @@ class LimitedSearch:
 
     def _served(self) -> dict[str, frozenset[str]]:
         """Per decision, by its first group, the objectives that it matters to."""
-        found = serving(self.task, self.planner.model, self.graph)
-        every = frozenset(self.names)
-        serves = {
-            choice.groups[0]: every
-            if found is None
-            else frozenset[str]().union(*(found.groups[one] for one in choice.groups))
-            for choice in self.choices
-        }
-        for name in self.names:
-            if not any(name in several for several in serves.values()):
-                raise TaskError(
-                    f"the loss of objective {name!r} must depend on a channel group that can be pruned, found none.",
-                    hint="edgeprune explain MODEL, or a task without it",
-                )
-        return serves
+        return served(self.task, self.planner.model, self.graph, self.choices)
 
     def _round(self, state: _State, scores: Scores, aim_ms: float, number: int) -> _State:
         """Cut each layer once, as far as it may; then give back what is not needed."""

@@ -12,7 +12,7 @@ import torch
 from edgeprune.cli.console import Output
 from edgeprune.cli.pruning_run import begin
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference
-from edgeprune.errors import ConfigError, EdgepruneError, TaskError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, EdgepruneError, TaskError
 from edgeprune.latency.table import LatencyTable
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
@@ -88,9 +88,31 @@ def test_a_verdict_per_objective_is_written(
     assert [one.limit for one in record.verdicts] == ["1000%", "500%"]
 
 
+def test_limits_of_several_objectives_choose_the_widths(
+    options: PruneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(options.model_copy(update={"limit": ("total=1000%", "top=500%")}), tmp_path / "out", Output(json_mode=True))
+    found = json.loads(capsys.readouterr().out)
+    assert found["recovery"][0]["step"] == "per_task"
+    assert set(found["recovery"][0]["details"]["used"]) == {"total", "top"}
+    assert any(note.startswith("A damage curve per objective") for note in found["notes"])
+    with pytest.raises(BudgetInfeasibleError, match=r"keeps the limits \(total=0%, top=0%\) before tuning takes"):
+        begin(
+            options.model_copy(update={"limit": ("total=0%", "top=0%"), "hold_limits": True, "latency": "50%"}),
+            tmp_path / "held",
+            Output(),
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"hold_limits": True}, ConfigError, "--hold-limits needs limits of objectives.*found no limit"),
+        (
+            {"hold_limits": True, "limit": ("top=2%",), "pagcp": 1},
+            ConfigError,
+            "--hold-limits needs limits of objectives.*found --pagcp",
+        ),
         ({"limit": ("total=some",)}, ConfigError, r"a limit must be 2% \(of the dense model's metric\).*found 'some'"),
         ({"limit": ("total",)}, ConfigError, "a limit must be written NAME=LIMIT, found 'total'"),
         ({"limit": ("depth=2%",)}, TaskError, "found no 'depth' among total, top"),
