@@ -369,6 +369,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         metrics_after=dict(result.metrics_after),
         recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
         verdicts=result.verdicts,
+        outputs={} if result.serves is None else dict(result.serves.outputs),
     )
 
 

@@ -163,6 +163,7 @@ class PruningRecord(BaseModel):
         metrics_after: The same of the pruned model.
         recovery: What each recovery step did, for a run that goes on with its model.
         verdicts: Per objective both, its limit and whether it is kept.
+        outputs: Where there are several objectives: by objective the places of the model's outputs that it reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -187,6 +188,7 @@ class PruningRecord(BaseModel):
     metrics_after: dict[str, float]
     recovery: tuple[Recovered, ...]
     verdicts: tuple[MetricVerdict, ...]
+    outputs: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
     @property
     def unfinished(self) -> bool:

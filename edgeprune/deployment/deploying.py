@@ -112,7 +112,7 @@ def deploy(
                         budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms, percentile=percentile
                     )
             switched = run.activate(folder)
-            run.health(folder, changed=switched["changed"], latency=latency)
+            run.health(folder, changed=switched["changed"], latency=latency, parity=parity)
             run.finish(keep)
     return Deployment(
         board=opened.name,
@@ -292,7 +292,7 @@ class _Run:
         previous = former if changed else now.previous
         return {"current": folder, "previous": None if previous is None else previous.folder, "changed": changed}
 
-    def health(self, folder: str, *, changed: bool, latency: Latency) -> None:
+    def health(self, folder: str, *, changed: bool, latency: Latency, parity: Parity) -> None:
         """One inference through ``current``; when it fails, go back from what was not known to be good before."""
         self._tell("health", 0, 0, "one inference through current")
 
@@ -312,7 +312,8 @@ class _Run:
                 "before and had passed its health check, so it was left as it is.",
                 hint="deploy again; if it fails again, edgeprune doctor",
             )
-        note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio}
+        tasks = {name: str(one) for name, one in parity.tasks.items()}
+        note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio, "tasks": tasks}
         try:
             self._again_after_a_lost_link(
                 lambda: self.board.call("confirm", {"folder": folder, "note": note}, timeout_s=60.0)

@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import TaskError
+from edgeprune.loop.result import Serves
 from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
 if TYPE_CHECKING:
@@ -36,11 +37,25 @@ class Serving:
         objectives: Their names, in the order of the task.
         nodes: Per program node the objectives whose losses depend on it.
         groups: The same per channel group.
+        outputs: Per objective the places of the model's outputs that its loss reads.
     """
 
     objectives: tuple[str, ...]
     nodes: Mapping[str, frozenset[str]]
     groups: Mapping[str, frozenset[str]]
+    outputs: Mapping[str, frozenset[int]]
+
+    def told(self, cost: CostModel) -> Serves:
+        """The same as plain data, for results."""
+
+        def ordered(names: frozenset[str]) -> tuple[str, ...]:
+            return tuple(name for name in self.objectives if name in names)
+
+        return Serves(
+            {name: tuple(sorted(places)) for name, places in self.outputs.items()},
+            {name: ordered(names) for name, names in self.groups.items()},
+            tuple((ordered(names), ms) for names, ms in self.latency_ms(cost).items()),
+        )
 
     def latency_ms(self, cost: CostModel) -> dict[frozenset[str], float]:
         """The predicted dense latency by the set of objectives that it serves, milliseconds; they add up to all of it.
@@ -90,10 +105,12 @@ def serving(task: Task, model: nn.Module, graph: ChannelGraph) -> Serving | None
     names = [str(name) for name in graph.program.graph_signature.user_outputs]
     nodes = {node.name: node for node in graph.program.graph.nodes}
     serves: dict[str, set[str]] = {name: set() for name in nodes}
+    outputs = {}
     for objective in task.objectives:
         read = outputs_read(objective, model, len(names))
         if read is None:
             return None
+        outputs[objective.name] = read
         # Everything that the outputs are computed from.
         waiting = [nodes[names[number]] for number in read if names[number] in nodes]
         seen = set(waiting)
@@ -108,7 +125,7 @@ def serving(task: Task, model: nn.Module, graph: ChannelGraph) -> Serving | None
         group.name: frozenset[str]().union(*(found.get(node, frozenset()) for node in group.nodes))
         for group in graph.groups
     }
-    return Serving(tuple(one.name for one in task.objectives), found, groups)
+    return Serving(tuple(one.name for one in task.objectives), found, groups, outputs)
 
 
 def served(task: Task, model: nn.Module, graph: ChannelGraph, choices: Iterable[Choice]) -> dict[str, frozenset[str]]:

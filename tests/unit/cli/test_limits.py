@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from edgeprune.cli.compile import _compile_run
 from edgeprune.cli.console import Output
 from edgeprune.cli.pruning_run import begin
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference
+from edgeprune.deployment.artifact import Artifact
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, EdgepruneError, TaskError
 from edgeprune.latency.table import LatencyTable
 
@@ -86,6 +88,17 @@ def test_a_verdict_per_objective_is_written(
     record = PruningRecord.load(tmp_path / "out")
     assert record.options == asked
     assert [one.limit for one in record.verdicts] == ["1000%", "500%"]
+    assert record.outputs == {"total": (0,), "top": (1,)}
+    # Compiled, parity is told per objective.
+    extras = {"labels": None, "normalization": None, "seed": 0, "precision": "fp32"}
+    _compile_run(tmp_path / "out", Output(), tmp_path / "artifact", None, None, (None, None), extras)
+    artifact = Artifact.load(tmp_path / "artifact")
+    names = [tensor["name"] for tensor in artifact.model["outputs"]]
+    assert {name: one.outputs for name, one in artifact.manifest.tasks.items()} == {
+        "total": names[:1],
+        "top": names[1:],
+    }
+    assert set(artifact.manifest.host_parity["tasks"]) == {"total", "top"}
 
 
 def test_limits_of_several_objectives_choose_the_widths(
