@@ -10,6 +10,8 @@ from edgeprune.loop.multitask.metric_bounds import loss_bound
 from edgeprune.tasks.limits import Tolerance
 from edgeprune.tasks.task import Objective, Task
 
+_ENDLESS = 1e6
+"""What is used of a limit that allows nothing; a number that JSON has."""
 _SMALL = 1e-6
 """Added to losses before they are divided where no limit says on which scale they lie."""
 
@@ -86,7 +88,7 @@ class Rooms:
         for name, one in self._limited.items():
             sign = -1.0 if one.higher_is_better else 1.0
             worse = max(0.0, sign * (metrics[name] - self._dense[name]))
-            found[name] = worse and _over(worse, sign * (self._worst[name] - self._dense[name]))
+            found[name] = worse and min(_ENDLESS, _over(worse, sign * (self._worst[name] - self._dense[name])))
         return found
 
     def allows(self, name: str, loss: float) -> bool:

@@ -106,6 +106,7 @@ class LimitedSearch:
         )
         self.looking = Looking(self.model, self.graph, self.data, batch_statistics=not settings.compat)
         self.history: list[dict[str, Any]] = []
+        self.used: list[dict[str, float]] = []
         self.stopped = dict.fromkeys(self.names, 0)
         self.done = 0
 
@@ -121,6 +122,7 @@ class LimitedSearch:
         while True:
             rounds += 1
             state = self._round(state, scores, aim_ms, rounds)
+            self.used.append(self.rooms.used(self.looking.metrics(self.looking.cut(state.kept))))
             if self.cost.ms(state.widths) <= aim_ms or rounds == self.settings.rounds or not self.settings.trains:
                 break
             tuned = self._tuned(state)
@@ -349,7 +351,13 @@ class LimitedSearch:
             note=f"layers were narrowed one after another under the limits, by {self.looking.looks} looks; nothing is proven.",
         )
         proposal = planner.proposal(allocation, aim_ms, self.looking.plan(state.kept))
-        details = {"rounds": rounds, "looks": self.looking.looks, "steps": self.history, "stopped": self.stopped}
+        details = {
+            "rounds": rounds,
+            "looks": self.looking.looks,
+            "steps": self.history,
+            "stopped": self.stopped,
+            "used_by_round": self.used,
+        }
         record = RecoveryRecord("pagcp", validation, evaluate(self.looking.cut(state.kept), self.task), details)
         stopped = ", ".join(f"{name} {count}" for name, count in self.stopped.items())
         note = (

@@ -16,6 +16,7 @@ from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, EdgepruneError, TaskError
 from edgeprune.latency.table import LatencyTable
+from edgeprune.report import stored
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 MODEL_FILE = """
@@ -89,6 +90,18 @@ def test_a_verdict_per_objective_is_written(
     assert record.options == asked
     assert [one.limit for one in record.verdicts] == ["1000%", "500%"]
     assert record.outputs == {"total": (0,), "top": (1,)}
+    report = stored.load(tmp_path / "out" / stored.FILE_NAME)
+    assert report.tasks is not None
+    assert report.tasks.columns == ("dense", "round 1", "search", "batch norms", "tuned")
+    for row, one in zip(report.tasks.rows, found["verdicts"], strict=True):
+        assert (row.name, row.asked) == (one["objective"], record.verdicts[0 if row.name == "total" else 1].asked)
+        assert row.cells[0] == f"{one['dense']:.4f}"
+        assert row.cells[-1] == f"{one['pruned']:.4f}"
+        assert row.verdict == ("good" if one["kept"] else "bad")
+    needs = {group.name: group.tasks for group in report.served}
+    assert needs["stem"] == ("total", "top")
+    assert needs["sum_inner"] == ("total",)
+    assert sum(share for _, share in report.task_latency) == pytest.approx(1)
     # Compiled, parity is told per objective.
     extras = {"labels": None, "normalization": None, "seed": 0, "precision": "fp32"}
     _compile_run(tmp_path / "out", Output(), tmp_path / "artifact", None, None, (None, None), extras)
