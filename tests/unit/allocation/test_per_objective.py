@@ -9,6 +9,8 @@ import pytest
 
 from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.per_objective import ObjectiveDamage, PerObjective
+from edgeprune.allocation.problem import Problem, moved
+from edgeprune.allocation.refinement import refine
 from edgeprune.allocation.terms import Limit
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.testing.additive import LayeredParameters, densenet, residual
@@ -141,3 +143,25 @@ def test_settings_are_checked():
             PerObjective([wrong])
     with pytest.raises(ConfigError, match=r"mean_share must be a share in \[0, 1\]"):
         PerObjective([one], 2.0)
+
+
+@pytest.mark.parametrize(("groups", "seed"), [(4, 1), (4, 2), (4, 18), (6, 9)])
+def test_refinement_ends_and_never_makes_the_worst_worse(groups, seed):
+    """What one raise and one cut do to the worst does not add up: what is traded must be looked at as a whole."""
+    problem = instance(seed, groups=groups, largest=24)
+    worst = [{name: curve / one.scale for name, curve in one.curves.items()} for one in damages_of(problem, seed)]
+    none = {name: np.zeros_like(curve) for name, curve in worst[0].items()}
+    ready = Problem(problem.groups, none, problem.cost, None, worst=worst)
+    budget_ms = problem.floor_ms + 0.5 * (problem.cost.ms({}) - problem.floor_ms)
+    state = tuple(widths[-1] for widths in ready.candidates)
+    found = refine(ready, state, budget_ms, 3_000)
+    assert ready.ms(found) <= budget_ms
+    assert ready.damage(found) < ready.damage(state)
+    # No raise alone helps any more.
+    raised = [
+        moved(found, index, width)
+        for index in ready.movable
+        for width in ready.candidates[index]
+        if width > found[index]
+    ]
+    assert all(ready.damage(up) >= ready.damage(found) for up in ready.fitting(raised, budget_ms))
