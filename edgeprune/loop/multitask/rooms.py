@@ -91,6 +91,13 @@ class Rooms:
             found[name] = worse and min(_ENDLESS, _over(worse, sign * (self._worst[name] - self._dense[name])))
         return found
 
+    def most(self, base: Losses, tolerated: Losses) -> dict[str, float]:
+        """The largest loss of each objective that is within its bound and, over others, within what is tolerated."""
+        return {
+            name: min(room.bound, tolerated[name] * (base[name] + room.epsilon) - room.epsilon)
+            for name, room in self._rooms.items()
+        }
+
     def allows(self, name: str, loss: float) -> bool:
         """Whether a loss is within the bound of its objective."""
         return loss <= self._rooms[name].bound

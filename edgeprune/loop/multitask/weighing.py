@@ -16,8 +16,9 @@ from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.per_objective import BoundedDamages, ObjectiveDamage, PerObjective
 from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
 from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.loop.multitask.calibration_data import CalibrationData
 from edgeprune.loop.multitask.layers import evenly_cut
-from edgeprune.loop.multitask.looking import CalibrationData, Looking
+from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.searched import Searched
 from edgeprune.loop.serving import served

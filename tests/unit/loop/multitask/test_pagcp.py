@@ -11,8 +11,10 @@ from torch import nn
 
 from edgeprune.criteria.damage import best_units
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
-from edgeprune.loop.multitask.looking import CalibrationData, Looking
-from edgeprune.loop.multitask.pagcp import Pagcp, last_good
+from edgeprune.loop.multitask.calibration_data import CalibrationData
+from edgeprune.loop.multitask.commits import last_good
+from edgeprune.loop.multitask.looking import Looking
+from edgeprune.loop.multitask.pagcp import Pagcp
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import tolerances
 from edgeprune.loop.netadapt import NetAdapt

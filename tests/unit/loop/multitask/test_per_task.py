@@ -9,7 +9,8 @@ import torch
 
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
-from edgeprune.loop.multitask.looking import CalibrationData, Looking
+from edgeprune.loop.multitask.calibration_data import CalibrationData
+from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.pagcp import Pagcp
 from edgeprune.loop.multitask.per_task import PerTask
 from edgeprune.loop.pruning import prune
