@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import ConfigError
+from edgeprune.loop.multitask.layers import energy_limit
 from edgeprune.recovery.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class Pagcp:
             budget_ms: Predicted latency that is aimed at, at most, milliseconds.
 
         Raises:
-            ConfigError: There is no task, an objective has no limit, there are budgets besides the latency, whole branches
-                may go, or the model was traced in parts.
+            ConfigError: There is no task, an objective has no limit, there are budgets besides latency and energy, whole
+                branches may go, or the model was traced in parts.
         """
         task = planner.task
         if task is None:
@@ -110,8 +111,12 @@ class Pagcp:
                 f"pagcp needs a limit for each objective, found none for {', '.join(free)}.",
                 hint=f"--limit {free[0]}=2%",
             )
-        if planner.limits:
-            raise ConfigError(f"pagcp keeps a latency only, found a budget of {planner.limits[0].name} too.")
+        others = [limit.name for limit in planner.limits if limit is not energy_limit(planner)]
+        if others or (planner.limits and self.compat):
+            raise ConfigError(
+                f"pagcp keeps a latency{'' if self.compat else ' and an energy'} only, found a budget of "
+                f"{(others or ['energy'])[0]} too."
+            )
         if planner.graph.parts:
             raise ConfigError("pagcp needs a model that was traced as a whole, found one traced in parts.")
         if any(choice.removable for choice in planner.cost.choices):

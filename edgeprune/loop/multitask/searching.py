@@ -17,7 +17,7 @@ from edgeprune.allocation._base import rounded_up_ms, unproven
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.multitask.calibration_data import CalibrationData
 from edgeprune.loop.multitask.commits import Commit, State, last_good
-from edgeprune.loop.multitask.layers import Layers, evenly_cut, narrowed
+from edgeprune.loop.multitask.layers import Layers, energy_limit, evenly_cut, narrowed
 from edgeprune.loop.multitask.looking import Beside, Looking
 from edgeprune.loop.multitask.magnitudes import mean_magnitudes
 from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE
@@ -99,13 +99,13 @@ class LimitedSearch:
             rounds += 1
             state = self._round(state, scores, aim_ms, rounds)
             self.used.append(self.rooms.used(self.looking.metrics(self.looking.cut(state.kept))))
-            if self.cost.ms(state.widths) <= aim_ms or rounds == self.settings.rounds or not self.settings.trains:
+            if self.layers.met(state.widths, aim_ms) or rounds == self.settings.rounds or not self.settings.trains:
                 break
             tuned = self._tuned(state)
             if tuned is None:
                 break
             state, scores = tuned
-        if self.cost.ms(state.widths) > aim_ms:
+        if not self.layers.met(state.widths, aim_ms):
             return self._otherwise(state, proposal, validation)
         return self._found(state, scores, aim_ms, validation, rounds)
 
@@ -133,7 +133,7 @@ class LimitedSearch:
         falling = allowed[min(totals, key=lambda name: totals[name])].factor <= 1
         layers.sort(key=lambda one: contributions[one.groups[0]], reverse=falling)
         found = [*self._sweep(state, layers, scores, allowed, number)]
-        while not self.settings.compat and self.cost.ms(self._last(found, state).widths) > aim_ms:
+        while not (self.settings.compat or self.layers.met(self._last(found, state).widths, aim_ms)):
             # What is left of the rooms may go to any layer.
             more = [*self._sweep(self._last(found, state), layers, scores, None, number)]
             if not more:
@@ -271,14 +271,14 @@ class LimitedSearch:
         if self.settings.compat:
             for one in worst_first[: len(layers) - math.ceil(self.settings.top * len(layers))]:
                 widths |= dict.fromkeys(one.choice.groups, one.before)
-        elif self.cost.ms(widths) <= aim_ms:
+        elif self.layers.met(widths, aim_ms):
             for one in worst_first:
                 now = widths[one.choice.groups[0]]
                 whole = {**widths, **dict.fromkeys(one.choice.groups, one.before)}
                 wider = [width for width in self.layers.narrower(one.choice, whole) if width > now]
                 for width in (one.before, *wider):
                     tried = {**widths, **dict.fromkeys(one.choice.groups, width)}
-                    if self.cost.ms(tried) <= aim_ms:
+                    if self.layers.met(tried, aim_ms):
                         widths = tried
                         break
         if widths == state.widths:
@@ -383,13 +383,20 @@ class LimitedSearch:
         why = f"{binding} stopped most layers" if self.stopped[binding] else "no objective stopped a layer"
         would_do = " ".join(f"--limit {name}={self.rooms.needed(name, metrics[name])}" for name in broken)
         asked = ", ".join(f"{one.name}={one.limit}" for one in self.task.objectives if one.limit is not None)
+        energy = energy_limit(self.planner)
+        if energy is not None and best_ms <= proposal.aim_ms:
+            best = energy.cost.value(state.widths)
+            must, found, option = f"energy must be <= {energy.at_most:.4g} mJ", f"{best:.4g} mJ", "--energy {}mJ"
+        else:
+            # A plan aims somewhat below its budget.
+            best = 1.03 * best_ms
+            must, found, option = f"latency must be <= {proposal.aim_ms:.4g} ms", f"{best_ms:.4g} ms", "--latency {}ms"
         raise BudgetInfeasibleError(
-            f"latency must be <= {proposal.aim_ms:.4g} ms, the smallest plan found under the limits "
-            f"({asked or f'a tolerance of {self.settings.tolerance:g}'}) takes {best_ms:.4g} ms; {why}.",
+            f"{must}, the smallest plan found under the limits ({asked or f'a tolerance of {self.settings.tolerance:g}'}) "
+            f"takes {found}; {why}.",
             best_ms=best_ms,
             widths=state.widths,
-            # A plan aims somewhat below its budget.
-            hint=f"--latency {rounded_up_ms(1.03 * best_ms)}ms{f', or {would_do}, or more rounds' if would_do else ''}",
+            hint=f"{option.format(rounded_up_ms(best))}{f', or {would_do}, or more rounds' if would_do else ''}",
         )
 
     def _pairs(
