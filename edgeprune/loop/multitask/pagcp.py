@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.errors import ConfigError
 from edgeprune.loop.multitask.layers import energy_limit
+from edgeprune.loop.serving import served
 from edgeprune.recovery.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Pagcp:
         Raises:
             ConfigError: There is no task, an objective has no limit, there are budgets besides latency and energy, whole
                 branches may go, or the model was traced in parts.
+            TaskError: An objective depends on nothing that can be pruned, or the task cannot be used.
         """
         task = planner.task
         if task is None:
@@ -123,6 +125,7 @@ class Pagcp:
             raise ConfigError(
                 "pagcp narrows layers, found that whole residual branches may go too.", hint="without --blocks"
             )
+        served(task, planner.model, planner.graph, [one for one in planner.cost.choices if not one.frozen])
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""

@@ -10,6 +10,7 @@ from edgeprune.allocation.exact import Exact
 from edgeprune.allocation.per_objective import MEAN_SHARE
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.errors import ConfigError
+from edgeprune.loop.serving import served
 
 if TYPE_CHECKING:
     from edgeprune.loop.planning import Planner, Progress, Proposal
@@ -66,6 +67,7 @@ class PerTask:
         Raises:
             ConfigError: There is no task, no objective has a limit, the allocator is not the exact one, the damage of objectives
                 cannot be told apart, whole branches may go, or the model was traced in parts.
+            TaskError: An objective depends on nothing that can be pruned, or the task cannot be used.
         """
         task = planner.task
         if task is None:
@@ -95,6 +97,7 @@ class PerTask:
                 "damage per objective is that of narrower layers, found that whole residual branches may go too.",
                 hint="without --blocks",
             )
+        served(task, planner.model, planner.graph, [one for one in planner.cost.choices if not one.frozen])
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""

@@ -21,7 +21,6 @@ from edgeprune.loop.multitask.layers import evenly_cut
 from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.searched import Searched
-from edgeprune.loop.serving import served
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.tasks.batches import device_of
 from edgeprune.tasks.task import Task
@@ -69,7 +68,7 @@ class Weighing:
         progress: Called with (step, done, in all).
 
     Raises:
-        TaskError: The task cannot be used, or an objective depends on nothing that can be pruned.
+        TaskError: The task cannot be used.
     """
 
     def __init__(self, settings: PerTask, planner: Planner, *, seed: int, progress: Progress | None) -> None:
@@ -77,7 +76,6 @@ class Weighing:
         self.settings, self.planner, self.task, self.progress = settings, planner, planner.task, progress
         self.graph = planner.graph
         self.choices = [choice for choice in planner.cost.choices if not choice.frozen]
-        served(self.task, planner.model, self.graph, self.choices)
         data = CalibrationData(
             self.task, device_of(planner.model), settings.batches, settings.metric_batches, seed=seed
         )

@@ -348,6 +348,9 @@ def test_what_cannot_be_searched_is_refused(case):
 def test_an_objective_on_nothing_that_can_be_pruned_is_refused(case):
     planner = case.planner(constraints=Constraints(keep=("stem", "trunk", "seg_inner")))
     with pytest.raises(TaskError, match="loss of objective 'seg' must depend on a channel group that can be pruned"):
+        Pagcp().require(planner, 1.0)
+    assert "scores" not in vars(planner), "refused before anything is scored"
+    with pytest.raises(TaskError, match="loss of objective 'seg' must depend on a channel group that can be pruned"):
         Pagcp().search(planner, planner.propose(0.95 * planner.dense_ms))
 
 
