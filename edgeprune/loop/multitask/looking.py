@@ -181,6 +181,7 @@ class Looking:
         """
         module, samples = self.cut(kept), dict[str, list[list[float]]]()
         eligible = [one for one in self._data.losses.objectives if one.name in self._data.shuffled]
+        odd: set[str] = set()
         with self._ready(module):
             for together in sharing(eligible, "train"):
                 for inputs, targets in objective_batches(together[0], "train", device_of(module)):
@@ -189,11 +190,10 @@ class Looking:
                     for one in together:
                         own = _by_sample(one, outputs, targets, sample_count(inputs))
                         if own is None:
-                            samples.pop(one.name, None)
-                            eligible = [other for other in eligible if other is not one]
-                        elif one in eligible:
+                            odd.add(one.name)
+                        else:
                             samples.setdefault(one.name, []).append(own)
-        self._reference = _Reference(samples)
+        self._reference = _Reference({name: found for name, found in samples.items() if name not in odd})
 
     def metrics(self, module: nn.Module) -> dict[str, float]:
         """Metric per objective of a cut model on the second part."""
@@ -255,7 +255,7 @@ class Looking:
 
     def _tests(self, most: Mapping[str, float], alpha: float) -> dict[str, MeanAbove]:
         """Per objective whether its mean difference from the reference is above what its bound leaves."""
-        known = {name: self._reference.samples[name] for name in most if name in self._reference.samples}
+        known = {name: found for name, found in self._reference.samples.items() if name in most and any(found)}
         tests = {}
         for name, batches in known.items() if alpha > 0 else ():
             values = [value for batch in batches for value in batch]

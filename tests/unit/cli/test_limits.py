@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgeprune.cli.compile import _compile_run
 from edgeprune.cli.console import Output
+from edgeprune.cli.main import run
 from edgeprune.cli.pruning_run import begin
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference
 from edgeprune.deployment.artifact import Artifact
@@ -103,8 +103,7 @@ def test_a_verdict_per_objective_is_written(
     assert needs["sum_inner"] == ("total",)
     assert sum(share for _, share in report.task_latency) == pytest.approx(1)
     # Compiled, parity is told per objective.
-    extras = {"labels": None, "normalization": None, "seed": 0, "precision": "fp32"}
-    _compile_run(tmp_path / "out", Output(), tmp_path / "artifact", None, None, (None, None), extras)
+    assert run(["compile", str(tmp_path / "out"), "--out", str(tmp_path / "artifact")]) == 0
     artifact = Artifact.load(tmp_path / "artifact")
     names = [tensor["name"] for tensor in artifact.model["outputs"]]
     assert {name: one.outputs for name, one in artifact.manifest.tasks.items()} == {
