@@ -15,6 +15,7 @@ from edgeprune.allocation.terms import Floats, Ints
 _SWEEPS = 20
 _HALVINGS = 24
 _REWEIGHTINGS = 4
+_REBALANCINGS = 4
 _BLOCK = 16
 """Decisions that are solved together while all others stay."""
 
@@ -26,13 +27,23 @@ class Descent:
         nodes: Decisions first.
         damages: Damage by option, per decision.
         tables: One per cost.
+        worst: Further damages by option, per set and decision; the largest of their sums is added to the damage. What guides
+            a descent is a weighted mean of them, with more and more weight on the largest.
 
     Attributes:
         neighbors: Per decision those that share a table with it.
     """
 
-    def __init__(self, nodes: Sequence[Node], damages: Sequence[Floats], tables: Sequence[CostTable]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        damages: Sequence[Floats],
+        tables: Sequence[CostTable],
+        worst: Sequence[Sequence[Floats]] = (),
+    ) -> None:
         self.nodes, self.damages, self.tables = tuple(nodes), tuple(damages), tuple(tables)
+        self._added, self._worst = self.damages, tuple(worst)
+        self._guided_by(np.ones(len(self._worst)))
         count = len(damages)
         self._single = [np.zeros((len(tables), len(curve))) for curve in damages]
         self._pairs: list[list[tuple[int, int, Floats]]] = [[] for _ in range(count)]
@@ -56,7 +67,7 @@ class Descent:
 
     def damage(self, state: Ints) -> float:
         """Total damage of a state."""
-        return float(sum(curve[option] for curve, option in zip(self.damages, state, strict=True)))
+        return _sum(self._added, state) + float(self._sums(state).max(initial=0.0))
 
     def costs(self, state: Ints) -> Floats:
         """Every cost of a state, shape (costs,)."""
@@ -81,6 +92,34 @@ class Descent:
 
     def start(self, limits: Floats) -> Ints | None:
         """A state within the limits, found by pricing the costs; None where no price leads to one."""
+        if not self._worst:
+            return self._started(limits)
+        best, weights = None, np.ones(len(self._worst))
+        for _ in range(_REBALANCINGS):
+            self._guided_by(weights)
+            state = self._started(limits)
+            if state is None:
+                break
+            if best is None or self.damage(state) < self.damage(best):
+                best = state
+            sums = self._sums(state)
+            weights = weights * np.maximum(sums, 1e-3 * sums.max()) if sums.max() > 0 else weights
+        return best
+
+    def _guided_by(self, weights: Floats) -> None:
+        """What is lowered: what is added up, and the mean of the further sets by these weights."""
+        if self._worst:
+            shares = weights / weights.sum()
+            self.damages = tuple(
+                own + sum(share * one[index] for share, one in zip(shares, self._worst, strict=True))
+                for index, own in enumerate(self._added)
+            )
+
+    def _sums(self, state: Ints) -> Floats:
+        """Of each further set, shape (sets,)."""
+        return np.array([_sum(one, state) for one in self._worst])
+
+    def _started(self, limits: Floats) -> Ints | None:
         bounded = np.isfinite(limits)
         weights = np.where(bounded, 1.0 / np.maximum(np.abs(np.where(bounded, limits, 1.0)), 1e-300), 0.0)
         best: Ints | None = None
@@ -184,3 +223,7 @@ class Descent:
             if not changed:
                 break
         return state
+
+
+def _sum(curves: Sequence[Floats], state: Ints) -> float:
+    return float(sum(curve[option] for curve, option in zip(curves, state, strict=True)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,14 @@ State = tuple[int, ...]
 class Problem:
     """Decisions, their candidate widths and damages, and a memo of latencies.
 
+    Args:
+        groups: All channel groups of the model.
+        damage: Damage curves, which are added up.
+        cost: Latency by widths.
+        rules: What widths must respect.
+        limits: Budgets besides the latency.
+        worst: Further sets of damage curves; the largest of their sums is added to the damage.
+
     Attributes:
         choices: The decisions, frozen ones included.
         candidates: Per decision its candidate widths, descending.
@@ -37,15 +46,25 @@ class Problem:
         cost: Cost,
         rules: Rules | None,
         limits: Sequence[Limit] = (),
+        worst: Sequence[Damage] = (),
     ) -> None:
         self.choices: tuple[Choice, ...] = choices(groups, rules)
         self.candidates = [choice.candidates(cost) for choice in self.choices]
         self.movable = [index for index, widths in enumerate(self.candidates) if len(widths) > 1]
         self.dense: State = tuple(choice.widest for choice in self.choices)
         self._damage = [choice.damage(damage) for choice in self.choices]
+        self._worst = [[choice.damage(one) for choice in self.choices] for one in worst]
         self.limits = tuple(limits)
         self._cost = cost
         self._seen: dict[State, float] = {}
+
+    def otherwise(self, damage: Damage, worst: Sequence[Damage], limits: Sequence[Limit]) -> Problem:
+        """The same decisions and latencies with other damages and limits."""
+        found = copy.copy(self)
+        found._damage = [choice.damage(damage) for choice in self.choices]
+        found._worst = [[choice.damage(one) for choice in self.choices] for one in worst]
+        found.limits = tuple(limits)
+        return found
 
     @property
     def evaluations(self) -> int:
@@ -82,15 +101,24 @@ class Problem:
 
     def damage(self, state: State) -> float:
         """Total damage of a state."""
-        return sum(curve[width] for curve, width in zip(self._damage, state, strict=True))
+        total = sum(curve[width] for curve, width in zip(self._damage, state, strict=True))
+        sums = (sum(curve[width] for curve, width in zip(one, state, strict=True)) for one in self._worst)
+        return total + max(sums, default=0.0)
 
     def added(self, index: int, old: int, new: int) -> float:
-        """Damage that one decision adds when it goes from one width to another; negative when it recovers."""
+        """Damage that one decision adds, of what is added up, from one width to another; negative when it recovers."""
         return self._damage[index][new] - self._damage[index][old]
 
     def damages(self, index: int) -> npt.NDArray[np.float64]:
         """Damage of each candidate of one decision, in the order of the candidates."""
         return np.array([self._damage[index][width] for width in self.candidates[index]])
+
+    def worst(self) -> list[list[npt.NDArray[np.float64]]]:
+        """The same of each further set of curves, by decision."""
+        return [
+            [np.array([curve[width] for width in widths]) for curve, widths in zip(one, self.candidates, strict=True)]
+            for one in self._worst
+        ]
 
     def unproven(self, method: str, state: State, budget_ms: float, note: str) -> Allocation:
         """A state as the result of a search that proves nothing."""

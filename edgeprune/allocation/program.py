@@ -66,12 +66,20 @@ class Program:
         nodes: Decisions first.
         damages: Damage by option, per decision.
         tables: One per cost.
+        worst: Further damages by option, per set and decision; the largest of their sums is added to the damage. It is one
+            more variable, between 0 and 1, and one row per set.
 
     Attributes:
         variables: Number of columns.
     """
 
-    def __init__(self, nodes: Sequence[Node], damages: Sequence[Floats], tables: Sequence[CostTable]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        damages: Sequence[Floats],
+        tables: Sequence[CostTable],
+        worst: Sequence[Sequence[Floats]] = (),
+    ) -> None:
         self.nodes, self.tables, self.decisions = tuple(nodes), tuple(tables), len(damages)
         pairs = {pair for table in tables for pair in table.pairs}
         pairs |= {(node.first, node.second) for node in self.nodes if isinstance(node, Joint)}
@@ -82,7 +90,14 @@ class Program:
         for first, second in sorted(pairs):
             self._pair_start[first, second] = self.variables
             self.variables += self.counts[first] * self.counts[second]
+        self._worst = tuple(worst)
+        most = max((sum(float(curve.max(initial=0.0)) for curve in one) for one in worst), default=0.0)
+        self._most = most or 1.0
+        self._worst_column = self.variables if worst else None
+        self.variables += len(worst) > 0
         self.damage = np.zeros(self.variables)
+        if worst:
+            self.damage[-1] = self._most
         self.damage[: int(self._start[self.decisions])] = np.concatenate([*damages, np.zeros(0)])
         self.costs = [self._cost(table) for table in tables]
         self._integral = np.zeros(self.variables, dtype=np.int64)
@@ -178,7 +193,10 @@ class Program:
         if found.status != 0:
             return Relaxed(-np.inf, found.status != 2, np.zeros(0))
         # A variable at its upper bound has a negative one: there is nothing to gain by that.
-        return Relaxed(float(found.fun) * scale, True, np.maximum(found.lower.marginals, 0.0) * scale)
+        reduced = np.maximum(found.lower.marginals, 0.0) * scale
+        if self._worst_column is not None:
+            reduced[self._worst_column] = 0.0  # it is no option that could be left out
+        return Relaxed(float(found.fun) * scale, True, reduced)
 
     def least(self, cost: int, *, seconds: float) -> Solved:
         """The state with the smallest value of one cost, by the tables, and a bound of it."""
@@ -224,6 +242,10 @@ class Program:
                 self._add_joint(rows, index, node)
             elif isinstance(node, Sum):
                 self._add_sum(rows, index, node)
+        for one in self._worst:
+            columns = np.append(np.arange(self._start[self.decisions]), self.variables - 1)
+            values = np.append(np.concatenate([*one, np.zeros(0)]) / self._most, -1.0)
+            rows.add(1, np.zeros(len(columns), dtype=np.int64), columns, values, -np.inf, 0.0)
         for (first, second), start in self._pair_start.items():
             for axis, node_index in enumerate((first, second)):
                 shape = (self.counts[first], self.counts[second])

@@ -98,6 +98,7 @@ class Prepared:
         rules: What widths must respect.
         limits: Further budgets.
         settings: See `Exact`.
+        worst: Further sets of damage curves; the largest of their sums is added to the damage.
     """
 
     def __init__(
@@ -108,17 +109,23 @@ class Prepared:
         rules: Rules | None,
         limits: Sequence[Limit],
         settings: Settings,
+        worst: Sequence[Damage] = (),
     ) -> None:
-        self.problem = Problem(groups, damage, cost, rules, limits)
+        self.problem = Problem(groups, damage, cost, rules, limits, worst)
         self.cost, self.settings = cost, settings
         self.limits = tuple(one for limit in limits for one in limit.apart())
         self.nodes = Nodes(self.problem.candidates)
         self.tables, self.error, self.lookups = tabulated(
             self.problem, cost, self.nodes, self.limits, settings.most_buckets
         )
+        self._damaged()
+
+    def _damaged(self) -> None:
+        """Program and quick search for the damages of the problem, and the tables."""
         self.damages = [self.problem.damages(index) for index in range(len(self.problem.choices))]
-        self.program = Program(self.nodes.all, self.damages, self.tables)
-        self.descent = Descent(self.nodes.all, self.damages, self.tables)
+        further = self.problem.worst()
+        self.program = Program(self.nodes.all, self.damages, self.tables, further)
+        self.descent = Descent(self.nodes.all, self.damages, self.tables, further)
 
     @property
     def exact(self) -> bool:
@@ -287,7 +294,7 @@ class Prepared:
         raise together_infeasible(self.problem, budget_ms, floor)
 
     def _largest(self) -> float:
-        return max(1e-300, float(sum(curve.max() for curve in self.damages)))
+        return max(1e-300, float(sum(curve.max() for curve in self.descent.damages)))
 
     def _state(self, options: Ints) -> State:
         return tuple(widths[option] for widths, option in zip(self.problem.candidates, options, strict=True))

@@ -51,12 +51,12 @@ def _swap(problem: Problem, state: State, budget_ms: float) -> State | None:
     raised = _moves_up(problem, state)
     lowered = [moved(state, *move) for move in moves_down(problem, state)]
     more = problem.many_ms(raised) - now
-    less = problem.many_ms(lowered) - now
+    saved = problem.many_ms(lowered) - now
     trades = []
     for up, added_ms in zip(raised, more, strict=True):
         index = _changed(state, up)
         relief = before - problem.damage(up)
-        for down, saved_ms in zip(lowered, less, strict=True):
+        for down, saved_ms in zip(lowered, saved, strict=True):
             other = _changed(state, down)
             gain = relief - (problem.damage(down) - before)
             # The two changes interact, so their sum only sorts out what is far off; what is left is looked up.
@@ -64,7 +64,10 @@ def _swap(problem: Problem, state: State, budget_ms: float) -> State | None:
                 trades.append((-gain, moved(up, other, down[other])))
     trades.sort()
     for start in range(0, min(len(trades), 8 * VERIFIED_AT_ONCE), VERIFIED_AT_ONCE):
-        fitting = problem.fitting([trade for _, trade in trades[start : start + VERIFIED_AT_ONCE]], budget_ms)
+        some = [trade for _, trade in trades[start : start + VERIFIED_AT_ONCE]]
+        # Of the worst of several damages, changes do not add up either.
+        less = [trade for trade in some if problem.damage(trade) < before - 1e-12]
+        fitting = problem.fitting(less, budget_ms)
         if fitting:
             return fitting[0]
     return None

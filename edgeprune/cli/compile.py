@@ -171,6 +171,8 @@ def _compile_run(
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
     chosen = _backend(name, backend[1])
+    # An objective whose loss reads no output has none to check.
+    extras["tasks"] = {name: places for name, places in record.outputs.items() if places}
     with _opened(board) as opened:
         extras["board"] = opened
         if dense is not None:
@@ -226,6 +228,8 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
     parity = artifact.manifest.host_parity
     if parity:
         output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")
+        for name, one in parity.get("tasks", {}).items():
+            output.say(f"  {name}: {', '.join(one['outputs'])}, {one['relative']:.1e} of the scale")
     else:
         output.say("this machine cannot run the engine: deploy compares it with the module on the board")
     output.wrote(artifact.folder, f"artifact {artifact.id[:16]}, {artifact.size_bytes / 1e6:.2f} MB")

@@ -148,6 +148,7 @@ def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[lis
     rows = [
         ["release", f"{done.release}" + ("" if done.changed else " (ran already)")],
         ["parity", f"largest difference {done.parity.max_abs:.2g}"],
+        *([f"parity of {name}", str(one)] for name, one in done.parity.tasks.items()),
         ["latency", f"{done.measured_ms:.3f} ms, measured on {done.board}"],
     ]
     if done.ratio is not None and done.dense_ms is not None:

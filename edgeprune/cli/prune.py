@@ -171,6 +171,13 @@ def prune(
             help="Search widths layer by layer under --limit of every objective, in so many rounds; needs a task.",
         ),
     ] = 0,
+    hold_limits: Annotated[
+        bool,
+        typer.Option(
+            "--hold-limits",
+            help="Limits must hold before tuning already; where they cannot with the latency, say what can and stop.",
+        ),
+    ] = False,
     seed: SeedOption = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("pruned"),
     resume: Annotated[
@@ -247,6 +254,7 @@ def prune(
         netadapt=netadapt,
         limit=tuple(limit or ()),
         pagcp=pagcp,
+        hold_limits=hold_limits,
         seed=seed,
     )
     begin(options, out, output)

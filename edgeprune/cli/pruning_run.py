@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from edgeprune.latency.predictor import Predictor
     from edgeprune.latency.table import LatencyTable
+    from edgeprune.loop.multitask.per_task import PerTask
     from edgeprune.loop.result import Result, Spent
     from edgeprune.spec import Budget
+    from edgeprune.tasks.task import Task
 
 
 def begin(options: PruneOptions, out: Path, output: Output) -> None:
@@ -218,6 +220,7 @@ def _carry_out(
                 else None,
                 netadapt=NetAdapt() if options.netadapt else None,
                 pagcp=Pagcp(rounds=options.pagcp) if options.pagcp else None,
+                per_task=_per_task(options, task),
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,
@@ -261,6 +264,34 @@ def _carry_out(
         },
         next_command=_next(result, options, out),
     )
+
+
+def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
+    """Limits of several objectives choose the widths, unless something else was asked to.
+
+    Raises:
+        ConfigError: Limits are to be held, and there are none, or something else chooses the widths.
+    """
+    from edgeprune.loop.multitask.per_task import PerTask
+
+    chosen = {
+        "--pagcp": options.pagcp,
+        "--netadapt": options.netadapt,
+        "--soft-masking": options.soft_masking,
+        "--blocks": options.blocks,
+        f"--allocator {options.allocator}": options.allocator != "exact",
+    }
+    others = [name for name, asked in chosen.items() if asked]
+    limited = [] if task is None else [one for one in task.objectives if one.limit is not None]
+    if options.hold_limits and (others or not limited):
+        found = others[0] if others else "no limit"
+        raise ConfigError(
+            f"--hold-limits needs limits of objectives, and the exact allocator to hold them, found {found}.",
+            hint="--pagcp holds them anyway" if options.pagcp else "--limit NAME=2%, without it",
+        )
+    if others or task is None or not (options.hold_limits or (limited and len(task.objectives) > 1)):
+        return None
+    return PerTask(hold=options.hold_limits)
 
 
 def _next(result: Result, options: PruneOptions, out: Path) -> str:
@@ -338,6 +369,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         metrics_after=dict(result.metrics_after),
         recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
         verdicts=result.verdicts,
+        outputs={} if result.serves is None else dict(result.serves.outputs),
     )
 
 

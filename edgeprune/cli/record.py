@@ -69,6 +69,7 @@ class PruneOptions(BaseModel):
         netadapt: Whether widths are searched with short tunings.
         limit: ``NAME=LIMIT`` each, of the objectives of the task.
         pagcp: Rounds of the search under those limits; 0 for none.
+        hold_limits: Whether they must hold before tuning.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -109,6 +110,7 @@ class PruneOptions(BaseModel):
     netadapt: bool = False
     limit: tuple[str, ...] = ()
     pagcp: int = 0
+    hold_limits: bool = False
     seed: int = 0
 
     @property
@@ -161,6 +163,7 @@ class PruningRecord(BaseModel):
         metrics_after: The same of the pruned model.
         recovery: What each recovery step did, for a run that goes on with its model.
         verdicts: Per objective both, its limit and whether it is kept.
+        outputs: Where there are several objectives: by objective the places of the model's outputs that it reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -185,6 +188,7 @@ class PruningRecord(BaseModel):
     metrics_after: dict[str, float]
     recovery: tuple[Recovered, ...]
     verdicts: tuple[MetricVerdict, ...]
+    outputs: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
     @property
     def unfinished(self) -> bool:

@@ -34,6 +34,9 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
     else:
         health = "" if found.confirmed else ", which has not passed its health check"
         out.say(f"{found.board} runs {found.current}{health}")
+        if found.current.tasks:
+            rows = [[name, said] for name, said in found.current.tasks.items()]
+            out.table("", ["task", "difference to the golden outputs on this board"], rows)
     if found.window is not None:
         out.say(_trial(found.window))
     if found.previous is not None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,14 +21,17 @@ from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
-from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
+from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode, sharing
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.graph.branches import ResidualBranch
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
-    from edgeprune.tasks.task import Task
+    from edgeprune.tasks.task import Objective, Task
+
+Losses = Mapping[str, float]
+"""By objective."""
 
 _LEAST_SLOPE = 1e-3
 """Of the median scale: what harmless removals cost, so that the order of widths stays."""
@@ -114,56 +117,124 @@ class DamageCalibration:
         """
         if task is None:
             raise TaskError("damage must have a task to be calibrated, found none.", hint="give task=")
-        groups = selected(graph, list(curves))
-        masked = _Masked(model, graph, groups, scores, batch_statistics=self.batch_statistics)
-        # Read once: a loader that shuffles would give every measurement other samples.
-        device = device_of(model)
-        batches = [list(labeled_batches(objective, "train", device, self.batches)) for objective in task.objectives]
+        masked = _Masked(self, model, graph, selected(graph, list(curves)), scores, task)
+        weights = {one.name: one.weight for one in task.objectives}
+
+        def weighted(losses: Mapping[str, float]) -> float:
+            return sum(weights[name] * loss for name, loss in losses.items())
+
+        dense, measured, removed = self._measured([curves], masked, branches, progress)
+        points = {
+            name: [(width, weighted(losses) - weighted(dense)) for width, losses in several]
+            for name, several in measured.items()
+        }
+        scaled = _scaled(curves, points)
+        for name, losses in removed.items():
+            loss = weighted(losses) - weighted(dense)
+            scaled[name][0] = max(0.0, loss) + _LEAST_SLOPE * scaled[name][0]
+            points[name].append((0, loss))
+        return Calibrated(scaled, {name: tuple(several) for name, several in points.items()}, weighted(dense))
+
+    def calibrate_each(
+        self,
+        curves: Mapping[str, DamageCurves],
+        scores: Scores,
+        graph: ChannelGraph,
+        model: nn.Module,
+        task: Task,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Calibrated]:
+        """As `calibrate`, with curves of each objective on the scale of its own loss, without its weight.
+
+        The same widths are measured for all objectives at once, so it costs as many forward passes as for one where they share
+        a loader.
+
+        Args:
+            curves: By objective, of the same groups; a curve of 0 throughout stays that: the objective does not depend on the
+                group.
+            scores: By which units are kept in all of them.
+            graph: Channel groups of the model.
+            model: The dense model.
+            task: Data and losses.
+            progress: Called with (measured, in all).
+
+        Raises:
+            TaskError: The task cannot be used.
+        """
+        every = [curves[one.name] for one in task.objectives]
+        masked = _Masked(self, model, graph, selected(graph, list(every[0])), scores, task)
+        dense, measured, _ = self._measured(every, masked, (), progress)
+        found = {}
+        for one in task.objectives:
+            points = {
+                name: [
+                    (width, losses[one.name] - dense[one.name])
+                    for width, losses in several
+                    if curves[one.name][name][width] > 0
+                ]
+                for name, several in measured.items()
+            }
+            scaled = _scaled(curves[one.name], points)
+            found[one.name] = Calibrated(
+                scaled, {name: tuple(several) for name, several in points.items()}, dense[one.name]
+            )
+        return found
+
+    def _measured(
+        self,
+        curves: Sequence[DamageCurves],
+        masked: _Masked,
+        branches: Sequence[ResidualBranch],
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[Losses, dict[str, list[tuple[int, Losses]]], dict[str, Losses]]:
+        """Losses by objective: of the whole model, per group at each measured width, and without each branch by its lead."""
         wanted = {
             (group.name, width): group
             for share in self.kept
-            for group in groups
+            for group in masked.groups
             for width in [max(1, round(share * group.size))]
-            if curves[group.name][width] > 0
+            if any(one[group.name][width] > 0 for one in curves)
         }
         total = len(wanted) + len(branches)
         started = time.monotonic()
-        dense_loss = masked.loss(task, batches)
+        dense = masked.losses()
         removals = {}
         for done, branch in enumerate(branches):
-            removals[branch.lead] = masked.loss_without(branch, task, batches) - dense_loss
+            removals[branch.lead] = masked.losses_without(branch)
             if progress is not None:
                 progress(done + 1, total)
-        measured: dict[str, list[tuple[int, float]]] = {group.name: [] for group in groups}
+        measured: dict[str, list[tuple[int, Losses]]] = {group.name: [] for group in masked.groups}
         for done, ((name, width), group) in enumerate(wanted.items()):
             if self.seconds is not None and time.monotonic() - started > self.seconds:
                 _log.warning("damage was calibrated at %s of %s widths in %s s", done, len(wanted), self.seconds)
                 break
             with masked.closed(group, width):
-                measured[name].append((width, masked.loss(task, batches) - dense_loss))
+                measured[name].append((width, masked.losses()))
             if progress is not None:
                 progress(len(branches) + done + 1, total)
-        scaled = _scaled(curves, measured)
-        for name, loss in removals.items():
-            scaled[name][0] = max(0.0, loss) + _LEAST_SLOPE * scaled[name][0]
-            measured[name].append((0, loss))
-        return Calibrated(scaled, {name: tuple(points) for name, points in measured.items()}, dense_loss)
+        return dense, measured, removals
 
 
 class _Masked:
-    """A copy of a model in which units can be closed."""
+    """A copy of a model in which units can be closed, and the batches on which it is looked at."""
 
     def __init__(
         self,
+        settings: DamageCalibration,
         model: nn.Module,
         graph: ChannelGraph,
         groups: Sequence[ChannelGroup],
         scores: Scores,
-        *,
-        batch_statistics: bool,
+        task: Task,
     ) -> None:
-        self._model, self._graph, self._scores = copy.deepcopy(model), graph, scores
-        self._batch_statistics = batch_statistics
+        self._model, self._graph, self._scores, self.groups = copy.deepcopy(model), graph, scores, tuple(groups)
+        self._batch_statistics = settings.batch_statistics
+        # Read once: a loader that shuffles would give every measurement other samples.
+        self._batches = [
+            (several, list(labeled_batches(several[0], "train", device_of(model), settings.batches)))
+            for several in _together(task)
+        ]
         parameters, members = parameter_members(groups, self._model)
         self._parameters: Mapping[str, torch.Tensor] = parameters
         self._gates = {group.name: closing_members(members[group.name], group.size) for group in groups}
@@ -187,23 +258,34 @@ class _Masked:
                 for name, values in before.items():
                     self._parameters[name].copy_(values)
 
-    def loss(self, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
-        """Weighted sum over the objectives of the mean loss of their batches, in eval form."""
-        return self._loss(self._model, task, batches)
+    def losses(self) -> Losses:
+        """Mean loss of the batches by objective, in eval form."""
+        return self._losses(self._model)
 
-    def loss_without(self, branch: ResidualBranch, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
+    def losses_without(self, branch: ResidualBranch) -> Losses:
         """The same of the model without a branch."""
         plan = make_plan(self._graph, dict.fromkeys(branch.groups, ()))
-        return self._loss(cut_program(self._model, plan), task, batches)
+        return self._losses(cut_program(self._model, plan))
 
-    def _loss(self, model: nn.Module, task: Task, batches: Sequence[Sequence[tuple[Any, Any]]]) -> float:
-        total = 0.0
+    def _losses(self, model: nn.Module) -> Losses:
+        found: dict[str, list[float]] = {}
         norms = by_batch(model) if self._batch_statistics else nullcontext()
         with mode(model, training=False), torch.no_grad(), norms:
-            for objective, own in zip(task.objectives, batches, strict=True):
-                losses = [float(loss_of(objective, call(model, inputs), targets)) for inputs, targets in own]
-                total += objective.weight * float(np.mean(losses))
-        return total
+            for several, batches in self._batches:
+                for inputs, targets in batches:
+                    outputs = call(model, inputs)
+                    for one in several:
+                        found.setdefault(one.name, []).append(float(loss_of(one, outputs, targets)))
+        return {name: float(np.mean(losses)) for name, losses in found.items()}
+
+
+def _together(task: Task) -> Iterator[tuple[Objective, ...]]:
+    """Objectives by loader; one that only some batches have labels for reads its own."""
+    for several in sharing(task.objectives, "train"):
+        if any(one.labeled is not None for one in several):
+            yield from ((one,) for one in several)
+        else:
+            yield several
 
 
 def _scaled(curves: DamageCurves, measured: Mapping[str, Sequence[tuple[int, float]]]) -> DamageCurves:
@@ -211,7 +293,7 @@ def _scaled(curves: DamageCurves, measured: Mapping[str, Sequence[tuple[int, flo
     lines = {}
     for name, points in measured.items():
         ordered = sorted((float(curves[name][width]), loss) for width, loss in points)
-        if ordered:
+        if ordered and ordered[-1][0] > 0:
             predicted = np.array([0.0, *(damage for damage, _ in ordered)])
             lines[name] = predicted, np.maximum.accumulate([0.0, *(loss for _, loss in ordered)])
     slopes = {name: float(found[-1] / predicted[-1]) for name, (predicted, found) in lines.items()}

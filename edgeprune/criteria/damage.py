@@ -16,7 +16,7 @@ LEAST_SHARE = 1e-9
 """Kept shares are not taken to be smaller, so that removing everything has a finite damage."""
 
 
-def damage_curves(scores: Scores, normalization: Normalization = "none") -> DamageCurves:
+def damage_curves(scores: Scores, normalization: Normalization = "none", ranking: Scores | None = None) -> DamageCurves:
     """Damage of keeping the best `w` units of each group, from the scores of all others.
 
     Args:
@@ -30,9 +30,11 @@ def damage_curves(scores: Scores, normalization: Normalization = "none") -> Dama
               it grows without bound, and summed over groups it is minus the logarithm of the product of kept shares: what
               passes through one layer after another multiplies. Right where scores only rank the units of one group
               (norms): with plain shares an allocation may empty one group nearly entirely, because its latency is worth it.
+        ranking: Other scores by which units are kept, of the same groups, where these are those of one objective among several:
+            the curves are what that one loses then, and need not be convex.
 
     Returns:
-        Damage curves, convex in the width.
+        Damage curves, convex in the width without `ranking`.
 
     Raises:
         ModelError: A score is negative, NaN or infinite.
@@ -40,7 +42,7 @@ def damage_curves(scores: Scores, normalization: Normalization = "none") -> Dama
     curves: DamageCurves = {}
     for name, values in scores.items():
         array = _checked(name, values)
-        ascending = np.sort(array)
+        ascending = np.sort(array) if ranking is None else array[_order(_checked(name, ranking[name]))[::-1]]
         removed = np.concatenate([[0.0], np.cumsum(ascending)])
         total = removed[-1]
         if normalization != "none" and total > 0:
@@ -60,8 +62,12 @@ def best_units(values: npt.NDArray[np.float64], width: int) -> tuple[int, ...]:
     array = _checked("of this group", values)
     if not 0 <= width <= array.size:
         raise ModelError(f"a width must lie in 0..{array.size}, found {width}.")
-    order = np.argsort(-array, kind="stable")
-    return tuple(sorted(int(unit) for unit in order[:width]))
+    return tuple(sorted(int(unit) for unit in _order(array)[:width]))
+
+
+def _order(array: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """Units from the largest score to the smallest; of equal ones the first comes first."""
+    return np.argsort(-array, kind="stable")
 
 
 def _checked(name: str, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

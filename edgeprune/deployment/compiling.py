@@ -32,6 +32,7 @@ from edgeprune.deployment.manifest import (
     Manifest,
     MeasuredCost,
     PredictedCost,
+    TaskOutputs,
     Tolerance,
     canonical_json,
 )
@@ -70,6 +71,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     edge_cases: Sequence[str] = EDGE_CASES,
     precision: Precision = "fp32",
     tolerance: Tolerance | None = None,
+    tasks: Mapping[str, Sequence[int]] | None = None,
+    tolerances: Mapping[str, Tolerance] | None = None,
     threads: int = 1,
     seed: int = 0,
     fingerprint: Fingerprint | None = None,
@@ -98,6 +101,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         edge_cases: Which edge cases to add to the golden samples.
         precision: Arithmetic precision of the engine.
         tolerance: What parity demands; by default that of the precision.
+        tasks: By task the places of the outputs that it reads, where there are several tasks: parity is then told per task.
+        tolerances: What parity demands of the outputs of a task, where that is something else.
         threads: Threads of the check on this host.
         seed: Of random golden inputs.
         fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment. A backend
@@ -110,7 +115,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         InputError: Example or golden inputs do not fit the module.
         ParityError: The engine's outputs on this host differ from the module's.
         IncompatibleTargetError: `fingerprint` lacks something.
-        ConfigError: `out` exists and is no artifact, or the backend cannot compile for `precision`.
+        ConfigError: `out` exists and is no artifact, the backend cannot compile for `precision`, a task reads an output that is
+            not there, or a tolerance is for no task.
         CompileError: The backend cannot compile the exported model, or needs a board to do so.
         BackendUnavailableError: The backend is not installed on this host.
     """
@@ -146,6 +152,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
             requires=preflight.needs_of(chosen, engine, (*input_specs, *output_specs)),
             tolerance=tolerance or TOLERANCES[precision],
+            tasks=_tasks(tasks or {}, tolerances or {}, [one.name for one in output_specs]),
             host_parity={},
             versions=_versions(),
             plan_hash=None if plan is None else plan.hash,
@@ -221,6 +228,25 @@ def host_parity(folder: Path, manifest: Manifest, *, threads: int = 1) -> Parity
     if events[-1]["event"] == "error":
         raise error_of(events[-1])
     return Parity.from_result(events[-1]["result"], manifest)
+
+
+def _tasks(
+    tasks: Mapping[str, Sequence[int]], tolerances: Mapping[str, Tolerance], outputs: Sequence[str]
+) -> dict[str, TaskOutputs]:
+    for name in tolerances:
+        if name not in tasks:
+            raise ConfigError(
+                f"a tolerance must be for a task, found one for {name!r} and {', '.join(tasks) or 'no task'}."
+            )
+    for name, places in tasks.items():
+        if not places or not all(0 <= place < len(outputs) for place in places):
+            raise ConfigError(
+                f"task {name!r} must read some of the {len(outputs)} outputs of the module, found {list(places)}."
+            )
+    return {
+        name: TaskOutputs(outputs=[outputs[place] for place in places], tolerance=tolerances.get(name))
+        for name, places in tasks.items()
+    }
 
 
 def _model_json(

@@ -129,7 +129,9 @@ def deploy(
                 run.board, run.artifact, run.before, run.tell, known_as=known_as, threads=threads, health=watched
             )
             switched = trial.activate(folder, checked_s=run.checked_s)
-            trial.decide(folder, switched, {"measured_ms": latency.measured_ms, "ratio": latency.ratio})
+            tasks = {name: str(one) for name, one in parity.tasks.items()}
+            note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio, "tasks": tasks}
+            trial.decide(folder, switched, note)
             run.finish(keep)
     return Deployment(
         board=opened.name,

@@ -82,6 +82,18 @@ class Tolerance(_Record):
     snr_db: Annotated[float, Field(allow_inf_nan=False)]
 
 
+class TaskOutputs(_Record):
+    """What one task of a network with several reads.
+
+    Attributes:
+        outputs: Names of its outputs in ``model.json``.
+        tolerance: What parity demands of them; None: what it demands of all.
+    """
+
+    outputs: Annotated[list[str], Field(min_length=1)]
+    tolerance: Tolerance | None = None
+
+
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(relative=1e-4, snr_db=80.0),
     "fp16": Tolerance(relative=2e-2, snr_db=45.0),
@@ -102,6 +114,7 @@ class Manifest(_Record):
         files: Every other file of the folder: name to hash and size.
         requires: What a board must have; `edgeprune.backends` and `edgeprune.deployment.preflight` read it.
         tolerance: What the parity check on a board demands.
+        tasks: By task the outputs that it reads, and what parity demands of them, where there are several tasks.
         host_parity: What the check on the compiling host found, as `edgeprune.deployment.agreement.Parity` states it.
         versions: Of edgeprune and of everything that made the engine.
         plan_hash: Hash of the pruning plan, None for a dense model.
@@ -118,6 +131,7 @@ class Manifest(_Record):
     files: dict[FileName, FileEntry]
     requires: dict[str, Any]
     tolerance: Tolerance
+    tasks: dict[str, TaskOutputs] = Field(default_factory=dict)
     host_parity: dict[str, Any]
     versions: dict[str, str]
     plan_hash: str | None = None
@@ -134,9 +148,19 @@ class Manifest(_Record):
                 raise ValueError(f"{name!r} cannot be both a file and a folder")
         return self
 
+    def tolerance_of(self, output: str) -> Tolerance:
+        """What parity demands of an output: that of the tasks that read it, the strictest where they are several."""
+        own = [one.tolerance or self.tolerance for one in self.tasks.values() if output in one.outputs] or [
+            self.tolerance
+        ]
+        return Tolerance(relative=min(one.relative for one in own), snr_db=max(one.snr_db for one in own))
+
     def canonical(self) -> bytes:
-        """The bytes of ``manifest.json``."""
-        return canonical_json(self.model_dump(mode="json"))
+        """The bytes of ``manifest.json``; without tasks those of a version that knew none."""
+        fields = self.model_dump(mode="json")
+        if not self.tasks:
+            del fields["tasks"]
+        return canonical_json(fields)
 
     @property
     def id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeprune.boards.board import Board
@@ -25,6 +25,7 @@ class Release:
         state: ``"current"``, ``"previous"`` (what `rollback` would put back), ``"former"`` (it ran before), ``"rolled back"``,
             ``"refused"`` (it did not pass a check), or ``"incomplete"`` (its deployment ended before it was switched to);
             empty where this machine remembers what an older version asked for.
+        tasks: Where it has several tasks: by task what parity found on the board when the release was confirmed.
     """
 
     folder: str
@@ -32,6 +33,7 @@ class Release:
     created: str
     size_bytes: int
     state: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.folder} ({self.name})" if self.name else self.folder
@@ -70,7 +72,14 @@ class BoardStatus:
     ) -> BoardStatus:
         """Read the result of the runner's verb ``status``."""
         releases = tuple(
-            Release(entry["folder"], entry["name"], entry["created"], entry["size_bytes"], entry.get("state", ""))
+            Release(
+                entry["folder"],
+                entry["name"],
+                entry["created"],
+                entry["size_bytes"],
+                entry.get("state", ""),
+                entry.get("tasks", {}),
+            )
             for entry in result["releases"]
         )
         by_folder = {release.folder: release for release in releases}

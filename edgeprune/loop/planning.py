@@ -254,6 +254,18 @@ class Planner:
         found.__dict__["damage"] = damage_curves(scores, found.criterion.normalization)
         return found
 
+    def allocating(self, allocator: Allocator, ready: Ready) -> Planner:
+        """The same planner with another allocator.
+
+        Args:
+            allocator: Its name is written into plans.
+            ready: What it has made of this planner's problem.
+        """
+        found = copy.copy(self)
+        found.allocator = allocator
+        found.__dict__["_ready"] = ready
+        return found
+
     def keeps_limits(self, widths: Mapping[str, int]) -> bool:
         """Whether some widths keep the budgets besides the latency."""
         return all(limit.cost.value(widths) <= limit.at_most for limit in self.limits)

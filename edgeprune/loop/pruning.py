@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.multitask.pagcp import Pagcp
+    from edgeprune.loop.multitask.per_task import PerTask
     from edgeprune.loop.netadapt import NetAdapt
     from edgeprune.loop.searched import Search
     from edgeprune.loop.soft_masking import SoftMasking
@@ -70,6 +71,7 @@ def prune(
     soft_masking: SoftMasking | None = None,
     netadapt: NetAdapt | None = None,
     pagcp: Pagcp | None = None,
+    per_task: PerTask | None = None,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
     planner: Planner | None = None,
@@ -98,7 +100,8 @@ def prune(
         board: Where dense and pruned engines are compared; None leaves the latency predicted only.
         predictor: Fitted on a table of the board.
         task: Data, loss and metric, of one objective or several. Without it scores are data-free, nothing is recovered, and
-            accuracy is not measured. Limits of objectives are judged in the end (`Result.verdicts`); `pagcp` searches under them.
+            accuracy is not measured. Limits of objectives are judged in the end (`Result.verdicts`); `pagcp` and `per_task`
+            choose widths by them.
         constraints: What widths must respect.
         criterion: Importance of channels; ``"taylor"`` with a task and ``"l2"`` without one when None.
         allocator: How widths are chosen.
@@ -123,6 +126,8 @@ def prune(
             (`edgeprune.loop.netadapt`), a baseline that takes long.
         pagcp: Whether the first plan is replaced by one that is found layer by layer under the limits of the task's objectives
             (`edgeprune.loop.multitask.pagcp`).
+        per_task: Whether the first plan is replaced by one from the exact allocator with a damage curve per objective, in which
+            the worst objective, in units of its limit, loses least (`edgeprune.loop.multitask.per_task`).
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
@@ -191,7 +196,13 @@ def prune(
             "taps are where features are compared, found taps and no distillation that compares them.",
             hint="--distill features",
         )
-    search = _search({"soft masking": soft_masking, "netadapt": netadapt, "pagcp": pagcp}, task, refit=refit)
+    searches: dict[str, SoftMasking | NetAdapt | Pagcp | PerTask | None] = {
+        "soft masking": soft_masking,
+        "netadapt": netadapt,
+        "pagcp": pagcp,
+        "damage per objective": per_task,
+    }
+    search = _search(searches, task, refit=refit)
     if task is not None:
         from edgeprune.tasks.batches import validate
 
@@ -259,7 +270,7 @@ def _losses(distill: bool | Distillations, settings: FineTuning | None) -> tuple
 
 
 def _search(
-    searches: Mapping[str, SoftMasking | NetAdapt | Pagcp | None], task: Task | None, *, refit: bool
+    searches: Mapping[str, SoftMasking | NetAdapt | Pagcp | PerTask | None], task: Task | None, *, refit: bool
 ) -> Search | None:
     """What chooses widths while it looks at data, or trains, if anything does."""
     asked = {name: search for name, search in searches.items() if search is not None}

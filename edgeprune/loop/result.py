@@ -92,6 +92,22 @@ class MetricVerdict:
 
 
 @dataclass(frozen=True)
+class Serves:
+    """Which objectives the parts of the dense model serve, where there are several.
+
+    Attributes:
+        outputs: By objective the places of the model's outputs that its loss reads.
+        groups: By channel group the objectives that need it.
+        latency_ms: Sets of objectives, and the predicted dense latency of what serves just these, milliseconds; they add up to
+            all of it.
+    """
+
+    outputs: Mapping[str, tuple[int, ...]]
+    groups: Mapping[str, tuple[str, ...]]
+    latency_ms: tuple[tuple[tuple[str, ...], float], ...]
+
+
+@dataclass(frozen=True)
 class PruningRound:
     """One turn of the loop: widths, what was predicted for them, and what the board said.
 
@@ -154,6 +170,7 @@ class Result:
         spent: What the plan takes of budgets besides the latency.
         unchanged: Whether the dense model already meets the budget, so that nothing was cut.
         notes: Sentences that a person should read.
+        serves: Which objectives what of the dense model serves; None where there are not several, or it cannot be told.
     """
 
     module: nn.Module
@@ -177,3 +194,4 @@ class Result:
     unchanged: bool = False
     notes: tuple[str, ...] = ()
     verdicts: tuple[MetricVerdict, ...] = ()
+    serves: Serves | None = None

@@ -33,7 +33,7 @@ class Searched:
 
 
 class Search(Protocol):
-    """Soft masking, NetAdapt, or PAGCP."""
+    """Soft masking, NetAdapt, PAGCP, or damage per objective."""
 
     @property
     def trains(self) -> bool:

@@ -6,18 +6,21 @@ is what the captured program says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils import _pytree as pytree
 
+from edgeprune.errors import TaskError
+from edgeprune.loop.result import Serves
 from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.allocation.choices import Choice
     from edgeprune.allocation.cost import CostModel
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.tasks.task import Objective, Task
@@ -34,11 +37,25 @@ class Serving:
         objectives: Their names, in the order of the task.
         nodes: Per program node the objectives whose losses depend on it.
         groups: The same per channel group.
+        outputs: Per objective the places of the model's outputs that its loss reads.
     """
 
     objectives: tuple[str, ...]
     nodes: Mapping[str, frozenset[str]]
     groups: Mapping[str, frozenset[str]]
+    outputs: Mapping[str, frozenset[int]]
+
+    def told(self, cost: CostModel) -> Serves:
+        """The same as plain data, for results."""
+
+        def ordered(names: frozenset[str]) -> tuple[str, ...]:
+            return tuple(name for name in self.objectives if name in names)
+
+        return Serves(
+            {name: tuple(sorted(places)) for name, places in self.outputs.items()},
+            {name: ordered(names) for name, names in self.groups.items()},
+            tuple((ordered(names), ms) for names, ms in self.latency_ms(cost).items()),
+        )
 
     def latency_ms(self, cost: CostModel) -> dict[frozenset[str], float]:
         """The predicted dense latency by the set of objectives that it serves, milliseconds; they add up to all of it.
@@ -88,10 +105,12 @@ def serving(task: Task, model: nn.Module, graph: ChannelGraph) -> Serving | None
     names = [str(name) for name in graph.program.graph_signature.user_outputs]
     nodes = {node.name: node for node in graph.program.graph.nodes}
     serves: dict[str, set[str]] = {name: set() for name in nodes}
+    outputs = {}
     for objective in task.objectives:
         read = outputs_read(objective, model, len(names))
         if read is None:
             return None
+        outputs[objective.name] = read
         # Everything that the outputs are computed from.
         waiting = [nodes[names[number]] for number in read if names[number] in nodes]
         seen = set(waiting)
@@ -106,7 +125,36 @@ def serving(task: Task, model: nn.Module, graph: ChannelGraph) -> Serving | None
         group.name: frozenset[str]().union(*(found.get(node, frozenset()) for node in group.nodes))
         for group in graph.groups
     }
-    return Serving(tuple(one.name for one in task.objectives), found, groups)
+    return Serving(tuple(one.name for one in task.objectives), found, groups, outputs)
+
+
+def served(task: Task, model: nn.Module, graph: ChannelGraph, choices: Iterable[Choice]) -> dict[str, frozenset[str]]:
+    """Per decision, by its first group, the objectives that it matters to; all where that cannot be told.
+
+    Args:
+        task: The objectives.
+        model: The traced model.
+        graph: Its channel groups and program.
+        choices: The decisions that are not frozen.
+
+    Raises:
+        TaskError: None of them matters to an objective, or the task cannot be used.
+    """
+    found = serving(task, model, graph)
+    every = frozenset(one.name for one in task.objectives)
+    serves = {
+        choice.groups[0]: every
+        if found is None
+        else frozenset[str]().union(*(found.groups[one] for one in choice.groups))
+        for choice in choices
+    }
+    for one in task.objectives:
+        if not any(one.name in several for several in serves.values()):
+            raise TaskError(
+                f"the loss of objective {one.name!r} must depend on a channel group that can be pruned, found none.",
+                hint="edgeprune explain MODEL, or a task without it",
+            )
+    return serves
 
 
 def outputs_read(objective: Objective, model: nn.Module, count: int) -> frozenset[int] | None:

@@ -19,7 +19,7 @@ from edgeprune.loop.limits import spent
 from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import Realized, cut, tuned
-from edgeprune.loop.result import LatencyCheck, PruningRound, Result
+from edgeprune.loop.result import LatencyCheck, PruningRound, Result, Serves
 from edgeprune.loop.serving import serving
 from edgeprune.loop.verdicts import verdicts
 from edgeprune.recovery.evaluation import evaluate
@@ -321,16 +321,18 @@ class Stages:
         )
         return again or measured, lost
 
-    def _serving(self) -> tuple[str, ...]:
-        """What of the dense model serves one objective alone, where there are several."""
+    def _serving(self) -> tuple[Serves | None, tuple[str, ...]]:
+        """What of the dense model serves which objectives, where there are several, and sentences on it."""
         if self._task is None or len(self._task.objectives) == 1:
-            return ()
+            return None, ()
         try:
             found = serving(self._task, self._model, self._planner.graph)
         except TaskError as error:
             # What was pruned is not lost for a sentence.
-            return (f"Which objectives need what cannot be told: {error.message}",)
-        return () if found is None else tuple(found.sentences(self._planner.cost))
+            return None, (f"Which objectives need what cannot be told: {error.message}",)
+        if found is None:
+            return None, ()
+        return found.told(self._planner.cost), tuple(found.sentences(self._planner.cost))
 
     def _result(
         self,
@@ -348,6 +350,7 @@ class Stages:
         timed = measured_ms is not None and budget.bounds_latency
         before, after = (dict(one) for one in metrics)
         found = verdicts(self._task, before, after)
+        serves, sentences = self._serving()
         return Result(
             module=realized.module,
             plan=proposal.plan,
@@ -369,6 +372,7 @@ class Stages:
             spent=spent(planner.limits, proposal.plan.widths()),
             unchanged=unchanged,
             verdicts=found,
+            serves=serves,
             notes=(
                 *table_notes(planner.predictor, planner.kernel_graph, dense),
                 *latency_notes(
@@ -382,7 +386,7 @@ class Stages:
                 ),
                 *(round_notes(taken.closed, dense, self._budget_ms) if taken.closed and budget.bounds_latency else ()),
                 *notes,
-                *self._serving(),
+                *sentences,
                 *accuracy_notes(planner, found),
                 *search_notes(proposal.allocation.certificate, unchanged),
             ),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgeprune.report.data import GroupChoice, Layer, Prediction, Staircase
+from edgeprune.report.data import GroupChoice, Layer, Prediction, ServedGroup, Staircase
 
 Figure = dict[str, Any]
 
@@ -155,6 +155,45 @@ def groups(rows: Sequence[GroupChoice]) -> Figure:
         barmode="stack",
         bargap=0.3,
         legend=True,
+    )
+
+
+def served(rows: Sequence[ServedGroup]) -> Figure:
+    """A square where a task needs a channel group, the darker the more of it is kept."""
+    names = list(dict.fromkeys(name for row in rows for name in row.tasks))
+    labels = _unique([_shortened(row.name) for row in rows])
+    there = [(label, row, name) for label, row in zip(labels, rows, strict=True) for name in row.tasks]
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": [name for _, _, name in there],
+            "y": [label for label, _, _ in there],
+            "text": [f"{row.kept} of {row.size}" for _, row, _ in there],
+            "textposition": "middle right",
+            "customdata": [row.name for _, row, _ in there],
+            "marker": {
+                "symbol": "square",
+                "size": 18,
+                "color": "@after",
+                "opacity": [0.15 + 0.85 * row.kept / row.size for _, row, _ in there],
+            },
+            "hovertemplate": "%{customdata} serves %{x}: %{text} kept<extra></extra>",
+        }
+    ]
+    return _figure(
+        traces,
+        height=_FRAME_PX + _BAR_PX * len(rows),
+        # Rows and columns that nothing stands in are there all the same.
+        x={"categoryorder": "array", "categoryarray": names, "side": "top", "range": [-0.5, len(names) - 0.2]},
+        y={
+            "categoryorder": "array",
+            "categoryarray": labels,
+            "range": [len(labels) - 0.5, -0.5],
+            "automargin": True,
+            "tickfont": {"size": 11},
+        },
+        legend=False,
     )
 
 

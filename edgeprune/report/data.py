@@ -115,6 +115,48 @@ class Round:
 
 
 @dataclass(frozen=True)
+class TaskRow:
+    """One task of several.
+
+    Attributes:
+        name: Of the objective.
+        cells: One text per column of the table.
+        asked: What its limit asks for.
+        verdict: Whether the limit is kept in the end.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    asked: str = ""
+    verdict: Literal["good", "bad", ""] = ""
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """A row per task, a column per round or step.
+
+    Attributes:
+        columns: Their titles.
+        rows: The tasks.
+        source: What the figures are, in sentences.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[TaskRow, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class ServedGroup:
+    """Width of one channel group before and after, and the tasks that need it."""
+
+    name: str
+    size: int
+    kept: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FrozenGroup:
     """An axis that was left alone, and why."""
 
@@ -139,6 +181,9 @@ class ReportData:
         candidates: Dense, uniform and pruned model.
         metric: What the accuracy column holds.
         rounds: What the closed loop tried, in order.
+        tasks: What became of each task, where there are several.
+        served: Channel groups with the tasks that need them.
+        task_latency: Whom how much of the dense latency serves: text and share.
         staircases: Kernels over widths.
         layers: Layers in order of execution.
         layer_source: Where the milliseconds per layer come from.
@@ -163,6 +208,9 @@ class ReportData:
     candidates: tuple[Candidate, ...] = ()
     metric: str = "accuracy"
     rounds: tuple[Round, ...] = ()
+    tasks: TaskTable | None = None
+    served: tuple[ServedGroup, ...] = ()
+    task_latency: tuple[tuple[str, float], ...] = ()
     staircases: tuple[Staircase, ...] = ()
     layers: tuple[Layer, ...] = ()
     layer_source: str = ""

@@ -44,6 +44,8 @@ def _figures(data: ReportData) -> dict[str, Any]:
     figures = {f"staircase-{number}": charts.staircase(one) for number, one in enumerate(data.staircases)}
     if data.layers:
         figures["layers"] = charts.layers(data.layers)
+    if data.served:
+        figures["served"] = charts.served(data.served)
     if data.groups:
         figures["groups"] = charts.groups(data.groups)
     if data.kernel_predictions:

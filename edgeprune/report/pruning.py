@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.boards import fingerprint
-from edgeprune.report import collecting
+from edgeprune.report import collecting, tasks
 from edgeprune.report.data import Candidate, Card, ReportData, Round
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def from_result(
         candidates=_candidates(result, parameters_before, parameters_after),
         metric=next(iter(result.metrics_before), "metric"),
         rounds=_rounds(result),
+        tasks=tasks.task_table(result),
+        served=tasks.served_groups(result),
+        task_latency=tasks.latency_shares(result),
         staircases=collecting.staircases(kernel_graph, predictor, widths),
         layers=collecting.layers(kernel_graph, predictor, kernel_graph.graph.widths(), widths),
         layer_source=collecting.LAYER_SOURCE,
@@ -118,6 +121,15 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
     cards = (
         Card(f"deployed to {board}", value, detail, "good"),
         Card(f"parity on {board}", f"{parity['max_abs']:.1e}", "largest absolute difference", "good"),
+        *(
+            Card(
+                f"parity of {name} on {board}",
+                f"{one['relative']:.1e} of the scale",
+                f"{one['tolerance']:.1e} allowed",
+                "good" if one["passed"] else "bad",
+            )
+            for name, one in parity.get("tasks", {}).items()
+        ),
     )
     hashes = {f"artifact on {board}": str(deployment["artifact"]), f"release on {board}": str(deployment["release"])}
     return replace(data, cards=(*data.cards, *cards), hashes={**data.hashes, **hashes})

@@ -150,11 +150,64 @@ class ProgramModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; arguments as the original model's forward."""
+        return self.finished(self.begun(0, *args, **kwargs), 0)
+
+    def begun(self, count: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run the first operations; what `finished` needs of their values, by name, without the tensors of the model.
+
+        Args:
+            count: How many operations.
+            args: As those of the original model's forward.
+            kwargs: The same.
+        """
         leaves = pytree.tree_leaves((args, self._ordered(kwargs)))
         values: dict[str, Any] = dict(zip(self._inputs, leaves, strict=True))
+        self._run(values, self._steps[:count])
+        return {name: value for name, value in values.items() if name not in self._tensors}
+
+    def finished(self, begun: Mapping[str, Any], count: int) -> Any:
+        """Run the other operations, on what `begun` gave, of this model or one whose first operations compute the same.
+
+        Args:
+            begun: Its result; it stays as it is where no operation works in place (`works_in_place`).
+            count: As it was given.
+        """
+        values = dict(begun)
+        steps = self._steps[count:]
+        self._run(values, steps)
+        if not steps:  # outputs may be tensors of the model
+            values |= {name: self._tensor(target) for name, target in self._tensors.items()}
+        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
+
+    def same_until(self, other: ProgramModule) -> int:
+        """How many of the first operations compute the same in another module: equal ones, with equal tensors."""
+        compared: dict[str, bool] = {}
+
+        def same_tensor(name: str) -> bool:
+            if name not in compared:
+                one, two = self._tensor(self._tensors[name]), other._tensor(other._tensors[name])
+                compared[name] = one is two or (one.shape == two.shape and torch.equal(one, two))
+            return compared[name]
+
+        pairs = zip(self.program["nodes"], other.program["nodes"], strict=False)
+        for place, (own, another) in enumerate(pairs):
+            tensors = [name for name in _names(own["args"]) if name in self._tensors]
+            if own != another or not all(same_tensor(name) for name in tensors):
+                return place
+        return min(len(self._steps), len(other._steps))
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether an operation changes one of its arguments."""
+        schemas = (getattr(step.function, "_schema", None) for step in self._steps)
+        return any(schema is not None and schema.is_mutable for schema in schemas)
+
+    def _run(self, values: dict[str, Any], steps: Sequence[_Step]) -> None:
+        if not steps:
+            return
         for name, target in self._tensors.items():
             values[name] = self._tensor(target)
-        for step in self._steps:
+        for step in steps:
             arguments = [_resolved(value, values) for value in step.args]
             if step.training is not None and self.training:
                 arguments[step.training] = True
@@ -169,7 +222,6 @@ class ProgramModule(nn.Module):
                 self._see(step.name, values[step.name])
             for name in step.last_use:
                 del values[name]
-        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
 
     @property
     def operations(self) -> tuple[str, ...]:

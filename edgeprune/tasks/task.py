@@ -20,6 +20,7 @@ from edgeprune.tasks.limits import Tolerance, parse_limit
 if TYPE_CHECKING:
     import torch
 
+_METRIC_HINT = "metric=accuracy, a function that returns one number; limits, verdicts and reports are told by it"
 Batches = Iterable[Any]
 """Something that can be iterated again and again and yields batches: a `torch.utils.data.DataLoader`, a list."""
 Loss = Callable[[Any, Any], "torch.Tensor"]
@@ -54,7 +55,7 @@ class Objective:
     train: Batches
     validation: Batches
     loss: Loss
-    metric: Metric
+    metric: Metric = None  # type: ignore[assignment]  # refused below, in words of a task
     higher_is_better: bool = True
     limit: float | str | Tolerance | None = None
     weight: float = 1.0
@@ -80,7 +81,8 @@ class Objective:
             if not callable(getattr(self, part)):
                 raise TaskError(
                     f"the {part} of objective {self.name!r} must be callable as {part}(outputs, targets), "
-                    f"found {type(getattr(self, part)).__name__}."
+                    f"found {type(getattr(self, part)).__name__}.",
+                    hint=_METRIC_HINT if part == "metric" else None,
                 )
         if self.labeled is not None and not callable(self.labeled):
             raise TaskError(

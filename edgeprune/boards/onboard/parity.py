@@ -26,7 +26,7 @@ def main(request, emit):
 
     Request: ``release`` (a folder of ``releases``, or ``"current"``) or ``folder`` (an artifact's, for the check on a host);
     ``engine``, ``golden``, ``model``: file names there; ``runtime``, ``threads``; ``tolerance``: ``{"relative", "snr_db"}``;
-    ``cases``: run only the first so many.
+    ``tolerances``: the same by output, for those that have one of their own; ``cases``: run only the first so many.
 
     Result: ``passed``, ``cases``, ``max_abs``, ``required_relative`` (the tolerance that would have passed), ``snr_db``
     (None: exact), ``cosine``, ``nan``, ``inf``, ``top1_agreement`` (None where no output looks like logits), ``outputs``
@@ -57,7 +57,8 @@ def main(request, emit):
                 )
             difference.add(values[case], found[difference.name], kind)
         emit({"event": "case", "done": case + 1, "of": len(kinds)})
-    outputs = [difference.report(request["tolerance"]) for difference in differences]
+    own = request.get("tolerances", {})
+    outputs = [difference.report(own.get(difference.name, request["tolerance"])) for difference in differences]
     result = summary(outputs)
     result["cases"] = len(kinds)
     result["load_ms"] = round(load_ms, 3)

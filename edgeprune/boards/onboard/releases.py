@@ -237,13 +237,16 @@ def confirm(root, request):
 def status(root, request):
     """What the board holds; reads only.
 
-    Result: ``current``, ``previous``, ``releases`` (each with its ``state``), ``confirmed``, ``window`` (see `window.state`).
+    Result: ``current``, ``previous``, ``releases`` (each with its ``state``, and ``tasks``: what parity found of each task when
+    it was confirmed), ``confirmed``, ``window`` (see `window.state`).
     """
     current = switching.target(root, "current")
     confirmed = set()
+    notes = {}
     for line in journal.read(root):
         if line.get("event") == "confirmed":
             confirmed.add(line.get("release"))
+            notes[line.get("release")] = line.get("note", {})
         elif line.get("event") == "activate":
             confirmed.discard(line.get("to"))
     releases = []
@@ -257,6 +260,7 @@ def status(root, request):
                 "name": contents.get("name", ""),
                 "created": contents.get("created", ""),
                 "size_bytes": sum(entry["size_bytes"] for entry in contents.get("files", {}).values()),
+                "tasks": notes.get(folder, {}).get("tasks", {}),
             }
         )
     return {

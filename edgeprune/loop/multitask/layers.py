@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.allocation.energy import Energy
 from edgeprune.allocation.resources import MultiplyAccumulates
 from edgeprune.criteria.damage import best_units
 
 if TYPE_CHECKING:
     from edgeprune.allocation.choices import Choice
+    from edgeprune.allocation.terms import Limit
     from edgeprune.criteria._base import Scores
     from edgeprune.loop.planning import Planner
 
@@ -27,9 +29,11 @@ Units = Mapping[str, tuple[int, ...]]
 class Layers:
     """Those of a planner's model that are not frozen; a layer is a decision, of one group or several tied ones.
 
+    What they cost is the predicted latency, or where energy is bounded the predicted energy.
+
     Args:
         planner: Of the dense model.
-        compat: Multiply-accumulates in place of the predicted latency, and widths in steps of 5 % in place of stair edges.
+        compat: Multiply-accumulates in place of the predicted cost, and widths in steps of 5 % in place of stair edges.
 
     Attributes:
         choices: The layers, in program order.
@@ -39,10 +43,24 @@ class Layers:
         self.choices = [choice for choice in planner.cost.choices if not choice.frozen]
         self._latency, self._compat = planner.cost, compat
         self._macs = MultiplyAccumulates(planner.kernel_graph) if compat else None
+        self._energy = energy_limit(planner)
 
     def cost(self, widths: Mapping[str, int]) -> float:
-        """Milliseconds, or multiply-accumulates."""
-        return self._latency.ms(widths) if self._macs is None else self._macs.value(widths)
+        """Milliseconds, millijoules, or multiply-accumulates."""
+        if self._macs is not None:
+            return self._macs.value(widths)
+        return self._latency.ms(widths) if self._energy is None else self._energy.cost.value(widths)
+
+    def met(self, widths: Mapping[str, int], aim_ms: float) -> bool:
+        """Whether a predicted latency, and the energy where it is bounded, are kept."""
+        return self._latency.ms(widths) <= aim_ms and (
+            self._energy is None or self._energy.cost.value(widths) <= self._energy.at_most
+        )
+
+    def _costs(self, many: Sequence[Mapping[str, int]]) -> npt.NDArray[np.float64]:
+        if self._energy is None:
+            return self._latency.many_ms(many)
+        return np.array([self.cost(widths) for widths in many], dtype=np.float64)
 
     def contribution(self, choice: Choice, widths: Mapping[str, int]) -> float:
         """What the cost falls by when about 30 % of this layer alone are cut.
@@ -57,7 +75,7 @@ class Layers:
         return self.cost(widths) - self.cost({**widths, **dict.fromkeys(choice.groups, width)})
 
     def narrower(self, choice: Choice, widths: Mapping[str, int]) -> list[int]:
-        """Candidates below a layer's width, descending; of a latency only those at which it is below that of all wider ones.
+        """Candidates below a layer's width, descending; only those at which the cost is below that of all wider ones.
 
         Args:
             choice: The layer.
@@ -70,11 +88,16 @@ class Layers:
         below = [width for width in choice.candidates(self._latency) if 0 < width < now]
         found, lowest = [], self.cost(widths)
         tried = [{**widths, **dict.fromkeys(choice.groups, width)} for width in below]
-        for width, latency in zip(below, self._latency.many_ms(tried), strict=True):
-            if latency < lowest:
+        for width, cost in zip(below, self._costs(tried), strict=True):
+            if cost < lowest:
                 found.append(width)
-                lowest = float(latency)
+                lowest = float(cost)
         return found
+
+
+def energy_limit(planner: Planner) -> Limit | None:
+    """The budget of energy of a planner, if it has one."""
+    return next((limit for limit in planner.limits if isinstance(limit.cost, Energy)), None)
 
 
 def narrowed(kept: Units, scores: Scores, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -15,11 +15,13 @@ explode; and what is looked at are training batches, so that the validation data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import ConfigError
+from edgeprune.loop.multitask.layers import energy_limit
+from edgeprune.loop.serving import served
 from edgeprune.recovery.fine_tuning import FineTuning
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ class Pagcp:
             near 0 does not make every ratio large.
         bisect: Whether the narrowest width that is allowed is found by bisection, as if losses grew from width to width;
             otherwise widths are tried one after another until one is not allowed.
+        early_stop: How likely a width may be given up wrongly before all samples were looked at, per decision (for all
+            objectives together); 0: all are always looked at. Widths that are committed are looked at whole.
+        cached: Whether what lies before a layer is computed once for all widths of it.
         compat: The published method: FLOPs as cost and for the filter, widths in steps of 5 %, L1 norms, running batch-norm
             statistics, one global tolerance of all losses, no limits needed.
         tolerance: With `compat`: what all layers together may multiply a loss by.
@@ -61,6 +66,8 @@ class Pagcp:
     initial_rate: float | None = None
     epsilon: float = 0.1
     bisect: bool = True
+    early_stop: float = 0.01
+    cached: bool = True
     compat: bool = False
     tolerance: float = 6.0
     top: float = 0.8
@@ -71,6 +78,8 @@ class Pagcp:
                 "rounds, batches and metric_batches must be at least 1 and tuning_steps at least 0, found "
                 f"{self.rounds}, {self.batches}, {self.metric_batches} and {self.tuning_steps}."
             )
+        if not 0 <= self.early_stop < 1:
+            raise ConfigError(f"early_stop must be a probability in [0, 1), found {self.early_stop:g}.")
         rate = PUBLISHED_RATE if self.initial_rate is None else self.initial_rate
         if not (rate > 0 and self.epsilon >= 0 and self.tolerance > 1 and 0 < self.top <= 1):
             raise ConfigError(
@@ -91,8 +100,9 @@ class Pagcp:
             budget_ms: Predicted latency that is aimed at, at most, milliseconds.
 
         Raises:
-            ConfigError: There is no task, an objective has no limit, there are budgets besides the latency, whole branches
-                may go, or the model was traced in parts.
+            ConfigError: There is no task, an objective has no limit, there are budgets besides latency and energy, whole
+                branches may go, or the model was traced in parts.
+            TaskError: An objective depends on nothing that can be pruned, or the task cannot be used.
         """
         task = planner.task
         if task is None:
@@ -103,14 +113,19 @@ class Pagcp:
                 f"pagcp needs a limit for each objective, found none for {', '.join(free)}.",
                 hint=f"--limit {free[0]}=2%",
             )
-        if planner.limits:
-            raise ConfigError(f"pagcp keeps a latency only, found a budget of {planner.limits[0].name} too.")
+        others = [limit.name for limit in planner.limits if limit is not energy_limit(planner)]
+        if others or (planner.limits and self.compat):
+            raise ConfigError(
+                f"pagcp keeps a latency{'' if self.compat else ' and an energy'} only, found a budget of "
+                f"{(others or ['energy'])[0]} too."
+            )
         if planner.graph.parts:
             raise ConfigError("pagcp needs a model that was traced as a whole, found one traced in parts.")
         if any(choice.removable for choice in planner.cost.choices):
             raise ConfigError(
                 "pagcp narrows layers, found that whole residual branches may go too.", hint="without --blocks"
             )
+        served(task, planner.model, planner.graph, [one for one in planner.cost.choices if not one.frozen])
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""
@@ -149,20 +164,3 @@ class Pagcp:
             settings, epochs=max(1, self.tuning_steps), steps=self.tuning_steps, select_best=False, ema=None
         )
         return LimitedSearch(self, planner, tuning, distill=distill, progress=progress).run(proposal)
-
-
-def last_good(count: int, good: Callable[[int], bool], *, bisect: bool) -> int:
-    """The last of `count` cuts, from the mildest on, before the first that is not good; -1 where that is the mildest.
-
-    Args:
-        count: How many there are.
-        good: Whether a cut is; by its place, from 0.
-        bisect: Asks about log2(count) of them, and finds the same where no cut behind one that is not good is good.
-    """
-    if not bisect:
-        return next((place - 1 for place in range(count) if not good(place)), count - 1)
-    low, high = -1, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low

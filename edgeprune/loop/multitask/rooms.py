@@ -10,6 +10,8 @@ from edgeprune.loop.multitask.metric_bounds import loss_bound
 from edgeprune.tasks.limits import Tolerance
 from edgeprune.tasks.task import Objective, Task
 
+_ENDLESS = 1e6
+"""What is used of a limit that allows nothing; a number that JSON has."""
 _SMALL = 1e-6
 """Added to losses before they are divided where no limit says on which scale they lie."""
 
@@ -73,6 +75,26 @@ class Rooms:
         """Losses over others."""
         return {
             name: 1.0 if losses[name] == base[name] else _over(losses[name] + room.epsilon, base[name] + room.epsilon)
+            for name, room in self._rooms.items()
+        }
+
+    def bounds(self) -> dict[str, float]:
+        """The largest loss that each limit allows, by the fit."""
+        return {name: room.bound for name, room in self._rooms.items()}
+
+    def used(self, metrics: Metrics) -> dict[str, float]:
+        """How much of what its limit allows each metric has become worse, on the data of commits; above 1 it is broken."""
+        found = {}
+        for name, one in self._limited.items():
+            sign = -1.0 if one.higher_is_better else 1.0
+            worse = max(0.0, sign * (metrics[name] - self._dense[name]))
+            found[name] = worse and min(_ENDLESS, _over(worse, sign * (self._worst[name] - self._dense[name])))
+        return found
+
+    def most(self, base: Losses, tolerated: Losses) -> dict[str, float]:
+        """The largest loss of each objective that is within its bound and, over others, within what is tolerated."""
+        return {
+            name: min(room.bound, tolerated[name] * (base[name] + room.epsilon) - room.epsilon)
             for name, room in self._rooms.items()
         }
 

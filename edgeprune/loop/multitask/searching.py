@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +14,18 @@ import numpy.typing as npt
 import torch
 
 from edgeprune.allocation._base import rounded_up_ms, unproven
-from edgeprune.errors import BudgetInfeasibleError, TaskError
-from edgeprune.loop.multitask.layers import Layers, evenly_cut, narrowed
-from edgeprune.loop.multitask.looking import CalibrationData, Looking
+from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.loop.multitask.calibration_data import CalibrationData
+from edgeprune.loop.multitask.commits import Commit, State, last_good
+from edgeprune.loop.multitask.layers import Layers, energy_limit, evenly_cut, narrowed
+from edgeprune.loop.multitask.looking import Beside, Looking
 from edgeprune.loop.multitask.magnitudes import mean_magnitudes
-from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE, last_good
+from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import Tolerances, tolerances
 from edgeprune.loop.netadapt import write_back
 from edgeprune.loop.searched import Searched
-from edgeprune.loop.serving import serving
+from edgeprune.loop.serving import served
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.tasks.batches import device_of
@@ -40,33 +42,6 @@ _LEAST_SHARE = 1e-12
 """Of the largest score: what units that are worth nothing have, so that those that are kept can be told from the others."""
 
 _log = logging.getLogger("edgeprune.loop")
-
-
-@dataclass(frozen=True)
-class _State:
-    """What is left of the model, and its losses."""
-
-    widths: dict[str, int]
-    kept: dict[str, tuple[int, ...]]
-    losses: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Commit:
-    """One layer's cut: its width before, and what the cut cost and saved."""
-
-    choice: Choice
-    before: int
-    increase: float
-    saved: float
-
-    @property
-    def price(self) -> float:
-        return self.increase / self.saved if self.saved > 0 else math.inf
-
-    def with_more(self, later: _Commit) -> _Commit:
-        """Both as one."""
-        return replace(self, increase=self.increase + later.increase, saved=self.saved + later.saved)
 
 
 class LimitedSearch:
@@ -106,6 +81,7 @@ class LimitedSearch:
         )
         self.looking = Looking(self.model, self.graph, self.data, batch_statistics=not settings.compat)
         self.history: list[dict[str, Any]] = []
+        self.used: list[dict[str, float]] = []
         self.stopped = dict.fromkeys(self.names, 0)
         self.done = 0
 
@@ -114,43 +90,33 @@ class LimitedSearch:
         validation = evaluate(self.planner.model, self.task)
         widths = self.graph.widths()
         kept = {name: tuple(range(size)) for name, size in widths.items()}
-        state = _State(widths, kept, self.looking.losses(kept))
+        state = State(widths, kept, self.looking.losses(kept))
+        self.one_pass = self.looking.multiply_accumulates or 1.0
         dense = self.looking.metrics(self.looking.cut(kept))
         self.rooms = Rooms(self.task, validation, dense, self.settings.epsilon)
         aim_ms, scores, rounds = proposal.aim_ms, self._scores(self.model), 0
         while True:
             rounds += 1
             state = self._round(state, scores, aim_ms, rounds)
-            if self.cost.ms(state.widths) <= aim_ms or rounds == self.settings.rounds or not self.settings.trains:
+            self.used.append(self.rooms.used(self.looking.metrics(self.looking.cut(state.kept))))
+            if self.layers.met(state.widths, aim_ms) or rounds == self.settings.rounds or not self.settings.trains:
                 break
             tuned = self._tuned(state)
             if tuned is None:
                 break
             state, scores = tuned
-        if self.cost.ms(state.widths) > aim_ms:
+        if not self.layers.met(state.widths, aim_ms):
             return self._otherwise(state, proposal, validation)
         return self._found(state, scores, aim_ms, validation, rounds)
 
     def _served(self) -> dict[str, frozenset[str]]:
         """Per decision, by its first group, the objectives that it matters to."""
-        found = serving(self.task, self.planner.model, self.graph)
-        every = frozenset(self.names)
-        serves = {
-            choice.groups[0]: every
-            if found is None
-            else frozenset[str]().union(*(found.groups[one] for one in choice.groups))
-            for choice in self.choices
-        }
-        for name in self.names:
-            if not any(name in several for several in serves.values()):
-                raise TaskError(
-                    f"the loss of objective {name!r} must depend on a channel group that can be pruned, found none.",
-                    hint="edgeprune explain MODEL, or a task without it",
-                )
-        return serves
+        return served(self.task, self.planner.model, self.graph, self.choices)
 
-    def _round(self, state: _State, scores: Scores, aim_ms: float, number: int) -> _State:
+    def _round(self, state: State, scores: Scores, aim_ms: float, number: int) -> State:
         """Cut each layer once, as far as it may; then give back what is not needed."""
+        if self.settings.early_stop and not self.settings.compat:
+            self.looking.refer(state.kept)
         contributions = {choice.groups[0]: self.layers.contribution(choice, state.widths) for choice in self.choices}
         layers = [one for one in self.choices if contributions[one.groups[0]] > 0 and self.serves[one.groups[0]]]
         if not layers:
@@ -167,7 +133,7 @@ class LimitedSearch:
         falling = allowed[min(totals, key=lambda name: totals[name])].factor <= 1
         layers.sort(key=lambda one: contributions[one.groups[0]], reverse=falling)
         found = [*self._sweep(state, layers, scores, allowed, number)]
-        while not self.settings.compat and self.cost.ms(self._last(found, state).widths) > aim_ms:
+        while not (self.settings.compat or self.layers.met(self._last(found, state).widths, aim_ms)):
             # What is left of the rooms may go to any layer.
             more = [*self._sweep(self._last(found, state), layers, scores, None, number)]
             if not more:
@@ -178,17 +144,17 @@ class LimitedSearch:
         return state
 
     @staticmethod
-    def _last(found: Sequence[tuple[_Commit, _State]], begun: _State) -> _State:
+    def _last(found: Sequence[tuple[Commit, State]], begun: State) -> State:
         return found[-1][1] if found else begun
 
     def _sweep(
         self,
-        state: _State,
+        state: State,
         layers: Sequence[Choice],
         scores: Scores,
         allowed: Mapping[str, Tolerances] | None,
         number: int,
-    ) -> Iterator[tuple[_Commit, _State]]:
+    ) -> Iterator[tuple[Commit, State]]:
         """Cut each layer as far as it may; without tolerances as far as its limits allow.
 
         As published, a tolerance is for the loss as the commit before has left it, and is lost where a layer does not use it up.
@@ -219,21 +185,34 @@ class LimitedSearch:
 
     def _narrowed(
         self,
-        state: _State,
+        state: State,
         choice: Choice,
         scores: Scores,
         base: Mapping[str, float],
         tolerated: Mapping[str, float],
-    ) -> _State | None:
+    ) -> State | None:
         """The model with one layer as narrow as it may be, or None where none of it may go."""
         widths = self.layers.narrower(choice, state.widths)
         seen: dict[int, dict[str, float]] = {}
+        beyond: dict[int, dict[str, float]] = {}
+        serves = self.serves[choice.groups[0]]
+        beside = Beside(self.looking.cut(state.kept)) if self.settings.cached and widths else None
+        alpha = 0.0 if self.settings.compat else self.settings.early_stop
 
         def over(place: int) -> dict[str, float]:
             """By how much each objective is beyond what is tolerated, above 1."""
+            if place in beyond:
+                return beyond[place]
             if place not in seen:
                 kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[place]))
-                seen[place] = {**state.losses, **self.looking.losses(kept, self.serves[choice.groups[0]])}
+                most = {name: loss for name, loss in self.rooms.most(base, tolerated).items() if name in serves}
+                looked = self.looking.look(kept, serves, beside=beside, most=most, alpha=alpha)
+                seen[place] = {**state.losses, **looked.losses}
+                if looked.stopped:
+                    # Bounds are only tightened later on, so that is what it stays.
+                    grown = self.rooms.ratios(seen.pop(place), base)
+                    beyond[place] = {name: grown[name] / tolerated[name] for name in looked.losses if name in most}
+                    return beyond[place]
             grown = self.rooms.ratios(seen[place], base)
             return {
                 name: ratio / tolerated[name]
@@ -242,13 +221,13 @@ class LimitedSearch:
             }
 
         best = last_good(len(widths), lambda place: not over(place), bisect=self.settings.bisect)
-        if best + 1 < len(widths) and (beyond := over(best + 1)):
-            self.stopped[max(beyond, key=lambda name: beyond[name])] += 1
+        if best + 1 < len(widths) and (first := over(best + 1)):
+            self.stopped[max(first, key=lambda name: first[name])] += 1
         while best >= 0:
             kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[best]))
             broken = self.rooms.broken(self.looking.metrics(self.looking.cut(kept)))
             if not broken:
-                return _State({**state.widths, **dict.fromkeys(choice.groups, widths[best])}, kept, seen[best])
+                return State({**state.widths, **dict.fromkeys(choice.groups, widths[best])}, kept, seen[best])
             for name in broken:
                 # The fit allowed more than the metric does.
                 self.stopped[name] += 1
@@ -258,9 +237,9 @@ class LimitedSearch:
                 best -= 1
         return None
 
-    def _commit(self, choice: Choice, before: _State, after: _State, number: int) -> _Commit:
+    def _commit(self, choice: Choice, before: State, after: State, number: int) -> Commit:
         name = choice.groups[0]
-        found = _Commit(
+        found = Commit(
             choice,
             before.widths[name],
             self.rooms.increase(before.losses, after.losses),
@@ -281,11 +260,9 @@ class LimitedSearch:
         )
         return found
 
-    def _filtered(
-        self, state: _State, begun: _State, commits: Sequence[_Commit], scores: Scores, aim_ms: float
-    ) -> _State:
+    def _filtered(self, state: State, begun: State, commits: Sequence[Commit], scores: Scores, aim_ms: float) -> State:
         """Without the cuts that cost most per what they save: a share of them, or as many as the latency does not need."""
-        layers: dict[str, _Commit] = {}
+        layers: dict[str, Commit] = {}
         for commit in commits:
             name = commit.choice.groups[0]
             layers[name] = layers[name].with_more(commit) if name in layers else commit
@@ -294,14 +271,14 @@ class LimitedSearch:
         if self.settings.compat:
             for one in worst_first[: len(layers) - math.ceil(self.settings.top * len(layers))]:
                 widths |= dict.fromkeys(one.choice.groups, one.before)
-        elif self.cost.ms(widths) <= aim_ms:
+        elif self.layers.met(widths, aim_ms):
             for one in worst_first:
                 now = widths[one.choice.groups[0]]
                 whole = {**widths, **dict.fromkeys(one.choice.groups, one.before)}
                 wider = [width for width in self.layers.narrower(one.choice, whole) if width > now]
                 for width in (one.before, *wider):
                     tried = {**widths, **dict.fromkeys(one.choice.groups, width)}
-                    if self.cost.ms(tried) <= aim_ms:
+                    if self.layers.met(tried, aim_ms):
                         widths = tried
                         break
         if widths == state.widths:
@@ -309,9 +286,9 @@ class LimitedSearch:
         kept = narrowed(begun.kept, scores, widths)
         if self.rooms.broken(self.looking.metrics(self.looking.cut(kept))):
             return state
-        return _State(widths, kept, self.looking.losses(kept))
+        return State(widths, kept, self.looking.losses(kept))
 
-    def _tuned(self, state: _State) -> tuple[_State, dict[str, npt.NDArray[np.float64]]] | None:
+    def _tuned(self, state: State) -> tuple[State, dict[str, npt.NDArray[np.float64]]] | None:
         """The cut model tuned for a while, and new scores; None where that does not help."""
         plan, module = self.looking.plan(state.kept), self.looking.cut(state.kept)
         second = self.data.metrics
@@ -340,7 +317,7 @@ class LimitedSearch:
         return self.planner.criterion.score(self.graph, model, self.task, groups=movable)
 
     def _found(
-        self, state: _State, scores: Scores, aim_ms: float, validation: dict[str, float], rounds: int
+        self, state: State, scores: Scores, aim_ms: float, validation: dict[str, float], rounds: int
     ) -> Searched:
         """The plan, and a planner that keeps first what it keeps."""
         ranked = {}
@@ -363,16 +340,28 @@ class LimitedSearch:
             note=f"layers were narrowed one after another under the limits, by {self.looking.looks} looks; nothing is proven.",
         )
         proposal = planner.proposal(allocation, aim_ms, self.looking.plan(state.kept))
-        details = {"rounds": rounds, "looks": self.looking.looks, "steps": self.history, "stopped": self.stopped}
+        details = {
+            "rounds": rounds,
+            "looks": self.looking.looks,
+            "stopped_looks": self.looking.stops,
+            "multiply_accumulates": self.looking.multiply_accumulates,
+            "passes": self.looking.multiply_accumulates / self.one_pass,
+            "steps": self.history,
+            "stopped": self.stopped,
+            "used_by_round": self.used,
+        }
         record = RecoveryRecord("pagcp", validation, evaluate(self.looking.cut(state.kept), self.task), details)
         stopped = ", ".join(f"{name} {count}" for name, count in self.stopped.items())
+        looking = self.looking
         note = (
-            f"PAGCP: {len(self.history)} cuts in {rounds} round{'s' if rounds > 1 else ''}, by {self.looking.looks} looks; "
-            f"how often each objective stopped a layer: {stopped}."
+            f"PAGCP: {len(self.history)} cuts in {rounds} round{'s' if rounds > 1 else ''}, by {looking.looks} looks "
+            f"({looking.stops} stopped early), which took {looking.multiply_accumulates:.3g} multiply-accumulates, as many as "
+            f"{looking.multiply_accumulates / self.one_pass:.1f} passes of the dense model over their data; how often each "
+            f"objective stopped a layer: {stopped}."
         )
         return Searched(planner, proposal, record, (note,))
 
-    def _otherwise(self, state: _State, proposal: Proposal, validation: dict[str, float]) -> Searched:
+    def _otherwise(self, state: State, proposal: Proposal, validation: dict[str, float]) -> Searched:
         """The plan by damage alone, if it happens to keep all limits; the search is no proof.
 
         Raises:
@@ -394,17 +383,24 @@ class LimitedSearch:
         why = f"{binding} stopped most layers" if self.stopped[binding] else "no objective stopped a layer"
         would_do = " ".join(f"--limit {name}={self.rooms.needed(name, metrics[name])}" for name in broken)
         asked = ", ".join(f"{one.name}={one.limit}" for one in self.task.objectives if one.limit is not None)
+        energy = energy_limit(self.planner)
+        if energy is not None and best_ms <= proposal.aim_ms:
+            best = energy.cost.value(state.widths)
+            must, found, option = f"energy must be <= {energy.at_most:.4g} mJ", f"{best:.4g} mJ", "--energy {}mJ"
+        else:
+            # A plan aims somewhat below its budget.
+            best = 1.03 * best_ms
+            must, found, option = f"latency must be <= {proposal.aim_ms:.4g} ms", f"{best_ms:.4g} ms", "--latency {}ms"
         raise BudgetInfeasibleError(
-            f"latency must be <= {proposal.aim_ms:.4g} ms, the smallest plan found under the limits "
-            f"({asked or f'a tolerance of {self.settings.tolerance:g}'}) takes {best_ms:.4g} ms; {why}.",
+            f"{must}, the smallest plan found under the limits ({asked or f'a tolerance of {self.settings.tolerance:g}'}) "
+            f"takes {found}; {why}.",
             best_ms=best_ms,
             widths=state.widths,
-            # A plan aims somewhat below its budget.
-            hint=f"--latency {rounded_up_ms(1.03 * best_ms)}ms{f', or {would_do}, or more rounds' if would_do else ''}",
+            hint=f"{option.format(rounded_up_ms(best))}{f', or {would_do}, or more rounds' if would_do else ''}",
         )
 
     def _pairs(
-        self, state: _State, scores: Scores, layers: Sequence[Choice]
+        self, state: State, scores: Scores, layers: Sequence[Choice]
     ) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Losses and metrics of models whose layers are all cut by the same share, more and more until every limit is broken."""
         found = list[tuple[dict[str, float], dict[str, float]]]()

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from edgeprune.cli.console import Output
+from edgeprune.cli.main import run
 from edgeprune.cli.pruning_run import begin
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference
-from edgeprune.errors import ConfigError, EdgepruneError, TaskError
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, EdgepruneError, TaskError
 from edgeprune.latency.table import LatencyTable
+from edgeprune.report import stored
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 MODEL_FILE = """
@@ -86,11 +89,55 @@ def test_a_verdict_per_objective_is_written(
     record = PruningRecord.load(tmp_path / "out")
     assert record.options == asked
     assert [one.limit for one in record.verdicts] == ["1000%", "500%"]
+    assert record.outputs == {"total": (0,), "top": (1,)}
+    report = stored.load(tmp_path / "out" / stored.FILE_NAME)
+    assert report.tasks is not None
+    assert report.tasks.columns == ("dense", "round 1", "search", "batch norms", "tuned")
+    for row, one in zip(report.tasks.rows, found["verdicts"], strict=True):
+        assert (row.name, row.asked) == (one["objective"], record.verdicts[0 if row.name == "total" else 1].asked)
+        assert row.cells[0] == f"{one['dense']:.4f}"
+        assert row.cells[-1] == f"{one['pruned']:.4f}"
+        assert row.verdict == ("good" if one["kept"] else "bad")
+    needs = {group.name: group.tasks for group in report.served}
+    assert needs["stem"] == ("total", "top")
+    assert needs["sum_inner"] == ("total",)
+    assert sum(share for _, share in report.task_latency) == pytest.approx(1)
+    # Compiled, parity is told per objective.
+    assert run(["compile", str(tmp_path / "out"), "--out", str(tmp_path / "artifact")]) == 0
+    artifact = Artifact.load(tmp_path / "artifact")
+    names = [tensor["name"] for tensor in artifact.model["outputs"]]
+    assert {name: one.outputs for name, one in artifact.manifest.tasks.items()} == {
+        "total": names[:1],
+        "top": names[1:],
+    }
+    assert set(artifact.manifest.host_parity["tasks"]) == {"total", "top"}
+
+
+def test_limits_of_several_objectives_choose_the_widths(
+    options: PruneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(options.model_copy(update={"limit": ("total=1000%", "top=500%")}), tmp_path / "out", Output(json_mode=True))
+    found = json.loads(capsys.readouterr().out)
+    assert found["recovery"][0]["step"] == "per_task"
+    assert set(found["recovery"][0]["details"]["used"]) == {"total", "top"}
+    assert any(note.startswith("A damage curve per objective") for note in found["notes"])
+    with pytest.raises(BudgetInfeasibleError, match=r"keeps the limits \(total=0%, top=0%\) before tuning takes"):
+        begin(
+            options.model_copy(update={"limit": ("total=0%", "top=0%"), "hold_limits": True, "latency": "50%"}),
+            tmp_path / "held",
+            Output(),
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"hold_limits": True}, ConfigError, "--hold-limits needs limits of objectives.*found no limit"),
+        (
+            {"hold_limits": True, "limit": ("top=2%",), "pagcp": 1},
+            ConfigError,
+            "--hold-limits needs limits of objectives.*found --pagcp",
+        ),
         ({"limit": ("total=some",)}, ConfigError, r"a limit must be 2% \(of the dense model's metric\).*found 'some'"),
         ({"limit": ("total",)}, ConfigError, "a limit must be written NAME=LIMIT, found 'total'"),
         ({"limit": ("depth=2%",)}, TaskError, "found no 'depth' among total, top"),

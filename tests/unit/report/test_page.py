@@ -18,7 +18,10 @@ from edgeprune.report.data import (
     Layer,
     Prediction,
     ReportData,
+    ServedGroup,
     Staircase,
+    TaskRow,
+    TaskTable,
 )
 from edgeprune.report.page import render, write
 
@@ -60,6 +63,16 @@ def synthetic_report() -> ReportData:
             )
             for number in (1, 2, 3, 4)
         ),
+        tasks=TaskTable(
+            ("dense", "round 1", "tuned"),
+            (
+                TaskRow("seg", ("0.9000", "80 %", "0.8900"), "at least 0.882 (2%)", "good"),
+                TaskRow("depth", ("0.0700", "130 %", "0.0800"), "at most 0.0721 (3%)", "bad"),
+            ),
+            "Made-up figures per task.",
+        ),
+        served=(ServedGroup("trunk", 32, 24, ("seg", "depth")), ServedGroup("head", 16, 4, ("depth",))),
+        task_latency=(("all tasks", 0.7), ("only depth", 0.3)),
         layers=(
             *(Layer(f"stage{index // 6}.block{index % 6 // 2}.conv{index % 2 + 1}", 0.2, 0.1) for index in range(18)),
             Layer("classifier", 0.01, 0.01),
@@ -133,7 +146,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure() -> None:
     figures = json.loads(match[1])
     places = re.findall(r'class="figure" id="figure-([\w-]+)"', page)
     assert sorted(places) == sorted(figures)
-    assert len(places) == 8
+    assert len(places) == 9
 
 
 @pytest.mark.parametrize(
@@ -141,6 +154,8 @@ def test_every_figure_has_its_place_and_every_place_its_figure() -> None:
     [
         ("cards", "2.40 ms → 1.19 ms"),
         ("candidates", "Dense, uniform, pruned"),
+        ("tasks", "Made-up figures per task."),
+        ("served", "Which channels serve which task"),
         ("staircases", "Staircases"),
         ("layers", "Milliseconds per layer"),
         ("groups", "Widths chosen"),
@@ -203,3 +218,24 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
         write(ReportData(layers=(Layer("x", float("nan"), 1.0),)), path)
     assert path.read_text() == "former"
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_row_per_task_and_a_square_per_task_that_a_group_serves() -> None:
+    page = _without_scripts(render(synthetic_report()))
+    row = next(part for part in page.split("<tr>") if part.startswith("<td>depth</td>"))
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row) == [
+        "depth",
+        "0.0700",
+        "130 %",
+        "0.0800",
+        "at most 0.0721 (3%)",
+        "no",
+    ]
+    assert "70 % serve all tasks, 30 % serve only depth." in page
+    (trace,) = charts.served(synthetic_report().served)["data"]
+    assert list(zip(trace["y"], trace["x"], trace["text"], strict=True)) == [
+        ("trunk", "seg", "24 of 32"),
+        ("trunk", "depth", "24 of 32"),
+        ("head", "depth", "4 of 16"),
+    ]
+    assert trace["marker"]["opacity"][0] > trace["marker"]["opacity"][2]

@@ -85,6 +85,14 @@ def test_what_cannot_be_used_is_named(changes, message):
         validate(single(**changes), nn.Linear(5, 3))
 
 
+def test_an_objective_without_a_metric_is_told_what_it_is_for():
+    with pytest.raises(
+        TaskError, match=r"metric of objective 'seg' must be callable as metric\(outputs, targets\)"
+    ) as caught:
+        Objective("seg", [1], [1], nn.MSELoss())
+    assert caught.value.hint.startswith("metric=accuracy, a function that returns one number")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

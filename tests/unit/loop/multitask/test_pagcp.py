@@ -1,5 +1,6 @@
 """The search under limits: what it commits keeps them, and it is the walk that it says it is."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,17 +10,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeprune.allocation.energy import Energy
+from edgeprune.allocation.resources import Parameters
+from edgeprune.allocation.terms import Limit
 from edgeprune.criteria.damage import best_units
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
-from edgeprune.loop.multitask.looking import CalibrationData, Looking
-from edgeprune.loop.multitask.pagcp import Pagcp, last_good
+from edgeprune.latency.energy import fit_energy
+from edgeprune.latency.features import Machine, features
+from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import network_key
+from edgeprune.loop.multitask.calibration_data import CalibrationData
+from edgeprune.loop.multitask.commits import last_good
+from edgeprune.loop.multitask.layers import Layers
+from edgeprune.loop.multitask.looking import Looking
+from edgeprune.loop.multitask.pagcp import Pagcp
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import tolerances
 from edgeprune.loop.netadapt import NetAdapt
+from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Budget, Constraints, Kernel
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.task import Objective, Task
 
@@ -179,6 +191,71 @@ def test_what_the_latency_does_not_need_is_given_back(case):
     assert again.plan.hash == mild.proposal.plan.hash
 
 
+@pytest.fixture(scope="module")
+def with_energy(case):
+    """The predictor of a board with a counter: energies are *emulated*, a power times latency and much more per byte."""
+    found, table, records = copy.copy(case.predictor), case.predictor.table, {}
+    machine = Machine.from_header(table.header)
+    rows = [row for row in table.rows if row["kind"] == "network"]
+    for row, network in zip(rows, table.networks, strict=True):
+        matrix = features([Kernel.from_key(key) for key in network.kernels.elements()], machine, ())
+        mj = 0.5 * network.measurement.median_ms + 2e-6 * matrix.traffic.sum()
+        records[network_key(row["kernels"])] = {"energy_mj": mj, "error_mj": 0.01 * mj, "covers": "emulated"}
+    found.table = LatencyTable({**table.header, "energy": records}, table.rows)
+    found.energy = fit_energy(found)
+    return found
+
+
+def test_where_energy_is_bounded_it_is_what_layers_contribute_and_what_is_met(case, with_energy):
+    energy = Energy(case.kernel_graph, with_energy)
+    at_most = 0.85 * energy.value({})
+    limit = Limit("energy", energy, at_most, "mJ", "--energy {}mJ")
+    # A planner's limits and predictor go together; the case's own predictor knows no energies.
+    planner = Planner(
+        case.model,
+        case.kernel_graph,
+        with_energy,
+        task=case.task("60%", "200%"),
+        limits=[limit],
+        constraints=Constraints(min_width={"*": 1}),
+    )
+    layers = Layers(planner, compat=False)
+    widths = planner.graph.widths()
+    for choice in layers.choices:
+        steps = layers.narrower(choice, widths)
+        costs = [energy.value({**widths, **dict.fromkeys(choice.groups, width)}) for width in steps]
+        assert costs == sorted(costs, reverse=True)
+        if not steps:
+            assert layers.contribution(choice, widths) == 0
+            continue
+        nearest = min(steps, key=lambda width: abs(width - 0.7 * choice.size))
+        saved = energy.value(widths) - energy.value({**widths, **dict.fromkeys(choice.groups, nearest)})
+        assert layers.contribution(choice, widths) == pytest.approx(saved)
+    # A width that saves time may cost energy: its channels no longer fill a vector, and are moved once more.
+    latency = Layers(case.planner(), compat=False)
+    assert [layers.narrower(one, widths) for one in layers.choices] != [
+        latency.narrower(one, widths) for one in latency.choices
+    ]
+    found = Pagcp(batches=2, metric_batches=2).search(planner, planner.propose(planner.dense_ms))
+    assert energy.value(found.proposal.allocation.widths) <= at_most
+    tight = Planner(
+        case.model,
+        case.kernel_graph,
+        with_energy,
+        task=case.task("0%", "0%"),
+        limits=[replace(limit, at_most=0.6 * energy.value({}))],
+        constraints=Constraints(min_width={"*": 1}),
+    )
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"^energy must be <= .* mJ, the smallest plan found under"
+    ) as caught:
+        Pagcp(batches=2, metric_batches=2).search(tight, tight.propose(tight.dense_ms))
+    assert caught.value.hint.startswith("--energy ")
+    counted = Limit("parameters", Parameters(planner.graph), 1.0)
+    with pytest.raises(ConfigError, match="pagcp keeps a latency and an energy only, found a budget of parameters too"):
+        Pagcp().require(case.planner(limits=[counted]), 1.0)
+
+
 def test_rounds_tune_in_between_and_reach_further(case):
     limits = {"seg": "10%", "depth": "30%"}
     planner = case.planner(**limits)
@@ -270,6 +347,9 @@ def test_what_cannot_be_searched_is_refused(case):
 
 def test_an_objective_on_nothing_that_can_be_pruned_is_refused(case):
     planner = case.planner(constraints=Constraints(keep=("stem", "trunk", "seg_inner")))
+    with pytest.raises(TaskError, match="loss of objective 'seg' must depend on a channel group that can be pruned"):
+        Pagcp().require(planner, 1.0)
+    assert "scores" not in vars(planner), "refused before anything is scored"
     with pytest.raises(TaskError, match="loss of objective 'seg' must depend on a channel group that can be pruned"):
         Pagcp().search(planner, planner.propose(0.95 * planner.dense_ms))
 
