@@ -26,6 +26,10 @@ from edgeprune.tasks.batches import call, device_of, mode
 if TYPE_CHECKING:
     from edgeprune.tasks.task import Batches
 
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGE = 1e-3
+"""Where there are too few batches to hold one back."""
+_HELD_BACK = 4
 Tiles = Mapping[str, tuple[TileGrid, npt.NDArray[np.bool_]]]
 """Name of a weight to how it is cut, and which tiles stay, shape [block rows, block columns]."""
 
@@ -54,12 +58,14 @@ class LayerFit:
         before: Squared error of its outputs with tiles removed, over the variance of the dense outputs, its inputs being
             those of the layers refitted before it.
         after: The same after it was refitted; never above `before`.
-        rows: Rows of data that were seen.
+        rows: Rows of data that it was fitted on.
+        ridge: What the weights were drawn with; infinite where they stayed as they were.
     """
 
     before: float
     after: float
     rows: int
+    ridge: float
 
 
 def reconstruct_tiles(
@@ -67,7 +73,7 @@ def reconstruct_tiles(
     tiles: Tiles,
     loader: Batches,
     *,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
     batches: int | None = None,
     progress: StepProgress | None = None,
 ) -> tuple[nn.Module, dict[str, LayerFit]]:
@@ -78,6 +84,10 @@ def reconstruct_tiles(
 
         minimize over W', b':  sum over rows of |y - W' x' - b'| ** 2  +  ridge * mean(x' ** 2) * rows * |W' - W| ** 2
 
+    Where the data are few for the columns that a block row reads, a weak ridge fits their noise. So without a given one it is
+    chosen per layer: every fourth batch is held back from all fits, and of the `RIDGES` the one with the least error on those
+    batches is taken; where none makes that error smaller, the weights stay.
+
     From Gram matrices of the inputs alone; a bias is refitted with them, where there is one. Layers that read the very same
     tensor (queries, keys and values) share a pass over the data: one forward pass of both models, up to that layer.
 
@@ -85,7 +95,7 @@ def reconstruct_tiles(
         dense: The dense model; stays as it is. Weight ``a.b.weight`` belongs to the module ``a.b``, an `nn.Linear`.
         tiles: Which tiles stay.
         loader: Batches of training data; targets are not used.
-        ridge: How strongly weights are drawn towards those that they had.
+        ridge: How strongly weights are drawn towards those that they had; chosen per layer when None.
         batches: Most batches; all when None.
         progress: Told the layers done.
 
@@ -101,7 +111,7 @@ def reconstruct_tiles(
     Source: Y. He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3.1 (refit after the
     selection, on the inputs that the refitted layers before give); with tiles as the support.
     """
-    if not (np.isfinite(ridge) and ridge >= 0):
+    if ridge is not None and not (np.isfinite(ridge) and ridge >= 0):
         raise ConfigError(f"reconstruction needs a finite ridge of at least 0, found {ridge}.")
     refitted = mask_tiles(dense, tiles)
     layers = {name: _Pair(_linear(dense, name), _linear(refitted, name), *tiles[name]) for name in tiles}
@@ -110,13 +120,15 @@ def reconstruct_tiles(
         first = next(iter(unpacked(loader, "calibration data", device_of(dense), 1)))[0]
         for stage in _stages(dense, {name: pair.dense for name, pair in layers.items()}, first):
             sums = {name: _Moments(layers[name]) for name in stage}
-            for inputs, _ in unpacked(loader, "calibration data", device_of(dense), batches):
+            checks = {name: _Moments(layers[name]) for name in stage}
+            for place, (inputs, _) in enumerate(unpacked(loader, "calibration data", device_of(dense), batches)):
                 wanted = _read(dense, {name: layers[name].dense for name in stage}, inputs)
                 given = _read(refitted, {name: layers[name].refitted for name in stage}, inputs)
+                held_back = ridge is None and place % _HELD_BACK == _HELD_BACK - 1
                 for name in stage:
-                    sums[name].add(given[name], wanted[name])
+                    (checks if held_back else sums)[name].add(given[name], wanted[name])
             for name in stage:
-                fits[name] = sums[name].refit(ridge, name)
+                fits[name] = sums[name].refit(ridge, name, checks[name])
                 if progress is not None:
                     progress("reconstructing", len(fits), len(layers))
     return refitted, {name: fits[name] for name in tiles}
@@ -153,17 +165,33 @@ class _Moments:
         self._squares += (target**2).sum(0)
         self._rows += len(rows)
 
-    def refit(self, ridge: float, name: str) -> LayerFit:
-        """Solve each block row, and put the result into the pruned model."""
-        if not (torch.isfinite(self._gram).all() and torch.isfinite(self._cross).all()):
-            raise ReconstructionError(f"inputs of a layer must be finite to refit it, found others at {name!r}.")
-        layer, grid = self._pair.refitted, self._pair.grid
-        free = layer.bias is not None
+    def refit(self, ridge: float | None, name: str, checks: _Moments) -> LayerFit:
+        """Solve each block row, and put the result into the pruned model; without a ridge, with the best for other data."""
+        for one in (self, checks):
+            if not (torch.isfinite(one._gram).all() and torch.isfinite(one._cross).all()):
+                raise ReconstructionError(f"inputs of a layer must be finite to refit it, found others at {name!r}.")
+        layer = self._pair.refitted
         weight = torch.zeros_like(self._cross)
         weight[:, :-1] = layer.weight.double().cpu()
-        if free:
+        if layer.bias is not None:
             weight[:, -1] = layer.bias.double().cpu()
-        before = self._error(weight)
+        if ridge is None and checks._rows:
+            found = [(float("inf"), weight), *((one, self._solved(weight, one)) for one in RIDGES)]
+            ridge, new = min(found, key=lambda pair: checks._error(pair[1]))
+        else:
+            ridge = RIDGE if ridge is None else ridge
+            new = self._solved(weight, ridge)
+        before, after = self._error(weight), self._error(new)
+        if after > before:  # nothing was to be gained but rounding
+            new, after = weight, before
+        layer.weight.copy_(new[:, :-1].to(layer.weight))
+        if layer.bias is not None:
+            layer.bias.copy_(new[:, -1].to(layer.bias))
+        return LayerFit(before, after, self._rows, ridge)
+
+    def _solved(self, weight: torch.Tensor, ridge: float) -> torch.Tensor:
+        """Weights and intercept, shape [outputs, inputs + 1]."""
+        grid, free = self._pair.grid, self._pair.refitted.bias is not None
         inputs = grid.column_edges[-1]
         pull = torch.full((inputs + 1,), ridge * float(self._gram.diagonal()[:-1].mean()), dtype=torch.float64)
         pull[-1] = 0.0
@@ -175,14 +203,8 @@ class _Moments:
                 continue
             gram, drawn = self._gram[place][:, place], pull[place]
             right = self._cross[rows][:, place] + weight[rows][:, place] * drawn
-            new[rows[:, None], place] = _solved(gram + torch.diag(drawn), right)
-        after = self._error(new)
-        if after > before:  # nothing was to be gained but rounding
-            new, after = weight, before
-        layer.weight.copy_(new[:, :-1].to(layer.weight))
-        if free:
-            layer.bias.copy_(new[:, -1].to(layer.bias))
-        return LayerFit(before, after, self._rows)
+            new[rows[:, None], place] = _least_squares(gram + torch.diag(drawn), right)
+        return new
 
     def _by_support(self) -> Iterator[tuple[npt.NDArray[np.bool_], torch.Tensor]]:
         """Block columns that are read, and the rows that read just those: one solve serves them all."""
@@ -200,7 +222,7 @@ class _Moments:
         return max(0.0, float(squares.sum())) / max(float(spread), 1e-300)
 
 
-def _solved(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _least_squares(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Rows `w` of least squares: ``w gram = right``; the shortest of them where the matrix is singular."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     scale = float(gram.diagonal().mean())

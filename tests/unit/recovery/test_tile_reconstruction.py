@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import ConfigError, ModelError, ReconstructionError, TaskError
-from edgeprune.recovery.tile_reconstruction import mask_tiles, reconstruct_tiles
+from edgeprune.recovery.tile_reconstruction import RIDGES, mask_tiles, reconstruct_tiles
 from edgeprune.surgery.tiles import TileGrid
 
 
@@ -127,11 +127,38 @@ def test_without_a_bias_there_is_no_intercept(loader, tiles):
         np.testing.assert_allclose(refitted.query.weight.detach().numpy()[rows][:, columns], solution.T, atol=1e-8)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0, 1e6])
+def test_the_ridge_is_chosen_by_batches_that_no_fit_sees(model, loader, tiles):
+    refitted, fits = reconstruct_tiles(model, tiles, loader)
+    assert {fit.rows for fit in fits.values()} == {9 * 3 * 7}
+    seen = [batch for place, batch in enumerate(loader) if place % 4 != 3]
+    given = {
+        ridge: reconstruct_tiles(model, {"query.weight": tiles["query.weight"]}, seen, ridge=ridge)[0]
+        for ridge in RIDGES
+    }
+    held_back = torch.from_numpy(inputs_of(model, "query.weight", loader[3::4]))
+    with torch.no_grad():
+        target = model.query(held_back)
+        errors = {ridge: float(((one.query(held_back) - target) ** 2).sum()) for ridge, one in given.items()}
+    best = min(errors, key=errors.get)
+    assert fits["query.weight"].ridge == best
+    torch.testing.assert_close(refitted.query.weight, given[best].query.weight)
+
+
+def test_weights_stay_where_no_fit_does_better_on_other_data(model, tiles):
+    """All tiles are there, so the weights are right already, and a fit to fewer rows than columns could only move them."""
+    draw = torch.Generator().manual_seed(5)
+    only = {"down.weight": (tiles["down.weight"][0], np.ones(tiles["down.weight"][0].shape, dtype=bool))}
+    loader = [(torch.randn(1, 3, 8, dtype=torch.float64, generator=draw), None) for _ in range(4)]
+    refitted, fits = reconstruct_tiles(model, only, loader)
+    assert fits["down.weight"].ridge == float("inf")
+    assert torch.equal(refitted.down.weight, model.down.weight)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 1.0, 1e6, None])
 def test_no_layer_is_worse_than_without(model, loader, tiles, ridge):
     _, fits = reconstruct_tiles(model, tiles, loader, ridge=ridge)
     assert all(0 <= fit.after <= fit.before for fit in fits.values())
-    if ridge <= 1e-3:
+    if ridge is None or ridge <= 1e-3:
         assert np.mean([fit.after for fit in fits.values()]) < 0.7 * np.mean([fit.before for fit in fits.values()])
 
 
@@ -146,7 +173,7 @@ def test_the_whole_model_is_nearer_to_the_dense_one(model, loader, tiles):
 
 def test_errors_are_those_of_the_layer_as_it_stands(model, loader, tiles):
     only = {"query.weight": tiles["query.weight"]}
-    refitted, fits = reconstruct_tiles(model, only, loader)
+    refitted, fits = reconstruct_tiles(model, only, loader, ridge=1e-3)
     given = torch.from_numpy(inputs_of(model, "query.weight", loader))
     with torch.no_grad():
         target = model.query(given)
