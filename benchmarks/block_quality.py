@@ -9,7 +9,8 @@ similarities. Nothing here is timed. How the tiles are chosen:
   the layer, tiles by the block Taylor score);
 - published-l1: the same numbers of tiles, which ones by magnitude, as its official code does;
 - slope: our curves (change of the embeddings as loss, Fisher matrix of batches, convex), one slope for all layers;
-- exact: the same curves, the exact allocation.
+- exact: the same curves, the exact allocation;
+- exact-estimate: the exact allocation on the curves as they were estimated, not made convex.
 
 Each as it is, and with its kept tiles refitted by least squares. A cell that is done is not run again; what is missing is told.
 
@@ -52,7 +53,7 @@ from edgeprune.surgery.tiles import tile_grids
 from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "block_quality"
-METHODS = ("magnitude", "published", "published-l1", "slope", "exact")
+METHODS = ("magnitude", "published", "published-l1", "slope", "exact", "exact-estimate")
 BATCH, MOST_TOKENS, PAIRS = 16, 48, 20_000
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -117,7 +118,7 @@ class Calibrated:
         if published:
             curves = tile_curves(sums, "taylor", curvature="mean", convex=False)
         else:
-            curves = tile_curves(sums)
+            curves = tile_curves(sums, convex=method != "exact-estimate")
         if method == "published-l1":
             # Only numbers of tiles are compared by cost there, so the order may change behind the search's back.
             curves = reranked(curves, tile_scores(sums, "l1"))
@@ -129,7 +130,7 @@ class Calibrated:
         if published:
             found = self._published(problem, share)
         else:
-            found = (ExactTiles() if method == "exact" else SlopeSearch()).search(problem, share * problem.dense)
+            found = (SlopeSearch() if method == "slope" else ExactTiles()).search(problem, share * problem.dense)
         kept = {name: (self.grids[name], tiles) for name, tiles in found.kept.items()}
         said = {"cost_share": self._share(kept), "damage": found.damage, "gap": found.gap, "note": found.note}
         return kept, {
@@ -211,7 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
         partial.replace(path)
         left = (time.monotonic() - started) / (done + 1) * (len(missing) - done - 1)
         print(
-            f"seed {seed} {method:12} {'refitted' if refit else 'as it is'}: cosine {cell['cosine']:.4f}, rank correlation "
+            f"seed {seed} {method:14} {'refitted' if refit else 'as it is'}: cosine {cell['cosine']:.4f}, rank correlation "
             f"{cell['rank_correlation']:.4f}, {cell['cost_share']:.1%} left; about {left / 60:.0f} min to go",
             flush=True,
         )
