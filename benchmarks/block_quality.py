@@ -10,7 +10,7 @@ similarities. Nothing here is timed. How the tiles are chosen:
 - published-l1: the same numbers of tiles, which ones by magnitude, as its official code does;
 - slope: our curves (change of the embeddings as loss, Fisher matrix of batches, convex), one slope for all layers;
 - exact: the same curves, the exact allocation;
-- exact-estimate: the exact allocation on the curves as they were estimated, not made convex.
+- measured: the exact allocation on curves that pass through the measured change of the embeddings, three points per layer.
 
 Each as it is, and with its kept tiles refitted by least squares. A cell that is done is not run again; what is missing is told.
 
@@ -46,6 +46,7 @@ from edgeprune.allocation.tiles.published import Published
 from edgeprune.allocation.tiles.slope import SlopeSearch
 from edgeprune.criteria.tiles.curves import TileCurve, reranked, tile_curves
 from edgeprune.criteria.tiles.losses import projected_outputs, squared_outputs
+from edgeprune.criteria.tiles.measuring import measured_curves
 from edgeprune.criteria.tiles.scores import tile_scores
 from edgeprune.criteria.tiles.sums import Grids, TileSums, gradient_sums, weight_sums
 from edgeprune.recovery.tile_reconstruction import Tiles, mask_tiles, reconstruct_tiles
@@ -53,8 +54,8 @@ from edgeprune.surgery.tiles import tile_grids
 from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "block_quality"
-METHODS = ("magnitude", "published", "published-l1", "slope", "exact", "exact-estimate")
-BATCH, MOST_TOKENS, PAIRS = 16, 48, 20_000
+METHODS = ("magnitude", "published", "published-l1", "slope", "exact", "measured")
+BATCH, MOST_TOKENS, PAIRS, MEASURED_BATCHES = 16, 48, 20_000, 8
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -95,11 +96,14 @@ class Calibrated:
     def sums(self, name: str) -> dict[str, TileSums]:
         """Of the loss of that name, on all batches."""
         if name not in self._sums:
+            # Embeddings of length 1 have the same mean square whatever changes: the published loss sees them before that.
+            self.model.normalized = name != "published"
             loss = {"published": squared_outputs, "ours": projected_outputs}[name]
             task = Task.single(
                 train=self.batches, validation=self.batches, loss=loss, metric=lambda *_: 0.0, name="none"
             )
             self._sums[name] = gradient_sums(self.model, self.grids, task, batches=len(self.batches))
+            self.model.normalized = True
         return self._sums[name]
 
     def tiles(self, method: str, share: float) -> tuple[Tiles, dict[str, Any]]:
@@ -118,7 +122,9 @@ class Calibrated:
         if published:
             curves = tile_curves(sums, "taylor", curvature="mean", convex=False)
         else:
-            curves = tile_curves(sums, convex=method != "exact-estimate")
+            curves = tile_curves(sums)
+        if method == "measured":
+            curves = measured_curves(self.model, curves, self.batches, batches=MEASURED_BATCHES)
         if method == "published-l1":
             # Only numbers of tiles are compared by cost there, so the order may change behind the search's back.
             curves = reranked(curves, tile_scores(sums, "l1"))
@@ -176,7 +182,12 @@ def run(arguments: argparse.Namespace) -> None:
     example = torch.tensor([tokenizer(sentences["calibration"][0], MOST_TOKENS)] * 2)
     rows, columns = arguments.tile
     grids = tile_grids(model, edgeprune.trace(model, example), (rows, columns))
-    cells = [(seed, method, refit) for seed in range(arguments.seeds) for method in METHODS for refit in (False, True)]
+    cells = [
+        (seed, method, refit)
+        for seed in range(arguments.seeds)
+        for method in arguments.methods
+        for refit in (False, True)
+    ]
     missing = [cell for cell in cells if not path_of(arguments, *cell).exists()]
     print(f"{len(cells) - len(missing)} of {len(cells)} cells are there", flush=True)
     calibrated: tuple[int, Calibrated] | None = None
@@ -263,6 +274,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=2_000, help="sentences")
     parser.add_argument("--share", type=float, default=0.5, help="of the floating-point operations that may be left")
     parser.add_argument("--tile", type=int, nargs=2, default=(64, 128), help="rows and columns")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table")

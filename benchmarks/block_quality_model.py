@@ -47,6 +47,7 @@ class SentenceTransformer(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width, eps = config["hidden_size"], config["layer_norm_eps"]
+        self.normalized = True
         self.words = nn.Embedding(config["vocab_size"], width)
         self.places = nn.Embedding(config["max_position_embeddings"], width)
         self.kind = nn.Parameter(torch.zeros(width))
@@ -60,7 +61,7 @@ class SentenceTransformer(nn.Module):
         x = self.norm(self.words(ids) + self.places.weight[: ids.shape[1]] + self.kind)
         for layer in self.layers:
             x = layer(x)
-        return F.normalize(x.mean(1), dim=-1)
+        return F.normalize(x.mean(1), dim=-1) if self.normalized else x.mean(1)
 
 
 _NAMES = {
