@@ -92,7 +92,7 @@ def gate_derivatives(
     parameters, members = parameter_members(groups, model)
     gates = {group.name: gate_members(members[group.name], group.size) for group in groups}
     for inputs, targets in batches:
-        with mode(model, training=False), _differentiable(parameters), torch.enable_grad():
+        with mode(model, training=False), differentiable(parameters), torch.enable_grad():
             loss = loss_of(objective, call(model, inputs), targets)
             if not loss.requires_grad:
                 raise TaskError(
@@ -142,7 +142,7 @@ def mean_squares(
 
 
 @contextmanager
-def _differentiable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def differentiable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Frozen parameters can be pruned too, so they need gradients for the time of scoring."""
     frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
     for parameter in frozen:

@@ -1,0 +1,1 @@
+"""How many tiles each layer keeps."""

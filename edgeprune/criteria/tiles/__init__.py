@@ -1,0 +1,1 @@
+"""Scores and damage curves of the tiles of linear layers."""

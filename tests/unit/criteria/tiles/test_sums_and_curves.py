@@ -1,0 +1,1 @@
+"""Scores and damages of tiles equal their formulas, evaluated the slow way: whole matrices, one weight at a time."""
