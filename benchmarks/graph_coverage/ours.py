@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import edgeprune
+from edgeprune.backends.onnxruntime.attention import with_four_axes
 from edgeprune.graph import tracing
 from edgeprune.graph.capture import call_arguments, capture
 from edgeprune.graph.channel_graph import ChannelGraph
@@ -194,6 +195,7 @@ def _onnx(model: nn.Module, inputs: Any, record: Record) -> dict[str, Any]:
     import onnxruntime
 
     captured = capture(model, inputs)
+    with_four_axes(captured.program)
     with torch.no_grad():
         exported = torch.onnx.export(captured.program, dynamo=True, verbose=False)
     assert exported is not None

@@ -67,6 +67,8 @@ def _program(
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     import torch
 
+    from edgeprune.backends.onnxruntime.attention import with_four_axes
+
     training = module.training
     module.eval()
     noisy = logging.getLogger("torch.onnx")
@@ -76,6 +78,7 @@ def _program(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example_inputs, strict=False)
+            with_four_axes(program)
             exported = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=WRITTEN.opset)
     # The exporters raise whatever the user's forward raised, besides their own errors; each means the same to the user.
     except Exception as error:
