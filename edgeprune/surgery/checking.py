@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.masking import MaskedProgram, randomize
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
+
+log = logging.getLogger("edgeprune.surgery")
 
 _BATCH = 3
 
@@ -87,7 +91,7 @@ def check(
     worst = 0.0
     for randomized in (False, True):
         if randomized:
-            randomize(twin)
+            randomize(twin, settle=partial(_settle, traced, _random_inputs((args, kwargs), captured.dynamic_batch, 4)))
         pruned, _ = plan.traced(cut(twin, plan), None)
         for training in training_forms:
             inputs = _random_inputs((args, kwargs), captured.dynamic_batch, seed=2 * randomized + training)
@@ -150,6 +154,28 @@ def difference(
             kept = _kept_axis(plan, model, name, len(value))
             worst = max(worst, _distance(value[kept], statistics.get(name), f"statistic {name!r}", relative))
     return worst
+
+
+def _settle(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Running statistics become those of a batch: random scales of many norms in a row would make values, and rounding, huge."""
+    norms = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+    modes = {module: module.training for module in model.modules()}
+    counters = {module: module.num_batches_tracked for module in norms}
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum, norm.num_batches_tracked = 1.0, None
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
+    try:
+        with torch.no_grad(), _NoDropout():
+            model(*args, **kwargs)
+    except FORWARD_ERRORS as error:
+        log.debug("statistics are left as they are: %s", error)
+    finally:
+        for norm, momentum in norms.items():
+            norm.momentum, norm.num_batches_tracked = momentum, counters[norm]
+        for module, training in modes.items():
+            module.training = training
 
 
 def _unfit(dtype: torch.dtype, found: str) -> PrecisionError:

@@ -282,11 +282,16 @@ _DEFINED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
 """Operations that run over an axis, by what they mean over the rest of it."""
 
 
-def randomize(model: nn.Module, seed: int = 0) -> None:
+def randomize(model: nn.Module, seed: int = 0, settle: Callable[[], None] = lambda: None) -> None:
     """Give biases, scales, batch-norm statistics and constant weights random values: zeros would hide what is wrong.
 
     Biases move up and running means down, because a channel that an activation silences on all inputs would hide
     whatever was done to it.
+
+    Args:
+        model: Changed in place.
+        seed: Of the noise.
+        settle: Called when the parameters have changed and before the statistics do, to bring these up to date.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -303,8 +308,11 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
             elif bool((parameter == parameter.flatten()[0]).all()):
                 # A head that starts at zero would hide all that is before it.
                 parameter.add_(uniform(parameter, -0.1, 0.1))
-        for name, buffer in sorted(model.named_buffers()):
-            if name.endswith("running_mean"):
-                buffer.add_(uniform(buffer, -0.6, 0.0))
-            elif name.endswith("running_var"):
-                buffer.mul_(uniform(buffer, 0.5, 1.5))
+        settle()
+        buffers = dict(model.named_buffers())
+        for name in sorted(name for name in buffers if name.endswith("running_mean")):
+            variance = buffers.get(f"{name.removesuffix('running_mean')}running_var")
+            size = buffers[name].new_ones(()) if variance is None else variance.sqrt()
+            buffers[name].add_(size * uniform(buffers[name], -0.6, 0.0))
+        for name in sorted(name for name in buffers if name.endswith("running_var")):
+            buffers[name].mul_(uniform(buffers[name], 0.5, 1.5))
