@@ -77,8 +77,8 @@ class Beside:
         if self._operations is None:
             return None
         twins, (args, kwargs), expected = self._operations
-        cut = twins.copy(self._cut)
         try:
+            cut = twins.copy(self._cut)
             with twins.running() as numbering:
                 change(cut.eval())
                 own = self._plan.traced(cut, None)[0]
@@ -104,8 +104,8 @@ class Beside:
         """The tensors and arguments without values, and what the program makes of them."""
         twins = WithoutValues()
         args, kwargs = self._arguments(twins)
-        program = twins.copy(self._program).eval()
         try:
+            program = twins.copy(self._program).eval()
             with twins.running() as numbering:
                 return twins, (args, kwargs), numbering.of(pytree.tree_leaves(program(*args, **kwargs)))
         except FORWARD_ERRORS as error:
