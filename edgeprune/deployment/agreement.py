@@ -20,8 +20,8 @@ class TaskParity:
         passed: Whether each was within its tolerance.
         outputs: Their names.
         max_abs: Largest absolute difference to the golden outputs.
-        relative: Largest difference as a share of the output's scale.
-        tolerance: Largest that is allowed.
+        relative: Difference as a share of the output's scale, of the output that is nearest to its tolerance or beyond it.
+        tolerance: Largest that is allowed of that output: another task that reads it may demand more.
         snr_db: Smallest signal-to-noise ratio, decibel; None where the outputs are equal bit by bit.
     """
 
@@ -128,13 +128,14 @@ class Parity:
 
 def _of_task(names: Sequence[str], outputs: Sequence[Mapping[str, Any]], manifest: Manifest) -> TaskParity:
     own = [output for output in outputs if output["name"] in names]
+    worst = max(own, key=lambda output: output["required_relative"] / manifest.tolerance_of(output["name"]).relative)
     ratios = [output["snr_db"] for output in own if output["snr_db"] is not None]
     return TaskParity(
         passed=all(output["passed"] for output in own),
         outputs=tuple(names),
         max_abs=max(output["max_abs"] for output in own),
-        relative=max(output["required_relative"] for output in own),
-        tolerance=min(manifest.tolerance_of(name).relative for name in names),
+        relative=worst["required_relative"],
+        tolerance=manifest.tolerance_of(worst["name"]).relative,
         snr_db=min(ratios) if ratios else None,
     )
 
