@@ -148,3 +148,20 @@ def test_a_table_that_forward_keeps_outside_of_the_model_stays_usable():
     assert type(pruned) is _Net
     torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))
     assert not any(table.is_meta for table in tables.values())
+
+
+def test_outputs_that_tracing_spoilt_are_not_compared():
+    """What `torch.export` leaves in a table that forward keeps outside of the model has no values."""
+    tables = {}
+
+    def body(net, x):
+        if x.shape[3] not in tables:
+            tables[x.shape[3]] = torch.linspace(0, 1, x.shape[3])
+        return x.relu() * tables[x.shape[3]]
+
+    net, sample = _Net(body).eval(), torch.randn(2, 3, 8, 8)
+    plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
+    pruned = edgeprune.apply(net, plan)
+    assert type(pruned) is not _Net
+    tables.clear()
+    torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))
