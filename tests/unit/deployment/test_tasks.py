@@ -75,6 +75,11 @@ def test_what_is_told_of_a_task_is_of_one_output(artifact):
     parity = Parity.from_result(result, artifact.manifest.model_copy(update={"tasks": tasks}))
     assert all(task.passed and task.relative <= task.tolerance for task in parity.tasks.values())
     assert (parity.tasks["both"].relative, parity.tasks["both"].tolerance) == (5e-4, 1e-3)
+    outputs[0] |= {"snr_db": 30.0, "max_abs": 9.0}
+    outputs[1] |= {"snr_db": 55.0, "passed": False}
+    failed = {**result, "passed": False, "snr_db": 30.0, "max_abs": 9.0}
+    parity = Parity.from_result(failed, artifact.manifest.model_copy(update={"tasks": tasks}))
+    assert "within 0.001 of their scale and 60 dB, found max abs 0, 55.0 dB" in parity.complaint()
 
 
 def test_a_manifest_without_tasks_has_the_bytes_that_it_always_had(artifact):
