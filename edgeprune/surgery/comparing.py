@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -77,8 +77,8 @@ class Beside:
         if self._operations is None:
             return None
         twins, (args, kwargs), expected = self._operations
-        cut = twins.copy(self._cut)
         try:
+            cut = twins.copy(self._cut)
             with twins.running() as numbering:
                 change(cut.eval())
                 own = self._plan.traced(cut, None)[0]
@@ -104,8 +104,8 @@ class Beside:
         """The tensors and arguments without values, and what the program makes of them."""
         twins = WithoutValues()
         args, kwargs = self._arguments(twins)
-        program = twins.copy(self._program).eval()
         try:
+            program = twins.copy(self._program).eval()
             with twins.running() as numbering:
                 return twins, (args, kwargs), numbering.of(pytree.tree_leaves(program(*args, **kwargs)))
         except FORWARD_ERRORS as error:
@@ -145,17 +145,10 @@ class Beside:
             expected = pytree.tree_leaves(self._forward(program, draw))
             change(twin)
             found = pytree.tree_leaves(self._run(twin, draw))
+            equal = _equal(expected, found, finite=draw > 0)
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
-        pairs = [(x, y) for x, y in zip(expected, found, strict=False) if isinstance(x, torch.Tensor)]
-        equal = len(expected) == len(found) and all(
-            isinstance(y, torch.Tensor)
-            and x.shape == y.shape
-            and (not draw or not x.numel() or bool(x.isfinite().any()))
-            and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
-            for x, y in pairs
-        )
         return equal and (draw > 0 or self._runs(twin.train()) or not self._dense_trains)
 
     @cached_property
@@ -183,6 +176,18 @@ class Beside:
             ]
             args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
             return module(*args, **kwargs)
+
+
+def _equal(expected: Sequence[Any], found: Sequence[Any], *, finite: bool) -> bool:
+    """Whether tensors are equal but for rounding; `finite`: and some of the values of each are finite."""
+    pairs = [(x, y) for x, y in zip(expected, found, strict=False) if isinstance(x, torch.Tensor)]
+    return len(expected) == len(found) and all(
+        isinstance(y, torch.Tensor)
+        and x.shape == y.shape
+        and (not finite or not x.numel() or bool(x.isfinite().any()))
+        and torch.allclose(x, y, rtol=1e-6, atol=1e-9, equal_nan=True)
+        for x, y in pairs
+    )
 
 
 def _set_random_weights(model: nn.Module, seed: int) -> None:

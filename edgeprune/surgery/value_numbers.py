@@ -20,6 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _META = torch.device("meta")
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
+_STATISTICS, _TRAINING = (3, 4), 5
+"""Positions among its arguments."""
+_TO_COPY = torch.ops.aten._to_copy.default
 
 
 class UnseenValueError(RuntimeError):
@@ -40,7 +43,11 @@ class WithoutValues:
         self._bases: dict[int, torch.Tensor] = {}
 
     def copy(self, module: nn.Module) -> nn.Module:
-        """Another copy, with the tensors of the earlier ones; plain tensor attributes keep their values."""
+        """Another copy, with the tensors of the earlier ones; plain tensor attributes keep their values.
+
+        Raises:
+            RuntimeError: If a parameter or buffer has no memory of the usual kind, as sparse ones.
+        """
         for tensor in (*module.parameters(), *module.buffers()):
             if id(tensor) not in self._known:
                 self._known[id(tensor)] = self._without(tensor)
@@ -48,6 +55,8 @@ class WithoutValues:
 
     def _without(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same view of the same memory, as far as two tensors share some."""
+        if tensor.is_conj() or tensor.is_neg():
+            raise UnseenValueError("a view that conjugates or negates its memory cannot be made without values")
         memory = tensor.untyped_storage()
         base = self._bases.get(memory._cdata)
         if base is None:
@@ -65,8 +74,10 @@ class WithoutValues:
     @contextmanager
     def running(self) -> Iterator[_Numbering]:
         """Run a copy meanwhile; parameters, buffers and inputs start as they were given, whatever ran before."""
-        with torch.no_grad(), _Numbering(self._table, dict(self._given)) as numbering:
-            yield numbering
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(0)
+            with _Numbering(self._table, dict(self._given)) as numbering:
+                yield numbering
 
     def _number(self, key: Hashable) -> int:
         return self._table.setdefault(key, len(self._table))
@@ -75,7 +86,8 @@ class WithoutValues:
 class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers the contents of every piece of memory; a tensor is a view of one, and writing gives it another number.
 
-    Whatever device is asked for, results have no values; a constant that has some is told by them.
+    Whatever device is asked for, results have no values, but for those of constants alone: they are computed, since forward may
+    keep them for a later run, and are told by their values. So are plain tensor attributes.
     """
 
     def __init__(self, table: dict[Hashable, int], contents: dict[int, int]) -> None:
@@ -83,12 +95,13 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._table, self._contents = table, contents
         self._alive: list[torch.Tensor] = []
         self._draws = 0
+        self._moved: set[int] = set()
 
     def of(self, value: Any) -> Hashable:
         """What a value, or a list of some, is: equal for equal values.
 
         Raises:
-            UnseenValueError: If a tensor in it was made by something that was not seen.
+            UnseenValueError: If a tensor in it was made by something that was not seen, or it is a generator.
         """
         if isinstance(value, torch.Tensor):
             if not value.is_meta:
@@ -96,7 +109,10 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
             contents = self._contents.get(_memory(value))
             if contents is None:
                 raise UnseenValueError("a value came from somewhere that was not seen")
-            return (contents, value.dtype, value.shape, value.stride(), value.storage_offset())
+            signs = (value.is_conj(), value.is_neg())
+            return (contents, value.dtype, value.shape, value.stride(), value.storage_offset(), *signs)
+        if isinstance(value, torch.Generator):
+            raise UnseenValueError("what a generator draws next is not seen")
         if isinstance(value, (list, tuple)):
             return tuple(map(self.of, value))
         return "a device" if isinstance(value, torch.device) else (type(value), repr(value))
@@ -105,18 +121,32 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        seeded = torch.Tag.nondeterministic_seeded in func.tags
+        values = _tensors((*args, *kwargs.values()))
+        if not seeded and not any(tensor.is_meta for tensor in values) and kwargs.get("device") != _META:
+            return func(*args, **kwargs)
         key: Hashable = (func, self.of(args), *((name, self.of(value)) for name, value in kwargs.items()))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self._draws += 1
-            key = (key, self._draws)
+        if seeded:
+            # What is drawn depends on all that was drawn before.
+            key = self._draws = self._number((key, torch.initial_seed(), self._draws))
+        moves = func is _TO_COPY and kwargs.get("device") not in (None, _META)
         if "device" in kwargs:
             kwargs["device"] = _META
+        written = [
+            (place, tensor) for place in _written(func) for tensor in _tensors(_argument(func, place, args, kwargs))
+        ]
+        if func is _BATCH_NORM and args[_TRAINING]:
+            # Its schema does not say so.
+            written += [(place, tensor) for place in _STATISTICS for tensor in _tensors(args[place])]
+        if any(not tensor.is_meta or _memory(tensor) in self._moved for _, tensor in written):
+            raise UnseenValueError("what is written has values, or is on another device")
         args, kwargs = _plain(args), {name: _plain(value) for name, value in kwargs.items()}
         found = _plain(_normalized(*args) if func is _BATCH_NORM else func(*args, **kwargs))
-        for place in _written(func):
-            written = args[place] if place < len(args) else kwargs.get(func._schema.arguments[place].name)
-            for tensor in _tensors(written):
-                self._contents[_memory(tensor)] = self._number((key, "written", place))
+        for number, (place, tensor) in enumerate(written):
+            self._contents[_memory(tensor)] = self._number((key, "written", place, number))
+        if moves:
+            # On the device where it is already, it would be the same memory.
+            self._moved |= {_memory(tensor) for tensor in (*values, found)}
         for place, tensor in enumerate(_tensors(found)):
             self._alive.append(tensor)
             if _memory(tensor) not in self._contents:
@@ -125,6 +155,10 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _number(self, key: Hashable) -> int:
         return self._table.setdefault(key, len(self._table))
+
+
+def _argument(func: torch._ops.OpOverload, place: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return args[place] if place < len(args) else kwargs.get(func._schema.arguments[place].name)
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,8 @@ class Pagcp:
         bisect: Whether the narrowest width that is allowed is found by bisection, as if losses grew from width to width;
             otherwise widths are tried one after another until one is not allowed.
         early_stop: How likely a width may be given up wrongly before all samples were looked at, per decision (for all
-            objectives together); 0: all are always looked at. Widths that are committed are looked at whole.
+            objectives together); 0: all are always looked at. Widths that are committed are looked at whole. Approximate with
+            batch norms, which make the samples of a batch depend on each other (`edgeprune.loop.multitask.early_stopping`).
         cached: Whether what lies before a layer is computed once for all widths of it.
         compat: The published method: FLOPs as cost and for the filter, widths in steps of 5 %, L1 norms, running batch-norm
             statistics, one global tolerance of all losses, no limits needed.

@@ -34,7 +34,7 @@ class PerTask:
         batches: Training batches of each objective on which damage is related to metrics; they stay in memory.
         metric_batches: Further training batches, on which plans are checked.
         mean_share: What the mean of all objectives counts beside the worst (`edgeprune.allocation.per_objective`); 1: the
-            weighted sum alone, under the limits.
+            weighted sum alone, with `hold` under the limits.
         corrections: How often a plan's metrics correct what its damage was taken to mean, at most.
     """
 

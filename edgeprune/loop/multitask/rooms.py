@@ -36,9 +36,13 @@ class Rooms:
         validation: Metric of the dense model by objective on the validation data, which limits that are values refer to.
         dense: The same on the data on which commits are checked.
         epsilon: Added to losses before they are divided, as a share of what they may grow by.
+
+    Raises:
+        TaskError: The dense model does not keep a limit on the validation data.
     """
 
     def __init__(self, task: Task, validation: Metrics, dense: Metrics, epsilon: float) -> None:
+        task.require_kept_by(validation)
         self._limited = {one.name: one for one in task.objectives if one.limit is not None}
         self._validation, self._dense, self._epsilon = dict(validation), dict(dense), epsilon
         self._worst = {name: self._worst_at(one, dense[name]) for name, one in self._limited.items()}

@@ -9,9 +9,10 @@ torch = pytest.importorskip("torch")
 
 from edgeprune import compile as compile_artifact  # noqa: E402
 from edgeprune.backends import registry  # noqa: E402
+from edgeprune.deployment.agreement import Parity  # noqa: E402
 from edgeprune.deployment.artifact import Artifact, describe_file  # noqa: E402
 from edgeprune.deployment.deploying import deploy  # noqa: E402
-from edgeprune.deployment.manifest import Manifest, Tolerance  # noqa: E402
+from edgeprune.deployment.manifest import Manifest, TaskOutputs, Tolerance  # noqa: E402
 from edgeprune.deployment.status import status  # noqa: E402
 from edgeprune.errors import ConfigError, ParityError  # noqa: E402
 
@@ -57,6 +58,28 @@ def test_tolerances_are_those_of_the_tasks_that_read_an_output(artifact):
     told = manifest.host_parity["tasks"]
     assert told["seg"]["tolerance"] == 1e-2
     assert 0 <= told["depth"]["relative"] < 1e-5
+
+
+def test_what_is_told_of_a_task_is_of_one_output(artifact):
+    """The first may be far off, the second, which a strict task reads too, may not: each beside its own tolerance."""
+    first, second = (tensor["name"] for tensor in artifact.model["outputs"])
+    loose, strict = Tolerance(relative=0.1, snr_db=20.0), Tolerance(relative=1e-3, snr_db=60.0)
+    tasks = {
+        "both": TaskOutputs(outputs=[first, second], tolerance=loose),
+        "strict": TaskOutputs(outputs=[second], tolerance=strict),
+    }
+    figures = {"max_abs": 0.0, "snr_db": 70.0, "passed": True, "worst_case": "sample 0"}
+    outputs = [{**figures, "name": name, "required_relative": found} for name, found in ((first, 0.01), (second, 5e-4))]
+    whole = dict.fromkeys(("cases", "max_abs", "cosine", "nan", "inf", "load_ms", "peak_memory_bytes"), 0)
+    result = {**whole, "passed": True, "snr_db": 70.0, "top1_agreement": None, "outputs": outputs}
+    parity = Parity.from_result(result, artifact.manifest.model_copy(update={"tasks": tasks}))
+    assert all(task.passed and task.relative <= task.tolerance for task in parity.tasks.values())
+    assert (parity.tasks["both"].relative, parity.tasks["both"].tolerance) == (5e-4, 1e-3)
+    outputs[0] |= {"snr_db": 30.0, "max_abs": 9.0}
+    outputs[1] |= {"snr_db": 55.0, "passed": False}
+    failed = {**result, "passed": False, "snr_db": 30.0, "max_abs": 9.0}
+    parity = Parity.from_result(failed, artifact.manifest.model_copy(update={"tasks": tasks}))
+    assert "within 0.001 of their scale and 60 dB, found max abs 0, 55.0 dB" in parity.complaint()
 
 
 def test_a_manifest_without_tasks_has_the_bytes_that_it_always_had(artifact):

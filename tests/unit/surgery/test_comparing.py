@@ -121,3 +121,47 @@ def test_a_scale_that_follows_the_head_dimension_is_seen_however_large_the_score
     assert len(plan.kept["query.weight"][0]) == 16
     assert type(edgeprune.apply(net, plan)) is not _Attention
     assert edgeprune.check(net, plan, sample, relative=True) < 1e-9
+
+
+def test_buffers_without_memory_of_their_own_are_compared_in_numbers(monkeypatch):
+    draws = _watched(monkeypatch)
+    net = _Net(_steered_by_nothing).eval()
+    net.register_buffer("links", torch.eye(4).to_sparse())
+    sample = torch.randn(2, 3, 8, 8)
+    plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
+    assert type(edgeprune.apply(net, plan)) is _Net
+    assert draws
+
+
+def test_a_table_that_forward_keeps_outside_of_the_model_stays_usable():
+    tables = {}
+
+    def body(net, x):
+        if x.shape[1] not in tables:
+            tables[x.shape[1]] = torch.linspace(0, 1, x.shape[1])
+        return x.relu() + tables[x.shape[1]].sum() * 0
+
+    net, sample = _Net(body).eval(), torch.randn(2, 3, 8, 8)
+    net(sample)
+    plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
+    pruned = edgeprune.apply(net, plan)
+    assert type(pruned) is _Net
+    torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))
+    assert not any(table.is_meta for table in tables.values())
+
+
+def test_outputs_that_tracing_spoilt_are_not_compared():
+    """What `torch.export` leaves in a table that forward keeps outside of the model has no values."""
+    tables = {}
+
+    def body(net, x):
+        if x.shape[3] not in tables:
+            tables[x.shape[3]] = torch.linspace(0, 1, x.shape[3])
+        return x.relu() * tables[x.shape[3]]
+
+    net, sample = _Net(body).eval(), torch.randn(2, 3, 8, 8)
+    plan = edgeprune.uniform_plan(edgeprune.trace(net, sample), ratio=0.5)
+    pruned = edgeprune.apply(net, plan)
+    assert type(pruned) is not _Net
+    tables.clear()
+    torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))

@@ -18,6 +18,7 @@ class _Net(nn.Module):
         torch.manual_seed(0)
         self.first, self.second = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
         self.register_buffer("seen", torch.zeros(4))
+        self.plain = torch.ones(4)
         self.body = body
 
     def forward(self, x):
@@ -70,7 +71,80 @@ def _unused(net, x):
     return x @ net.first
 
 
+def _complex(net, x):
+    return torch.complex(x, x @ net.first)
+
+
+def _of_several_written_at_once(place):
+    def body(net, x):
+        both = [x @ net.first, x @ net.second]
+        torch._foreach_add_(both, 1.0)
+        return both[place]
+
+    return body
+
+
+def _plain_attribute_written(net, x):
+    net.plain.add_(1)
+    return x * net.plain
+
+
+def _plain_attribute_written_by_numpy(net, x):
+    array = net.plain.numpy()
+    array += 2
+    return x * net.plain
+
+
+def _statistics_that_a_norm_wrote(net, x):
+    nn.functional.batch_norm(x, net.seen, net.seen + 1, training=True)
+    return net.seen.clone()
+
+
+def _statistics_that_an_instance_norm_wrote(factor):
+    def body(net, x):
+        nn.functional.instance_norm((factor * x)[None], net.seen, net.seen + 1, use_input_stats=True)
+        return net.seen + 2
+
+    return body
+
+
+def _drawn_after(count):
+    def body(net, x):
+        torch.rand(count)
+        return torch.rand(4)
+
+    return body
+
+
+def _seeded(seed):
+    def body(net, x):
+        torch.manual_seed(seed)
+        return torch.rand(5)
+
+    return body
+
+
 BODIES = {
+    "conjugated": lambda net, x: torch.view_as_real(_complex(net, x).conj().resolve_conj()),
+    "not conjugated": lambda net, x: torch.view_as_real(_complex(net, x).clone()),
+    "product of conjugated": lambda net, x: torch.view_as_real(_complex(net, x).conj() @ _complex(net, x)),
+    "product of complex": lambda net, x: torch.view_as_real(_complex(net, x) @ _complex(net, x)),
+    "imaginary part": lambda net, x: _complex(net, x).imag + 0,
+    "imaginary part of conjugated": lambda net, x: _complex(net, x).conj().imag + 0,
+    "the first of several written at once": _of_several_written_at_once(0),
+    "the second of several written at once": _of_several_written_at_once(1),
+    "plain attribute": lambda net, x: x * net.plain,
+    "plain attribute written": _plain_attribute_written,
+    "plain attribute written by NumPy": _plain_attribute_written_by_numpy,
+    "NumPy in between": lambda net, x: x * torch.from_numpy(net.plain.numpy() * 5),
+    "statistics": lambda net, x: net.seen.clone(),
+    "statistics that a norm wrote": _statistics_that_a_norm_wrote,
+    "statistics that an instance norm wrote": _statistics_that_an_instance_norm_wrote(1),
+    "others that an instance norm wrote": _statistics_that_an_instance_norm_wrote(2),
+    "drawn after three": _drawn_after(3),
+    "drawn after ten": _drawn_after(10),
+    "seed 3": _seeded(3),
+    "seed 4": _seeded(4),
     "product": lambda net, x: x @ net.first,
     "something unused besides": _unused,
     "the other weight": lambda net, x: x @ net.second,
@@ -185,3 +259,43 @@ def test_values_that_steer_are_not_guessed():
     inputs = twins.inputs([X])
     with pytest.raises(RuntimeError):
         _numbers(twins, net, inputs)
+
+
+def _own_generator(net, x):
+    return torch.rand(4, generator=torch.Generator().manual_seed(3))
+
+
+def _written_where_it_was_moved(net, x):
+    y = x @ net.first
+    y.to("cpu").add_(1)
+    return y
+
+
+def _written_into_a_constant(net, x):
+    net.plain.copy_(x[0])
+    return net.plain
+
+
+@pytest.mark.parametrize("body", [_own_generator, _written_where_it_was_moved, _written_into_a_constant])
+def test_what_cannot_be_followed_is_refused(body):
+    twins = WithoutValues()
+    inputs = twins.inputs([X])
+    with pytest.raises(UnseenValueError):
+        _numbers(twins, _Net(body), inputs)
+
+
+def test_constants_that_are_kept_elsewhere_have_values_and_nothing_is_drawn():
+    kept = {}
+
+    def body(net, x):
+        kept["ramp"] = torch.linspace(0, 1, 4)
+        torch.manual_seed(5)
+        return x * kept["ramp"] + torch.rand(4)
+
+    twins = WithoutValues()
+    inputs = twins.inputs([X])
+    net = _Net(body)
+    state = torch.get_rng_state()
+    _numbers(twins, net, inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(kept["ramp"], torch.linspace(0, 1, 4))

@@ -392,3 +392,8 @@ def test_a_limit_that_is_a_value_is_as_far_from_the_dense_model_everywhere():
     rooms = Rooms(Task((bounded(0.75),)), {"main": 0.8}, {"main": 0.9}, 0.1)
     assert rooms.broken({"main": 0.851}) == []
     assert rooms.broken({"main": 0.849}) == ["main"]
+
+
+def test_a_limit_that_the_dense_model_breaks_already_leaves_no_room():
+    with pytest.raises(TaskError, match=r"must be one that the dense model keeps, found a metric of 0\.8"):
+        Rooms(Task((bounded(0.85),)), {"main": 0.8}, {"main": 0.9}, 0.1)
