@@ -205,7 +205,8 @@ def _set_unit_deviation(program: ProgramModule, name: str, value: torch.Tensor) 
 
     Mishkin and Matas, "All you need is a good init", 2016 (layer-sequential unit variance).
     """
-    deviation = float(value.std())
+    # One value has no deviation, and torch warns when it is asked for.
+    deviation = float(value.std()) if value.numel() > 1 else 0.0
     if math.isfinite(deviation) and deviation > 0:
         for tensor in (value, *program.weights[name]):
             tensor.div_(deviation)
