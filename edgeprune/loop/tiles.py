@@ -19,6 +19,7 @@ from edgeprune.errors import (
     TableMissingError,
 )
 from edgeprune.loop.lowering import require_runtime
+from edgeprune.loop.notes import limit_notes
 from edgeprune.loop.realizing import checked
 from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
 from edgeprune.loop.tile_refit import calibration_of, refitted
@@ -156,6 +157,7 @@ def prune_tiles(
         metrics = evaluate(cut, task) if len(recovery) > 1 else after
         measured, lost = _measured(target, kernel_graph, cut, predictor, threads, measuring_rounds, progress)
         dense_ms, ms = found.latencies(plan)
+        judged = verdicts(task, before, metrics)
         return TiledResult(
             module=cut,
             plan=plan,
@@ -168,11 +170,11 @@ def prune_tiles(
             metrics_after=metrics,
             recovery=tuple(recovery),
             refitted=taken,
-            verdicts=verdicts(task, before, metrics),
+            verdicts=judged,
             dense_predicted_ms=dense_ms,
             predicted_ms=ms,
             measured=measured,
-            notes=(*notes, *found.notes, *_latency_notes(measured, lost, ms)),
+            notes=(*notes, *found.notes, *limit_notes(judged), *_latency_notes(measured, lost, ms)),
         )
 
 

@@ -140,16 +140,18 @@ def test_refitted_layers_are_taken_where_data_that_the_fit_did_not_see_say_so(tr
     assert other.refitted is (details["held_back_after"]["accuracy"] < details["held_back_before"]["accuracy"])
 
 
-def test_one_batch_is_none_to_judge_by(trained, task, lowered):
+def test_one_batch_is_none_to_judge_by_and_a_limit_that_is_not_kept_is_said(trained, task, lowered):
     single = Task.single(
         train=task.objectives[0].train[:1],
         validation=task.objectives[0].validation,
         loss=F.cross_entropy,
         metric=accuracy,
     )
-    found = pruned(trained, single, lowered, Budget.of(macs="70%"))
+    found = pruned(trained, single.with_limits({"accuracy": "0%"}), lowered, Budget.of(macs="25%"))
     assert not found.refitted
     assert found.notes[0].startswith("The refitted layers were left out: there was no second batch")
+    assert found.verdicts[0].kept is False
+    assert any("beyond its limit: at least" in note for note in found.notes)
 
 
 def fitted_to(*families):
