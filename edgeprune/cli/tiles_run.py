@@ -215,7 +215,10 @@ def _written(
 
 
 def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: str) -> None:
-    rows = [[f"predicted, of {budget.rpartition('of ')[2]}", "100.0%", f"{result.share:.1%}"]]
+    unit = result.allocation.unit
+    rows = [["latency, predicted" if unit == "ms" else unit, "100.0%", f"{result.share:.1%}"]]
+    if result.predicted_ms is not None:
+        rows.append(["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"])
     if result.measured is not None:
         rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", f"{result.measured.ratio:.1%}"])
     rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])

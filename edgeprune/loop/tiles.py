@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation.tiles.exact import ExactTiles
 from edgeprune.errors import (
-    BudgetInfeasibleError,
     ConfigError,
     EmptyPlanError,
     ReconstructionError,
@@ -21,11 +20,11 @@ from edgeprune.errors import (
 from edgeprune.loop.lowering import require_runtime
 from edgeprune.loop.notes import limit_notes
 from edgeprune.loop.realizing import checked
+from edgeprune.loop.tile_aims import within_latency
 from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
 from edgeprune.loop.tile_refit import calibration_of, refitted
 from edgeprune.loop.tiled_result import TiledLayer, TiledResult
 from edgeprune.loop.verdicts import verdicts
-from edgeprune.lowering.tile_choice import worthwhile_tiles
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.spec import Budget
@@ -47,9 +46,6 @@ if TYPE_CHECKING:
     from edgeprune.tasks.task import Task
 
 TILE = (64, 128)
-_MOST_AIMS = 6
-_CLOSE = 0.995
-"""A plan that was predicted above the budget is followed by one that aims so much below what would have been right."""
 
 
 def prune_tiles(
@@ -206,24 +202,11 @@ class _Choice:
     def _within_latency(self, budget: Budget, predictor: Predictor) -> tuple[TileAllocation, PruningPlan, float]:
         problem = priced(self.kernel_graph, predictor, self.curves, progress=self.progress)
         dense_ms = predictor.network_ms(self.kernel_graph.at({}))
-        budget_ms = aim = budget.resolve_ms(dense_ms)
+        budget_ms = budget.resolve_ms(dense_ms)
         self._require_less(budget_ms, problem, budget, dense_ms)
-        best = dense_ms
-        for _ in range(_MOST_AIMS):
-            allocation = self.search.search(problem, aim)
-            plan = plan_of(self.kernel_graph, self.curves, allocation.counts)
-            choice = worthwhile_tiles(self.kernel_graph, predictor, plan)
-            if choice.latency_ms <= budget_ms:
-                self._note(allocation)
-                return allocation, choice.plan, choice.latency_ms / dense_ms
-            best = min(best, choice.latency_ms)
-            aim *= _CLOSE * budget_ms / choice.latency_ms
-        raise BudgetInfeasibleError(
-            f"the predicted latency must be <= {budget_ms:.4g} ms, the fastest of {_MOST_AIMS} plans of tiles has {best:.4g} ms.",
-            best_ms=best,
-            widths=allocation.counts,
-            hint="a larger budget, or tiles of another size",
-        )
+        found = within_latency(problem, self.search, self.kernel_graph, predictor, budget_ms)
+        self._note(found.allocation)
+        return found.allocation, found.choice.plan, found.choice.latency_ms / dense_ms
 
     def latencies(self, plan: PruningPlan) -> tuple[float | None, float | None]:
         """Predicted milliseconds of the dense and the pruned model; None without a predictor."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from torch.nn import functional as F
 
 import edgeprune
 from edgeprune import Budget, LatencyTable, Task
+from edgeprune.allocation.tiles.exact import ExactTiles
+from edgeprune.criteria.tiles.curves import tile_curves
+from edgeprune.criteria.tiles.sums import gradient_sums
 from edgeprune.errors import (
     BudgetInfeasibleError,
     ConfigError,
@@ -16,8 +20,11 @@ from edgeprune.errors import (
     TableMismatchError,
     TableMissingError,
 )
+from edgeprune.loop.tile_aims import within_latency
+from edgeprune.loop.tile_costs import priced
 from edgeprune.loop.tile_refit import calibration_of
 from edgeprune.recovery.fine_tuning import FineTuning
+from edgeprune.surgery.tiles import tile_grids
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
@@ -168,6 +175,33 @@ def test_a_latency_is_held_as_predicted_for_the_plan_as_a_whole(trained, task, l
     assert found.share == found.predicted_ms / found.dense_predicted_ms
     assert any("guess from what their memory traffic is" in note for note in found.notes)
     assert found.dense["embed.weight"] == "it is no larger than a tile"
+    with pytest.raises(BudgetInfeasibleError, match=r"the predicted latency must be <= .* the fastest plan of tiles"):
+        pruned(trained, task, lowered, "20%", predictor=predictor, tile=(32, 32), refit=False)
+
+
+class Curved:
+    """Milliseconds by a power of the work: what layers save does not add up."""
+
+    def __init__(self, power):
+        self.power = power
+
+    def network_ms(self, kernels):
+        products = [kernel for kernel in kernels if kernel.op in ("MatMul", "Gemm") and len(kernel.inputs) == 1]
+        return float(1e-5 * sum(np.prod(kernel.output) * kernel.inputs[0][-1] for kernel in products)) ** self.power
+
+    def kernel_ms(self, kernels):
+        return np.ones(len(kernels))
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_a_budget_is_used_up_although_layers_do_not_add_up(trained, task, lowered, power):
+    curves = tile_curves(gradient_sums(trained, tile_grids(trained, lowered.graph, (8, 16)), task))
+    clock = Curved(power)
+    problem = priced(lowered, clock, curves)
+    budget_ms = 0.6 * clock.network_ms(lowered.at({}))
+    found = within_latency(problem, ExactTiles(), lowered, clock, budget_ms)
+    assert found.choice.latency_ms == clock.network_ms(lowered.of_plan(found.choice.plan))
+    assert 0.97 * budget_ms <= found.choice.latency_ms <= budget_ms
 
 
 def test_a_table_that_cannot_price_tiles_says_what_it_lacks(trained, task, lowered):
