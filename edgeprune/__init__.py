@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.latency.table import LatencyTable
     from edgeprune.loop.pareto import pareto
     from edgeprune.loop.pruning import prune
+    from edgeprune.loop.tiles import prune_tiles
     from edgeprune.lowering.kernel_graph import KernelGraph, lower
     from edgeprune.profiling.run import profile
     from edgeprune.spec import Budget, Constraints
@@ -55,6 +56,7 @@ _MODULES = {
     "pareto": "loop.pareto",
     "profile": "profiling.run",
     "prune": "loop.pruning",
+    "prune_tiles": "loop.tiles",
     "save": "surgery.storage",
     "trace": "graph.tracing",
     "uniform_plan": "surgery.plan",
@@ -83,6 +85,7 @@ __all__ = [
     "pareto",
     "profile",
     "prune",
+    "prune_tiles",
     "save",
     "trace",
     "uniform_plan",

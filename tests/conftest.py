@@ -32,6 +32,7 @@ ALONE = (
     "unit/deployment/test_deploying.py",
     "unit/loop/test_closing_on_a_board.py",
     "unit/loop/test_pruning.py",
+    "unit/loop/test_tiles_on_a_board.py",
     "unit/profiling/test_bench.py",
     "unit/profiling/test_comparing.py",
     "unit/profiling/test_measuring.py",

@@ -94,6 +94,14 @@ def prune(
     same_as: Annotated[
         list[str] | None, typer.Option("--same-as", metavar="PATTERN=MODULE", help="Equal widths; repeat.")
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            "--tiles",
+            metavar="ROWSxCOLUMNS",
+            help="Remove tiles of linear layers (of a transformer) instead of channels; needs a task, and --macs or --latency.",
+        ),
+    ] = None,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -197,6 +205,7 @@ def prune(
     """
     from edgeprune.cli.pruning_run import begin, go_on
     from edgeprune.cli.record import PruneOptions, absolute_reference
+    from edgeprune.cli.tiles_run import begin_tiles, require_together, tile_of
 
     output = Output(json_output)
     if resume:
@@ -208,8 +217,9 @@ def prune(
             )
         go_on(out, board if was_given(context, "board") else None, output)
         return
-    if model is None or table is None or not any((latency, params, macs, energy, memory)):
-        needed = {"MODEL": model, "--table": table, "--latency": latency or params or macs or energy or memory}
+    tile = None if tiles is None else tile_of(tiles)
+    if model is None or (table is None and tile is None) or not any((latency, params, macs, energy, memory)):
+        needed = {"MODEL": model, "--table": table or tile, "--latency": latency or params or macs or energy or memory}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -219,7 +229,7 @@ def prune(
             raise ConfigError(f"{_spelled(option)} needs {_spelled(other)}, found none.", hint="edgeprune prune --help")
     options = PruneOptions(
         model=absolute_reference(model),
-        table=table.absolute(),
+        table=None if table is None else table.absolute(),
         latency=latency,
         params=params,
         macs=macs,
@@ -255,8 +265,13 @@ def prune(
         limit=tuple(limit or ()),
         pagcp=pagcp,
         hold_limits=hold_limits,
+        tiles=tile,
         seed=seed,
     )
+    if tile is not None:
+        require_together([name for name in context.params if was_given(context, name)], options)
+        begin_tiles(options, out, output)
+        return
     begin(options, out, output)
 
 

@@ -13,6 +13,7 @@ from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.inputs import example_inputs
 from edgeprune.cli.loading import load_model, load_task, source_hash
+from edgeprune.cli.meant_latency import fitted, meant_table
 from edgeprune.cli.options import given
 from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
 from edgeprune.errors import ConfigError, TableMismatchError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.latency.predictor import Predictor
-    from edgeprune.latency.table import LatencyTable
     from edgeprune.loop.multitask.per_task import PerTask
     from edgeprune.loop.result import Result, Spent
     from edgeprune.spec import Budget
@@ -47,7 +47,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
         require_known(options.board)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
-    table = _table(options)
+    table = meant_table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = example_inputs(module, options.input, options.inputs, seed=options.seed)
     _carry_out(options, budget, out, output, module, example, table, None)
@@ -82,6 +82,11 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
             hint="edgeprune prune MODEL --table TABLE --latency 12ms, without --resume",
         )
     record = PruningRecord.load(out)
+    if record.options.tiles is not None:
+        raise ConfigError(
+            f"a run that removed tiles is measured by compiling and deploying it, {out} is one: there is nothing to go on with.",
+            hint=f"edgeprune compile {out}",
+        )
     if record.weights_hash != records.file_hash(record.options.weights):
         raise ConfigError(
             f"the weights of the run must still be those at {record.options.weights}, found others.",
@@ -98,39 +103,10 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
             f"going on with {out} needs a board to measure on, found none.",
             hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", record.board),
         )
-    table = _table(options)
+    table = meant_table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = records.load_inputs(out / records.INPUTS_NAME)
     _carry_out(options, options.budget, out, output, module, example, table, record)
-
-
-def _table(options: PruneOptions) -> Any:
-    """The table of the latency that is meant, still to be fitted, or None for settings of a predictor.
-
-    Raises:
-        TableMismatchError: The table does not hold that latency.
-    """
-    import edgeprune
-
-    return None if options.table.suffix == ".json" else _chosen(edgeprune.LatencyTable.load(options.table), options)
-
-
-def _predictor(table: Any, options: PruneOptions) -> Predictor:
-    import edgeprune
-    from edgeprune.latency.fitting import fit_with
-
-    if table is not None:
-        return edgeprune.fit(table)
-    stored = edgeprune.Predictor.load(options.table)
-    return fit_with(_chosen(stored.table, options), stored.settings, stored.source)
-
-
-def _chosen(table: LatencyTable, options: PruneOptions) -> LatencyTable:
-    if options.energy is not None and not table.energy:
-        from edgeprune.latency.energy import required
-
-        required(None, table.header)
-    return table.chosen(percentile=options.percentile, sustained=options.sustained, precision=options.precision)
 
 
 def _carry_out(
@@ -158,7 +134,7 @@ def _carry_out(
         with output.step("try the task on one batch"):
             validate(task, module)
     with output.step("fit the predictor"):
-        predictor = _predictor(table, options)
+        predictor = fitted(table, options)
     if earlier is not None and predictor.table_hash != earlier.table_hash:
         raise TableMismatchError(
             f"the latency table of the run must be at {options.table}, found another one.",
@@ -309,6 +285,9 @@ def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Resul
     from edgeprune.loop.result import Result
     from edgeprune.recovery.evaluation import RecoveryRecord
 
+    assert record.budget_ms is not None  # of a run of channels, which always has these
+    assert record.dense_predicted_ms is not None
+    assert record.predicted_ms is not None
     taken = record.rounds[record.chosen]
     plan = edgeprune.PruningPlan.load(out / records.PLAN_NAME)
     if plan.hash != record.plan_hash:

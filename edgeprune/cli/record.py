@@ -34,7 +34,7 @@ class PruneOptions(BaseModel):
 
     Attributes:
         model: ``package.module:factory`` or ``/absolute/file.py:factory``.
-        table: Latency table or predictor settings.
+        table: Latency table or predictor settings; None only where tiles are removed for a budget that needs none.
         latency: Latency budget as the user wrote it, or None.
         params: Budget of parameters as the user wrote it, or None.
         macs: Budget of multiply-accumulates as the user wrote it, or None.
@@ -70,12 +70,13 @@ class PruneOptions(BaseModel):
         limit: ``NAME=LIMIT`` each, of the objectives of the task.
         pagcp: Rounds of the search under those limits; 0 for none.
         hold_limits: Whether they must hold before tuning.
+        tiles: Rows and columns of the tiles that are removed instead of channels, or None.
         seed: Of the factory, of example inputs and of tuning.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str
-    table: Path
+    table: Path | None = None
     latency: str | None = None
     params: str | None = None
     macs: str | None = None
@@ -111,6 +112,7 @@ class PruneOptions(BaseModel):
     limit: tuple[str, ...] = ()
     pagcp: int = 0
     hold_limits: bool = False
+    tiles: tuple[int, int] | None = None
     seed: int = 0
 
     @property
@@ -144,9 +146,10 @@ class PruningRecord(BaseModel):
     Attributes:
         schema_version: Of this file.
         options: What it was asked for.
-        table_hash: Latency table that the widths were chosen with.
+        table_hash: Latency table that the widths were chosen with; None where tiles were removed without one, as for the next
+            three.
         weights_hash: SHA-256 of the weights file, or None without one.
-        budget_ms: Budget, milliseconds.
+        budget_ms: Budget, milliseconds; None where tiles were removed.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
         dense_ms: Latency of the dense model that the budget refers to, milliseconds; None where nothing was measured.
@@ -155,7 +158,7 @@ class PruningRecord(BaseModel):
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
         plan_hash: Hash of the plan.
-        rounds: What the closed loop tried, in order.
+        rounds: What the closed loop tried, in order; none where tiles were removed.
         chosen: Index of the round whose plan was taken.
         spent: What the plan takes of budgets besides the latency.
         check_max_abs: Largest difference between cut and masked model.
@@ -164,16 +167,17 @@ class PruningRecord(BaseModel):
         recovery: What each recovery step did, for a run that goes on with its model.
         verdicts: Per objective both, its limit and whether it is kept.
         outputs: Where there are several objectives: by objective the places of the model's outputs that it reads.
+        tiles: Where tiles were removed: by weight how many are kept, and of how many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     schema_version: Literal[4] = 4
     options: PruneOptions
-    table_hash: str
+    table_hash: str | None
     weights_hash: str | None
-    budget_ms: float
-    dense_predicted_ms: float
-    predicted_ms: float
+    budget_ms: float | None
+    dense_predicted_ms: float | None
+    predicted_ms: float | None
     dense_ms: float | None
     measured_ms: float | None
     board: str
@@ -189,11 +193,12 @@ class PruningRecord(BaseModel):
     recovery: tuple[Recovered, ...]
     verdicts: tuple[MetricVerdict, ...]
     outputs: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    tiles: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
     @property
     def unfinished(self) -> bool:
         """Whether the last plan still waits for a board."""
-        return self.rounds[-1].measured is None
+        return bool(self.rounds) and self.rounds[-1].measured is None
 
     @classmethod
     def load(cls, folder: Path) -> PruningRecord:

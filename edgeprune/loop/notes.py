@@ -111,6 +111,11 @@ def accuracy_notes(planner: Planner, found: Iterable[MetricVerdict]) -> Iterator
             "and nothing was fine-tuned."
         )
         return
+    yield from limit_notes(found)
+
+
+def limit_notes(found: Iterable[MetricVerdict]) -> Iterator[str]:
+    """Which limits of a task are not kept."""
     for verdict in found:
         if verdict.kept is False:
             yield (

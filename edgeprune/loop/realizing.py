@@ -127,11 +127,8 @@ def cut(
         SurgeryError: The cut model does not equal the masked one.
         TaskError: The task cannot be used.
     """
-    import torch
-
     from edgeprune.recovery.batch_norm import reestimate_batch_norm
     from edgeprune.recovery.reconstruction import reconstruct
-    from edgeprune.surgery.checking import PrecisionError, check
     from edgeprune.surgery.cutting import apply
 
     def tell(step: str, done: int) -> None:
@@ -144,23 +141,7 @@ def cut(
         module = apply(model, proposal.plan)
         tell("cutting", 1)
     tell("checking", 0)
-    notes: tuple[str, ...] = ()
-    try:
-        difference = check(model, proposal.plan, example_inputs, tolerance=CHECK_TOLERANCE)
-    except PrecisionError as error:
-        _log.info("the check is repeated in float32: %s", error.message)
-        difference = check(
-            model,
-            proposal.plan,
-            example_inputs,
-            tolerance=CHECK_TOLERANCE_FLOAT32,
-            dtype=torch.float32,
-            relative=True,
-        )
-        notes = (
-            "The model does not run in float64, so the cut model was compared with the masked one in float32: they differ "
-            f"by {difference:.1e} of the largest value.",
-        )
+    difference, notes = checked(model, proposal.plan, example_inputs)
     tell("checking", 1)
     if task is None:
         return Realized(module, difference, (), notes)
@@ -176,6 +157,38 @@ def cut(
     if first is None:
         first = reestimate_batch_norm(module, train, batches=calibration_batches, task=task, progress=progress)
     return Realized(module, difference, (first,), notes)
+
+
+def checked(model: nn.Module, plan: PruningPlan, example_inputs: Any) -> tuple[float, tuple[str, ...]]:
+    """`edgeprune.check` in float64, or in float32 for a model that insists on it.
+
+    Returns:
+        Largest difference between cut and masked model, and sentences that a person should read.
+
+    Raises:
+        SurgeryError: The cut model does not equal the masked one.
+    """
+    import torch
+
+    from edgeprune.surgery.checking import PrecisionError, check
+
+    try:
+        return check(model, plan, example_inputs, tolerance=CHECK_TOLERANCE), ()
+    except PrecisionError as error:
+        _log.info("the check is repeated in float32: %s", error.message)
+        found = check(
+            model,
+            plan,
+            example_inputs,
+            tolerance=CHECK_TOLERANCE_FLOAT32,
+            dtype=torch.float32,
+            relative=True,
+        )
+    note = (
+        "The model does not run in float64, so the cut model was compared with the masked one in float32: they differ "
+        f"by {found:.1e} of the largest value."
+    )
+    return found, (note,)
 
 
 def tuned(

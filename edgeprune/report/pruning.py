@@ -54,7 +54,7 @@ def from_result(
         cards=(
             _latency_card(result, budget),
             _prediction_card(result),
-            *(_metric_card(verdict) for verdict in result.verdicts),
+            *(metric_card(verdict) for verdict in result.verdicts),
             Card("parameters", f"{parameters_before:,} → {parameters_after:,}"),
             Card("cut equals masked", f"{result.check_max_abs:.1e}", "largest absolute difference, before tuning"),
         ),
@@ -87,7 +87,8 @@ def from_result(
     )
 
 
-def _metric_card(verdict: MetricVerdict) -> Card:
+def metric_card(verdict: MetricVerdict) -> Card:
+    """An objective's metric before and after."""
     value, detail = f"{verdict.dense:.4f} → {verdict.pruned:.4f}", "validation data of the task"
     if verdict.kept is None:
         return Card(verdict.objective, value, detail)

@@ -123,6 +123,11 @@ def lost_board(case):
     return LostBoard(case.board)
 
 
+@pytest.fixture
+def lost_board_of():
+    return LostBoard
+
+
 def chain(*widths):
     layers, channels = [], 1
     for width in widths:

@@ -1,0 +1,244 @@
+"""The run behind ``edgeprune prune --tiles``: the same folder as of any pruning run, with tiles in its plan."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.boards.config import require_known
+from edgeprune.cli import record as records
+from edgeprune.cli.console import Output, command_line
+from edgeprune.cli.inputs import example_inputs
+from edgeprune.cli.loading import load_model, load_task
+from edgeprune.cli.meant_latency import fitted, meant_table
+from edgeprune.cli.options import given
+from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
+from edgeprune.errors import ConfigError
+from edgeprune.tasks.limits import parse_limits
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.tiled_result import TiledResult
+
+TOGETHER = frozenset(
+    {
+        *("model", "weights", "input_", "inputs", "task", "limit", "board", "backend", "tiles", "macs", "seed", "out"),
+        *("table", "latency", "precision", "percentile", "sustained", "json_output", "verbose"),
+        *("epochs", "lr", "distill", "ema", "amp"),
+    }
+)
+"""Options of ``prune`` that mean something for tiles."""
+
+
+def tile_of(text: str) -> tuple[int, int]:
+    """``"64x128"`` as rows and columns.
+
+    Raises:
+        ConfigError: It is no such text.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or not (int(match[1]) and int(match[2])):
+        raise ConfigError(f"--tiles must be ROWSxCOLUMNS, outputs by inputs, found {text!r}.", hint="--tiles 64x128")
+    return int(match[1]), int(match[2])
+
+
+def require_together(given_options: Collection[str], options: PruneOptions) -> None:
+    """Refuse options that a run of tiles does nothing with.
+
+    Args:
+        given_options: Names of the parameters that the user wrote.
+        options: The run's.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    others = sorted("--" + name.strip("_").replace("_", "-") for name in set(given_options) - TOGETHER)
+    if others:
+        raise ConfigError(
+            f"--tiles removes tiles by what they cost the task and leaves channels as they are, found {', '.join(others)} too.",
+            hint="tiles or channels: two runs",
+        )
+    if options.task is None:
+        raise ConfigError(
+            "--tiles needs a task, whose loss says which tiles matter, found none.", hint="--task FILE.py:F"
+        )
+    if bool(options.macs) == bool(options.latency):
+        found = "both" if options.macs else "neither"
+        raise ConfigError(
+            f"--tiles needs a budget of either --macs or --latency, found {found}.", hint="--tiles 64x128 --macs 50%"
+        )
+    if options.latency and options.table is None:
+        raise ConfigError("--latency needs --table, which says what tiles take, found none.", hint="--macs 50%")
+    if not set(options.distill) <= {"logits"}:
+        raise ConfigError(f"--tiles goes with --distill logits alone, found {', '.join(options.distill)}.")
+
+
+def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
+    """Remove tiles, and write the run's folder.
+
+    Raises:
+        EdgepruneError: Whatever `edgeprune.prune_tiles` and the loading of its arguments raise.
+    """
+    budget = options.budget
+    assert options.tiles is not None
+    assert options.task is not None
+    records.check_out(out)
+    if options.board != "none":
+        require_known(options.board)
+    if options.weights is None:
+        output.say("no --weights: the model is taken with the weights that its factory gives it")
+    table = meant_table(options)
+    module = load_model(options.model, options.weights, seed=options.seed)
+    example = example_inputs(module, options.input, options.inputs, seed=options.seed)
+    task = load_task(options.task).with_limits(parse_limits(options.limit))
+    predictor = None
+    if options.table is not None:
+        with output.step("fit the predictor"):
+            predictor = fitted(table, options)
+    with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
+        with output.step(f"remove tiles, to {budget}") as progress:
+            result = _pruned(options, module, example, task, predictor, folder, Path(scratch), progress.stepped)
+        with output.step("write"):
+            record = _written(result, options, predictor, module, example, folder)
+    _tell(output, result, module, str(budget))
+    for name, what in (
+        (records.PLAN_NAME, "plan"),
+        (records.MODEL_FOLDER, "pruned model"),
+        (records.INPUTS_NAME, "example inputs"),
+        ("report.json", "data of the report"),
+        (records.FILE_NAME, "settings and figures of the run, for compile"),
+    ):
+        output.wrote(out / name, what)
+    output.finish(
+        {
+            **record.model_dump(mode="json"),
+            "out": str(out),
+            "share": result.share,
+            "refitted": result.refitted,
+            "dense": dict(result.dense),
+            "parameters_before": _parameters(module),
+            "parameters_after": _parameters(result.module),
+            "notes": list(result.notes),
+        },
+        next_command=command_line(
+            *("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
+            *given(seed=options.seed or None),
+        ),
+    )
+
+
+def _pruned(
+    options: PruneOptions,
+    module: torch.nn.Module,
+    example: Any,
+    task: Any,
+    predictor: Predictor | None,
+    folder: Path,
+    scratch: Path,
+    progress: Any,
+) -> TiledResult:
+    import edgeprune
+    from edgeprune.recovery.fine_tuning import FineTuning
+
+    assert options.tiles is not None
+    tuning = FineTuning(
+        epochs=options.epochs, lr=options.lr, ema=options.ema, precision=options.amp or "float32", seed=options.seed
+    )
+    return edgeprune.prune_tiles(
+        module,
+        example,
+        options.budget,
+        task,
+        None if options.board == "none" else options.board,
+        predictor,
+        tile=options.tiles,
+        fine_tuning=tuning,
+        distill=bool(options.distill),
+        backend=options.backend,
+        plan_path=folder / records.PLAN_NAME,
+        progress=progress,
+    )
+
+
+def _written(
+    result: TiledResult,
+    options: PruneOptions,
+    predictor: Predictor | None,
+    module: torch.nn.Module,
+    example: Any,
+    folder: Path,
+) -> PruningRecord:
+    import edgeprune
+    from edgeprune.report import stored, tiled
+
+    edgeprune.save(result.module, folder / records.MODEL_FOLDER, result.plan)
+    records.save_inputs(example, folder / records.INPUTS_NAME)
+    data = tiled.from_tiles(
+        result,
+        title=f"{type(module).__name__} with tiles, {options.budget}",
+        table_hash=None if predictor is None else predictor.table_hash,
+        parameters=(_parameters(module), _parameters(result.module)),
+    )
+    stored.save(data, folder / stored.FILE_NAME)
+    checked = result.measured
+    record = PruningRecord(
+        options=options,
+        table_hash=None if predictor is None else predictor.table_hash,
+        weights_hash=records.file_hash(options.weights),
+        budget_ms=None,
+        dense_predicted_ms=result.dense_predicted_ms,
+        predicted_ms=result.predicted_ms,
+        dense_ms=None if checked is None else checked.dense_ms,
+        measured_ms=None if checked is None else checked.ratio * checked.dense_ms,
+        board=options.board if options.board != "none" else "local" if predictor is None else predictor.table.board,
+        threads=1 if predictor is None else int(predictor.table.header["threads"]),
+        conditions="" if checked is None else f"measured on {checked.board}, interleaved with the dense engine",
+        plan_hash=result.plan.hash,
+        rounds=(),
+        chosen=0,
+        spent=(),
+        check_max_abs=result.check_max_abs,
+        metrics_before=dict(result.metrics_before),
+        metrics_after=dict(result.metrics_after),
+        recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
+        verdicts=result.verdicts,
+        tiles={name: (layer.kept, layer.tiles) for name, layer in result.layers.items()},
+    )
+    (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: str) -> None:
+    unit = result.allocation.unit
+    rows = [["latency, predicted" if unit == "ms" else unit, "100.0%", f"{result.share:.1%}"]]
+    if result.predicted_ms is not None:
+        rows.append(["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"])
+    if result.measured is not None:
+        rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", f"{result.measured.ratio:.1%}"])
+    rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
+    for step in result.recovery:
+        rows += [
+            [f"{name}, after {step.step}", f"{result.metrics_before[name]:.4f}", f"{value:.4f}"]
+            for name, value in step.after.items()
+        ]
+    output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
+    output.table(
+        "tiles",
+        ["weight", "kept", "of"],
+        [[name, str(layer.kept), str(layer.tiles)] for name, layer in result.layers.items()],
+    )
+    for name, why in result.dense.items():
+        output.say(f"{name} stays dense: {why}")
+    output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
+    for note in result.notes:
+        output.say(note)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

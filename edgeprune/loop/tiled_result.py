@@ -1,0 +1,68 @@
+"""What `edgeprune.prune_tiles` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.allocation.tiles.problem import TileAllocation
+    from edgeprune.loop.result import LatencyCheck, MetricVerdict
+    from edgeprune.recovery.evaluation import RecoveryRecord
+    from edgeprune.surgery.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class TiledLayer:
+    """What a plan leaves of one linear layer: `kept` of `tiles` tiles, with `weights` of `dense_weights` weights in them."""
+
+    kept: int
+    tiles: int
+    weights: int
+    dense_weights: int
+
+
+@dataclass(frozen=True)
+class TiledResult:
+    """A model without some tiles of its linear layers, and what is known about it.
+
+    Attributes:
+        module: The pruned model.
+        plan: Which tiles stay.
+        allocation: Of the search; the plan has the tiles of layers that are faster dense back.
+        share: What the plan keeps of the budgeted cost, as predicted: of the model's multiply-accumulates, or of its predicted
+            latency.
+        layers: Name of each weight that was cut into tiles to what is left of it.
+        dense: Name of the weights of linear layers that keep everything, with the reason.
+        check_max_abs: Largest difference between cut and masked model, before recovery.
+        metrics_before: Validation metric of the dense model by objective.
+        metrics_after: The same of `module`.
+        recovery: Metrics before and after each step: ``"cut"``, ``"tile_reconstruction"`` (whose details say whether it was
+            taken), ``"fine_tuning"``.
+        refitted: Whether the layers refitted by least squares were taken.
+        verdicts: Per objective both metrics, its limit and whether it is kept.
+        dense_predicted_ms: Predicted latency of the dense model, milliseconds; None without a predictor.
+        predicted_ms: The same of `module`.
+        measured: Dense and pruned engine timed interleaved on the board; None where no board did: the latency is *unverified*.
+        notes: Sentences that a person should read.
+    """
+
+    module: nn.Module
+    plan: PruningPlan
+    allocation: TileAllocation
+    share: float
+    layers: Mapping[str, TiledLayer]
+    dense: Mapping[str, str]
+    check_max_abs: float
+    metrics_before: Mapping[str, float]
+    metrics_after: Mapping[str, float]
+    recovery: tuple[RecoveryRecord, ...]
+    refitted: bool
+    verdicts: tuple[MetricVerdict, ...]
+    dense_predicted_ms: float | None = None
+    predicted_ms: float | None = None
+    measured: LatencyCheck | None = None
+    notes: tuple[str, ...] = ()

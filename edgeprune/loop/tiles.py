@@ -1,0 +1,365 @@
+"""`prune_tiles`: from a trained model with linear layers, and its task, to a model that some tiles of them are gone from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.allocation.tiles.exact import ExactTiles
+from edgeprune.errors import (
+    ConfigError,
+    EmptyPlanError,
+    ReconstructionError,
+    RemoteError,
+    TableMissingError,
+)
+from edgeprune.loop.lowering import require_runtime
+from edgeprune.loop.notes import limit_notes
+from edgeprune.loop.realizing import checked
+from edgeprune.loop.tile_aims import within_latency
+from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
+from edgeprune.loop.tile_refit import calibration_of, refitted
+from edgeprune.loop.tiled_result import TiledLayer, TiledResult
+from edgeprune.loop.verdicts import verdicts
+from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
+from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.spec import Budget
+from edgeprune.surgery.cutting import apply
+from edgeprune.tasks.batches import validate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
+    from edgeprune.boards.board import Board
+    from edgeprune.criteria.tiles.curves import TileCurve
+    from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.planning import Progress
+    from edgeprune.loop.result import LatencyCheck
+    from edgeprune.lowering.kernel_graph import KernelGraph
+    from edgeprune.surgery.plan import PruningPlan
+    from edgeprune.tasks.task import Task
+
+TILE = (64, 128)
+
+
+def prune_tiles(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget | str,
+    task: Task,
+    board: Board | str | None = None,
+    predictor: Predictor | None = None,
+    *,
+    tile: tuple[int, int] = TILE,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    classifiers: bool = False,
+    search: TileSearch | None = None,
+    batches: int = 64,
+    refit: bool = True,
+    fine_tuning: FineTuning | None = None,
+    distill: bool = False,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    measuring_rounds: int = 20,
+    graph: ChannelGraph | None = None,
+    kernel_graph: KernelGraph | None = None,
+    plan_path: Path | str | None = None,
+    progress: Progress | None = None,
+) -> TiledResult:
+    """Remove the tiles of linear layers that the task needs least, within a budget; refit, check, tune, measure.
+
+    Which tiles go is chosen by the estimated damage to the loss (`edgeprune.criteria.tiles`). The kept ones are refitted by
+    least squares, and that is taken only where training batches that the fit did not see say that it helps. The model itself is
+    not changed.
+
+    Args:
+        model: The dense model, trained.
+        example_inputs: Tensor, tuple or dict; fixes the deployment batch.
+        budget: Multiply-accumulates (``Budget.of(macs="50%")``), which need no predictor; or a latency (text as in
+            `Budget.parse`), as predicted, where each layer costs what it makes the whole network slower. One of the two.
+        task: Data, loss and metric. Training batches score, refit and tune, labels as the loss needs them.
+        board: Where dense and pruned engines are compared; None leaves the latency unverified.
+        predictor: Fitted on a table of the board; needed by a latency.
+        tile: Rows and columns of a tile, see `edgeprune.surgery.tiles.tile_grids`, as the next two.
+        sizes: Other sizes for single weights.
+        classifiers: Whether layers whose outputs are those of the model are cut, too.
+        search: How many tiles each layer keeps; `ExactTiles` when None.
+        batches: Most training batches of each objective for scores and refitting; they are in memory together.
+        refit: Whether least squares is tried.
+        fine_tuning: How the cut model is tuned on the task; None does not. Removed tiles are no parameters, and stay gone.
+        distill: Whether the dense model's outputs are a second target of the tuning.
+        backend: Runtime of the engines, where there is no `kernel_graph`.
+        threads: Threads inside one operation while the board measures; those of the predictor's table when None, else 1.
+        measuring_rounds: Rounds of each comparison on the board.
+        graph: The traced model, where the caller has it.
+        kernel_graph: The lowered model, where the caller has it.
+        plan_path: Where the plan is written before anything is compiled or timed.
+        progress: Called with (step, done, in all).
+
+    Raises:
+        ConfigError: The budget is another one, or the model has no linear layer that can be cut into tiles; says why.
+        TableMissingError: A latency is asked for without a predictor.
+        TableMismatchError: The predictor is of another device or runtime, or its table cannot price the kernels of tiles; names
+            them.
+        BudgetInfeasibleError: Even the fewest tiles cost more; says what they cost.
+        EmptyPlanError: The dense model is within the budget.
+        TaskError: The task cannot be used.
+        SurgeryError: The cut model does not equal the masked one.
+        RemoteError: The board is not there at the start; one that is lost later leaves a result that says so.
+    """
+    chosen = Budget.parse(budget) if isinstance(budget, str) else budget
+    _require_one(chosen, predictor)
+    if distill and fine_tuning is None:
+        raise ConfigError("the dense model teaches while the cut one is tuned, found no fine_tuning.")
+    validate(task, model)
+    with ExitStack() as stack:
+        target = _opened(board, predictor, stack)
+        if kernel_graph is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-lower-")))
+            kernel_graph = _lowered(model, example_inputs, backend, graph, predictor, target, folder)
+        if predictor is not None:
+            require_runtime(predictor, kernel_graph)
+        curves, tokens, calibration = _scored(
+            model, example_inputs, task, kernel_graph.graph, (tile, sizes, classifiers), batches, progress
+        )
+        found = _Choice(kernel_graph, predictor, curves, search or ExactTiles(), progress)
+        allocation, plan, share = found.within(chosen, tokens)
+        if plan_path is not None:
+            plan.save(plan_path)
+        cut = apply(model, plan)
+        difference, notes = checked(model, plan, example_inputs)
+        before, after = evaluate(model, task), evaluate(cut, task)
+        recovery = [RecoveryRecord("cut", before, after)]
+        taken = False
+        if refit:
+            try:
+                tried = refitted(model, plan, cut, task, calibration, after, progress=progress)
+            except ReconstructionError as error:
+                notes += (f"Layers were not refitted: {error.message}",)
+            else:
+                cut, taken = tried.module, tried.taken
+                recovery.append(tried.record)
+                notes += (tried.note,)
+        if fine_tuning is not None and fine_tuning.epochs > 0:
+            recovery.append(
+                fine_tune(cut, task, fine_tuning, teacher=model if distill else None, progress=progress),
+            )
+        metrics = evaluate(cut, task) if len(recovery) > 1 else after
+        measured, lost = _measured(target, kernel_graph, cut, predictor, threads, measuring_rounds, progress)
+        dense_ms, ms = found.latencies(plan)
+        judged = verdicts(task, before, metrics)
+        return TiledResult(
+            module=cut,
+            plan=plan,
+            allocation=allocation,
+            share=share,
+            layers=_layers(curves, plan),
+            dense=_dense(model, kernel_graph.graph, curves, allocation, plan),
+            check_max_abs=difference,
+            metrics_before=before,
+            metrics_after=metrics,
+            recovery=tuple(recovery),
+            refitted=taken,
+            verdicts=judged,
+            dense_predicted_ms=dense_ms,
+            predicted_ms=ms,
+            measured=measured,
+            notes=(*notes, *found.notes, *limit_notes(judged), *_latency_notes(measured, lost, ms)),
+        )
+
+
+@dataclass
+class _Choice:
+    """Finds the plan, and prices it."""
+
+    kernel_graph: KernelGraph
+    predictor: Predictor | None
+    curves: Mapping[str, TileCurve]
+    search: TileSearch
+    progress: Progress | None
+    notes: tuple[str, ...] = ()
+
+    def within(self, budget: Budget, tokens: Mapping[str, int]) -> tuple[TileAllocation, PruningPlan, float]:
+        """Allocation, plan, and the share of the budgeted cost that it keeps."""
+        if budget.bounds_latency and self.predictor is not None:
+            return self._within_latency(budget, self.predictor)
+        problem = counted(self.kernel_graph, self.curves, tokens)
+        at_most = budget.macs or (budget.macs_ratio or 1.0) * problem.dense
+        self._require_less(at_most, problem, budget)
+        allocation = self.search.search(problem, at_most)
+        self._note(allocation)
+        plan = plan_of(self.kernel_graph, self.curves, allocation.counts)
+        if self.predictor is not None:
+            require_kernels(self.kernel_graph, self.predictor, plan)
+        return allocation, plan, allocation.cost / problem.dense
+
+    def _within_latency(self, budget: Budget, predictor: Predictor) -> tuple[TileAllocation, PruningPlan, float]:
+        problem = priced(self.kernel_graph, predictor, self.curves, progress=self.progress)
+        dense_ms = predictor.network_ms(self.kernel_graph.at({}))
+        budget_ms = budget.resolve_ms(dense_ms)
+        self._require_less(budget_ms, problem, budget, dense_ms)
+        found = within_latency(problem, self.search, self.kernel_graph, predictor, budget_ms)
+        self._note(found.allocation)
+        return found.allocation, found.choice.plan, found.choice.latency_ms / dense_ms
+
+    def latencies(self, plan: PruningPlan) -> tuple[float | None, float | None]:
+        """Predicted milliseconds of the dense and the pruned model; None without a predictor."""
+        if self.predictor is None:
+            return None, None
+        kernels = self.kernel_graph.of_plan(plan)
+        sources = self.predictor.predict(kernels)["source"]
+        guessed = sorted({one.op for one, source in zip(kernels, sources, strict=True) if source == "fallback"})
+        if guessed:
+            self.notes += (
+                f"The latency table holds no {', '.join(guessed)}: what these take is a guess from what their memory traffic is.",
+            )
+        return self.predictor.network_ms(self.kernel_graph.at({})), self.predictor.network_ms(kernels)
+
+    def _require_less(self, at_most: float, problem: TileProblem, budget: Budget, dense: float | None = None) -> None:
+        if at_most >= (problem.dense if dense is None else dense):
+            raise EmptyPlanError(
+                f"a budget of tiles must be below what the dense model costs, {problem.dense:.6g} {problem.unit}, found {budget}."
+            )
+
+    def _note(self, allocation: TileAllocation) -> None:
+        if allocation.note:
+            self.notes += (f"Tiles per layer, found by {allocation.method}: {allocation.note}",)
+
+
+def _require_one(budget: Budget, predictor: Predictor | None) -> None:
+    counted = budget.macs is not None or budget.macs_ratio is not None
+    others = (budget.parameters, budget.parameters_ratio, budget.energy_mj, budget.energy_ratio)
+    if budget.bounds_latency == counted or any((*others, budget.memory_bytes, budget.memory_ratio)):
+        raise ConfigError(
+            f"a budget of tiles must be one of multiply-accumulates or latency, and nothing else, found {budget}.",
+            hint="--macs 50%, or --latency 60% with a table",
+        )
+    if budget.bounds_latency and predictor is None:
+        raise TableMissingError(
+            "tiles for a latency need a predictor of the board, found none.",
+            hint="edgeprune profile, or a budget of multiply-accumulates",
+        )
+
+
+def _opened(board: Board | str | None, predictor: Predictor | None, stack: ExitStack) -> Board | None:
+    if board is None:
+        return None
+    from edgeprune.boards.board import Board
+    from edgeprune.loop.verification import require_same_device
+
+    target = stack.enter_context(Board.open(board)) if isinstance(board, str) else board
+    if predictor is not None:
+        require_same_device(predictor.table, target)
+    return target
+
+
+def _lowered(
+    model: nn.Module,
+    example_inputs: Any,
+    backend: str,
+    graph: ChannelGraph | None,
+    predictor: Predictor | None,
+    board: Board | None,
+    folder: Path,
+) -> KernelGraph:
+    from edgeprune.graph.tracing import trace
+    from edgeprune.lowering.kernel_graph import lower
+
+    device = predictor.table.target() if predictor is not None else None if board is None else board.probe()
+    return lower(graph or trace(model, example_inputs), backend, model=model, device=device, workdir=folder)
+
+
+def _scored(
+    model: nn.Module,
+    example_inputs: Any,
+    task: Task,
+    graph: ChannelGraph,
+    tiles: tuple[tuple[int, int], Mapping[str, tuple[int, int]] | None, bool],
+    batches: int,
+    progress: Progress | None,
+) -> tuple[dict[str, TileCurve], dict[str, int], Any]:
+    from edgeprune.allocation.tiles.costs import layer_tokens
+    from edgeprune.criteria.tiles.curves import tile_curves
+    from edgeprune.criteria.tiles.sums import gradient_sums
+    from edgeprune.surgery.tiles import tile_grids
+
+    grids = tile_grids(model, graph, tiles[0], sizes=tiles[1], classifiers=tiles[2])
+    tokens = layer_tokens(model, example_inputs, grids)
+    if progress is not None:
+        progress("scoring tiles", 0, 1)
+    calibration = calibration_of(model, task, batches)
+    curves = tile_curves(gradient_sums(model, grids, calibration.fitting, batches=batches))
+    if progress is not None:
+        progress("scoring tiles", 1, 1)
+    return curves, tokens, calibration
+
+
+def _layers(curves: Mapping[str, TileCurve], plan: PruningPlan) -> dict[str, TiledLayer]:
+    found = {}
+    for name, curve in curves.items():
+        tiles, dense = plan.kept_tiles.get(name), int(curve.weights[-1])
+        kept = curve.tiles if tiles is None else int(tiles.array().sum())
+        found[name] = TiledLayer(kept, curve.tiles, dense if tiles is None else tiles.weights, dense)
+    return found
+
+
+def _dense(
+    model: nn.Module,
+    graph: ChannelGraph,
+    curves: Mapping[str, TileCurve],
+    allocation: TileAllocation,
+    plan: PruningPlan,
+) -> dict[str, str]:
+    from edgeprune.surgery.tiles import untiled
+
+    found = {}
+    for name, curve in curves.items():
+        if name in plan.kept_tiles:
+            continue
+        if curve.tiles == 1:
+            found[name] = "it is no larger than a tile"
+        elif allocation.counts[name] < curve.tiles:
+            found[name] = "it is predicted to be no slower with all of its tiles"
+        else:
+            found[name] = "the removal of its tiles costs the task more than that of others within the budget"
+    return {**found, **{name: why for name, why in untiled(model, graph).items() if name not in curves}}
+
+
+def _measured(
+    board: Board | None,
+    kernel_graph: KernelGraph,
+    pruned: nn.Module,
+    predictor: Predictor | None,
+    threads: int | None,
+    rounds: int,
+    progress: Progress | None,
+) -> tuple[LatencyCheck | None, str]:
+    """What the board says, or a clause on why it did not."""
+    if board is None:
+        return None, "no board was given to measure it on"
+    from edgeprune.latency.chosen import Chosen
+    from edgeprune.loop.verification import measure_ratio
+
+    header = None if predictor is None else predictor.table.header
+    count = threads or (1 if header is None else int(header["threads"]))
+    which = None if header is None else Chosen.of(header)
+    try:
+        return measure_ratio(
+            board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress
+        ), ""
+    except RemoteError as error:
+        # A lost board must not take the plan or the tuned model along.
+        return None, f"{board.name} could not measure it: {error.message.removesuffix('.')}"
+
+
+def _latency_notes(measured: LatencyCheck | None, lost: str, predicted_ms: float | None) -> Iterator[str]:
+    if measured is None:
+        yield f"The latency is unverified: it is {'predicted' if predicted_ms is not None else 'not known'}, {lost}."
+    elif measured.ratio_low > 1:
+        yield f"The tiled engine is slower than the dense one on {measured.board}: {measured.ratio:.1%} of its latency."

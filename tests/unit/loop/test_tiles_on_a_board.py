@@ -1,0 +1,46 @@
+"""The board has the last word on tiles: dense and tiled engine interleaved, and a board that is lost."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import edgeprune
+from edgeprune.boards.board import Board
+
+
+@pytest.fixture
+def board(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "board"))
+    with Board.open("local") as opened:
+        yield opened
+
+
+def tiled(board):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 4)).eval()
+    data = [(torch.randn(8, 256), torch.randint(0, 4, (8,))) for _ in range(3)]
+    task = edgeprune.Task.single(
+        train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, _: float(outputs.mean()), name="mean"
+    )
+    budget = edgeprune.Budget.of(macs="40%")
+    return edgeprune.prune_tiles(
+        model, torch.zeros(64, 256), budget, task, board, tile=(64, 64), measuring_rounds=3, refit=False
+    )
+
+
+def test_the_ratio_to_the_dense_engine_is_measured(board):
+    found = tiled(board)
+    assert found.measured.board == board.name
+    assert found.measured.ratio_low <= found.measured.ratio <= found.measured.ratio_high
+    assert 0 < found.measured.ratio < 1, "three fifths of the work are gone, whoever else computes"
+    assert not any("unverified" in note for note in found.notes)
+
+
+def test_a_lost_board_does_not_take_the_model_along(board, lost_board_of):
+    found = tiled(lost_board_of(board))
+    assert found.measured is None
+    assert found.notes[-1] == (
+        "The latency is unverified: it is not known, local could not measure it: the board must answer, found no route to it."
+    )
