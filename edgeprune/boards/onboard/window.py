@@ -24,7 +24,6 @@ from failures import Failure
 STATE = "window.json"
 LOG = "guard.log"
 _LOCK = "guard-%s.lock"
-_START_S = 30.0
 
 
 def main(request, emit):
