@@ -1,9 +1,11 @@
 """Deployments to the board ``local``, with the real runtime and no stand-ins."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -421,8 +423,9 @@ def test_unhealthy_release_is_rolled_back_by_the_board_and_the_error_says_what_t
     [
         ({"health": " "}, "the health command must be a line"),
         ({"reload": "a\0b"}, "the reload command must be a line"),
-        ({"health_window_s": 0.5}, "the health window must be at least 1 s, found 0.5"),
-        ({"health_window_s": float("nan")}, "the health window must be at least 1 s, found nan"),
+        ({"health_window_s": 0.5}, "the health window must be at least 1 s and at most a day, found 0.5 s"),
+        ({"health_window_s": float("nan")}, "the health window must be at least 1 s and at most a day, found nan s"),
+        ({"health_window_s": 1e10}, r"the health window must be at least 1 s and at most a day, found 1e\+10 s"),
         ({"health_window_s": 5, "steady_s": 5}, "must hold for less than the whole health window, found 5 s"),
     ],
 )
@@ -430,6 +433,44 @@ def test_health_options_that_cannot_be_are_refused_before_the_board_is_asked(art
     with pytest.raises(ConfigError, match=message):
         quick(artifacts[0], **options)
     assert not root.exists()
+
+
+def test_guard_that_is_killed_is_noticed_and_the_release_goes_back(artifacts, running):
+    def progress(state, *_):
+        if state == "health" and (note := running / "window.json").exists():
+            guard = json.loads(note.read_text())["pid"]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(guard, signal.SIGKILL)
+
+    with pytest.raises(HealthError, match=r"must be watched by its guard .*, found it gone; it was rolled back\."):
+        quick(artifacts[1], health="exit 3", health_window_s=60, progress=progress)
+    assert_runs(running, artifacts[0])
+
+
+def test_unconfirmed_release_must_pass_its_health_command_to_be_confirmed(artifacts, running):
+    quick(artifacts[1])
+    journal = running / "journal.jsonl"
+    lines = [line for line in journal.read_text().splitlines() if '"confirmed"' not in line]
+    journal.write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(HealthError, match="must have its health command end with exit code 0, found exit code 3"):
+        quick(artifacts[1], health="exit 3", health_window_s=5)
+    assert_runs(running, artifacts[0])
+
+
+def test_board_that_somebody_took_in_the_health_window_has_gone_back(artifacts, running):
+    with contextlib.ExitStack() as stack:
+
+        def progress(state, *_):
+            if state == "health":
+                holder = json.loads((running / "lock").read_text())["board_pid"]
+                os.kill(holder, signal.SIGKILL)
+                time.sleep(0.2)
+                stack.enter_context(stack.enter_context(Board.open("local")).hold("profile"))
+
+        with pytest.raises(HealthError, match=r"board must be free, but .*\(net0\)") as caught:
+            quick(artifacts[1], health_window_s=1.5, progress=progress)
+        assert caught.value.exit_code == 6
+        assert_runs(running, artifacts[0])
 
 
 def test_release_that_was_confirmed_before_is_left_alone_when_its_health_cannot_be_seen(artifacts, running):
