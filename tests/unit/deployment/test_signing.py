@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 
+from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.signing import require_signed, sign
-from edgeprune.deployment.status import status
+from edgeprune.deployment.status import rollback, status
 from edgeprune.deployment.verifying import verify
 from edgeprune.errors import (
     ConfigError,
@@ -78,6 +79,23 @@ def test_signature_for_another_purpose_is_refused(artifact, keys):
     (artifact.folder / "manifest.json.sig").write_bytes(done.stdout)
     with pytest.raises(SignatureError, match="not of this manifest"):
         require_signed(artifact, keys / "allowed_signers")
+
+
+def test_list_that_is_empty_admits_nobody(artifact, keys, running):
+    sign(artifact, keys / "ann")
+    (running / "allowed_signers").write_text("")
+    with pytest.raises(SignatureError, match="signature by another key"):
+        require_signed(artifact, running / "allowed_signers")
+    with pytest.raises(SignatureError, match="a key that is not in"):
+        deploy(artifact, "local", rounds=1)
+
+
+def test_signature_covers_the_manifest_that_is_deployed_whatever_the_file_holds_by_then(artifact, keys, forge):
+    sign(artifact, keys / "ann")
+    other = forge(artifact, "renamed", name="another name")
+    (other.folder / "manifest.json").write_bytes(artifact.manifest.canonical())
+    with pytest.raises(SignatureError, match="not of this manifest"):
+        require_signed(other, keys / "allowed_signers")
 
 
 def test_board_with_a_list_of_its_own_takes_only_what_its_signers_signed(artifact, artifacts, running, keys):
@@ -153,6 +171,21 @@ def test_verify_finds_numbers_that_changed_though_the_files_did_not(running, mon
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
     with pytest.raises(ParityError, match=r"\(net0\) on board local must agree with the golden outputs"):
         verify("local", parity=True)
+
+
+def test_verify_with_parity_is_of_one_release_though_holding_the_board_ends_a_trial(artifacts, running, tmp_path):
+    deploy(artifacts[1], "local", rounds=1)
+    rollback("local")
+    # The way back takes longer than a board that says nothing is waited for.
+    reload = f"grep -q net1 '{running}/current/manifest.json' || sleep 5"
+    window = {"id": "0" * 16, "seconds": 60, "health": None, "reload": reload}
+    with Board.open("local") as board:
+        board.call("activate", {"folder": artifacts[1].release, "window": window, "owner": {"host": "gone", "pid": 1}})
+        assert status(board).window is not None
+        board._hold._patience_s = 4.0
+        found = verify(board, parity=True)
+    assert (found.release, found.name) == (artifacts[0].release, "net0")
+    assert found.parity.passed
 
 
 @pytest.mark.parametrize("release", ["../../etc", "0" * 16, "a b", "$(id)", ""])
