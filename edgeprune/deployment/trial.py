@@ -85,6 +85,11 @@ class Health:
                 hint="a longer --health-window",
             )
 
+        if steady_s is not None and self.command is None:
+            raise ConfigError(
+                "the time that the health command must hold needs one, found none.", hint="--health COMMAND"
+            )
+
     def request(self, checked_s: float) -> dict[str, Any]:
         """The window as the board is told of it.
 

@@ -426,6 +426,7 @@ def test_unhealthy_release_is_rolled_back_by_the_board_and_the_error_says_what_t
         ({"health_window_s": 0.5}, "the health window must be at least 1 s and at most a day, found 0.5 s"),
         ({"health_window_s": float("nan")}, "the health window must be at least 1 s and at most a day, found nan s"),
         ({"health_window_s": 1e10}, r"the health window must be at least 1 s and at most a day, found 1e\+10 s"),
+        ({"steady_s": 5}, "the time that the health command must hold needs one, found none"),
         ({"health_window_s": 5, "steady_s": 5}, "must hold for less than the whole health window, found 5 s"),
     ],
 )
