@@ -184,6 +184,7 @@ def current(root: Path) -> str:
     return (root / "current").readlink().name
 
 
+@pytest.mark.slow
 def test_host_that_is_killed_in_the_health_window_is_not_needed_to_go_back(
     artifacts: list[Artifact], root: Path, url: str
 ) -> None:
