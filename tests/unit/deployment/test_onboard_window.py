@@ -238,6 +238,9 @@ def test_next_run_settles_the_trial_of_a_host_that_is_gone_even_without_its_guar
     assert take_lock(board, {"host": "desk", "pid": 8})[:2] == ["settling", "settled"]
     board.assert_valid(one)
     assert "settled" not in take_lock(board, {"host": "desk", "pid": 8})
+    (lock,) = board.root.glob("guard-*.lock")
+    cleaned = board.call("clean", releases=True, dry_run=True)["removed"]
+    assert str(lock) in {entry["what"] for entry in cleaned}, "the folder must be empty without it"
     board.call("gc")
     assert not list(board.root.glob("guard-*.lock"))
 
