@@ -374,8 +374,6 @@ def test_release_whose_confirmation_never_arrives_is_reverted_by_the_board(artif
         over_a_bad_link(artifacts[1], running, health_window_s=2, before={"confirm": 99, "window": 99})
     wait_until(lambda: current(running) == artifacts[0].release)
     assert_runs(running, artifacts[0])
-    quick(artifacts[1])
-    assert status("local").confirmed
 
 
 def test_confirmation_of_a_release_that_ran_before_is_made_up_for_later(artifacts, running, caplog):
