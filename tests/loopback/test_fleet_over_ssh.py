@@ -95,6 +95,7 @@ def test_canary_that_fails_a_gate_ends_it_before_any_other_board(artifacts: list
     assert [running(boards, name) for name in NAMES] == [None] * 3
 
 
+@pytest.mark.slow
 def test_failures_beyond_the_canary_stop_what_has_not_begun(artifacts: list[Artifact], boards: Path) -> None:
     damaged = boards / "root of b; $(id)"
     damaged.mkdir()

@@ -458,6 +458,7 @@ def test_unconfirmed_release_must_pass_its_health_command_to_be_confirmed(artifa
     assert_runs(running, artifacts[0])
 
 
+@pytest.mark.slow
 def test_board_that_somebody_took_in_the_health_window_has_gone_back(artifacts, running):
     with contextlib.ExitStack() as stack:
 

@@ -172,6 +172,7 @@ def test_verify_finds_numbers_that_changed_though_the_files_did_not(running, mon
         verify("local", parity=True)
 
 
+@pytest.mark.slow
 def test_verify_with_parity_is_of_one_release_though_holding_the_board_ends_a_trial(artifacts, running, tmp_path):
     deploy(artifacts[1], "local", rounds=1)
     rollback("local")
