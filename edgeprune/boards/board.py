@@ -7,6 +7,7 @@ import getpass
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -77,6 +78,7 @@ class Board:
         self.device = device
         self._users = 1
         self._build: str | None = None
+        self._run_id = ""
         self._hold = Hold(name, self._start_lock)
         self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
         self._runner_ready = False
@@ -270,6 +272,8 @@ class Board:
             BoardBusyError: Another run holds it, the message says whose and since when; or a build whose host has gone runs.
         """
         before, self._build = self._build, build or self._build
+        if not self._hold.held:
+            self._run_id = secrets.token_hex(8)
         try:
             with self._hold.take(purpose):
                 yield
@@ -311,8 +315,8 @@ class Board:
 
     @property
     def owner(self) -> dict[str, Any]:
-        """Who this process is to the lock of a board."""
-        return {"host": socket.gethostname(), "pid": os.getpid()}
+        """Who this run is to the lock of a board: another one each time that it is held, also by the same process."""
+        return {"host": socket.gethostname(), "pid": os.getpid(), "run": self._run_id}
 
     def push(self, content: Path | bytes, *, progress: Progress | None = None) -> str:
         """Bring a file into the board's store, ``<root>/store/<sha256>``; what is there already is not sent again.

@@ -11,6 +11,9 @@ from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.transport import Process
 from edgeprune.errors import ConnectError, RemoteError, RemoteTimeoutError
 
+_SETTLING_S = 600.0
+"""Putting the former release back rehashes it and runs the user's reload command, before the lock is told to be held."""
+
 logger = logging.getLogger("edgeprune.boards.board")
 
 
@@ -85,10 +88,12 @@ class Hold:
             )
 
     def _locked(self, purpose: str) -> Process:
-        process = self._start(purpose)
+        process, patience_s = self._start(purpose), self._patience_s
         try:
-            while (line := process.readline(self._patience_s)) is not None:
+            while (line := process.readline(patience_s)) is not None:
                 event = parse_event(line)
+                if event is not None and event["event"] == "settling":
+                    patience_s = _SETTLING_S
                 if event is not None and event["event"] == "held":
                     self.taken = event
                     return process

@@ -121,6 +121,9 @@ def deploy(
             raise ConfigError("boards must be named with --board or with --to, found both.", hint="--to alone")
         deploy_to_fleet(loaded, to, output, options, facts, canary=canary, max_failures=max_failures, at_once=at_once)
         return
+    if alone := [name for name in ("canary", "max_failures", "at_once") if was_given(context, name)]:
+        option = alone[0].replace("_", "-")
+        raise ConfigError(f"--{option} is of many boards, found one, {board}.", hint="--to GROUP|BOARD,...")
     with output.step(f"deploy to {board}") as progress:
         done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))

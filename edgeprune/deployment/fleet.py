@@ -177,22 +177,22 @@ class _Fleet:
 
     def _run(self, pool: ThreadPoolExecutor, boards: Iterable[str], *, max_failures: int) -> None:
         left = {pool.submit(self._one, board) for board in boards}
-        interrupted: KeyboardInterrupt | None = None
-        try:
-            while left:
-                try:
-                    done, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        self._collect(future, max_failures)
-                except KeyboardInterrupt as interrupt:
-                    # Boards that are being switched are seen to their end, and all others are left as they are.
-                    interrupted, self.stopped = interrupt, "it was interrupted"
-                    self._halt.set()
-        finally:
-            if left:
+        broken: BaseException | None = None
+        while left:
+            try:
+                for future in wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
+                    left.remove(future)
+                    self._collect(future, max_failures)
+            except KeyboardInterrupt as interrupt:
+                # Boards that are being switched are seen to their end, and all others are left as they are.
+                broken, self.stopped = interrupt, "it was interrupted"
                 self._halt.set()
-        if interrupted is not None:
-            raise interrupted
+            except Exception as error:  # noqa: BLE001 - raised again below
+                # Whatever it was, of one board or in telling of it: what became of the others is told before it is raised.
+                broken, self.stopped = broken or error, "it broke off"
+                self._halt.set()
+        if broken is not None:
+            raise broken
 
     def _collect(self, future: Future[Outcome], max_failures: int) -> None:
         self.add(future.result())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from edgeprune.deployment.manifest import SIGNATURE_NAME
 from edgeprune.errors import ConfigError, SignatureError
 from edgeprune.files import write_text
 
@@ -100,7 +100,8 @@ def require_signed(artifact: Artifact, signers: Path | None) -> str | None:
     """`require_signer` of an artifact; None where nobody asks for a signature."""
     if signers is None:
         return None
-    text = (artifact.folder / MANIFEST_NAME).read_bytes()
+    # What was loaded, and is deployed; the file may be another one by now.
+    text = artifact.manifest.canonical()
     return require_signer(text, signature_of(artifact), signers, what=f"artifact {artifact.folder}")
 
 

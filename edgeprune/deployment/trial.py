@@ -18,6 +18,7 @@ from edgeprune.deployment import faults, gates
 from edgeprune.deployment.status import BoardStatus, read_status
 from edgeprune.errors import (
     AuthError,
+    BoardBusyError,
     ConfigError,
     ConnectError,
     EdgepruneError,
@@ -39,8 +40,12 @@ STEADY_S = 10.0
 _HEALTH_CASES = 1
 _POLL_S = 0.5
 _RETRY_S = 1.0
+_LATE_S = 60.0
+"""So long after its end a window may still be open: the board rehashes what it puts back."""
 _LONGEST_COMMAND = 4096
-_AWAY = (ConnectError, RemoteTimeoutError, HostKeyError, AuthError)
+_LONGEST_WINDOW_S = 86400.0
+_AWAY = (ConnectError, RemoteTimeoutError, HostKeyError, AuthError, BoardBusyError)
+"""A board that somebody else took while the link was lost is away, too: taking it has ended the trial."""
 
 Tell = Callable[[str, int, int, str], None]
 _Result = TypeVar("_Result")
@@ -69,12 +74,20 @@ class Health:
                     f"found {command[:40]!r}."
                 )
         window_s, steady_s = self.window_s, self.steady_s
-        if window_s is not None and not (1 <= window_s < math.inf):
-            raise ConfigError(f"the health window must be at least 1 s, found {window_s:g}.", hint="--health-window 60")
+        if window_s is not None and not (1 <= window_s <= _LONGEST_WINDOW_S):
+            raise ConfigError(
+                f"the health window must be at least 1 s and at most a day, found {window_s:g} s.",
+                hint="--health-window 60",
+            )
         if steady_s is not None and not 0 <= steady_s < (WINDOW_S if window_s is None else window_s):
             raise ConfigError(
                 f"the health command must hold for less than the whole health window, found {steady_s:g} s.",
                 hint="a longer --health-window",
+            )
+
+        if steady_s is not None and self.command is None:
+            raise ConfigError(
+                "the time that the health command must hold needs one, found none.", hint="--health COMMAND"
             )
 
     def request(self, checked_s: float) -> dict[str, Any]:
@@ -101,12 +114,14 @@ class Switched:
     Attributes:
         previous: The release that `rollback` would put back, or None.
         changed: False when the board ran this release already.
+        on_trial: Whether the board watches it: also one that ran already, and was never confirmed.
         window: As the board was told of it.
         until_s: When it is over for this machine, by its monotonic clock.
     """
 
     previous: str | None
     changed: bool
+    on_trial: bool
     window: Mapping[str, Any]
     until_s: float
 
@@ -151,7 +166,7 @@ class Trial:
         request = {"folder": folder, "window": window, **faults.request_fields()}
         try:
             answer = self.board.call("activate", request, timeout_s=120.0)
-            switched = Switched(answer["previous"], answer["changed"], window, until_s)
+            switched = Switched(answer["previous"], answer["changed"], answer["on_trial"], window, until_s)
         except EdgepruneError as error:
             switched = self._switched_all_the_same(folder, window, until_s, error)
         faults.reached("activate")
@@ -179,7 +194,7 @@ class Trial:
                 "before and had passed its health check, so it was left as it is.",
                 hint="deploy again; if it fails again, edgeprune doctor",
             )
-        if switched.changed:
+        if switched.on_trial:
             self._watch(folder, switched)
         self._confirm(folder, switched, note)
         faults.reached("health")
@@ -202,7 +217,7 @@ class Trial:
         """Return once the user's commands have said that all is well; the guard runs them."""
         if self.wanted.command is None and self.wanted.reload is None:
             return
-        total = max(1, math.ceil(switched.window["seconds"]))
+        total, unguarded = max(1, math.ceil(switched.window["seconds"])), 0
         while True:
             seen = self._look(folder, switched)
             if not seen["open"]:
@@ -210,6 +225,10 @@ class Trial:
             state = seen["state"] or {}
             if state.get("steady"):
                 return
+            unguarded = unguarded + 1 if state.get("guarded") is False else 0
+            # Once may be the instant in which it ends its watch.
+            if unguarded > 1 or time.monotonic() > switched.until_s + _LATE_S:
+                self._go_back(folder, switched, "must be watched by its guard on the board, found it gone")
             past = min(total, max(0, round(total - (switched.until_s - time.monotonic()))))
             wrong = state.get("complaint")
             message = "the health command holds so far" if state.get("checks") else "waiting for the user's commands"
@@ -227,8 +246,11 @@ class Trial:
         except HealthError:
             raise
         except EdgepruneError as error:
-            if switched.changed:
-                self._gone(folder, self._look(folder, switched))
+            if switched.on_trial:
+                seen = self._look(folder, switched)
+                if not seen["open"]:
+                    self._gone(folder, seen)
+                self._go_back(folder, switched, f"must be confirmed, found: {error.message.rstrip('.')}")
             # It runs and answers; the next deployment checks and confirms it again.
             _log.warning(
                 "%s: the health check passed, but was not recorded on the board: %s", self.board.name, error.message
@@ -245,7 +267,7 @@ class Trial:
         Raises:
             HealthError: It was away all the time. Of a release that ran before, the second lost link is raised as it is.
         """
-        if not switched.changed:
+        if not switched.on_trial:
             return self._again_after_a_lost_link(work)
         while True:
             try:
@@ -302,7 +324,8 @@ class Trial:
         former = self.before.current
         changed = former is None or former.folder != folder
         previous = former if changed else now.previous
-        return Switched(None if previous is None else previous.folder, changed, window, until_s)
+        on_trial = changed or now.window is not None
+        return Switched(None if previous is None else previous.folder, changed, on_trial, window, until_s)
 
     def _again_after_a_lost_link(self, work: Callable[[], _Result]) -> _Result:
         """Do something that may be done twice; once more where the link, and not the release, was the trouble."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def verify(
     threads: int = 1,
     signers: str | Path | None = None,
 ) -> Verification:
-    """Check a release on a board against its manifest; nothing is changed.
+    """Check a release on a board against its manifest; nothing of it is changed.
+
+    With `parity` the board is held, which ends a trial that a run which is gone left there, as every run does that holds it.
 
     Args:
         board: As in `Board.open`.
@@ -61,7 +64,8 @@ def verify(
         ParityError: The outputs are not the golden ones.
         BoardBusyError: Another run holds the board (with `parity` only).
     """
-    with Board.open(board) as opened:
+    # Held from the start where it runs too: "current" must not become another release between the two.
+    with Board.open(board) as opened, opened.hold("verify") if parity else nullcontext():
         found = opened.call("verify", {"release": release}, timeout_s=_TIMEOUT_S)
         folder = found["folder"]
         if found["damaged"]:
@@ -80,9 +84,8 @@ def verify(
             )
         compared = None
         if parity:
-            with opened.hold("verify"):
-                request = {"release": release, **agreement.request(manifest, threads=threads)}
-                answer = opened.call("parity", request, timeout_s=gates.PARITY_TIMEOUT_S)
+            request = {"release": folder, **agreement.request(manifest, threads=threads)}
+            answer = opened.call("parity", request, timeout_s=gates.PARITY_TIMEOUT_S)
             compared = Parity.from_result(answer, manifest)
             if not compared.passed:
                 raise ParityError(

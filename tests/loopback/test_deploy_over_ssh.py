@@ -184,6 +184,7 @@ def current(root: Path) -> str:
     return (root / "current").readlink().name
 
 
+@pytest.mark.slow
 def test_host_that_is_killed_in_the_health_window_is_not_needed_to_go_back(
     artifacts: list[Artifact], root: Path, url: str
 ) -> None:
@@ -201,6 +202,7 @@ def test_host_that_is_killed_in_the_health_window_is_not_needed_to_go_back(
     assert {one.name: one.state for one in status(url).releases} == {"net0": "current", "net1": "rolled back"}
 
 
+@pytest.mark.slow
 def test_server_and_session_that_are_killed_in_the_health_window_are_not_needed_to_go_back(
     artifacts: list[Artifact], root: Path, new_server: Callable[..., OpenSshServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,8 @@ def main(request, emit):
                 "the board's clocks must not be locked while it is cleaned, found them locked.",
                 "run a measurement, which puts them back, and clean again",
             )
-        doomed = [name for name in ALWAYS + (EVERYTHING if everything else ()) if os.path.lexists(os.path.join(root, name))]
+        leftovers = tuple(window.stale(root)) if everything else ()
+        doomed = [name for name in ALWAYS + (EVERYTHING + leftovers if everything else ()) if os.path.lexists(os.path.join(root, name))]
         if not everything:
             doomed += _unneeded(root)
         # All sizes first: a file with a second name is gone with the last one only.

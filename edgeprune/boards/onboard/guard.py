@@ -14,6 +14,7 @@ import time
 
 import hooks
 import journal
+import lock
 import releases
 import switching
 import window
@@ -34,9 +35,8 @@ def main(request, emit):
         watch.tell()
         emit({"event": "guarding"})
         watch.await_switch()
-        with contextlib.suppress(FileNotFoundError):
-            # The folder may be cleaned away while this looks; then there is nothing left to guard.
-            watch.run()
+        watch.run()
+        with contextlib.suppress(OSError):
             window.forget(root, told["id"])
             os.unlink(path)
     os._exit(0)
@@ -72,9 +72,7 @@ class Watch(object):
 
     def run(self):
         """Watch until the window is closed by somebody, or close it."""
-        with switching.alone(self.root):
-            # Where the process that switched was killed half-way.
-            switching.finish(self.root)
+        self.insist(self.finish)
         if self.reload is not None and self.open:
             ended = hooks.reload(self.root, self.reload, self.left_s, lambda: self.open)
             if ended is not None and ended["exit"] != 0:
@@ -82,7 +80,7 @@ class Watch(object):
         self.steady = self.health is None
         self.tell()
         good_since_s, next_s = None, time.monotonic()
-        while self.open:
+        while self.open or self.insist(self.finish):
             now_s = time.monotonic()
             if now_s >= self.end_s:
                 self.revert(self.complaint or "must be confirmed by its host within %g s, found that it was not" % self.seconds)
@@ -112,18 +110,39 @@ class Watch(object):
         record = window.opened(self.root)
         return record is not None and record["window"] == self.id
 
+    def finish(self):
+        """End a switch whose process was killed half-way; returns whether the release is on this trial then."""
+        with switching.alone(self.root):
+            switching.finish(self.root)
+            return self.open
+
     def revert(self, reason):
         """Put the former release back, unless the window was closed an instant ago."""
-        with switching.alone(self.root):
-            record = window.opened(self.root)
-            if record is not None and record["window"] == self.id:
-                revert(self.root, record, reason)
+
+        def work():
+            with switching.alone(self.root):
+                switching.finish(self.root)
+                if self.open:
+                    revert(self.root, window.opened(self.root), reason)
+
+        self.insist(work)
+
+    def insist(self, work):
+        """Do something again until the disk lets it: a full one must not end the watch. None where the folder was removed."""
+        while True:
+            try:
+                return work()
+            except OSError:
+                if not os.path.isdir(self.root):
+                    return None
+                time.sleep(CHECK_EVERY_S)
 
     def tell(self):
-        """Write how it goes."""
+        """Write how it goes, where the disk takes it: nothing is decided by that."""
         told = {"id": self.id, "release": self.folder, "boot": window.boot(), "end_s": self.end_s, "seconds": self.seconds}
         told.update(steady=self.steady, checks=self.checks, last=self.last, complaint=self.complaint, pid=os.getpid())
-        window.write(self.root, told)
+        with contextlib.suppress(OSError):
+            window.write(self.root, told)
 
 
 def revert(root, record, reason):
@@ -132,7 +151,9 @@ def revert(root, record, reason):
     Returns:
         The release that runs then, or None.
     """
-    request = {"from": record["to"], "reason": reason, "allow_none": True, "reload": record.get("reload")}
+    # What ran before its trial already is better than nothing.
+    none = record.get("from") != record["to"]
+    request = {"from": record["to"], "reason": reason, "allow_none": none, "reload": record.get("reload")}
     try:
         return releases.rollback(root, request)["current"]
     except Failure as failure:
@@ -145,8 +166,12 @@ def settle(root, owner, emit):
     with switching.alone(root):
         switching.finish(root)
         record = window.opened(root)
-        if record is None or record.get("owner") == owner:
+        if record is None or _same(record.get("owner"), owner):
             return
         emit({"event": "settling", "release": record["to"]})
         current = revert(root, record, "must be confirmed by its host, found that the host is gone")
     emit({"event": "settled", "release": record["to"], "current": current})
+
+
+def _same(one, other):
+    return one is not None and all(one.get(key) == other.get(key) for key in lock.OWNER)

@@ -22,8 +22,17 @@ def run(root, command, limit_s):
     """Run one command; it is killed with its children when its time is over.
 
     Returns:
-        ``{"exit": status, or None where it was killed, "said": last of its output, "limit_s": its time}``.
+        ``{"exit": status, or None where it was killed, "said": last of its output, "limit_s": its time}``; with ``"unstarted"``
+        (why) where it could not be run at all.
     """
+    try:
+        return _run(root, command, limit_s)
+    except OSError as error:
+        # No shell, no process, no room for its output: whoever watches goes on, and knows that it is not well.
+        return {"exit": None, "said": "", "limit_s": limit_s, "unstarted": str(error)}
+
+
+def _run(root, command, limit_s):
     environment = dict(os.environ, EDGEPRUNE_ROOT=root, EDGEPRUNE_CURRENT=os.path.join(root, "current"))
     home = os.path.expanduser("~")
     # A file, not a pipe: an application that the command starts keeps its output open.
@@ -67,7 +76,9 @@ def reload(root, command, limit_s, wanted=None):
 
 def complaint(what, ended):
     """What must hold and what was found, as half a sentence."""
-    if ended["exit"] is None:
+    if ended.get("unstarted"):
+        how = "that it does not start: %s" % ended["unstarted"]
+    elif ended["exit"] is None:
         how = "still running after %.0f s" % ended["limit_s"]
     elif ended["exit"] < 0:
         how = "signal %d" % -ended["exit"]

@@ -50,6 +50,21 @@ def switches(root):
     return found
 
 
+def confirmed(root):
+    """Folders of the releases that passed their health check, and were not switched to anew since."""
+    found = before = set()
+    for line in read(root):
+        if line.get("event") == "confirmed":
+            found = found | {line.get("release")}
+        elif line.get("event") == "activate":
+            before, found = found, found - {line.get("to")}
+        elif line.get("event") == "rollback":
+            before = found
+        elif line.get("event") == "undone":
+            found = before
+    return found
+
+
 def unfinished(root):
     """The intent whose end is not recorded yet, or None."""
     found = None

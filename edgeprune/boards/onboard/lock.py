@@ -18,10 +18,13 @@ from failures import Failure
 # A line now and then makes the kernel notice a peer that vanished without a word: with nothing to send, a dead TCP
 # connection looks like a quiet one for hours.
 HEARTBEAT_S = 15.0
+OWNER = ("host", "pid", "run")
+"""What tells one holder from another. A process's number is given out again, also by another container of the same name, and
+one process may hold a board twice: ``run`` is another one each time."""
 
 
 def main(request, emit):
-    """Verb ``lock``: request {"purpose", "user", "host", "pid", "build"}; emits {"event": "held"} once the lock is held.
+    """Verb ``lock``: request {"purpose", "user", "host", "pid", "run", "build"}; emits {"event": "held"} once the lock is held.
 
     ``build`` names the TensorRT build that the holder takes up where it still runs; any other one keeps the board busy.
     """
@@ -37,7 +40,7 @@ def main(request, emit):
         import clocks
         import guard
 
-        guard.settle(request["root"], {"host": request.get("host"), "pid": request.get("pid")}, emit)
+        guard.settle(request["root"], {key: request.get(key) for key in OWNER}, emit)
         restored = clocks.restore_leftover(request["root"])
         if restored is not None:
             emit({"event": "leftover", "restored": restored})
@@ -46,6 +49,7 @@ def main(request, emit):
             "user": request.get("user", ""),
             "host": request.get("host", ""),
             "pid": request.get("pid"),
+            "run": request.get("run"),
             "board_pid": os.getpid(),
             "since": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         }

@@ -52,7 +52,7 @@ _ID = re.compile(r"[0-9a-f]{16}")
 def main(request, emit):
     """Run one verb: stage, refuse, activate, rollback, confirm, gc (these take the board's lock) or status.
 
-    Request: ``root``, ``owner`` (``{"host", "pid"}`` of the run that may hold the lock already), and each verb's own fields.
+    Request: ``root``, ``owner`` (`lock.OWNER` of the run that may hold the lock already), and each verb's own fields.
     """
     root, verb = request["root"], request["verb"]
     writing = {
@@ -86,7 +86,7 @@ def exclusive(root, owner):
                 holder = json.loads(file.read())
             except ValueError:
                 holder = {}
-            if owner is None or any(holder.get(key) != owner[key] for key in ("host", "pid")):
+            if owner is None or any(holder.get(key) != owner.get(key) for key in lock.OWNER):
                 raise lock.busy(file) from None
         yield
 
@@ -152,23 +152,23 @@ def refuse(root, request):
 
 
 def activate(root, request):
-    """Point ``current`` at a staged release; nothing happens when it is there already.
+    """Point ``current`` at a staged release; nothing happens when it is there already, and was confirmed or has no window to be.
 
     Request: ``folder`` (from `stage`); ``window`` (see `window`): revert unless it is confirmed in time. Result: ``current``,
-    ``previous`` (folders), ``changed``.
+    ``previous`` (folders), ``changed``, ``on_trial`` (whether that window is open now).
     """
     switching.finish(root)
     folder = _folder_name(request["folder"])
     if not os.path.isdir(os.path.join(root, "releases", folder)):
         raise Failure("DeployError", "release %s must be staged before it is activated, found no such folder." % folder)
     current = switching.target(root, "current")
-    if current == folder:
-        return {"current": folder, "previous": switching.target(root, "previous"), "changed": False}
+    told = request.get("window")
+    if current == folder and (told is None or folder in journal.confirmed(root)):
+        return {"current": folder, "previous": switching.target(root, "previous"), "changed": False, "on_trial": False}
     # A repaired copy of the current release must not make the damaged one the release to go back to.
     repaired = current is not None and current[:16] == folder[:16]
     former = switching.target(root, "previous") if repaired else current
     record = {"event": "activate", "to": folder, "from": current, "previous": former}
-    told = request.get("window")
     if told is None:
         switching.switch(root, request, record)
     else:
@@ -176,7 +176,7 @@ def activate(root, request):
         # The guard is there before there is something to guard: a kill at any moment finds it on its post.
         with window.guarded(root, folder, told):
             switching.switch(root, request, record)
-    return {"current": folder, "previous": former, "changed": True}
+    return {"current": folder, "previous": former, "changed": current != folder, "on_trial": told is not None}
 
 
 def rollback(root, request):
@@ -241,14 +241,7 @@ def status(root, request):
     it was confirmed), ``confirmed``, ``window`` (see `window.state`).
     """
     current = switching.target(root, "current")
-    confirmed = set()
-    notes = {}
-    for line in journal.read(root):
-        if line.get("event") == "confirmed":
-            confirmed.add(line.get("release"))
-            notes[line.get("release")] = line.get("note", {})
-        elif line.get("event") == "activate":
-            confirmed.discard(line.get("to"))
+    notes = {line.get("release"): line.get("note", {}) for line in journal.read(root) if line.get("event") == "confirmed"}
     releases = []
     for folder in _folders(root):
         path = os.path.join(root, "releases", folder)
@@ -266,7 +259,7 @@ def status(root, request):
     return {
         "current": current,
         "previous": switching.target(root, "previous"),
-        "confirmed": current in confirmed,
+        "confirmed": current in journal.confirmed(root),
         "releases": releases,
         "window": window.state(root),
     }

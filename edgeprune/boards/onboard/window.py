@@ -24,7 +24,6 @@ from failures import Failure
 STATE = "window.json"
 LOG = "guard.log"
 _LOCK = "guard-%s.lock"
-_START_S = 30.0
 
 
 def main(request, emit):
@@ -195,12 +194,16 @@ def reload_of(root, folder):
     return found
 
 
+def stale(root):
+    """Names of the lock files of guards that were killed."""
+    locks = [os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(root), _LOCK % "*"))]
+    return [name for name in locks if not guarding(root, name[len("guard-") : -len(".lock")])]
+
+
 def tidy(root):
     """Remove what guards that were killed left behind."""
-    for path in glob.glob(os.path.join(glob.escape(root), _LOCK % "*")):
-        name = os.path.basename(path)[len("guard-") : -len(".lock")]
-        if not guarding(root, name):
-            os.unlink(path)
+    for name in stale(root):
+        os.unlink(os.path.join(root, name))
     if opened(root) is None and os.path.exists(os.path.join(root, STATE)):
         os.unlink(os.path.join(root, STATE))
 

@@ -8,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from edgeprune.cli.console import Output
+from edgeprune.cli.status import show
+from edgeprune.deployment.status import BoardStatus, Release
 
 torch = pytest.importorskip("torch")
 
@@ -53,6 +58,7 @@ def edgeprune(folder: Path, tmp_path: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) -> None:
     first = edgeprune("deploy", "net0", "--rounds", "1", "--health", "true", "--steady", "0.2")
     assert first.returncode == 0, first.stderr
@@ -61,7 +67,6 @@ def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) 
     trial = edgeprune("status")
     assert "(net1), which has not passed its health check" in trial.stdout
     assert "it is on trial: the board puts the former release back in" in trial.stdout
-    assert json.loads(edgeprune("status", "--json").stdout)["window"]["guarded"] is True
     failed = edgeprune("deploy", "net1", "--rounds", "1", "--health", "echo no; exit 9", "--health-window", "5")
     assert failed.returncode == 6
     assert "was never confirmed by the run that had switched to it" in failed.stderr
@@ -75,10 +80,29 @@ def test_trial_is_told_while_it_lasts_and_ended_by_the_next_run(edgeprune: Run) 
 
 
 @pytest.mark.parametrize(
+    ("window", "said"),
+    [
+        ({}, "it is on trial: the board puts the former release back in 42 s unless it is confirmed\n"),
+        ({"checks": 2}, "its health command was run 2 times and holds"),
+        ({"checks": 2, "complaint": "must have it"}, "its health command was run 2 times and must have it"),
+        ({"left_s": None}, "nobody guards it any more: the next run that holds the board puts the former release back"),
+    ],
+)
+def test_status_tells_how_a_trial_goes(window: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    now = Release("0123456789abcdef", "net", "2026-01-01T00:00:00Z", 1000, "current")
+    trial = {"left_s": 42.3, "checks": 0, "complaint": None, **window}
+    show(BoardStatus("orin", True, 0.0, now, None, False, (now,), window=trial), "orin", Output(False))
+    told = capsys.readouterr().out
+    assert "orin runs 0123456789abcdef (net), which has not passed its health check" in told
+    assert said in told
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--to", "local", "--board", "local"), "boards must be named with --board or with --to, found both"),
         (("--to", "local,$(id)"), "the board must be one of local, found '$(id)'"),
+        (("--at-once", "2"), "--at-once is of many boards, found one, local"),
         (("--health-window", "0"), "the health window must be at least 1 s"),
     ],
 )

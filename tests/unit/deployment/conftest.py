@@ -166,6 +166,12 @@ class Runner:
         return sorted(name for name in {*there, *listed} if there.get(name) != listed.get(name))
 
 
+@pytest.fixture(scope="session")
+def runner():
+    """Makes empty boards' folders, driven through the runner: ``runner(path)``."""
+    return Runner
+
+
 @pytest.fixture
 def board(tmp_path):
     """An empty board's folder, driven through the runner."""

@@ -118,7 +118,12 @@ def test_activation_keeps_the_former_release_as_previous(board):
 def test_activating_the_current_release_changes_nothing(board):
     one, two = board.release("one"), board.release("two")
     before = (board.root / "journal.jsonl").read_bytes()
-    assert board.call("activate", folder=two) == {"current": two, "previous": one, "changed": False}
+    assert board.call("activate", folder=two) == {
+        "current": two,
+        "previous": one,
+        "changed": False,
+        "on_trial": False,
+    }
     assert (board.root / "journal.jsonl").read_bytes() == before
 
 

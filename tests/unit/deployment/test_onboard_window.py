@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -237,6 +238,9 @@ def test_next_run_settles_the_trial_of_a_host_that_is_gone_even_without_its_guar
     assert take_lock(board, {"host": "desk", "pid": 8})[:2] == ["settling", "settled"]
     board.assert_valid(one)
     assert "settled" not in take_lock(board, {"host": "desk", "pid": 8})
+    (lock,) = board.root.glob("guard-*.lock")
+    cleaned = board.call("clean", releases=True, dry_run=True)["removed"]
+    assert str(lock) in {entry["what"] for entry in cleaned}, "the folder must be empty without it"
     board.call("gc")
     assert not list(board.root.glob("guard-*.lock"))
 
@@ -265,3 +269,69 @@ def test_board_whose_folder_was_removed_has_no_guard_left(board):
     guard = guard_of(board)
     shutil.rmtree(board.root)
     wait_until(lambda: ended(guard))
+
+
+def test_guard_on_a_disk_that_takes_nothing_reverts_as_soon_as_it_takes_something(board):
+    one = board.release("one")
+    two = activate(board, "two", window(1.0, health="exit 3"))
+    guard = guard_of(board)
+    unlimited = resource.prlimit(guard, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    time.sleep(2.0)
+    assert not ended(guard), "a note that cannot be written must not end the watch"
+    board.assert_valid(one, two)
+    resource.prlimit(guard, resource.RLIMIT_FSIZE, unlimited)
+    wait_until(lambda: board.target() == one)
+    board.assert_valid(one)
+
+
+def test_commands_that_cannot_be_started_are_ill_and_the_guard_lives(board, tmp_path, monkeypatch):
+    one = board.release("one")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    two = activate(board, "two", told := window(1.0, health="true"))
+    wait_until(lambda: board.target() == one)
+    reason = board.call("window", id=told["id"], folder=two)["reason"]
+    assert reason.startswith("must have its health command end with exit code 0, found that it does not start: ")
+    assert "'sh'" in reason
+
+
+def test_unconfirmed_release_is_put_on_trial_again(board):
+    one = board.release("one")
+    engine = board.root / "releases" / one / "engine.onnx"
+    whole = engine.read_bytes()
+    engine.chmod(0o644)
+    engine.write_bytes(b"damaged")
+    two = activate(board, "two", window(0.2))
+    wait_until(lambda: journal(board, "stuck"))
+    engine.write_bytes(whole)
+    assert board.call("activate", folder=two)["on_trial"] is False
+    again = board.call("activate", folder=two, window=window(0.5, health="exit 3"))
+    assert again == {"current": two, "previous": one, "changed": False, "on_trial": True}
+    wait_until(lambda: board.target() == one)
+    board.assert_valid(one)
+
+
+def test_same_process_that_deploys_again_is_another_run_and_ends_the_trial(board):
+    one = board.release("one")
+    activate(board, "two", window(60.0), owner={"host": "desk", "pid": 7, "run": "first"})
+    assert "settled" not in take_lock(board, {"host": "desk", "pid": 7, "run": "first"})
+    assert take_lock(board, {"host": "desk", "pid": 7, "run": "second"})[:2] == ["settling", "settled"]
+    board.assert_valid(one)
+
+
+def test_intent_that_was_undone_takes_no_confirmation_away(board):
+    one = board.release("one")
+    board.call("confirm", folder=one)
+    two = board.release("two")
+    board.call("confirm", folder=two)
+    assert board.call("activate", folder=one, fault="after:board:intent") == "killed"
+    assert board.call("rollback")["current"] == one
+    assert board.call("status")["confirmed"]
+
+
+def test_rollback_that_is_killed_before_the_link_moves_does_not_end_the_watch(board):
+    one = board.release("one")
+    two = activate(board, "two", window(2.0))
+    assert board.call("rollback", **{"from": two, "fault": "after:board:intent"}) == "killed"
+    assert board.target() == two
+    wait_until(lambda: board.target() == one)
+    board.assert_valid(one)

@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 
+from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.signing import require_signed, sign
-from edgeprune.deployment.status import status
+from edgeprune.deployment.status import rollback, status
 from edgeprune.deployment.verifying import verify
 from edgeprune.errors import (
     ConfigError,
@@ -80,11 +81,27 @@ def test_signature_for_another_purpose_is_refused(artifact, keys):
         require_signed(artifact, keys / "allowed_signers")
 
 
+def test_list_that_is_empty_admits_nobody(artifact, keys):
+    sign(artifact, keys / "ann")
+    (keys / "none").write_text("")
+    with pytest.raises(SignatureError, match="signature by another key"):
+        require_signed(artifact, keys / "none")
+
+
+def test_signature_covers_the_manifest_that_is_deployed_whatever_the_file_holds_by_then(artifact, keys, forge):
+    sign(artifact, keys / "ann")
+    other = forge(artifact, "renamed", name="another name")
+    (other.folder / "manifest.json").write_bytes(artifact.manifest.canonical())
+    with pytest.raises(SignatureError, match="not of this manifest"):
+        require_signed(other, keys / "allowed_signers")
+
+
 def test_board_with_a_list_of_its_own_takes_only_what_its_signers_signed(artifact, artifacts, running, keys):
-    shutil.copy(keys / "allowed_signers", running / "allowed_signers")
+    (running / "allowed_signers").write_text("")
     with pytest.raises(SignatureError, match=r"found none\. Board local still runs .*\(net0\)\."):
         deploy(artifact, "local", rounds=1)
     sign(artifact, keys / "eve")
+    shutil.copy(keys / "allowed_signers", running / "allowed_signers")
     with pytest.raises(SignatureError, match="a key that is not in"):
         deploy(artifact, "local", rounds=1)
     sign(artifact, keys / "ann")
@@ -94,8 +111,8 @@ def test_board_with_a_list_of_its_own_takes_only_what_its_signers_signed(artifac
         verify("local", release="previous")
 
 
-def test_release_that_is_there_gets_the_signature_that_it_came_with_later(artifact, running, keys):
-    deploy(artifact, "local", rounds=1)
+def test_release_that_is_there_gets_the_signature_that_it_came_with_later(artifacts, running, keys, tmp_path):
+    artifact = Artifact.load(shutil.copytree(artifacts[0].folder, tmp_path / "copy of net0"))
     with pytest.raises(SignatureError, match="found no signature"):
         verify("local", signers=keys / "allowed_signers")
     sign(artifact, keys / "ann")
@@ -153,6 +170,22 @@ def test_verify_finds_numbers_that_changed_though_the_files_did_not(running, mon
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
     with pytest.raises(ParityError, match=r"\(net0\) on board local must agree with the golden outputs"):
         verify("local", parity=True)
+
+
+@pytest.mark.slow
+def test_verify_with_parity_is_of_one_release_though_holding_the_board_ends_a_trial(artifacts, running, tmp_path):
+    deploy(artifacts[1], "local", rounds=1)
+    rollback("local")
+    # The way back takes longer than a board that says nothing is waited for.
+    reload = f"grep -q net1 '{running}/current/manifest.json' || sleep 5"
+    window = {"id": "0" * 16, "seconds": 60, "health": None, "reload": reload}
+    with Board.open("local") as board:
+        board.call("activate", {"folder": artifacts[1].release, "window": window, "owner": {"host": "gone", "pid": 1}})
+        assert status(board).window is not None
+        board._hold._patience_s = 4.0
+        found = verify(board, parity=True)
+    assert (found.release, found.name) == (artifacts[0].release, "net0")
+    assert found.parity.passed
 
 
 @pytest.mark.parametrize("release", ["../../etc", "0" * 16, "a b", "$(id)", ""])
