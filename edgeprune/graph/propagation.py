@@ -52,6 +52,7 @@ class Propagation:
     axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     own: list[Ids] = field(default_factory=list)
+    filled: list[Ids] = field(default_factory=list)
     indices: set[str] = field(default_factory=set)
     producers: list[Producer] = field(default_factory=list)
     balanced: set[str] = field(default_factory=set)

@@ -192,10 +192,19 @@ def _unread(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids
 
 
 def _unmade(walk: Propagation, classes: Classes, groups: tuple[Ids, ...]) -> Ids:
-    """Units that no parameter makes, such as channels of zeros: a norm or a mean would no longer run over them."""
-    found = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *groups]))
-    made = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *walk.own]))
-    return np.setdiff1d(found, classes.units_of(made))
+    """Units that no parameter makes, such as channels of zeros: a norm or a mean would no longer run over them.
+
+    What scales zeros does not make them, so for those only layers count.
+    """
+    none = np.zeros(0, dtype=np.int64)
+
+    def units_of(axes: Iterable[Ids]) -> Ids:
+        return classes.units_of(np.unique(np.concatenate([none, *axes])))
+
+    found = np.unique(np.concatenate([none, *groups]))
+    layered = units_of(ids for key, ids in walk.axes.items() if walk.roles[key] == "output")
+    filled = np.setdiff1d(units_of(walk.filled), layered)
+    return np.union1d(np.setdiff1d(found, units_of(walk.own)), np.intersect1d(found, filled))
 
 
 def _uneven(tensors: Iterable[tuple[Ids, ...]], groups: tuple[Ids, ...]) -> Ids:

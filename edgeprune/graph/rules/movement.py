@@ -179,6 +179,7 @@ def _pad(walk: Propagation, call: Call) -> Label:
             label = walk.keep_whole(label, (axis,), walk.event(call, reason, label))
             continue
         sides = walk.atoms.fresh(before), walk.atoms.fresh(after)
+        walk.filled += sides
         label = label.at(axis, np.concatenate([sides[0], label.axis(axis), sides[1]]))
     return label.of_shape(shape)
 
