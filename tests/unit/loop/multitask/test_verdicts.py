@@ -3,7 +3,7 @@ from torch import nn
 
 from edgeprune.loop.notes import accuracy_notes
 from edgeprune.loop.verdicts import verdicts
-from edgeprune.report.pruning import _metric_card
+from edgeprune.report.pruning import metric_card
 from edgeprune.tasks.task import Objective, Task
 
 
@@ -28,7 +28,7 @@ def test_a_verdict_says_what_was_asked_and_whether_it_is_kept():
     assert [one.asked for one in found] == ["at least 0.784 (2%)", "at most 0.12 (2pp)", "at least 0.5", ""]
     assert found[1].worst == pytest.approx(0.12)
     assert verdicts(None, {}, {}) == ()
-    cards = [_metric_card(one) for one in found]
+    cards = [metric_card(one) for one in found]
     assert [card.verdict for card in cards] == ["good", "bad", "bad", ""]
     assert cards[0].detail == "validation data of the task; at least 0.784 (2%)"
     assert list(accuracy_notes(Planned(task), found)) == [
