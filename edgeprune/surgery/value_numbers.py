@@ -2,8 +2,10 @@
 
 Both are run on tensors without values (PyTorch's meta device). Every operation that reaches PyTorch's dispatcher is given a
 *value number*: a name for its operator, its arguments' numbers and its constants (global value numbering: Alpern, Wegman and
-Zadeck, "Detecting equality of variables in programs", POPL 1988). Equal numbers mean equal values, whatever the weights are.
-The reverse does not hold: two modules may compute the same in different ways, and then other means must tell.
+Zadeck, "Detecting equality of variables in programs", POPL 1988). Equal numbers mean equal values, whatever the weights are,
+for what goes through the dispatcher. Not seen are native code that reads memory itself, a forward that takes another branch on
+tensors without values, and one that seeds its draws twice with the same seed. The reverse does not hold: two modules may
+compute the same in different ways, and then other means must tell.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ _TO_COPY = torch.ops.aten._to_copy.default
 
 class UnseenValueError(RuntimeError):
     """A value came from somewhere that was not seen."""
+
+
+def _number(table: dict[Hashable, int], key: Hashable) -> int:
+    """The number of a key, a new one where it has none."""
+    return table.setdefault(key, len(table))
 
 
 class WithoutValues:
@@ -61,7 +68,7 @@ class WithoutValues:
         base = self._bases.get(memory._cdata)
         if base is None:
             base = self._bases[memory._cdata] = torch.empty(memory.nbytes(), dtype=torch.uint8, device=_META)
-            self._given[_memory(base)] = self._number(("given", len(self._given)))
+            self._given[_memory(base)] = _number(self._table, ("given", len(self._given)))
         view = torch.empty(0, dtype=tensor.dtype, device=_META)
         view.set_(base.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
         self._alive += (base, tensor)
@@ -78,9 +85,6 @@ class WithoutValues:
             torch.default_generator.manual_seed(0)
             with _Numbering(self._table, dict(self._given)) as numbering:
                 yield numbering
-
-    def _number(self, key: Hashable) -> int:
-        return self._table.setdefault(key, len(self._table))
 
 
 class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -128,7 +132,7 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key: Hashable = (func, self.of(args), *((name, self.of(value)) for name, value in kwargs.items()))
         if seeded:
             # What is drawn depends on all that was drawn before.
-            key = self._draws = self._number((key, torch.initial_seed(), self._draws))
+            key = self._draws = _number(self._table, (key, torch.initial_seed(), self._draws))
         moves = func is _TO_COPY and kwargs.get("device") not in (None, _META)
         if "device" in kwargs:
             kwargs["device"] = _META
@@ -143,18 +147,15 @@ class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = _plain(args), {name: _plain(value) for name, value in kwargs.items()}
         found = _plain(_normalized(*args) if func is _BATCH_NORM else func(*args, **kwargs))
         for number, (place, tensor) in enumerate(written):
-            self._contents[_memory(tensor)] = self._number((key, "written", place, number))
+            self._contents[_memory(tensor)] = _number(self._table, (key, "written", place, number))
         if moves:
             # On the device where it is already, it would be the same memory.
             self._moved |= {_memory(tensor) for tensor in (*values, found)}
         for place, tensor in enumerate(_tensors(found)):
             self._alive.append(tensor)
             if _memory(tensor) not in self._contents:
-                self._contents[_memory(tensor)] = self._number((key, place))
+                self._contents[_memory(tensor)] = _number(self._table, (key, place))
         return found
-
-    def _number(self, key: Hashable) -> int:
-        return self._table.setdefault(key, len(self._table))
 
 
 def _argument(func: torch._ops.OpOverload, place: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
