@@ -35,6 +35,7 @@ from quickstart import ssh_board
 import edgeprune
 from edgeprune.allocation.cost import CostModel
 from edgeprune.allocation.greedy import Greedy
+from edgeprune.allocation.knapsack import Knapsack
 from edgeprune.allocation.uniform import Uniform
 from edgeprune.boards.board import Board
 from edgeprune.criteria.damage import damage_curves
@@ -118,16 +119,17 @@ def draw(
     dice = random.Random(f"predictor/{graph.signature}")
     taken = {tuple(kernels) for kernels in held_kernels(table)}
     found: list[tuple[str, dict[str, int]]] = []
-    cost = CostModel(lowered, predictor, rules=resolve(edgeprune.Constraints(), graph))
+    rules = resolve(edgeprune.Constraints(), graph)
+    cost = CostModel(lowered, predictor, rules=rules)
     damage = damage_curves(l2_norms(graph), "log_share")
     while len(found) < count:
         number = len(found)
         odd = number % 3 == 0
         if number % 2:
             budget_ms = cost.dense_ms / dice.uniform(1.2, 4.0)
-            allocator = (Greedy(), Uniform())[number // 2 % 2]
+            allocator = (Greedy(), Uniform(), Knapsack())[number // 2 % 3]
             try:
-                widths = dict(allocator.allocate(graph.groups, damage, cost, budget_ms, cost.rules).widths)
+                widths = dict(allocator.allocate(graph.groups, damage, cost, budget_ms, rules).widths)
             except BudgetInfeasibleError:
                 continue
             kind = allocator.name
