@@ -4,14 +4,16 @@ Per family (ResNet, MobileNetV2, VGG, DenseNet, ViT-like) a dense network is pro
 networks are drawn that the table does not hold: half with a share of 10 to 100 % drawn for each group by itself, half from
 plans of the allocators at 1.2 to 4 times the speed; a third has widths that are no multiples of 4. Each is timed interleaved
 with the dense network, so what is compared is a ratio, and all of it is timed a second time: what two measurements of one
-network agree to is the ceiling for any predictor.
+network agree to is the ceiling for any predictor. Then the table is extended by a second network of the family in 40 % of the
+minutes, and half as many pruned networks of that one are predicted and timed in the same way.
 
 What is done is not done again; what is missing is printed. Use a machine that does nothing else meanwhile; the whole takes
-about an hour and a half. edgeprune must be installed, with ONNX Runtime, and sshd.
+about two hours. edgeprune must be installed, with ONNX Runtime, and sshd.
 
     python benchmarks/predictor_board.py                     # everything, into benchmarks/results/predictor_board/
     python benchmarks/predictor_board.py --only vit          # one family
-    python benchmarks/predictor_board.py --only vit --minutes 1 --networks 8     # a trial
+    python benchmarks/predictor_board.py --only vit --minutes 1 --networks 8 --out trial     # a trial
+    python benchmarks/predictor_board.py --threads 2 --out two-threads           # with more threads inside one operation
     python benchmarks/predictor_board.py --table             # only print what is there
 """
 
@@ -24,7 +26,9 @@ import os
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,7 @@ from edgeprune.allocation.uniform import Uniform
 from edgeprune.boards.board import Board
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.files import write_text
 from edgeprune.latency.features import Machine, features
 from edgeprune.latency.predictor import Predictor
 from edgeprune.loop.dense import dense_latency
@@ -49,7 +54,9 @@ from edgeprune.spec import Kernel
 from edgeprune.surgery.constraints import resolve
 from edgeprune.surgery.magnitude import l2_norms
 
-RESULTS = Path(__file__).parent / "results" / "predictor_board"
+RESULTS = Path(__file__).parent / "results"
+SECOND_SHARE = 0.4
+"""Of the minutes of a family's first network: what the second one gets."""
 _TOGETHER = 8
 """Networks in one comparison, besides the dense one."""
 
@@ -66,23 +73,53 @@ def loopback() -> Iterator[Board]:
             yield board
 
 
-def run(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One family from nothing: profile, fit, draw, time twice."""
-    model, x = families.build(family)
-    path = RESULTS / f"{family}.parquet"
+@dataclass(frozen=True)
+class Case:
+    """A network to predict the pruned versions of: the first of its family, or the second, which extends the first's table."""
+
+    family: str
+    second: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-second" if self.second else self.family
+
+    def table_path(self, results: Path) -> Path:
+        return results / f"{self.name}.parquet"
+
+    def path(self, results: Path) -> Path:
+        return results / f"{self.name}.json"
+
+
+def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One network: profile, fit, draw, time twice."""
+    model, x = families.build(case.family, case.second)
+    path = case.table_path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
+    minutes = arguments.minutes * (SECOND_SHARE if case.second else 1)
+    base = edgeprune.LatencyTable.load(Case(case.family, False).table_path(results)) if case.second else None
     with loopback() as board, tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
         fingerprint = board.probe()
         graph = edgeprune.trace(model, x)
         lowered = edgeprune.lower(graph, model=model, device=fingerprint, workdir=Path(folder))
+        begun = time.monotonic()
         if path.exists():
             table = edgeprune.LatencyTable.load(path)
         else:
             table = edgeprune.profile(
-                model, x, board, minutes=arguments.minutes, out=path, graph=graph, kernel_graph=lowered
+                model,
+                x,
+                board,
+                minutes=minutes,
+                table=base,
+                threads=arguments.threads,
+                out=path,
+                graph=graph,
+                kernel_graph=lowered,
             )
+        profiled_s = time.monotonic() - begun
         predictor = edgeprune.fit(table)
-        drawn = draw(lowered, predictor, arguments.networks, table)
+        drawn = draw(lowered, predictor, arguments.networks // (2 if case.second else 1), table)
         rows = [{"widths": widths, "kind": kind, **predicted(lowered, predictor, widths)} for kind, widths in drawn]
         for turn in ("first", "second"):
             for start in range(0, len(rows), _TOGETHER):
@@ -92,21 +129,24 @@ def run(family: str, arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 engines["dense"] = lowered.network_engine({})
                 with board.hold("benchmark"):
-                    found = compare(board, engines, "dense", rounds=arguments.rounds)
+                    found = compare(board, engines, "dense", threads=arguments.threads, rounds=arguments.rounds)
                 for index, row in enumerate(part):
                     ratio = found.ratios[f"network{index}"]
                     row[turn] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
-                print(f"{family}: {turn} measurement, {start + len(part)} of {len(rows)}", flush=True)
+                print(f"{case.name}: {turn} measurement, {start + len(part)} of {len(rows)}", flush=True)
+        earlier = {row.name for row in base.networks} if base is not None else set()
         return {
-            "family": family,
+            "family": case.name,
             "host": fingerprint.cpu_model,
             "runtime": fingerprint.runtimes["onnxruntime"].get("version"),
-            "minutes": arguments.minutes,
-            "kernels_measured": len(table.kernels),
-            "networks_measured": len(table.networks),
+            "threads": arguments.threads,
+            "minutes": minutes,
+            "profiled_s": profiled_s,
+            "kernels_measured": len(table.kernels) - (len(base.kernels) if base is not None else 0),
+            "networks_measured": len(table.networks) - len(earlier),
             "dense": predicted(lowered, predictor, {}),
             "dense_ms": dense_latency(predictor, lowered).ms,
-            "calibration": calibration_rows(lowered, predictor),
+            "calibration": calibration_rows(predictor, earlier),
             "networks": rows,
         }
 
@@ -173,11 +213,13 @@ def predicted(lowered: KernelGraph, predictor: Predictor, widths: dict[str, int]
     }
 
 
-def calibration_rows(lowered: KernelGraph, predictor: Predictor) -> list[dict[str, float]]:
-    """Networks that the table holds: what the simple rules are fitted to."""
+def calibration_rows(predictor: Predictor, earlier: set[str]) -> list[dict[str, float]]:
+    """Networks that the table holds, without those of the network it was extended from: simple rules are fitted to them."""
     machine = Machine.from_header(predictor.table.header)
     rows = []
     for row in predictor.table.networks:
+        if row.name in earlier:
+            continue
         kernels = [Kernel.from_key(key) for key in row.kernels.elements()]
         macs = float(np.exp(features(kernels, machine).column("log_macs")).sum())
         rows.append({"measured_ms": row.measurement.median_ms, "macs": macs})
@@ -188,24 +230,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(families.FAMILIES), help="one family instead of all")
     parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of profiling per family")
-    parser.add_argument("--networks", type=int, default=40, help="per family")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of profiling the first network of each family")
+    parser.add_argument("--networks", type=int, default=40, help="per family, of its first network")
     parser.add_argument("--rounds", type=int, default=12, help="of each comparison")
+    parser.add_argument("--threads", type=int, default=1, help="inside one operation")
+    parser.add_argument("--out", default="predictor_board", help="folder in benchmarks/results")
     arguments = parser.parse_args()
+    results = RESULTS / arguments.out
     names = [arguments.only] if arguments.only else list(families.FAMILIES)
-    for name in [] if arguments.table else names:
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            continue
-        print(f"running {name}", flush=True)
-        row = run(name, arguments)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(row, indent=1) + "\n")
-        partial.replace(path)
-    rows = [json.loads(path.read_text()) for name in names if (path := RESULTS / f"{name}.json").exists()]
-    if rows:
-        print(figures.markdown(rows))
-    missing = [name for name in names if not (RESULTS / f"{name}.json").exists()]
+    cases = [Case(name, second) for second in (False, True) for name in names]
+    for case in [] if arguments.table else cases:
+        if not case.path(results).exists():
+            print(f"running {case.name}", flush=True)
+            write_text(case.path(results), json.dumps(run(case, results, arguments), indent=1) + "\n")
+    for second in (False, True):
+        there = [case.path(results) for case in cases if case.second == second and case.path(results).exists()]
+        if there:
+            print(f"{'second' if second else 'first'} networks of each family\n")
+            print(figures.markdown([json.loads(path.read_text()) for path in there]) + "\n")
+    missing = [case.name for case in cases if not case.path(results).exists()]
     print(f"missing: {', '.join(missing) or 'nothing'}")
 
 
