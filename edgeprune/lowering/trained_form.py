@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     import torch
 
 _SPREAD = 0.01
+_DIFFERENT = 1000
+"""The spread of each further vector is larger by one part in so many."""
 
 
 def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal.
+    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal, and no two are alike.
 
     Biases begin at 0, and so do the means of batch norms: folded into a convolution they give a bias of zeros, which the
     exporter leaves out. A convolution without a bias is another kernel than the one that the trained model runs, so a latency
-    table of the former would know nothing of the latter.
+    table of the former would know nothing of the latter. Vectors that are equal become one constant of the engine, so that
+    two batch norms of the same size would seem to hang together.
 
     Args:
         model: To be exported; not changed.
@@ -29,8 +32,9 @@ def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
         return model
     found = copy.deepcopy(model)
     with torch.no_grad():
-        for vector in _begun(found):
-            ends = torch.linspace(-_SPREAD, _SPREAD, len(vector), dtype=vector.dtype, device=vector.device)
+        for number, vector in enumerate(_begun(found)):
+            spread = _SPREAD * (1 + number / _DIFFERENT)
+            ends = torch.linspace(-spread, spread, len(vector), dtype=vector.dtype, device=vector.device)
             # Of one entry the only value of that line is its lower end, which is not 0 either.
             vector.add_(ends)
     return found

@@ -1,5 +1,6 @@
 """What was never trained is lowered as what was: the first table of a user is of a factory's fresh weights."""
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -56,3 +57,23 @@ def test_the_model_itself_stays_as_it_is(fresh):
 def test_a_trained_model_is_not_copied(fresh):
     trained = in_trained_form(fresh)
     assert in_trained_form(trained) is trained
+
+
+def test_norms_of_one_size_stay_apart():
+    """Equal vectors become one constant of the engine, which could then not have two widths at once."""
+    body = [
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+    ]
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *body, nn.Conv2d(16, 4, 1)).eval()
+    vectors = [value for value in in_trained_form(net).state_dict().values() if value.shape == (16,)]
+    assert not any(torch.equal(one, other) for place, one in enumerate(vectors) for other in vectors[:place])
+    lowered = edgeprune.lower(edgeprune.trace(net, EXAMPLE))
+    widths = dict(zip(lowered.graph.widths(), (10, 5), strict=True))
+    (output,) = onnxruntime.InferenceSession(lowered.network_engine(widths)).run(None, {"input": EXAMPLE.numpy()})
+    assert output.shape == (1, 4, 7, 7)
