@@ -8,7 +8,7 @@ can be tested by replay.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,10 +17,20 @@ from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.spec import AttributeValue, Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from edgeprune.boards.board import Board
     from edgeprune.surgery.tile_layout import TileLayout
+
+
+CALIBRATION = "--task FACTORY, whose training data are taken; golden_inputs= in Python"
+"""Where calibration data come from, as a hint."""
+Case = tuple["np.ndarray[Any, Any]", ...]
+"""One run of an engine: an array per input, in the engine's order."""
+Session = Callable[[Sequence["np.ndarray[Any, Any]"]], "list[np.ndarray[Any, Any]]"]
+"""One inference: arrays of the inputs to arrays of the outputs, both in the engine's order."""
+Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,28 @@ class Backend(ABC):
                 f"the precision of {self.name} must be one of {', '.join(self.precisions)}, found {precision!r}."
             )
         return self
+
+    def calibrated(self, cases: Sequence[Case], *, needed_db: float, told: Told | None = None) -> Backend:
+        """The backend whose int8 engines take the ranges of their numbers from calibration data.
+
+        Args:
+            cases: Runs of the module: an array per positional input, at the deployment batch.
+            needed_db: Signal-to-noise ratio that the engine's outputs must reach against float, decibel; the layers that
+                make most of the noise stay in float where it would not.
+            told: Told what `export` does.
+
+        Raises:
+            ConfigError: Its engines need no calibration.
+        """
+        raise ConfigError(f"only int8 engines take calibration data, {self.name} makes none.")
+
+    def quantization(self, engine: Path) -> dict[str, Any] | None:
+        """What an int8 engine says of its layers, for the manifest: ``layers``, ``kept`` (in float), ``snr_db``; else None."""
+        return None
+
+    def session(self, engine: Path, threads: int = 1) -> Session | None:
+        """Runs an engine on this host, for metrics; None where the backend has no such way."""
+        return None
 
     def built_on(self, board: Board) -> Backend:
         """The backend that uses an open board to build, where engines can only be built there; else it is the backend

@@ -53,8 +53,19 @@ def compile(  # noqa: A001 - the verb's name
         Path | None, typer.Option("--dense", help="With DIR: also compile the dense model, as deploy's reference.")
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="fp32, or fp16 where the backend has it (tensorrt).")
+        str, typer.Option("--precision", help="fp32, or what the backend has too: int8 (onnxruntime), fp16 (tensorrt).")
     ] = "fp32",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="FACTORY", help="Golden and calibration data; int8: its metrics are checked."),
+    ] = None,
+    snr: Annotated[
+        float | None, typer.Option("--snr", metavar="DB", help="int8: signal-to-noise ratio to reach (default: 25).")
+    ] = None,
+    metric_loss: Annotated[
+        str | None,
+        typer.Option("--metric-loss", metavar="2%|2pp", help="int8: how much worse metrics may be (default: 1%)."),
+    ] = None,
     dla: Annotated[
         int | None, typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt, fp16).")
     ] = None,
@@ -73,7 +84,7 @@ def compile(  # noqa: A001 - the verb's name
     """
     import edgeprune
     from edgeprune.cli.inputs import example_inputs
-    from edgeprune.cli.loading import FORM, load_model
+    from edgeprune.cli.loading import FORM, load_model, load_task
 
     output = Output(json_output)
     extras: dict[str, Any] = {
@@ -81,6 +92,7 @@ def compile(  # noqa: A001 - the verb's name
         "normalization": _json(normalization, dict, "--normalization"),
         "seed": seed,
         "precision": precision,
+        **_int8(precision, snr, metric_loss),
     }
     if Path(model).is_dir():
         if input_ or inputs or weights or plan:
@@ -88,7 +100,7 @@ def compile(  # noqa: A001 - the verb's name
                 "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
             )
         other = backend if was_given(context, "backend") else None
-        _compile_run(Path(model), output, out, dense, board, (other, dla), extras, sign)
+        _compile_run(Path(model), output, out, dense, board, (other, dla), extras, sign, task)
         return
     if dense is not None:
         raise ConfigError(
@@ -103,6 +115,7 @@ def compile(  # noqa: A001 - the verb's name
     chosen = _backend(backend, dla)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
+    extras["task"] = None if task is None else load_task(task)
     loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
     if loaded is not None:
         module = edgeprune.apply(module, loaded)
@@ -118,6 +131,27 @@ def compile(  # noqa: A001 - the verb's name
             **extras,
         )
     _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {}, sign)
+
+
+def _int8(precision: str, snr: float | None, metric_loss: str | None) -> dict[str, Any]:
+    """What an int8 engine must reach, where it was said."""
+    from edgeprune.tasks.limits import Tolerance, parse_limit
+
+    if precision != "int8" and (snr is not None or metric_loss is not None):
+        raise ConfigError(f"--snr and --metric-loss are of int8 engines, found --precision {precision}.")
+    found: dict[str, Any] = {}
+    if snr is not None:
+        if not snr > 0:
+            raise ConfigError(f"--snr must be a positive number of decibel, found {snr:g}.", hint="--snr 25")
+        found["snr_db"] = snr
+    if metric_loss is not None:
+        limit = parse_limit(metric_loss)
+        if not isinstance(limit, Tolerance):
+            raise ConfigError(
+                f"--metric-loss must be a share or percentage points, found {metric_loss!r}.", hint="--metric-loss 1%"
+            )
+        found["metric_loss"] = limit
+    return found
 
 
 def _opened(board: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -146,14 +180,16 @@ def _compile_run(
     backend: tuple[str | None, int | None],
     extras: dict[str, Any],
     sign: Path | None,
+    task: str | None,
 ) -> None:
     """The pruned model of a run, and its dense one when asked for; for the run's own board where engines are not portable.
 
-    With another backend than the run's (and a DLA core) what the run says of the latency is left out: it is not of that one.
+    An int8 engine is calibrated with the run's own task, where there is no other. With another backend or precision than the
+    run's (and a DLA core) what the run says of the latency is left out: it is not of that one.
     """
     import edgeprune
     from edgeprune.backends import registry
-    from edgeprune.cli.loading import load_model
+    from edgeprune.cli.loading import load_model, load_task
     from edgeprune.cli.record import INPUTS_NAME, MODEL_FOLDER, PLAN_NAME, PruningRecord, load_inputs
 
     record = PruningRecord.load(folder)
@@ -161,16 +197,21 @@ def _compile_run(
     example = load_inputs(folder / INPUTS_NAME)
     options = record.options
     name = backend[0] or options.backend
-    own = name == options.backend
+    meant, precision = (options.backend, options.precision or "fp32"), str(extras["precision"])
+    own = (name, precision) == meant
     if not own:
         output.say(
-            f"the run was for {options.backend}: what it takes with {name} was neither predicted nor measured, deploy does so"
+            f"the run was for {' '.join(meant)}: what it takes with {name} {precision} was neither predicted nor measured, "
+            "deploy does so"
         )
     if board is None and not registry.get(name).portable:
         board = record.board
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
     chosen = _backend(name, backend[1])
+    if task is None and extras["precision"] == "int8":
+        task = options.task
+    extras["task"] = None if task is None else load_task(task)
     # An objective whose loss reads no output has none to check.
     extras["tasks"] = {name: places for name, places in record.outputs.items() if places}
     with _opened(board) as opened:
@@ -225,6 +266,16 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
 
     if key is not None:
         output.wrote(sign(artifact, key), f"signature of the manifest, with {key}")
+    told = artifact.manifest.quantization
+    if told is not None:
+        ratio = "no difference" if told["snr_db"] is None else f"{told['snr_db']:.1f} dB"
+        output.say(f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float")
+        if told["kept"]:
+            output.say(f"  in float stay {', '.join(told['kept'])}")
+    for name, metric in artifact.manifest.metrics.items():
+        output.say(f"  {name}: {metric['engine']:.4g}, of the module in float {metric['module']:.4g}")
+    if told is not None and not artifact.manifest.metrics:
+        output.say("  no task: what int8 does to its metrics was not checked")
     parity = artifact.manifest.host_parity
     if parity:
         output.say(f"engine and module agree on this machine: largest difference {parity['max_abs']:.1e}")
@@ -239,6 +290,8 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
             "id": artifact.id,
             "size_bytes": artifact.size_bytes,
             "host_parity": parity,
+            "quantization": told,
+            "metrics": artifact.manifest.metrics,
             **more,
         },
         next_command=following,

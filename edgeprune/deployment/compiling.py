@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgeprune
 from edgeprune.backends import registry
+from edgeprune.backends._base import CALIBRATION
 from edgeprune.boards.installing import for_board
 from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.runner_package import runner_package
@@ -25,7 +28,7 @@ from edgeprune.boards.transport import CommandResult
 from edgeprune.deployment import agreement, preflight
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import GOLDEN_NAME, INFER_NAME, MODEL_NAME, Artifact, describe_file, staged
-from edgeprune.deployment.golden import EDGE_CASES, make_golden, positional
+from edgeprune.deployment.golden import EDGE_CASES, INT8_EDGE_CASES, SAMPLES, cut, make_golden, positional
 from edgeprune.deployment.manifest import (
     MANIFEST_NAME,
     TOLERANCES,
@@ -45,9 +48,18 @@ if TYPE_CHECKING:
     from edgeprune.backends._base import Backend
     from edgeprune.boards.board import Board
     from edgeprune.surgery.plan import PruningPlan
+    from edgeprune.tasks.limits import Tolerance as MetricTolerance
+    from edgeprune.tasks.task import Task
 
 Progress = Callable[[str, str], None]
 """Called with (step, what happens)."""
+
+INT8_SNR_DB = 25.0
+"""Signal-to-noise ratio that int8 engines must reach by default, decibel."""
+INT8_SAMPLES = 320
+"""Of a task's training data: ranges of int8 engines settle with some hundred samples."""
+_SNR_MARGIN_DB = 5.0
+"""The golden samples are other ones, and fewer, than those that the layers of int8 are chosen by."""
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "apache-tvm")
 _PARITY_TIMEOUT_S = 600.0
@@ -68,8 +80,11 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     labels: Sequence[str] | None = None,
     normalization: Mapping[str, Sequence[float]] | None = None,
     golden_inputs: Any = None,
-    edge_cases: Sequence[str] = EDGE_CASES,
+    edge_cases: Sequence[str] | None = None,
     precision: Precision = "fp32",
+    task: Task | None = None,
+    snr_db: float = INT8_SNR_DB,
+    metric_loss: MetricTolerance | None = None,
     tolerance: Tolerance | None = None,
     tasks: Mapping[str, Sequence[int]] | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
@@ -97,9 +112,16 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         measured: Cost that a board measured, with its conditions.
         labels: Class names, for whoever uses the release.
         normalization: What must be done to inputs, e.g. ``{"mean": [...], "std": [...]}``.
-        golden_inputs: Calibration data, see `edgeprune.deployment.golden.make_golden`; random samples without it.
-        edge_cases: Which edge cases to add to the golden samples.
+        golden_inputs: Calibration data, see `edgeprune.deployment.golden.make_golden`; without it the first samples of the
+            task's training data, without a task random samples. An int8 engine takes the ranges of its numbers from it.
+        edge_cases: Which edge cases to add to the golden samples; by default all, of an int8 engine those that do not leave
+            the ranges of calibration data.
         precision: Arithmetic precision of the engine.
+        task: What the module is for. Where the engine is int8, the task's metrics of the engine are held against those of the
+            module, on the validation data.
+        snr_db: Signal-to-noise ratio that an int8 engine must reach on calibration data, decibel; layers that make most of the
+            noise stay in float where it would not.
+        metric_loss: With `task`: how much worse than the module's a metric of an int8 engine may be; 1 % of it by default.
         tolerance: What parity demands; by default that of the precision.
         tasks: By task the places of the outputs that it reads, where there are several tasks: parity is then told per task.
         tolerances: What parity demands of the outputs of a task, where that is something else.
@@ -113,10 +135,11 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     Raises:
         ExportError: The module cannot be exported.
         InputError: Example or golden inputs do not fit the module.
-        ParityError: The engine's outputs on this host differ from the module's.
+        ParityError: The engine's outputs on this host differ from the module's, or a metric of an int8 engine is worse.
+        TaskError: The task's data cannot be used.
         IncompatibleTargetError: `fingerprint` lacks something.
-        ConfigError: `out` exists and is no artifact, the backend cannot compile for `precision`, a task reads an output that is
-            not there, or a tolerance is for no task.
+        ConfigError: `out` exists and is no artifact, the backend cannot compile for `precision`, int8 has no calibration data, a
+            task reads an output that is not there, or a tolerance is for no task.
         CompileError: The backend cannot compile the exported model, or needs a board to do so.
         BackendUnavailableError: The backend is not installed on this host.
     """
@@ -130,6 +153,22 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     if plan is not None:
         module, example_inputs = plan.traced(module, example_inputs)
     inputs = positional(module, example_inputs)
+    if golden_inputs is None and task is not None:
+        from edgeprune.deployment.engine_metrics import samples_of
+
+        golden_inputs = samples_of(task, module, INT8_SAMPLES if precision == "int8" else SAMPLES)
+    if edge_cases is None:
+        edge_cases = INT8_EDGE_CASES if precision == "int8" else EDGE_CASES
+    if precision == "int8":
+        if golden_inputs is None:
+            raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
+        # What the golden samples must reach is a little less than what those do that the layers are chosen by.
+        tolerance = tolerance or _relaxed(TOLERANCES[precision], snr_db)
+        chosen = chosen.calibrated(
+            list(zip(*cut(golden_inputs, inputs), strict=True)),
+            needed_db=snr_db,
+            told=lambda message: tell("quantize", message),
+        )
     with _hints_for(board), staged(Path(out)) as folder:
         tell("export", f"exporting for {chosen.name}")
         engine = folder / f"engine{chosen.suffix}"
@@ -153,6 +192,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             requires=preflight.needs_of(chosen, engine, (*input_specs, *output_specs)),
             tolerance=tolerance or TOLERANCES[precision],
             tasks=_tasks(tasks or {}, tolerances or {}, [one.name for one in output_specs]),
+            quantization=chosen.quantization(engine) if precision == "int8" else None,
             host_parity={},
             versions=_versions(),
             plan_hash=None if plan is None else plan.hash,
@@ -174,6 +214,15 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             unequal = ("load_ms", "peak_memory_bytes")
             figures = {key: value for key, value in parity.as_json().items() if key not in unequal}
             manifest = manifest.model_copy(update={"host_parity": figures})
+            session = chosen.session(engine, threads) if task is not None and precision == "int8" else None
+            if task is not None and session is not None:
+                from edgeprune.deployment.engine_metrics import engine_metrics
+
+                tell("metrics", "evaluating the int8 engine on the task's validation data")
+                metrics = engine_metrics(_in_float(module), inputs, session, task, metric_loss, "int8 engine")
+                manifest = manifest.model_copy(
+                    update={"metrics": {name: asdict(metric) for name, metric in metrics.items()}}
+                )
         else:
             tell(
                 "parity",
@@ -228,6 +277,15 @@ def host_parity(folder: Path, manifest: Manifest, *, threads: int = 1) -> Parity
     if events[-1]["event"] == "error":
         raise error_of(events[-1])
     return Parity.from_result(events[-1]["result"], manifest)
+
+
+def _in_float(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy as the golden outputs are computed with."""
+    return copy.deepcopy(module).cpu().float().eval()
+
+
+def _relaxed(tolerance: Tolerance, snr_db: float) -> Tolerance:
+    return tolerance.model_copy(update={"snr_db": min(tolerance.snr_db, max(0.0, snr_db - _SNR_MARGIN_DB))})
 
 
 def _tasks(

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 EDGE_CASES = ("zeros", "extremes", "denormals")
 """All zeros; the largest magnitude of the samples with random signs; numbers below the smallest normal float."""
 
+INT8_EDGE_CASES = ("zeros", "denormals")
+"""Those that do not leave the range of calibration data, which an int8 engine clips to by design."""
+SAMPLES = 32
+"""Fewest golden samples."""
+
 SAMPLE = "sample"
 
 
@@ -49,7 +54,7 @@ def make_golden(
     example_inputs: Sequence[torch.Tensor],
     samples: Any = None,
     *,
-    count: int = 32,
+    count: int = SAMPLES,
     edge_cases: Sequence[str] = EDGE_CASES,
     seed: int = 0,
 ) -> Golden:
@@ -90,6 +95,19 @@ def make_golden(
         for array in columns
     )
     return Golden((*kinds, *edges), inputs, _outputs(module, inputs, wanted))
+
+
+def cut(samples: Any, example_inputs: Sequence[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+    """Samples as whole deployment batches: an array per input, of shape (cases, *deployment shape).
+
+    Args:
+        samples: As in `make_golden`.
+        example_inputs: Positional tensors at the deployment batch.
+
+    Raises:
+        InputError: Samples do not fit the example inputs.
+    """
+    return _cut(_arrays(samples), [tensor.detach().cpu().numpy() for tensor in example_inputs])
 
 
 def positional(module: torch.nn.Module, example_inputs: Any) -> tuple[torch.Tensor, ...]:

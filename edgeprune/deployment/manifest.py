@@ -115,6 +115,9 @@ class Manifest(_Record):
         requires: What a board must have; `edgeprune.backends` and `edgeprune.deployment.preflight` read it.
         tolerance: What the parity check on a board demands.
         tasks: By task the outputs that it reads, and what parity demands of them, where there are several tasks.
+        quantization: Of an int8 engine: how many layers it has, and which stay in float.
+        metrics: Of an int8 engine: by objective of its task the metric of the module, of the engine on the compiling host, and
+            the worst that was acceptable.
         host_parity: What the check on the compiling host found, as `edgeprune.deployment.agreement.Parity` states it.
         versions: Of edgeprune and of everything that made the engine.
         plan_hash: Hash of the pruning plan, None for a dense model.
@@ -132,6 +135,8 @@ class Manifest(_Record):
     requires: dict[str, Any]
     tolerance: Tolerance
     tasks: dict[str, TaskOutputs] = Field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     host_parity: dict[str, Any]
     versions: dict[str, str]
     plan_hash: str | None = None
@@ -156,10 +161,11 @@ class Manifest(_Record):
         return Tolerance(relative=min(one.relative for one in own), snr_db=max(one.snr_db for one in own))
 
     def canonical(self) -> bytes:
-        """The bytes of ``manifest.json``; without tasks those of a version that knew none."""
+        """The bytes of ``manifest.json``; what an artifact does not have is left out, as by versions that did not know it."""
         fields = self.model_dump(mode="json")
-        if not self.tasks:
-            del fields["tasks"]
+        for name in ("tasks", "quantization", "metrics"):
+            if not fields[name]:
+                del fields[name]
         return canonical_json(fields)
 
     @property

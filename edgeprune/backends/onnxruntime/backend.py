@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.backends._base import Backend, Operator, OperatorGraph
+from edgeprune.backends._base import CALIBRATION, Backend, Case, Operator, OperatorGraph, Session, Told
 from edgeprune.backends.onnxruntime.versions import OnnxVersions, oldest_reader, written_for
 from edgeprune.boards.installing import SETUP
 from edgeprune.errors import ConfigError
-from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
+from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,14 +32,18 @@ class OnnxRuntime(Backend):
 
     Args:
         runtime: Version of the ONNX Runtime that is to read the engines; None means this host's. See `for_board`.
+        precision: Of the engines. See `for_precision`.
+        narrow: Whether int8 weights get 7 bits, for x86 without VNNI. See `for_board`.
     """
 
     name: ClassVar[str] = "onnxruntime"
     install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
     suffix: ClassVar[str] = ".onnx"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
 
-    def __init__(self, runtime: str | None = None) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: str | None = None, precision: Precision = "fp32", narrow: bool = False) -> None:
+        self._runtime, self._precision, self._narrow = runtime, precision, narrow
+        self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
 
     @property
     def versions(self) -> OnnxVersions:
@@ -54,7 +60,24 @@ class OnnxRuntime(Backend):
             device = device.identity(self.name)
         told = device or {}
         version = str(told.get("runtime_version")) if told.get("runtime", self.name) == self.name else ""
-        return OnnxRuntime(version) if re.match(r"\d+\.\d+", version) else self
+        narrow = self._narrow
+        if told.get("isa"):
+            narrow = told.get("architecture") == "x86_64" and not any("vnni" in flag for flag in told["isa"])
+        runtime = version if re.match(r"\d+\.\d+", version) else self._runtime
+        return OnnxRuntime(runtime, self._precision, narrow)
+
+    def for_precision(self, precision: Precision) -> OnnxRuntime:
+        """See `Backend.for_precision`."""
+        super().for_precision(precision)
+        return OnnxRuntime(self._runtime, precision, self._narrow)
+
+    def calibrated(self, cases: Sequence[Case], *, needed_db: float, told: Told | None = None) -> OnnxRuntime:
+        """See `Backend.calibrated`."""
+        if self._precision != "int8":
+            return super().calibrated(cases, needed_db=needed_db, told=told)  # type: ignore[return-value]  # it raises
+        made = OnnxRuntime(self._runtime, self._precision, self._narrow)
+        made._calibration = (cases, needed_db, told)
+        return made
 
     def availability(self) -> str | None:
         missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -103,7 +126,35 @@ class OnnxRuntime(Backend):
     ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         from edgeprune.backends.onnxruntime import exporting
 
-        return exporting.export(module, example_inputs, path, self.versions)
+        if self._precision != "int8":
+            return exporting.export(module, example_inputs, path, self.versions)
+        if self._calibration is None:
+            raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
+        from edgeprune.backends.onnxruntime.quantizing import quantize
+
+        cases, needed_db, told = self._calibration
+        with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
+            exact = Path(folder) / f"float{self.suffix}"
+            specs = exporting.export(module, example_inputs, exact, self.versions)
+            quantize(exact, cases, path, needed_db=needed_db, narrow=self._narrow, told=told)
+        return specs
+
+    def quantization(self, engine: Path) -> dict[str, Any] | None:
+        """See `Backend.quantization`."""
+        from edgeprune.backends.onnxruntime.quantizing import quantization
+
+        found = quantization(engine)
+        return None if found is None else {**asdict(found), "kept": list(found.kept)}
+
+    def session(self, engine: Path, threads: int = 1) -> Session:
+        """See `Backend.session`."""
+        from edgeprune.backends.onnxruntime.runtime import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        opened = onnxruntime.InferenceSession(str(engine), options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in opened.get_inputs()]
+        return lambda arrays: list(opened.run(None, dict(zip(names, arrays, strict=True))))
 
     def operators(self, engine: Path) -> OperatorGraph:
         from edgeprune.backends.onnxruntime import engines

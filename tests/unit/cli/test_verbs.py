@@ -198,7 +198,10 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
 
     other = edgeprune("compile", "pruned", "--backend", "tensorrt", "--out", "trt")
     fail(other, 4, "trtexec")
-    assert "the run was for onnxruntime: what it takes with tensorrt was neither predicted nor measured" in other.stdout
+    assert (
+        "the run was for onnxruntime fp32: what it takes with tensorrt fp32 was neither predicted nor measured"
+        in other.stdout
+    )
     assert not (folder / "trt").exists()
 
     back = succeed(edgeprune("rollback", "--json"))

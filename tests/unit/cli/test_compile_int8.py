@@ -1,0 +1,68 @@
+"""`edgeprune compile --precision int8`, from the command line to the artifact."""
+
+import json
+
+import pytest
+
+from edgeprune.cli.commands import root
+from edgeprune.errors import EdgepruneError
+
+NET = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+
+
+def task():
+    import edgeprune
+
+    dice = torch.Generator().manual_seed(1)
+    data = [(torch.randn(16, 3, 12, 12, generator=dice), torch.randn(16, 4, generator=dice)) for _ in range(4)]
+    loss = nn.functional.mse_loss
+    error = lambda outputs, targets: float(loss(outputs, targets))
+    return edgeprune.Task.single(train=data, validation=data, loss=loss, metric=error, name="error", higher_is_better=False)
+"""
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    return ["compile", "net.py:build", "--input", "x=1x3x12x12", "--out", "int8", "--precision", "int8"]
+
+
+def test_int8_says_what_it_lost(words, tmp_path, capsys):
+    root().main([*words, "--task", "net.py:task", "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["quantization"]["layers"] == 2
+    assert found["metrics"]["error"]["engine"] == pytest.approx(found["metrics"]["error"]["module"], rel=0.01)
+    manifest = json.loads((tmp_path / "int8" / "manifest.json").read_text())
+    assert (manifest["precision"], manifest["quantization"]) == ("int8", found["quantization"])
+
+    root().main([*words, "--task", "net.py:task", "--snr", "35", "--metric-loss", "5%"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "int8 in " in said
+    assert " dB against float" in said
+    assert "error: " in said
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ([], "int8 engines need calibration data, found none. Try: --task FACTORY"),
+        (["--task", "net.py:task", "--snr", "-3"], "--snr must be a positive number of decibel, found -3"),
+        (["--task", "net.py:task", "--metric-loss", "0.9"], "--metric-loss must be a share or percentage points"),
+        (["--precision", "fp32", "--snr", "30"], "--snr and --metric-loss are of int8 engines, found --precision fp32"),
+        (["--backend", "tensorrt"], "tensorrt must be one of fp32, fp16, found 'int8'"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, tmp_path, more, sentence):
+    with pytest.raises(EdgepruneError) as found:
+        root().main([*words, *more], standalone_mode=False)
+    assert sentence in str(found.value)
+    assert found.value.exit_code == 2
+    assert not (tmp_path / "int8").exists()
