@@ -13,6 +13,8 @@ from edgeprune.allocation._base import Rules, Widths
 from edgeprune.allocation.choices import Choice, choices
 from edgeprune.errors import ConfigError
 from edgeprune.graph.branches import emptied
+from edgeprune.latency.calibration import Totals
+from edgeprune.latency.features import weight_bytes
 
 if TYPE_CHECKING:
     from edgeprune.graph.forms import SizeForm
@@ -92,7 +94,7 @@ class CostModel:
         """Per widths, what each part of the network takes, milliseconds; they add up to `ms`.
 
         A part is named after the first program node that its kernels compute; what a network pays once is ``""``. The
-        calibration is shared out: a kernel's own time scaled, and what each kernel adds.
+        calibration is shared out: a kernel's own time scaled, what each kernel adds, and what its weights do.
         """
         lowered = [self.kernels(widths) for widths in many]
         self.kernels_ms(kernel for kernels in lowered for kernel in kernels)
@@ -104,7 +106,7 @@ class CostModel:
         parts = {"": calibration.fixed_ms}
         for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
             part = kernel.origin[0] if kernel.origin else ""
-            parts[part] = parts.get(part, 0.0) + calibration.scale * ms + calibration.per_kernel_ms
+            parts[part] = parts.get(part, 0.0) + calibration.part_ms(Totals(ms, 1, weight_bytes(kernel)))
         return parts
 
     def forms_of(self, part: str) -> tuple[SizeForm, ...]:

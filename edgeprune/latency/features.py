@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ VECTOR_BITS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("asimd", 128), ("
 """Instruction set flag to vector width, widest first."""
 
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+_WEIGHTS = 7
+"""Place of the elements of weights among what `_counts` finds."""
 
 SAME_SET_BYTES = 4096
 """Addresses this far apart share a set of a first-level cache of 32 KiB and 8 ways, or 64 KiB and 16."""
@@ -234,6 +237,12 @@ def channels_of(family: str, shape: Sequence[int]) -> int:
         return 1
     behind_batch = len(shape) > 1 and (family in ("conv", "pool", "layout") or len(shape) > 3)
     return shape[1 if behind_batch and family != "gemm" else -1]
+
+
+@lru_cache(maxsize=1 << 16)
+def weight_bytes(kernel: Kernel) -> int:
+    """Bytes of the weights of a kernel that it reads, 0 where it has none."""
+    return int(_counts(kernel)[_WEIGHTS]) * ELEMENT_BYTES[kernel.precision]
 
 
 def _counts(kernel: Kernel) -> tuple[float, ...]:

@@ -165,7 +165,7 @@ def _substitutes(
 
 
 def _calibrate(predictor: Predictor, networks: Sequence[Network]) -> None:
-    usable, times, skeletons = [], [], []
+    usable, times, totals, skeletons = [], [], [], []
     for network in networks:
         kernels = [Kernel.from_key(key) for key in network.kernels.elements()]
         try:
@@ -174,18 +174,17 @@ def _calibrate(predictor: Predictor, networks: Sequence[Network]) -> None:
             logger.warning("network %s is left out of the calibration: %s", network.name, error.message)
         else:
             usable.append(network)
+            totals.append(predictor.totals(kernels))
             skeletons.append(skeleton(kernels))
     if not usable:
         return
-    sums = np.array([float(kernel_ms.sum()) for kernel_ms in times])
-    counts = np.array([float(len(kernel_ms)) for kernel_ms in times])
     measured = np.array([network.measurement.median_ms for network in usable])
     smallest = min(float(kernel_ms.min()) for kernel_ms in times)
     models = grouped(skeletons)
     residuals = [
-        float(np.log(without.ms(sums[row], int(counts[row])) / measured[row]))
-        for row, without in enumerate(leave_one_out(sums, counts, measured, smallest, models))
+        float(np.log(without.ms(totals[row]) / measured[row]))
+        for row, without in enumerate(leave_one_out(totals, measured, smallest, models))
     ]
-    common, own = fit_calibrations(sums, counts, measured, smallest, models)
+    common, own = fit_calibrations(totals, measured, smallest, models)
     known = [(skeletons[model[0]], found) for model, found in zip(models, own, strict=True) if found is not None]
     predictor.calibrate(common, usable, residuals, known)

@@ -86,7 +86,9 @@ def network_half_width(residuals: Sequence[float], shares: Sequence[float], shar
     ratios = PRIOR_NETWORKS + sum(
         square / (own + variance) for square, variance in zip(squares, variances, strict=True)
     )
-    return student_quantile(level, degrees) * math.sqrt(ratios / degrees * (own + share * share))
+    # Networks that missed less than the least spread must not take it back by way of the ratios.
+    variance = max(ratios / degrees * (own + share * share), LEAST_NETWORK_SPREAD**2 + share * share)
+    return student_quantile(level, degrees) * math.sqrt(variance)
 
 
 def student_quantile(level: float, degrees: float) -> float:

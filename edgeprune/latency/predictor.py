@@ -23,10 +23,10 @@ from edgeprune.errors import (
 )
 from edgeprune.files import write_text
 from edgeprune.latency.arrays import Floats
-from edgeprune.latency.calibration import Calibration
+from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.features import Machine
+from edgeprune.latency.features import Machine, weight_bytes
 from edgeprune.latency.intervals import network_half_width
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
@@ -173,7 +173,13 @@ class Predictor:
 
     def network_ms(self, kernels: Sequence[Kernel]) -> float:
         """Latency of a network that executes these kernels, milliseconds, calibrated."""
-        return self.calibration_of(kernels).ms(float(self.kernel_ms(kernels).sum()), len(kernels))
+        return self.calibration_of(kernels).ms(self.totals(kernels))
+
+    def totals(self, kernels: Sequence[Kernel]) -> Totals:
+        """What the latency of a network that executes these kernels follows from; parts of a network can be told apart so."""
+        return Totals(
+            float(self.kernel_ms(kernels).sum()), len(kernels), float(sum(weight_bytes(kernel) for kernel in kernels))
+        )
 
     def calibration_of(self, kernels: Sequence[Kernel]) -> Calibration:
         """The calibration of the model that these kernels are a pruned version of; that of all where none is alike."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgeprune.latency.calibration import Calibration, fit_calibration, leave_one_out
+from edgeprune.latency.calibration import Calibration, Totals, fit_calibration, leave_one_out
 from edgeprune.latency.intervals import (
     conformal_half_width,
     cross_coverage,
@@ -18,55 +18,74 @@ from edgeprune.latency.intervals import (
 )
 
 
-def networks(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def networks(count: int, seed: int = 0) -> tuple[list[Totals], np.ndarray, np.ndarray]:
+    """Totals of random networks, and as arrays the sums and the counts."""
     source = np.random.default_rng(seed)
-    return source.uniform(0.5, 8.0, count), source.integers(10, 80, count).astype(float)
+    sums, counts = source.uniform(0.5, 8.0, count), source.integers(10, 80, count).astype(float)
+    weights = source.uniform(1e5, 2e7, count)
+    totals = [Totals(*row) for row in zip(sums, counts.astype(int), weights, strict=True)]
+    return totals, sums, counts
 
 
 def test_without_networks_the_sum_stands() -> None:
-    assert fit_calibration(np.empty(0), np.empty(0), np.empty(0), 0.01) == Calibration()
-    assert Calibration().ms(3.25, 20) == 3.25
+    assert fit_calibration([], np.empty(0), 0.01) == Calibration()
+    assert Calibration().ms(Totals(3.25, 20, 1e6)) == 3.25
 
 
 def test_the_cost_of_calls_is_found_again() -> None:
-    sums, counts = networks(20)
+    totals, sums, counts = networks(20)
     measured = 1.05 * sums - 0.0025 * counts + 0.03
-    found = fit_calibration(sums, counts, measured, smallest_kernel_ms=0.003)
-    predicted = [found.ms(total, int(count)) for total, count in zip(sums, counts, strict=True)]
+    found = fit_calibration(totals, measured, smallest_kernel_ms=0.003)
+    predicted = [found.ms(one) for one in totals]
     assert predicted == pytest.approx(measured, rel=0.01)
     assert found.per_kernel_ms == pytest.approx(-0.0025, abs=5e-4)
 
 
 def test_one_network_moves_the_calibration_only_so_far() -> None:
-    found = fit_calibration(np.array([2.0]), np.array([20.0]), np.array([2.4]), 0.01)
+    one = Totals(2.0, 20, 1e6)
+    found = fit_calibration([one], np.array([2.4]), 0.01)
     assert 1.0 < found.scale < 1.2
-    assert 2.2 < found.ms(2.0, 20) <= 2.4
+    assert 2.2 < found.ms(one) <= 2.4
+
+
+def test_weights_that_come_from_farther_away_among_others_are_found_again() -> None:
+    totals, sums, _ = networks(12)
+    weights = np.array([one.weight_bytes for one in totals])
+    measured = sums + 3e-8 * weights
+    found = fit_calibration(totals, measured, smallest_kernel_ms=0.003)
+    assert [found.ms(one) for one in totals] == pytest.approx(measured, rel=0.01)
+    assert found.per_byte_ms == pytest.approx(3e-8, rel=0.1)
+    parts = [found.part_ms(Totals(one.sum_ms / 2, one.kernels // 2, one.weight_bytes)) for one in totals]
+    rest = [found.part_ms(Totals(one.sum_ms / 2, one.kernels - one.kernels // 2, 0)) for one in totals]
+    assert np.add(parts, rest) + found.fixed_ms == pytest.approx([found.ms(one) for one in totals])
+    without = fit_calibration(totals, 1.1 * sums, smallest_kernel_ms=0.003)
+    assert 0 <= without.per_byte_ms < 1e-9
 
 
 def test_one_disturbed_network_does_not_spoil_the_others() -> None:
-    sums, counts = networks(12)
+    totals, sums, _ = networks(12)
     measured = 1.1 * sums
     measured[5] *= 2.5
-    found = fit_calibration(sums, counts, measured, 0.01)
+    found = fit_calibration(totals, measured, 0.01)
     others = np.arange(12) != 5
-    predicted = np.array([found.ms(total, int(count)) for total, count in zip(sums, counts, strict=True)])
+    predicted = np.array([found.ms(one) for one in totals])
     assert predicted[others] == pytest.approx(measured[others], rel=0.03)
 
 
 def test_no_kernel_comes_to_cost_less_than_nothing() -> None:
-    sums, counts = networks(12)
-    found = fit_calibration(sums, counts, np.maximum(sums - 0.05 * counts, 0.1 * sums), smallest_kernel_ms=0.004)
+    totals, sums, counts = networks(12)
+    found = fit_calibration(totals, np.maximum(sums - 0.05 * counts, 0.1 * sums), smallest_kernel_ms=0.004)
     assert found.per_kernel_ms >= -0.004
     assert found.fixed_ms >= 0
-    assert found.ms(0.004, 1) > 0
+    assert found.ms(Totals(0.004, 1, 0)) > 0
 
 
 def test_leave_one_out_does_not_see_its_network() -> None:
-    sums, counts = networks(5)
+    totals, sums, _ = networks(5)
     measured = 1.1 * sums
-    before = leave_one_out(sums, counts, measured, 0.01)
+    before = leave_one_out(totals, measured, 0.01)
     measured[2] *= 1.3
-    after = leave_one_out(sums, counts, measured, 0.01)
+    after = leave_one_out(totals, measured, 0.01)
     assert after[2] == before[2]
     assert after[1] != before[1]
 

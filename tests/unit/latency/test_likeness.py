@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.latency.calibration import OWN_NETWORKS, fit_calibration, fit_calibrations, leave_one_out
+from edgeprune.latency.calibration import OWN_NETWORKS, Totals, fit_calibration, fit_calibrations, leave_one_out
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.likeness import ALIKE, grouped, likeness, nearest, skeleton
 from edgeprune.latency.table import LatencyTable
@@ -66,37 +66,37 @@ def test_networks_are_grouped_in_the_order_of_their_models() -> None:
     assert nearest(Counter(), [Counter()]) is None
 
 
-def two_models() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[int]]]:
+def two_models() -> tuple[list[Totals], np.ndarray, list[list[int]]]:
     """Six networks of each of two models that pay 10 % more, and 15 % less, than the sum of their kernels."""
     source = np.random.default_rng(1)
-    sums, counts = source.uniform(1.0, 6.0, 12), np.full(12, 20.0)
-    measured = sums * np.where(np.arange(12) < 6, 1.10, 0.85)
-    return sums, counts, measured, [list(range(6)), list(range(6, 12))]
+    totals = [Totals(ms, 20, 1e6) for ms in source.uniform(1.0, 6.0, 12).tolist()]
+    measured = np.array([one.sum_ms for one in totals]) * np.where(np.arange(12) < 6, 1.10, 0.85)
+    return totals, measured, [list(range(6)), list(range(6, 12))]
 
 
 def test_each_model_has_its_own_calibration_and_none_has_what_it_lacks() -> None:
-    sums, counts, measured, models = two_models()
-    common, own = fit_calibrations(sums, counts, measured, 0.01, models)
-    assert common == fit_calibration(sums, counts, measured, 0.01)
+    totals, measured, models = two_models()
+    common, own = fit_calibrations(totals, measured, 0.01, models)
+    assert common == fit_calibration(totals, measured, 0.01)
     for rows, found in zip(models, own, strict=True):
         assert found is not None
         assert found.networks == 6
-        predicted = [found.ms(sums[row], 20) for row in rows]
+        predicted = [found.ms(totals[row]) for row in rows]
         assert predicted == pytest.approx(measured[rows], rel=0.01)
-    assert max(abs(common.ms(total, 20) / ms - 1) for total, ms in zip(sums, measured, strict=True)) > 0.05
+    assert max(abs(common.ms(one) / ms - 1) for one, ms in zip(totals, measured, strict=True)) > 0.05
     few = [list(range(OWN_NETWORKS - 1)), list(range(OWN_NETWORKS - 1, 12))]
-    assert fit_calibrations(sums, counts, measured, 0.01, few)[1][0] is None
-    assert fit_calibrations(sums, counts, measured, 0.01, [list(range(12))])[1] == [None], "one model: that of all"
+    assert fit_calibrations(totals, measured, 0.01, few)[1][0] is None
+    assert fit_calibrations(totals, measured, 0.01, [list(range(12))])[1] == [None], "one model: that of all"
 
 
 def test_what_is_left_out_is_left_out_of_both_calibrations() -> None:
-    sums, counts, measured, models = two_models()
+    totals, measured, models = two_models()
     disturbed = measured.copy()
     disturbed[0] *= 3
-    before, after = (leave_one_out(sums, counts, times, 0.01, models)[0] for times in (measured, disturbed))
+    before, after = (leave_one_out(totals, times, 0.01, models)[0] for times in (measured, disturbed))
     assert before == after
     assert before.networks == 5
-    assert before.ms(sums[0], 20) == pytest.approx(measured[0], rel=0.01)
+    assert before.ms(totals[0]) == pytest.approx(measured[0], rel=0.01)
 
 
 def test_predictor_calibrates_a_network_as_the_model_it_is_of() -> None:
@@ -122,10 +122,15 @@ def test_predictor_calibrates_a_network_as_the_model_it_is_of() -> None:
     rows = [kernel_row(kernel, timed(ms(kernel))) for kernel in kernels]
     rows += [network_row(name, members, timed(factor * sum(map(ms, members)))) for name, members, factor in nets]
     predictor = fit(LatencyTable.from_rows(HEADER, rows))
-    scales = {make: predictor.calibration_of(make(widths())).scale for make in factors}
-    assert scales[plain] == pytest.approx(1.25, rel=0.03)
-    assert scales[bottleneck] == pytest.approx(1.0, rel=0.03)
-    assert scales[bottleneck] < predictor.calibration.scale < scales[plain]
+    found, common = {}, {}
+    for make in factors:
+        totals = predictor.totals(make([32] * 6))
+        found[make] = predictor.network_ms(make([32] * 6)) / totals.sum_ms
+        common[make] = predictor.calibration.ms(totals) / totals.sum_ms
+    assert found[plain] == pytest.approx(1.25, rel=0.03)
+    assert found[bottleneck] == pytest.approx(1.0, rel=0.03)
+    assert common[bottleneck] > found[bottleneck]
+    assert common[plain] < found[plain]
     foreign = [conv(8, 8, 4, 5), conv(8, 8, 4, 7)]
     assert predictor.calibration_of(foreign) == predictor.calibration
     residuals = [abs(held.predicted_ms / held.measured_ms - 1) for held in predictor.held_out()[1]]
