@@ -59,6 +59,20 @@ def test_weights_that_do_not_learn_under_masks(tabled):
     assert told == []
 
 
+def test_a_model_none_of_whose_weights_learn(tabled):
+    told = []
+    frozen = copy.deepcopy(tabled.model).requires_grad_(False)
+    with pytest.raises(TaskError, match="fine-tuning needs parameters that require gradients, found none"):
+        pruned(tabled, "60%", told, model=frozen)
+    assert told == []
+
+
+def test_a_dense_model_that_suffices_costs_no_measured_losses(tabled):
+    told = []
+    assert pruned(tabled, Budget(latency_ms=1.001 * tabled.dense_ms), told, blocks=True).unchanged
+    assert not any("damage" in step for step, *_ in told)
+
+
 def test_what_would_not_be_used_is_not_refused(tabled):
     options = {"distill": "features", "taps": ("head",), "netadapt": NetAdapt(most_tunings=1)}
     assert pruned(tabled, Budget(latency_ms=2 * tabled.dense_ms), [], **options).unchanged
