@@ -211,7 +211,7 @@ class Stages:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
         settings, planner, earlier = self._settings, self._planner, self._earlier
         exact = planner.allocator.name == ALLOCATOR
-        if settings.blocks and not settings.refit and exact and not self._dense_suffices:
+        if settings.blocks and settings.refit is not True and exact and not self._dense_suffices:
             # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
             # leaves of it is another matter (docs/pruning.md, whole blocks).
             planner = planner.settled(_aimed(self._dense, settings.margin) * self._budget_ms)

@@ -16,10 +16,11 @@ class Moments:
     Args:
         weight: The layer's, shape (outputs, columns).
         centered: Whether there is a free intercept.
+        movable: Whether the weight may change; where not, only the intercept is solved for.
     """
 
-    def __init__(self, weight: torch.Tensor, *, centered: bool) -> None:
-        self.weight, self._centered = weight.double(), centered
+    def __init__(self, weight: torch.Tensor, *, centered: bool, movable: bool = True) -> None:
+        self.weight, self._centered, self._movable = weight.double(), centered, movable
         outputs, columns = weight.shape
         zeros = self.weight.new_zeros
         self._rows = 0
@@ -36,8 +37,9 @@ class Moments:
     def _add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         rest = y - x @ self.weight.T
         self._rows += len(x)
-        self._gram += x.T @ x
-        self._cross += x.T @ rest
+        if self._movable:
+            self._gram += x.T @ x
+            self._cross += x.T @ rest
         self._inputs += x.sum(0)
         self._rest += rest.sum(0)
         self._targets += y.sum(0)
@@ -51,12 +53,14 @@ class Moments:
             ridge: See `edgeprune.recovery.reconstruction.reconstruct`.
         """
         gram, cross = self._gram, self._cross
-        if self._centered:
+        if self._centered and self._movable:
             gram = gram - torch.outer(self._inputs, self._inputs) / self._rows
             cross = cross - torch.outer(self._inputs, self._rest) / self._rows
         level = max(float(gram.diagonal().mean()), 1e-12)
         eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-        change = torch.linalg.solve(gram + (ridge * level + 1e-9 * level) * eye, cross)
+        change = torch.zeros_like(cross)
+        if self._movable:
+            change = torch.linalg.solve(gram + (ridge * level + 1e-9 * level) * eye, cross)
         new = self.weight + change.T
         intercept = torch.zeros_like(self._rest)
         explained = 2 * float((change * cross).sum()) - float((change * (gram @ change)).sum())

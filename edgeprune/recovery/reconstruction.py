@@ -92,6 +92,59 @@ def reconstruct(
         raise ConfigError(
             f"reconstruction needs at least 1 sample and a ridge of at least 0, found {samples} and {ridge}."
         )
+    return refitted(
+        "reconstruction",
+        module,
+        graph,
+        plan,
+        example_inputs,
+        loader,
+        samples=samples,
+        ridge=ridge,
+        task=task,
+        seed=seed,
+        most_bytes=most_bytes,
+        progress=progress,
+    )
+
+
+def refitted(
+    step: str,
+    module: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    example_inputs: Any,
+    loader: Batches,
+    *,
+    samples: int,
+    ridge: float,
+    task: Task | None,
+    seed: int,
+    most_bytes: int,
+    progress: StepProgress | None,
+    weights: bool = True,
+) -> RecoveryRecord:
+    """The pass that `reconstruct` and `edgeprune.recovery.bias_compensation.compensate_biases` have in common.
+
+    Args:
+        step: Name of the record.
+        module: See `reconstruct`, as the others.
+        graph: The same.
+        plan: The same.
+        example_inputs: The same.
+        loader: The same.
+        samples: The same.
+        ridge: The same.
+        task: The same.
+        seed: The same.
+        most_bytes: The same.
+        progress: The same.
+        weights: Whether weights change too, or biases and statistics alone.
+
+    Raises:
+        ReconstructionError: As `reconstruct`.
+        TaskError: The same.
+    """
     captured = capture(module, example_inputs)
     if graph.parts or captured.parts:
         raise ReconstructionError(
@@ -114,11 +167,13 @@ def reconstruct(
                 break
         if count >= samples:
             break
-    refit = Refit(dense, cut, plan, count, ridge=ridge, seed=seed, most_bytes=int(_AT_ONCE * most_bytes))
+    refit = Refit(
+        dense, cut, plan, count, ridge=ridge, seed=seed, most_bytes=int(_AT_ONCE * most_bytes), weights=weights
+    )
 
     def tell(done: int, total: int) -> None:
         if progress is not None:
-            progress("reconstructing", done, total)
+            progress("reconstructing" if weights else "compensating biases", done, total)
 
     names = {branch["name"] for branch in plan.removed}
     removed = frozenset[str]().union(*(branch.nodes for branch in graph.branches if branch.name in names))
@@ -133,7 +188,7 @@ def reconstruct(
     after = evaluate(module, task) if task is not None else {}
     errors = list(refit.errors.values())
     return RecoveryRecord(
-        "reconstruction",
+        step,
         before,
         after,
         {

@@ -38,13 +38,22 @@ class Refit:
     """
 
     def __init__(
-        self, dense: Side, cut: Side, plan: PruningPlan, samples: int, *, ridge: float, seed: int, most_bytes: int
+        self,
+        dense: Side,
+        cut: Side,
+        plan: PruningPlan,
+        samples: int,
+        *,
+        ridge: float,
+        seed: int,
+        most_bytes: int,
+        weights: bool = True,
     ) -> None:
         self.changed: dict[str, torch.Tensor] = {}
         self.errors: dict[str, tuple[float, float]] = {}
         self.intercepts: dict[str, torch.Tensor] = {}
         self.dense, self.cut, self.samples, self.ridge, self.seed = dense, cut, samples, ridge, seed
-        self.most_bytes = most_bytes
+        self.most_bytes, self.weights = most_bytes, weights
         self._plan = plan
         # Rows into which a recomputed attention scale was folded no longer compute what the dense layer does.
         self._folded = {name for rewrite in plan.rewrites for name in rewrite.get("fold", {}).get("rows", {})}
@@ -53,7 +62,8 @@ class Refit:
         """What is to be seen of the batches to refit a layer, or to move a batch norm along."""
         op = str(dense.target)
         if op.startswith(_LAYERS) and self._refits(dense, cut):
-            return _Layer(self, dense, cut)
+            layer = _Layer(self, dense, cut)
+            return layer if self.weights or layer.has_own_bias else None
         if op.startswith(_BATCH_NORM):
             return self._batch_norm(cut)
         return None
@@ -112,7 +122,10 @@ class _Layer:
         bias = _bias(named_cut)
         self._bias = bias if isinstance(bias, Node) else None
         free = self._bias is not None or self._target.norm is not None
-        self._sums = Moments(self._old.T if self._transposed else self._old.flatten(1), centered=free)
+        # A batch norm behind it takes up a change of the mean by itself.
+        self.has_own_bias = self._bias is not None and self._target.norm is None
+        old = self._old.T if self._transposed else self._old.flatten(1)
+        self._sums = Moments(old, centered=free, movable=refit.weights)
         columns = self._sums.weight.shape[1]
         self._positions = -(-max(_LEAST_ROWS, _ROWS_PER_COLUMN * columns) // refit.samples)
 
@@ -135,12 +148,14 @@ class _Layer:
         refit = self._refit
         new, intercept, errors = self._sums.solve(refit.ridge)
         refit.errors[self._dense.name] = errors
-        refit.change(self._weight, (new.T if self._transposed else new).reshape(self._old.shape).to(self._old.dtype))
+        if refit.weights:
+            shaped = (new.T if self._transposed else new).reshape(self._old.shape)
+            refit.change(self._weight, shaped.to(self._old.dtype))
         if self._bias is not None:
             bias = refit.cut.fixed(self._bias)
             refit.change(self._bias, (bias + intercept).to(bias.dtype))
             intercept = torch.zeros_like(intercept)
-        if self._target.norm is not None:
+        if self._target.norm is not None and refit.weights:
             refit.intercepts[self._target.norm.name] = intercept
 
     def _parts(self, read: torch.Tensor) -> Iterator[slice]:
