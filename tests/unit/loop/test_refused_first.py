@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from edgeprune.errors import ConfigError, TaskError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking
+from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -65,6 +66,17 @@ def test_a_model_none_of_whose_weights_learn(tabled):
     with pytest.raises(TaskError, match="fine-tuning needs parameters that require gradients, found none"):
         pruned(tabled, "60%", told, model=frozen)
     assert told == []
+
+
+@pytest.mark.parametrize(("budget", "option"), [(Budget(parameters=3), "--params"), (Budget(macs=5), "--macs")])
+def test_a_count_out_of_reach_comes_with_the_option_that_can_be_reached(tabled, budget, option):
+    with pytest.raises(BudgetInfeasibleError) as refused:
+        pruned(tabled, budget, [], fine_tuning=FineTuning(epochs=0))
+    assert refused.value.hint is not None
+    asked, number = refused.value.hint.split(" ")
+    assert asked == option
+    reached = Budget.of(**{option.strip("-"): number})
+    pruned(tabled, reached, [], fine_tuning=FineTuning(epochs=0))
 
 
 def test_a_dense_model_that_suffices_costs_no_measured_losses(tabled):
