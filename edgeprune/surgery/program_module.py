@@ -302,6 +302,9 @@ class ProgramModule(nn.Module):
 
     def _ordered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         names = self._frame.inputs.child(1).context or []
+        if not names and all(name in self._inputs for name in kwargs):
+            # Traced by position: an input has the name of its parameter of forward.
+            names = self._inputs
         return {name: kwargs[name] for name in names if name in kwargs} | kwargs
 
     def _tensor(self, target: str) -> torch.Tensor:
