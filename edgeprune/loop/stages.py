@@ -210,11 +210,14 @@ class Stages:
     def _taken(self) -> _Taken:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
         settings, planner, earlier = self._settings, self._planner, self._earlier
+        settle_ms = None
         exact = planner.allocator.name == ALLOCATOR
         if settings.blocks and settings.refit is not True and exact and not self._dense_suffices:
             # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
             # leaves of it is another matter (docs/pruning.md, whole blocks).
-            planner = planner.settled(_aimed(self._dense, settings.margin) * self._budget_ms)
+            settle_ms = _aimed(self._dense, settings.margin) * self._budget_ms
+        if settle_ms is not None and earlier is None:
+            planner, settle_ms = planner.settled(settle_ms), None
         proposal = self._first(planner)
         self._write(proposal)
         searched = None
@@ -239,6 +242,8 @@ class Stages:
             # What is only counted holds as planned: there is nothing to correct.
             most_rounds=settings.most_rounds if settings.budget.bounds_latency else 1,
             measuring_rounds=settings.measuring_rounds,
+            # The plan that an earlier run left is there already; it may be the last one.
+            settle_ms=settle_ms,
             progress=self._progress,
         )
         if earlier is None:
