@@ -90,7 +90,7 @@ class PlanLoss:
             SurgeryError: As `at`.
         """
         from edgeprune.criteria.batch_statistics import by_batch
-        from edgeprune.loop.common_prefix import models_beside
+        from edgeprune.criteria.common_prefix import models_beside
 
         plans = {self._key(one): self._plan(one) for one in others}
         wanted = {key: plan for key, plan in plans.items() if key not in self._known}

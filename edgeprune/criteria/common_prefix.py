@@ -58,6 +58,13 @@ def made_before(program: Mapping[str, Any], count: int) -> frozenset[str]:
     return frozenset(item["name"] for item in (*program["inputs"], *program["nodes"][:count]))
 
 
+def first_reader(program: Mapping[str, Any], tensors: Collection[str]) -> int:
+    """How many operations there are before the first that reads one of some parameters or buffers."""
+    names = {item["name"] for item in program["inputs"] if item["target"] in tensors}
+    places = (place for place, node in enumerate(program["nodes"]) if not names.isdisjoint(read_by(node["args"])))
+    return next(places, len(program["nodes"]))
+
+
 def read_by(value: Any) -> Iterator[str]:
     """Names of the values among the arguments of a written operation."""
     if isinstance(value, list):
@@ -124,11 +131,15 @@ class Prefix:
         module: The model, as it is to be run: in eval form, and however its batch norms normalize.
         batches: Inputs of each, as `edgeprune.tasks.batches.call` takes them.
         most_bytes: Activations that are kept at most.
+
+    Attributes:
+        module: The model.
+        count: How many operations have been run.
     """
 
     def __init__(self, module: ProgramModule, batches: Sequence[Any], most_bytes: int) -> None:
-        self._module, self._batches, self._most_bytes = module, batches, most_bytes
-        self._count = 0
+        self.module, self._batches, self._most_bytes = module, batches, most_bytes
+        self.count = 0
         self._values: dict[int, dict[str, Any]] = {}
         for place, inputs in enumerate(batches):
             args, keywords = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
@@ -146,12 +157,12 @@ class Prefix:
             needed: Values that models going on from here, or from a later operation, still read, besides those that this
                 model reads itself.
         """
-        kept = needed_behind(self._module.program, count).union(needed)
+        kept = needed_behind(self.module.program, count).union(needed)
         for place, values in self._values.items():
             with torch.no_grad():
-                found = self._module.advanced(values, self._count, count, kept)
+                found = self.module.advanced(values, self.count, count, kept)
             self._values[place] = {name: value for name, value in found.items() if name in kept}
-        self._count = count
+        self.count = count
         self._forget()
 
     def outputs(self, other: ProgramModule, batch: int) -> Any:
@@ -164,11 +175,11 @@ class Prefix:
         with torch.no_grad():
             if batch not in self._values:
                 return call(other, self._batches[batch])
-            return other.finished(self._own(self._values[batch]), self._count)
+            return other.finished(self._own(self._values[batch]), self.count)
 
     def _own(self, values: dict[str, Any]) -> dict[str, Any]:
         # As a whole: views of one tensor stay views of one tensor.
-        return copy.deepcopy(values) if self._module.works_in_place else values
+        return copy.deepcopy(values) if self.module.works_in_place else values
 
     def _forget(self) -> None:
         """Throw away what is too much."""

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgeprune.criteria import common_prefix
+from edgeprune.criteria.common_prefix import Prefix, common_operations
 from edgeprune.criteria.l2 import L2
 from edgeprune.graph.branches import emptied
 from edgeprune.graph.tracing import trace
-from edgeprune.loop import common_prefix
-from edgeprune.loop.common_prefix import Prefix, common_operations
 from edgeprune.loop.in_context import PlanLoss, changed
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.tasks.task import Task
