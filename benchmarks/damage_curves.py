@@ -15,6 +15,7 @@ ResNet with three stages of 16, 32 and 64 channels and shortcuts without paramet
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import time
@@ -49,6 +50,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.wider = outputs - inputs
+        self.before = self.wider // 2
         stride = 2 if self.wider else 1
         self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
@@ -56,7 +58,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.wider:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.wider // 2, self.wider // 2))
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.wider - self.before))
         return F.relu(inner + x)
 
 
@@ -83,6 +85,32 @@ def load_model(path: Path) -> ResNet:
     model = ResNet(blocks=sum(name.startswith("layer1.") and name.endswith("conv1.weight") for name in state))
     model.load_state_dict(state)
     return model.eval()
+
+
+def padded_behind(model: ResNet) -> ResNet:
+    """The same function with channels in another order: shortcuts pad behind theirs, not on both sides.
+
+    Torch-Pruning takes the channels of a padded tensor to begin where those before the padding do, so only this form does it cut
+    as it means to.
+    """
+    found = copy.deepcopy(model)
+    order = torch.arange(16)
+    with torch.no_grad():
+        for stage in (found.layer1, found.layer2, found.layer3):
+            for block in stage:
+                block.conv1.weight.copy_(block.conv1.weight[:, order])
+                if block.wider:
+                    inner = order + block.before
+                    others = [channel for channel in range(len(block.bn2.bias)) if channel not in inner.tolist()]
+                    order, block.before = torch.cat([inner, torch.tensor(others)]), 0
+                block.conv2.weight.copy_(block.conv2.weight[order])
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    values = getattr(block.bn2, name)
+                    values.copy_(values[order])
+        found.linear.weight.copy_(found.linear.weight[:, order])
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(found(x), model(x))
+    return found
 
 
 def images(path: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -184,7 +212,9 @@ def main() -> None:
                 found = cell(name, model, graph, task, held_out)
             except ModelError as error:
                 found = {"criterion": name, "refused": error.message}
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+            partial.replace(path)
             print(f"{name} done", flush=True)
     table()
 

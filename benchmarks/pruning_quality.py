@@ -4,7 +4,8 @@ Every method starts from the same dense checkpoint and scores with the same 2 00
 measured latency, as the interleaved ratio to the dense engine, meets the target (at most 1 % above it, as close as the method can
 come); one that cannot is "not reachable", which is no win for anyone. Then all get the same recovery without any gradient:
 batch-norm re-estimation, or closed-form reconstruction instead, on the same images without labels. With `--epoch` all are
-then fine-tuned for one epoch on all training images with the same settings.
+then fine-tuned for one epoch on all training images with the same settings. `netadapt` alone takes gradient steps while it
+searches, and is not reconstructed, since it has left the dense model behind.
 
 A cell that is done is not run again; what is missing is printed. Use a machine that does nothing else meanwhile.
 
@@ -24,28 +25,30 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from damage_curves import accuracy, images, load_model
+from damage_curves import accuracy, images, load_model, padded_behind
 from pruning_rivals import torch_pruning_peer as peer
 from quickstart import host
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.boards.board import Board
 from edgeprune.errors import BudgetInfeasibleError
-from edgeprune.loop.planning import Planner
+from edgeprune.loop.netadapt import NetAdapt
+from edgeprune.loop.planning import Planner, Proposal
 from edgeprune.loop.verification import measure_ratio
 from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.recovery.reconstruction import reconstruct
-from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.plan import PruningPlan, make_plan
 from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "pruning_quality"
@@ -61,13 +64,23 @@ OURS: dict[str, dict[str, Any]] = {
     "global_threshold": {"allocator": "global_threshold"},
     "uniform": {"allocator": "uniform"},
     "blockdrop": {"allocator": "blockdrop", "blocks": True},
+    "netadapt": {"blocks": True, "netadapt": True},
 }
+NETADAPT = NetAdapt(reduction=0.1, tuning_steps=5, batches=4)
+"""It trains while it searches, so its figures before the epoch hold some hundred short tunings on the 2 000 images."""
 METHODS = (*OURS, *peer.METHODS)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut model that meets a target."""
+    """A cut model that meets a target.
+
+    Attributes:
+        module: It.
+        plan: By which it is reconstructed; None where it cannot be.
+        ratio: Measured share of the dense latency.
+        details: What is written down of it.
+    """
 
     module: nn.Module
     plan: PruningPlan | None
@@ -80,7 +93,7 @@ class Bench:
 
     def __init__(self, weights: Path, data: Path, minutes: float, board: Board, folder: Path) -> None:
         self.name, self.board = weights.stem, board
-        self.model = load_model(weights)
+        self.model = padded_behind(load_model(weights))
         self.example = torch.zeros(1, 3, 32, 32)
         self.data = data
         self.graph = edgeprune.trace(self.model, self.example)
@@ -119,13 +132,24 @@ class Bench:
     def planner(self, method: str) -> Planner:
         """Scores and damage are computed once for all targets."""
         if method not in self._planners:
-            options = {name: value for name, value in OURS[method].items() if name != "settle"}
+            options = {name: value for name, value in OURS[method].items() if name not in ("settle", "netadapt")}
             self._planners[method] = Planner(self.model, self.kernels, self.predictor, task=self.task, **options)
         return self._planners[method]
 
     def candidate(self, method: str, speedup: float) -> Candidate | None:
         """A method's model for a target; None where it cannot reach it."""
-        return self._ours(method, 1 / speedup) if method in OURS else self._peer(method, 1 / speedup)
+        if method not in OURS:
+            return self._peer(method, 1 / speedup)
+        return self._ours(method, 1 / speedup)
+
+    def again(self, method: str, found: dict[str, Any]) -> Candidate:
+        """The model that a cell was measured with."""
+        if method in OURS:
+            kept = {name: tuple(units) for name, units in json.loads(found["kept"]).items()}
+            plan = make_plan(self.graph, kept)
+            return Candidate(edgeprune.apply(self.model, plan), plan, found["ratio"], {})
+        module = self._cut(method, found["pruning_ratio"])
+        return Candidate(module, peer.as_plan(self.graph, module), found["ratio"], {})
 
     def _ours(self, method: str, target: float) -> Candidate | None:
         planner = self.planner(method)
@@ -134,47 +158,68 @@ class Bench:
             planner = planner.settled(aim_ms)
         seen: set[str] = set()
         for _ in range(TURNS):
-            try:
-                proposal = planner.propose(aim_ms)
-            except BudgetInfeasibleError as error:
-                if error.best_ms > planner.dense_ms * target * 1.05 or error.best_ms <= aim_ms:
-                    break
-                proposal = planner.propose(error.best_ms)
-            if proposal.plan.hash in seen:
+            proposal = _proposed(planner, aim_ms, target)
+            if proposal is None or proposal.plan.hash in seen:
                 break
             seen.add(proposal.plan.hash)
             module = edgeprune.apply(self.model, proposal.plan)
             ratio = self.ratio(module)
+            if OURS[method].get("netadapt"):
+                found = NETADAPT.search(planner, replace(proposal, aim_ms=aim_ms * min(1.0, target / ratio)))
+                proposal = found.proposal
+                module = edgeprune.apply(found.planner.model, proposal.plan)
+                ratio = self.ratio(module)
             if ratio <= 1.01 * target and (best is None or ratio > best.ratio):
+                certificate = proposal.allocation.certificate
                 details = {
                     "predicted_share": proposal.predicted_ms / planner.dense_ms,
-                    "damage": proposal.allocation.certificate.damage,
-                    "gap": proposal.allocation.certificate.gap,
+                    "damage": certificate.damage,
+                    "gap": certificate.gap,
                     "blocks_removed": len(proposal.plan.removed),
+                    "kept": json.dumps({name: group["kept"] for name, group in proposal.plan.groups.items()}),
                 }
-                best = Candidate(module, proposal.plan, ratio, details)
+                # Reconstruction aims at the dense model, which NetAdapt has trained away from.
+                plan = None if OURS[method].get("netadapt") else proposal.plan
+                best = Candidate(module, plan, ratio, details)
             if abs(ratio / target - 1) <= 0.01:
                 break
             aim_ms *= target / ratio
         return best
 
+    def _cut(self, method: str, ratio: float) -> nn.Module:
+        return peer.cut(method, self.model, "linear", ratio, self.task.objectives[0].train)
+
     def _peer(self, method: str, target: float) -> Candidate | None:
-        batches = self.task.objectives[0].train
-
-        def cut(ratio: float) -> nn.Module:
-            return peer.cut(method, self.model, "linear", ratio, batches)
-
         path = RESULTS / f"{self.name}-{method.replace(' ', '-').replace('=', '')}.curve.json"
         curve: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-        for ratio in peer.RATIOS:
+
+        def look(ratio: float) -> float:
             if str(ratio) not in curve:
-                curve[str(ratio)] = self.ratio(cut(ratio), rounds=6, precision=0.02)
+                curve[str(ratio)] = self.ratio(self._cut(method, ratio), rounds=6, precision=0.02)
                 write(path, curve)
-        found = peer.at_latency(target, curve, cut)
-        if found is None:
+            return curve[str(ratio)]
+
+        for ratio in peer.RATIOS:
+            look(ratio)
+        for ratio in peer.mildest(target, curve, look):
+            module = self._cut(method, ratio)
+            measured = self.ratio(module)
+            if measured <= 1.01 * target:
+                return Candidate(module, peer.as_plan(self.graph, module), measured, {"pruning_ratio": ratio})
+        return None
+
+
+def _proposed(planner: Planner, aim_ms: float, target: float) -> Proposal | None:
+    """A plan for an aim; where it is out of reach, the smallest one, if it may still meet the target."""
+    try:
+        return planner.propose(aim_ms)
+    except BudgetInfeasibleError as error:
+        if error.best_ms > planner.dense_ms * target * 1.05 or error.best_ms <= aim_ms:
             return None
-        ratio, module = found
-        return Candidate(module, peer.as_plan(self.graph, module), self.ratio(module), {"pruning_ratio": ratio})
+        try:
+            return planner.propose(error.best_ms * (1 + 1e-9))
+        except BudgetInfeasibleError:
+            return None
 
 
 class _Flipped:
@@ -220,25 +265,46 @@ def refit(bench: Bench, candidate: Candidate) -> nn.Module:
     return module
 
 
-def cell(bench: Bench, method: str, speedup: float, seeds: list[int], found: dict[str, Any]) -> dict[str, Any]:
-    """One method at one target; what `found` has already is kept."""
-    if found.get("reachable") is False:
-        return found
-    started = time.monotonic()
-    candidate = bench.candidate(method, speedup)
-    if candidate is None:
-        return {"reachable": False, "host": host()}
-    if "batch_norm" not in found:
+def cell(
+    bench: Bench, method: str, speedup: float, seeds: list[int], found: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """One method at one target, as far as it is done after each step; what `found` has already is kept."""
+    candidate = None
+    if "reachable" not in found:
+        started = time.monotonic()
+        candidate = bench.candidate(method, speedup)
+        if candidate is None:
+            yield {"reachable": False, "host": host()}
+            return
         parameters = sum(value.numel() for value in candidate.module.parameters())
         found = {"reachable": True, "ratio": candidate.ratio, "parameters": parameters, **candidate.details}
         found |= recovered(bench, candidate) | {"host": host(), "seconds": time.monotonic() - started}
-    for seed in seeds:
-        if f"epoch_seed{seed}" not in found:
-            module = refit(bench, candidate)
-            settings = FineTuning(epochs=1, seed=seed)
-            fine_tune(module, bench.every_image, settings, teacher=bench.model)
-            found[f"epoch_seed{seed}"] = evaluate(module, bench.task)["accuracy"]
-    return found
+        if candidate.plan is None and method in OURS:
+            path = trained(bench.name, speedup, method)
+            save_file(candidate.module.state_dict(), path)
+        yield found
+    for seed in missing_seeds(found, seeds):
+        if candidate is None:
+            candidate = bench.again(method, found)
+            if method in OURS and (path := trained(bench.name, speedup, method)).exists():
+                candidate.module.load_state_dict(load_file(path))
+                candidate = replace(candidate, plan=None)
+        module = refit(bench, candidate)
+        fine_tune(module, bench.every_image, FineTuning(epochs=1, seed=seed), teacher=bench.model)
+        found = found | {f"epoch_seed{seed}": evaluate(module, bench.task)["accuracy"]}
+        yield found
+
+
+def missing_seeds(found: dict[str, Any], seeds: list[int]) -> list[int]:
+    """Those that a cell was not trained with yet."""
+    if found.get("reachable") is False:
+        return []
+    return [seed for seed in seeds if f"epoch_seed{seed}" not in found]
+
+
+def trained(name: str, speedup: float, method: str) -> Path:
+    """Where the weights are of a method that trains on the way."""
+    return place(name, speedup, method).with_suffix(".safetensors")
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
@@ -270,8 +336,7 @@ def table(name: str) -> None:
                 print(f"| {name} | {speedup:g}x | {method} | not reachable | | | | | |")
                 continue
             figures = [f"{row[key]:.1%}" if key in row else "-" for key in ("plain", "batch_norm", "reconstruction")]
-            epochs = [value for key, value in row.items() if key.startswith("epoch_seed")]
-            last = ", ".join(f"{value:.1%}" for value in epochs) or "-"
+            last = ", ".join(f"{value:.1%}" for key, value in row.items() if key.startswith("epoch_seed")) or "-"
             print(
                 f"| {name} | {speedup:g}x | {method} | {1 / row['ratio']:.2f}x | {row['parameters']:,} | "
                 f"{' | '.join(figures)} | {last} |"
@@ -312,12 +377,14 @@ def _run(bench: Bench, methods: list[str], options: argparse.Namespace) -> None:
             path = place(bench.name, speedup, method)
             found = json.loads(path.read_text()) if path.exists() else {}
             seeds = options.seeds if options.epoch else []
-            if found and (found["reachable"] is False or all(f"epoch_seed{seed}" in found for seed in seeds)):
+            if found and not missing_seeds(found, seeds):
                 continue
-            done = cell(bench, method, speedup, seeds, found)
-            write(path, done)
-            figures = {key: value for key, value in done.items() if key not in ("host", "details")}
-            print(f"{path.stem}: {figures}", flush=True)
+            if missing_seeds(found, seeds) and found and method in OURS and "kept" not in found:
+                found = {}  # of an earlier version, which did not say what it kept
+            for done in cell(bench, method, speedup, seeds, found):
+                write(path, done)
+                figures = {key: value for key, value in done.items() if key not in ("host", "kept")}
+                print(f"{path.stem}: {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ recovery as all others. A plan counts only if the model cut by it computes what 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.surgery.plan import PruningPlan, make_plan
 
 RATIOS = tuple(round(0.05 * step, 2) for step in range(1, 19))
+FINEST = 0.004
+"""How far apart ratios are, at most, where a target is met."""
 METHODS = tuple(
     f"torch-pruning {importance} {rounding}"
     for importance in ("magnitude", "taylor")
@@ -79,16 +80,23 @@ def as_plan(graph: edgeprune.ChannelGraph, pruned: nn.Module) -> PruningPlan | N
         return None
 
 
-def at_latency(target: float, curve: dict[str, float], cut_at: Callable[[float], Any]) -> tuple[float, Any] | None:
-    """The mildest ratio whose measured latency meets a target, and its model; None where no ratio does.
+def mildest(target: float, curve: dict[str, float], look: Callable[[float], float]) -> Iterator[float]:
+    """Ratios that meet a target, the mildest first; below the first one of the grid others are tried down to `FINEST`.
 
     Args:
         target: Share of the dense latency.
-        curve: Ratio to measured share of the dense latency.
-        cut_at: Makes the model of a ratio.
+        curve: Ratio to measured share of the dense latency; grows with what is looked at.
+        look: Measures a ratio.
     """
-    fitting = [float(ratio) for ratio, share in curve.items() if share <= target * 1.01]
+    fitting = sorted(float(ratio) for ratio, share in curve.items() if share <= target * 1.01)
     if not fitting:
-        return None
-    ratio = min(fitting)
-    return ratio, cut_at(ratio)
+        return
+    high = fitting[0]
+    low = max((float(ratio) for ratio in curve if float(ratio) < high), default=0.0)
+    while high - low > FINEST:
+        middle = round((low + high) / 2, 4)
+        if look(middle) <= target * 1.01:
+            high = middle
+        else:
+            low = middle
+    yield from sorted({high, *fitting})

@@ -106,7 +106,8 @@ def _arranged(
 ) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
     parameters = inspect.signature(model.forward).parameters
     if all(name in parameters for name in named):
-        return named
+        # In the order of forward, as batches that come by position have them.
+        return {name: named[name] for name in parameters if name in named}
     return tuple(named.values())
 
 

@@ -151,6 +151,12 @@ def prune(
     refit: Annotated[
         bool, typer.Option("--refit", help="Refit layers by least squares before they are tuned; needs a task.")
     ] = False,
+    refit_biases: Annotated[
+        bool,
+        typer.Option(
+            "--refit-biases", help="Biases make up for the mean of what was removed, before tuning; needs a task."
+        ),
+    ] = False,
     soft_masking: Annotated[
         int,
         typer.Option(
@@ -259,6 +265,7 @@ def prune(
         ema=ema,
         amp=_precision(amp),
         refit=refit,
+        refit_biases=refit_biases,
         soft_masking=soft_masking,
         reallocate_every=reallocate_every,
         netadapt=netadapt,

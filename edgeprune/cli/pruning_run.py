@@ -40,6 +40,8 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
     budget = options.budget
     _ = options.constraints  # read here only to be refused
     require_names(options.distill)
+    if options.refit and options.refit_biases:
+        raise ConfigError("--refit refits biases too, found --refit-biases beside it.", hint="one of the two")
     if parse_limits(options.limit) and options.task is None:
         raise ConfigError("--limit needs a task, for its objectives, found none.", hint="--task FILE.py:FACTORY")
     records.check_out(out)
@@ -190,7 +192,7 @@ def _carry_out(
                 distill=options.distill,
                 taps=options.tap,
                 blocks=options.blocks,
-                refit=options.refit,
+                refit="biases" if options.refit_biases else options.refit,
                 soft_masking=SoftMasking(options.soft_masking, options.reallocate_every)
                 if options.soft_masking
                 else None,

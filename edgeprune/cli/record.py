@@ -64,6 +64,7 @@ class PruneOptions(BaseModel):
         amp: Precision of the forward while tuning, or None for float32.
         blocks: Whether whole residual blocks may go.
         refit: Whether layers are refitted before they are tuned.
+        refit_biases: Whether their biases alone are.
         soft_masking: Epochs of fine-tuning that train under masks; 0 for none.
         reallocate_every: Steps between the allocations of soft masking.
         netadapt: Whether widths are searched with short tunings.
@@ -106,6 +107,7 @@ class PruneOptions(BaseModel):
     amp: Literal["bfloat16", "float16"] | None = None
     blocks: bool = False
     refit: bool = False
+    refit_biases: bool = False
     soft_masking: int = 0
     reallocate_every: int = 50
     netadapt: bool = False

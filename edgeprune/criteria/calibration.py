@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from edgeprune.criteria._base import Scores
 from edgeprune.criteria.batch_statistics import by_batch
+from edgeprune.criteria.common_prefix import MOST_BYTES, Prefix, first_reader
 from edgeprune.criteria.damage import DamageCurves, best_units
 from edgeprune.criteria.gates import closing_members
 from edgeprune.criteria.slices import parameter_members, selected
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
+from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode, sharing
 
 if TYPE_CHECKING:
@@ -205,12 +209,16 @@ class DamageCalibration:
             if progress is not None:
                 progress(done + 1, total)
         measured: dict[str, list[tuple[int, Losses]]] = {group.name: [] for group in masked.groups}
-        for done, ((name, width), group) in enumerate(wanted.items()):
+        every = list(wanted.items())
+        if self.seconds is None:
+            # Where all is measured, from the input on: what lies before a group's first reader is computed once.
+            every.sort(key=lambda item: masked.place(item[1]))
+        for done, ((name, width), group) in enumerate(every):
             if self.seconds is not None and time.monotonic() - started > self.seconds:
                 _log.warning("damage was calibrated at %s of %s widths in %s s", done, len(wanted), self.seconds)
                 break
             with masked.closed(group, width):
-                measured[name].append((width, masked.losses()))
+                measured[name].append((width, masked.losses_behind(group)))
             if progress is not None:
                 progress(len(branches) + done + 1, total)
         return dense, measured, removals
@@ -228,16 +236,30 @@ class _Masked:
         scores: Scores,
         task: Task,
     ) -> None:
-        self._model, self._graph, self._scores, self.groups = copy.deepcopy(model), graph, scores, tuple(groups)
+        self._dense, self._graph, self._scores, self.groups = model, graph, scores, tuple(groups)
         self._batch_statistics = settings.batch_statistics
         # Read once: a loader that shuffles would give every measurement other samples.
         self._batches = [
             (several, list(labeled_batches(several[0], "train", device_of(model), settings.batches)))
             for several in _together(task)
         ]
+        inputs = [one for _, batches in self._batches for one, _ in batches]
+        whole = _program(model, graph, inputs)
+        self._model = copy.deepcopy(model) if whole is None else whole
+        self._prefix = None if whole is None else Prefix(copy.deepcopy(whole), inputs, MOST_BYTES)
         parameters, members = parameter_members(groups, self._model)
         self._parameters: Mapping[str, torch.Tensor] = parameters
         self._gates = {group.name: closing_members(members[group.name], group.size) for group in groups}
+        self._places = {
+            group.name: 0
+            if whole is None
+            else first_reader(whole.program, {member.parameter for member, _ in self._gates[group.name]})
+            for group in groups
+        }
+
+    def place(self, group: ChannelGroup) -> int:
+        """How many operations there are before the first that reads what is zero where the group is closed; 0 where unknown."""
+        return self._places[group.name]
 
     @contextmanager
     def closed(self, group: ChannelGroup, width: int) -> Iterator[None]:
@@ -262,21 +284,52 @@ class _Masked:
         """Mean loss of the batches by objective, in eval form."""
         return self._losses(self._model)
 
+    def losses_behind(self, group: ChannelGroup) -> Losses:
+        """The same where a group is closed; for groups in the order of their `place`, what lies before it is computed once."""
+        place = self._places[group.name]
+        if self._prefix is None or self._prefix.count > place:
+            return self.losses()
+        with self._norms(self._prefix.module):
+            self._prefix.advance(place)
+        return self._losses(self._model, self._prefix)
+
     def losses_without(self, branch: ResidualBranch) -> Losses:
         """The same of the model without a branch."""
         plan = make_plan(self._graph, dict.fromkeys(branch.groups, ()))
-        return self._losses(cut_program(self._model, plan))
+        return self._losses(cut_program(self._dense, plan))
 
-    def _losses(self, model: nn.Module) -> Losses:
+    def _norms(self, model: nn.Module) -> AbstractContextManager[None]:
+        return by_batch(model) if self._batch_statistics else nullcontext()
+
+    def _losses(self, model: nn.Module, prefix: Prefix | None = None) -> Losses:
         found: dict[str, list[float]] = {}
-        norms = by_batch(model) if self._batch_statistics else nullcontext()
-        with mode(model, training=False), torch.no_grad(), norms:
+        number = itertools.count()
+        with mode(model, training=False), torch.no_grad(), self._norms(model):
             for several, batches in self._batches:
                 for inputs, targets in batches:
-                    outputs = call(model, inputs)
+                    if prefix is not None and isinstance(model, ProgramModule):
+                        outputs = prefix.outputs(model, next(number))
+                    else:
+                        outputs = call(model, inputs)
                     for one in several:
                         found.setdefault(one.name, []).append(float(loss_of(one, outputs, targets)))
         return {name: float(np.mean(losses)) for name, losses in found.items()}
+
+
+def _program(model: nn.Module, graph: ChannelGraph, inputs: Sequence[Any]) -> ProgramModule | None:
+    """The model as its program, where that can be written down and takes these inputs.
+
+    On other devices than the CPU the model itself is run: constants of forward lie where the model was traced.
+    """
+    if graph.parts or not graph.dynamic_batch or device_of(model).type != "cpu":
+        return None
+    expected = [tuple(example.shape[1:]) for example in graph.example_inputs]
+    for one in inputs:
+        leaves = pytree.tree_leaves(one)
+        if [tuple(leaf.shape[1:]) if isinstance(leaf, torch.Tensor) else None for leaf in leaves] != expected:
+            return None
+    plan = make_plan(graph, {}, allow_empty=True)
+    return None if plan.program is None else cut_program(model, plan).eval()
 
 
 def _together(task: Task) -> Iterator[tuple[Objective, ...]]:

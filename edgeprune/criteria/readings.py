@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,8 @@ def _flat(graph: ChannelGraph, inputs: Any) -> list[Any]:
         raise TaskError(f"the inputs of a batch cannot be used: {error.message}") from error
     if set(kwargs) == set(named):
         kwargs = {name: kwargs[name] for name in named}
+    else:
+        args, kwargs = _as_traced(graph, args, kwargs)
     leaves, found = pytree.tree_flatten((args, kwargs))
     if found != spec:
         raise TaskError(
@@ -241,6 +244,24 @@ def _flat(graph: ChannelGraph, inputs: Any) -> list[Any]:
             hint="the same tensor, tuple or dict in both places",
         )
     return leaves
+
+
+def _as_traced(
+    graph: ChannelGraph, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position and by name as the model was traced with them; as they came where those are others."""
+    spec = graph.program.call_spec.in_spec
+    positional, named = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    try:
+        signature = inspect.signature(graph.model.forward)
+        given = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return args, kwargs
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    first = list(signature.parameters)[: len(positional)]
+    if any(signature.parameters[name].kind not in plain for name in given) or set(given) != {*first, *named}:
+        return args, kwargs
+    return tuple(given[name] for name in first), {name: given[name] for name in named}
 
 
 class _Watcher(Interpreter):

@@ -107,6 +107,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         TraceError: If the model cannot be exported, nor any part of it; the message names the user's line.
     """
     args, kwargs = call_arguments(example_inputs)
+    kwargs = _as_in_forward(model, kwargs)
     try:
         return _whole(eval_copy(model), args, kwargs)
     except TraceError as failure:
@@ -126,6 +127,18 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             raise failure from error
         log.warning("captured in parts (%s): %s", ", ".join(part.path for part in parts), failure.message)
         return replace(captured, parts=parts, failure=failure)
+
+
+def _as_in_forward(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Named inputs in the order of forward, so that they are the same ones when a program is called by position."""
+    try:
+        order = list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return kwargs
+    return {
+        name: kwargs[name]
+        for name in sorted(kwargs, key=lambda name: order.index(name) if name in order else len(order))
+    }
 
 
 def _runnable_copy(model: nn.Module) -> nn.Module:

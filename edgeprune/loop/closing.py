@@ -72,6 +72,8 @@ class ClosedLoop:
         board: Where it is measured.
         most_rounds: Most rounds, those of an earlier run included.
         measuring_rounds: Rounds of each comparison with the dense engine.
+        settle_ms: Predicted latency near which damage is measured beside the plan before a further one is made
+            (`Planner.settled`), milliseconds; None where the planner is to be taken as it is.
         progress: Called with (step, done, in all).
     """
 
@@ -84,10 +86,12 @@ class ClosedLoop:
         *,
         most_rounds: int = MOST_ROUNDS,
         measuring_rounds: int = 20,
+        settle_ms: float | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.planner, self.dense, self.budget_ms, self.board = planner, dense, budget_ms, board
         self.most_rounds, self.measuring_rounds, self.progress = most_rounds, measuring_rounds, progress
+        self.settle_ms = settle_ms
 
     def run(
         self, first: Proposal, begun: Sequence[PruningRound] = (), plans: Mapping[int, PruningPlan] | None = None
@@ -157,6 +161,8 @@ class ClosedLoop:
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)
         if self._met_for_sure(last) and aim <= last.aim_ms:
             return None, "the upper end of what was measured leaves no room to aim higher"
+        if self.settle_ms is not None:
+            self.planner, self.settle_ms = self.planner.settled(self.settle_ms), None
         _log.info("round %d aims at %.4g ms predicted", len(rounds) + 1, aim)
         try:
             proposal = self.planner.propose(aim)

@@ -7,9 +7,9 @@ measured around a plan, one decision changed at a time, the curves are corrected
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from edgeprune.allocation.choices import Choice
     from edgeprune.criteria._base import Scores
     from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.surgery.plan import PruningPlan
+    from edgeprune.surgery.program_module import ProgramModule
     from edgeprune.tasks.task import Task
 
 _log = logging.getLogger("edgeprune.loop")
@@ -62,29 +64,81 @@ class PlanLoss:
         Raises:
             SurgeryError: The cut program cannot be written down.
         """
-        key = tuple(widths[group.name] for group in self._graph.groups)
+        key = self._key(widths)
         if key not in self._known:
-            self._known[key] = self._loss(widths)
+            from edgeprune.criteria.batch_statistics import by_batch
+            from edgeprune.tasks.batches import call
+
+            module, inputs = self._model_of(self._plan(widths)), [one for one, _ in self._every()]
+            with by_batch(module):
+                self._known[key] = self._weighted(lambda number: call(module, inputs[number]))
         return self._known[key]
 
-    def _loss(self, widths: Widths) -> float:
-        import torch
+    def measure_beside(
+        self, widths: Widths, others: Iterable[Widths], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Measure the losses at many widths that are some but for a group or two; `at` knows them afterwards.
 
-        from edgeprune.surgery.cutting import cut_program
-        from edgeprune.tasks.batches import call, loss_of
+        They are the same to the last bit as measured one by one. What lies before the first difference is computed once.
 
+        Args:
+            widths: Of all groups.
+            others: The same, changed.
+            progress: Called with (measured, in all).
+
+        Raises:
+            SurgeryError: As `at`.
+        """
+        from edgeprune.criteria.batch_statistics import by_batch
+        from edgeprune.criteria.common_prefix import models_beside
+
+        plans = {self._key(one): self._plan(one) for one in others}
+        wanted = {key: plan for key, plan in plans.items() if key not in self._known}
+        own = self._plan(widths)
+        if own.program is None or any(plan.program is None for plan in wanted.values()):
+            # Its model cannot be made; that is said as ever.
+            for plan in (own, *wanted.values()):
+                self._model_of(plan)
+        models = models_beside(own, wanted, self._model_of, [inputs for inputs, _ in self._every()], by_batch)
+        for done, (key, outputs) in enumerate(models):
+            self._known[key] = self._weighted(outputs)
+            if progress is not None:
+                progress(done + 1, len(wanted))
+
+    def _key(self, widths: Widths) -> tuple[int, ...]:
+        return tuple(widths[group.name] for group in self._graph.groups)
+
+    def _plan(self, widths: Widths) -> PruningPlan:
         kept: dict[str, Any] = {name: () for name, width in widths.items() if width == 0}
         kept |= {
             name: best_units(values, widths[name])
             for name, values in self._scores.items()
             if widths[name] < len(values)
         }
-        module = cut_program(self._model, make_plan(self._graph, kept, allow_empty=True)).eval()
-        total = 0.0
-        with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(module.watched(lambda name, values: None))
+        return make_plan(self._graph, kept, allow_empty=True)
+
+    def _model_of(self, plan: PruningPlan) -> ProgramModule:
+        from edgeprune.surgery.cutting import cut_program
+
+        return cut_program(self._model, plan).eval()
+
+    def _every(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of all objectives, one behind the other."""
+        return itertools.chain.from_iterable(self._batches)
+
+    def _weighted(self, outputs: Callable[[int], Any]) -> float:
+        """The weighted loss, from what a model returns for a batch by its number."""
+        import torch
+
+        from edgeprune.tasks.batches import loss_of
+
+        total, number = 0.0, 0
+        with torch.no_grad():
             for objective, own in zip(self._task.objectives, self._batches, strict=True):
-                losses = [float(loss_of(objective, call(module, inputs), targets)) for inputs, targets in own]
+                losses = []
+                for _, targets in own:
+                    losses.append(float(loss_of(objective, outputs(number), targets)))
+                    number += 1
                 total += objective.weight * float(np.mean(losses))
         return total
 
@@ -127,7 +181,6 @@ def corrected(
     candidates: Mapping[str, tuple[int, ...]],
     widths: Widths,
     loss: Callable[[str, int], float],
-    progress: Callable[[int, int], None] | None = None,
 ) -> DamageCurves:
     """The curves as they are beside a plan.
 
@@ -140,12 +193,10 @@ def corrected(
         candidates: Widths of each decision's first group, descending.
         widths: The plan.
         loss: Called with a group and a width: the loss of the plan with only that changed, minus the plan's own.
-        progress: Called with (measured, in all).
     """
     found = {name: curve.copy() for name, curve in curves.items()}
-    every = list(changes(choices, candidates, widths))
     tied = {choice.groups[0]: choice.groups for choice in choices}
-    for done, change in enumerate(every):
+    for change in changes(choices, candidates, widths):
         name, now = change.group, widths[change.group]
         difference = loss(name, change.width)
         curve = found[name]
@@ -161,8 +212,6 @@ def corrected(
                     removal = found[one][0]
                     found[one] *= factor
                     found[one][0] = removal
-        if progress is not None:
-            progress(done + 1, len(every))
     return found
 
 

@@ -46,10 +46,12 @@ def _limits(budget: Budget, kernel_graph: KernelGraph, predictor: Predictor | No
     cost: AdditiveCost
     if budget.parameters is not None or budget.parameters_ratio is not None:
         cost = Parameters(kernel_graph.graph)
-        yield Limit("parameters", cost, budget.parameters or (budget.parameters_ratio or 1.0) * cost.value({}))
+        at_most = budget.parameters or (budget.parameters_ratio or 1.0) * cost.value({})
+        yield Limit("parameters", cost, at_most, option="--params {}")
     if budget.macs is not None or budget.macs_ratio is not None:
         cost = MultiplyAccumulates(kernel_graph)
-        yield Limit("multiply-accumulates", cost, budget.macs or (budget.macs_ratio or 1.0) * cost.value({}))
+        at_most = budget.macs or (budget.macs_ratio or 1.0) * cost.value({})
+        yield Limit("multiply-accumulates", cost, at_most, option="--macs {}")
     if budget.memory_bytes is not None or budget.memory_ratio is not None:
         held = Memory(kernel_graph)
         at_most = budget.memory_bytes or (budget.memory_ratio or 1.0) * held.value({})

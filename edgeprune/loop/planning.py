@@ -183,7 +183,7 @@ class Planner:
         Raises:
             ConfigError: There is no task to measure a loss on.
         """
-        from edgeprune.loop.in_context import PlanLoss, changed, corrected
+        from edgeprune.loop.in_context import PlanLoss, changed, changes, corrected
 
         if self.task is None:
             raise ConfigError("damage beside a plan needs a task, to measure the loss, found none.")
@@ -209,14 +209,24 @@ class Planner:
             if turn == turns:
                 break
 
-            def difference(name: str, width: int, widths: dict[str, int] = widths, here: float = here) -> float:
-                return loss.at(changed(self.graph, tied[name], widths, width)) - here
+            def other(name: str, width: int, widths: dict[str, int] = widths) -> dict[str, int]:
+                return changed(self.graph, tied[name], widths, width)
+
+            def difference(
+                name: str,
+                width: int,
+                other: Callable[[str, int], dict[str, int]] = other,
+                here: float = here,
+            ) -> float:
+                return loss.at(other(name, width)) - here
 
             def told(done: int, total: int, turn: int = turn) -> None:
                 if self._progress is not None:
                     self._progress("measuring damage beside the plan", turn * total + done, turns * total)
 
-            curves = corrected(curves, choices, candidates, widths, difference, told)
+            every = (other(change.group, change.width) for change in changes(choices, candidates, widths))
+            loss.measure_beside(widths, every, told)
+            curves = corrected(curves, choices, candidates, widths, difference)
         found = copy.copy(self)
         found.__dict__.pop("_ready", None)
         found.__dict__["damage"] = best[1]

@@ -14,7 +14,7 @@ from edgeprune.loop.interruption import Interruption
 from edgeprune.loop.limits import limits_of
 from edgeprune.loop.lowering import lowered, require_runtime
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress
-from edgeprune.loop.realizing import CALIBRATION_BATCHES
+from edgeprune.loop.realizing import CALIBRATION_BATCHES, Refit
 from edgeprune.loop.result import Result
 from edgeprune.loop.settings import Settings
 from edgeprune.loop.stages import Stages
@@ -66,7 +66,7 @@ def prune(
     fine_tuning: FineTuning | None = None,
     distill: bool | Distillations = False,
     taps: Sequence[str] = (),
-    refit: bool = False,
+    refit: Refit = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     soft_masking: SoftMasking | None = None,
     netadapt: NetAdapt | None = None,
@@ -117,7 +117,8 @@ def prune(
             ``"attention"``, several of them, or objects (`edgeprune.recovery.distillation`); True is its logits.
         taps: Modules whose values are compared by all but the logits; the ends of stages where there are none.
         refit: Whether the layers of the cut model are refitted by least squares before they are tuned
-            (`edgeprune.recovery.reconstruction`); needs a task, and no labels.
+            (`edgeprune.recovery.reconstruction`), or, with ``"biases"``, given the biases that make up for the mean of what was
+            removed (`edgeprune.recovery.bias_compensation`); needs a task, and no labels.
         calibration_batches: Most training batches for batch-norm re-estimation.
         soft_masking: Whether some of the epochs of `fine_tuning` are trained under masks before the cut, while widths and units
             are chosen again and again (`edgeprune.loop.soft_masking`). The first plan is made without it, sets the latency to aim
@@ -183,6 +184,8 @@ def prune(
         )
     if earlier is not None and board is None:
         raise ConfigError("going on with an earlier result needs a board to measure on, found none.")
+    if refit not in (True, False, "biases"):
+        raise ConfigError(f"refit must be True, False or 'biases', found {refit!r}.")
     if refit and task is None:
         raise ConfigError("refitting layers needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
     interruption = Interruption(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
@@ -202,7 +205,7 @@ def prune(
         "pagcp": pagcp,
         "damage per objective": per_task,
     }
-    search = _search(searches, task, refit=refit)
+    search = _search(searches, task, refit=bool(refit))
     if task is not None:
         from edgeprune.tasks.batches import validate
 

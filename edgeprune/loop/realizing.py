@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.errors import ReconstructionError
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from edgeprune.surgery.plan import PruningPlan
 
 _log = logging.getLogger("edgeprune.loop")
+
+Refit = bool | Literal["biases"]
+"""Whether layers are refitted, or their biases alone."""
 
 CHECK_TOLERANCE = 1e-6
 """Largest difference between cut and masked model, both computed in float64."""
@@ -58,7 +61,7 @@ def realize(
     fine_tuning: FineTuning | None = None,
     distill: bool | Distillations = False,
     taps: Sequence[str] = (),
-    refit: bool = False,
+    refit: Refit = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     progress: Progress | None = None,
 ) -> Realized:
@@ -108,7 +111,7 @@ def cut(
     example_inputs: Any,
     *,
     module: nn.Module | None = None,
-    refit: bool = False,
+    refit: Refit = False,
     calibration_batches: int | None = CALIBRATION_BATCHES,
     progress: Progress | None = None,
 ) -> Realized:
@@ -119,7 +122,8 @@ def cut(
         proposal: What to cut.
         example_inputs: Tensor, tuple or dict, as the model was traced with.
         module: The planner's model cut as proposed, where the caller has it; it is tuned in place.
-        refit: Whether layers are refitted by least squares before they are tuned, where the model allows it.
+        refit: Whether layers are refitted by least squares before they are tuned, or their biases alone (``"biases"``), where
+            the model allows it.
         calibration_batches: Most training batches for batch-norm re-estimation; all when None.
         progress: Called with (step, done, in all).
 
@@ -128,6 +132,7 @@ def cut(
         TaskError: The task cannot be used.
     """
     from edgeprune.recovery.batch_norm import reestimate_batch_norm
+    from edgeprune.recovery.bias_compensation import compensate_biases
     from edgeprune.recovery.reconstruction import reconstruct
     from edgeprune.surgery.cutting import apply
 
@@ -149,9 +154,8 @@ def cut(
     first = None
     if refit:
         try:
-            first = reconstruct(
-                module, planner.graph, proposal.plan, example_inputs, train, task=task, progress=progress
-            )
+            step = compensate_biases if refit == "biases" else reconstruct
+            first = step(module, planner.graph, proposal.plan, example_inputs, train, task=task, progress=progress)
         except ReconstructionError as error:
             notes = (*notes, f"Layers were not refitted: {error.message}")
     if first is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeprune.loop.realizing import Refit
     from edgeprune.loop.searched import Search
     from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.fine_tuning import FineTuning
@@ -22,7 +23,7 @@ class Settings:
         fine_tuning: How the cut model is tuned.
         distillations: By which losses the dense model teaches; none where there are none.
         taps: Modules whose values these compare.
-        refit: Whether layers are refitted.
+        refit: Whether layers are refitted, or their biases alone.
         blocks: Whether whole residual branches may go.
         search: What chooses widths while it trains, or None.
         calibration_batches: Most training batches for batch-norm re-estimation.
@@ -35,7 +36,7 @@ class Settings:
     fine_tuning: FineTuning
     distillations: tuple[Distillation, ...]
     taps: tuple[str, ...]
-    refit: bool
+    refit: Refit
     blocks: bool
     search: Search | None
     calibration_batches: int | None

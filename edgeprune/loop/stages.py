@@ -83,7 +83,7 @@ class Stages:
         ConfigError: The earlier result is of another model or budget, or has nothing left to measure; a search has not as many
             epochs as it needs, or cannot be made; features cannot be compared at a tap.
         ModelError: Features are to be compared, and there is no place for it.
-        TaskError: A search cannot train the model.
+        TaskError: A search, or tuning, cannot train the model.
     """
 
     def __init__(
@@ -124,8 +124,14 @@ class Stages:
         """Refuse what searching and tuning would refuse, before scores, rounds on the board and damage take their time."""
         if self._searches is not None:
             self._searches.require(self._planner, self._budget_ms)
+        tunes = self._task is not None and self._left.epochs > 0 and self._left.steps != 0
+        if tunes and not any(parameter.requires_grad for parameter in self._model.parameters()):
+            raise TaskError(
+                "fine-tuning needs parameters that require gradients, found none.",
+                hint="requires_grad_(True), or FineTuning(epochs=0)",
+            )
         by_features = any(one.reads == "features" for one in self._settings.distillations)
-        if by_features and self._task is not None and self._left.epochs > 0:
+        if by_features and tunes:
             require_places(self._planner.graph, self._settings.taps)
 
     def run(self) -> Result:
@@ -204,10 +210,14 @@ class Stages:
     def _taken(self) -> _Taken:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
         settings, planner, earlier = self._settings, self._planner, self._earlier
-        if settings.blocks and not settings.refit and planner.allocator.name == ALLOCATOR:
+        settle_ms = None
+        exact = planner.allocator.name == ALLOCATOR
+        if settings.blocks and settings.refit is not True and exact and not self._dense_suffices:
             # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
             # leaves of it is another matter (docs/pruning.md, whole blocks).
-            planner = planner.settled(_aimed(self._dense, settings.margin) * self._budget_ms)
+            settle_ms = _aimed(self._dense, settings.margin) * self._budget_ms
+        if settle_ms is not None and earlier is None:
+            planner, settle_ms = planner.settled(settle_ms), None
         proposal = self._first(planner)
         self._write(proposal)
         searched = None
@@ -232,6 +242,8 @@ class Stages:
             # What is only counted holds as planned: there is nothing to correct.
             most_rounds=settings.most_rounds if settings.budget.bounds_latency else 1,
             measuring_rounds=settings.measuring_rounds,
+            # The plan that an earlier run left is there already; it may be the last one.
+            settle_ms=settle_ms,
             progress=self._progress,
         )
         if earlier is None:

@@ -237,12 +237,12 @@ class _Finder:
                 **dict(twin.named_buffers(remove_duplicate=False)),
             }
             side = Side(graph.program, tensors)
-            side.begin([inputs])
+            side.begin(inputs)
             with torch.no_grad():
                 for node in self.calls:
-                    side.run(node, 1)
+                    side.run(node)
                     if node.name in names:
-                        self._values[node.name] = side.of_batches(node)[0].clone()
+                        self._values[node.name] = side.of(node).clone()
         except FORWARD_ERRORS as error:
             raise ModelError(
                 f"distilling features needs a model that runs on random inputs of the traced size, found {error}",

@@ -21,6 +21,7 @@ _STEPS = {
     "batch_norm": "batch norms",
     "fine_tuning": "tuned",
     "reconstruction": "refitted",
+    "bias_compensation": "biases compensated",
 }
 
 

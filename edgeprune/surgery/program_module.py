@@ -165,6 +165,19 @@ class ProgramModule(nn.Module):
         self._run(values, self._steps[:count])
         return {name: value for name, value in values.items() if name not in self._tensors}
 
+    def advanced(self, begun: Mapping[str, Any], start: int, stop: int, kept: Collection[str] = ()) -> dict[str, Any]:
+        """What `begun` would have given after more operations.
+
+        Args:
+            begun: Its result, or one of this; it stays as it is where no operation works in place.
+            start: How many operations that was of.
+            stop: After how many.
+            kept: Values that stay although no later operation of this program reads them.
+        """
+        values = dict(begun)
+        self._run(values, self._steps[start:stop], kept)
+        return {name: value for name, value in values.items() if name not in self._tensors}
+
     def finished(self, begun: Mapping[str, Any], count: int) -> Any:
         """Run the other operations, on what `begun` gave, of this model or one whose first operations compute the same.
 
@@ -202,7 +215,7 @@ class ProgramModule(nn.Module):
         schemas = (getattr(step.function, "_schema", None) for step in self._steps)
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
-    def _run(self, values: dict[str, Any], steps: Sequence[_Step]) -> None:
+    def _run(self, values: dict[str, Any], steps: Sequence[_Step], kept: Collection[str] = ()) -> None:
         if not steps:
             return
         for name, target in self._tensors.items():
@@ -221,7 +234,8 @@ class ProgramModule(nn.Module):
             if self._see is not None and step.name in self._seen:
                 self._see(step.name, values[step.name])
             for name in step.last_use:
-                del values[name]
+                if name not in kept:
+                    del values[name]
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -288,6 +302,9 @@ class ProgramModule(nn.Module):
 
     def _ordered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         names = self._frame.inputs.child(1).context or []
+        if not names and all(name in self._inputs for name in kwargs):
+            # Traced by position: an input has the name of its parameter of forward.
+            names = self._inputs
         return {name: kwargs[name] for name in names if name in kwargs} | kwargs
 
     def _tensor(self, target: str) -> torch.Tensor:

@@ -143,9 +143,20 @@ def test_without_epochs_there_is_nothing_to_teach(
     assert found["recovery"][1]["details"]["steps"] == 0
 
 
+def test_biases_alone_can_make_up_for_what_was_removed(
+    options: PruneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = options.model_copy(update={"epochs": 0, "distill": (), "tap": (), "ema": None, "refit_biases": True})
+    begin(plain, tmp_path / "out", Output(json_mode=True))
+    found = json.loads(capsys.readouterr().out)
+    assert [step["step"] for step in found["recovery"]] == ["bias_compensation", "fine_tuning"]
+    assert found["recovery"][0]["details"]["layers"] >= 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"refit": True, "refit_biases": True}, "--refit refits biases too, found --refit-biases beside it"),
         (
             {"distill": ("logit",)},
             "a distillation must be one of logits, features, channelwise, attention, found 'logit'",

@@ -9,7 +9,9 @@ from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
+from edgeprune.criteria import calibration
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.damage import best_units, damage_curves
 from edgeprune.criteria.l1 import L1
@@ -55,6 +57,40 @@ def test_what_is_measured_is_the_loss_without_the_worst_units(case):
         for width, increase in points:
             gone = np.setdiff1d(np.arange(len(scores[name])), best_units(scores[name], width))
             assert increase == pytest.approx(loss_without(case, hand, gone) - dense, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_what_lies_before_a_group_is_computed_once_and_losses_are_those_of_the_model_itself(
+    case, monkeypatch, batch_statistics
+):
+    scores, curves = scored(case, L2())
+    settings = DamageCalibration(batch_statistics=batch_statistics)
+
+    def calibrated():
+        with FlopCounterMode(display=False) as counter:
+            found = settings.calibrate(curves, scores, case.graph, case.model, case.task)
+        return found, counter.get_total_flops()
+
+    once, least = calibrated()
+    monkeypatch.setattr(calibration, "_program", lambda *given: None)
+    again, all_of_it = calibrated()
+    assert (once.dense_loss, once.measured) == (again.dense_loss, again.measured)
+    assert all(np.array_equal(curve, again.curves[name]) for name, curve in once.curves.items())
+    assert least < 0.9 * all_of_it
+
+
+def test_batches_of_another_shape_than_the_traced_one_are_measured_all_the_same(small_case):
+    large = [
+        (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), targets[:4])
+        for _, targets in small_case.task.objectives[0].train
+    ]
+    task = Task.single(train=large, validation=large, loss=cross_entropy, metric=lambda outputs, targets: 0.0)
+    scores, curves = scored(small_case, L2())
+    found = DamageCalibration().calibrate(curves, scores, small_case.graph, small_case.model, task)
+    with torch.no_grad():
+        losses = [float(cross_entropy(small_case.model.eval()(inputs), targets)) for inputs, targets in large]
+    small_case.model.train()
+    assert found.dense_loss == pytest.approx(np.mean(losses[:4]), rel=1e-6)
 
 
 def test_curves_go_through_what_was_measured_and_keep_the_order_of_widths(case):

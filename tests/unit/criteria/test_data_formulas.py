@@ -457,7 +457,7 @@ class Named(nn.Module):
         return self.head(torch.cat([self.one(left).relu(), self.other(right).relu()], 1))
 
 
-def test_inputs_by_name_may_come_in_any_order():
+def test_inputs_by_name_may_come_in_any_order_or_by_place():
     torch.manual_seed(0)
     model, left, right, labels = Named(), torch.randn(6, 4), torch.randn(6, 3), torch.zeros(6, dtype=torch.long)
     graph = trace(model, {"left": left[:2], "right": right[:2]})
@@ -468,6 +468,11 @@ def test_inputs_by_name_may_come_in_any_order():
         return ActivationMean().score(graph, model, task)
 
     one, other = scored({"left": left, "right": right}), scored({"right": right, "left": left})
+    for inputs in ((left, right), [left, right]):
+        by_place = scored(inputs)
+        assert all(np.array_equal(one[name], by_place[name]) for name in one), "as the model itself takes them"
+    with pytest.raises(TaskError, match="nested like the example inputs"):
+        scored((left, right, None))
     with torch.no_grad():
         expected = model.one(left).relu().mean(0).numpy()
     assert len(one) == 2

@@ -134,3 +134,22 @@ def test_a_plan_that_met_the_budget_is_kept_when_the_board_is_lost_after_it(plan
     assert len(found.rounds) == 2
     assert (found.chosen, found.lost) == (0, "bench could not measure it: emulated")
     assert found.rounds[0].high_ms(dense.ms) <= budget_ms
+
+
+@pytest.mark.parametrize(
+    ("factor", "asked"), [(1.0, []), (1.2, ["once"])], ids=["it is the last plan", "there is another"]
+)
+def test_what_an_earlier_run_left_is_measured_before_damage_is_measured_beside_it(planner, monkeypatch, factor, asked):
+    dense_ms, told = planner.dense_ms, []
+
+    def law(ms):
+        return ms if ms == dense_ms else factor * ms
+
+    monkeypatch.setattr(type(planner), "settled", lambda self, budget_ms: told.append("once") or self)
+    left = planner.propose(0.7 * dense_ms, margin=0.01)
+    loop = EmulatedLoop(
+        planner, DenseLatency(dense_ms, dense_ms, measured=True), 0.7 * dense_ms, None, law=law, settle_ms=1.0
+    )
+    found = loop.run(left)
+    assert told == asked
+    assert len(found.rounds) > len(asked)

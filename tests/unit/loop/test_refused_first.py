@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from edgeprune.errors import ConfigError, TaskError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking
+from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -57,6 +58,31 @@ def test_weights_that_do_not_learn_under_masks(tabled):
     with pytest.raises(TaskError, match=r"block\.second\.weight must require them"):
         pruned(tabled, "60%", told, model=frozen, soft_masking=SoftMasking())
     assert told == []
+
+
+def test_a_model_none_of_whose_weights_learn(tabled):
+    told = []
+    frozen = copy.deepcopy(tabled.model).requires_grad_(False)
+    with pytest.raises(TaskError, match="fine-tuning needs parameters that require gradients, found none"):
+        pruned(tabled, "60%", told, model=frozen)
+    assert told == []
+
+
+@pytest.mark.parametrize(("budget", "option"), [(Budget(parameters=3), "--params"), (Budget(macs=5), "--macs")])
+def test_a_count_out_of_reach_comes_with_the_option_that_can_be_reached(tabled, budget, option):
+    with pytest.raises(BudgetInfeasibleError) as refused:
+        pruned(tabled, budget, [], fine_tuning=FineTuning(epochs=0))
+    assert refused.value.hint is not None
+    asked, number = refused.value.hint.split(" ")
+    assert asked == option
+    reached = Budget.of(**{option.strip("-"): number})
+    pruned(tabled, reached, [], fine_tuning=FineTuning(epochs=0))
+
+
+def test_a_dense_model_that_suffices_costs_no_measured_losses(tabled):
+    told = []
+    assert pruned(tabled, Budget(latency_ms=1.001 * tabled.dense_ms), told, blocks=True).unchanged
+    assert not any("damage" in step for step, *_ in told)
 
 
 def test_what_would_not_be_used_is_not_refused(tabled):

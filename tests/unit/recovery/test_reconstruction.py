@@ -1,15 +1,17 @@
 """Least-squares reconstruction of cut models, against closed forms and by what it must never do."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgeprune.errors import ConfigError, ModelError, TaskError
 from edgeprune.graph.tracing import trace
-from edgeprune.recovery.reconstruction import reconstruct
+from edgeprune.recovery.reconstruction import _AT_ONCE, _live_bytes, reconstruct
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import make_plan, uniform_plan
 
@@ -249,3 +251,60 @@ def test_no_more_samples_are_taken_than_were_asked_for():
     data = batches(8, 3, 8, 8)
     graph, plan, module = cut(model, data[0][0])
     assert reconstruct(module, graph, plan, data[0][0], data, samples=11).details["samples"] == 11
+
+
+@pytest.mark.parametrize("name", ["residual", "attention"])
+def test_batches_for_which_there_is_no_room_are_computed_again_and_come_to_the_same(name):
+    model, shape = cases()[name]
+    model = randomized(model)
+    data = batches(*shape, count=12)
+    graph, plan, module = cut(model, data[0][0])
+    other = copy.deepcopy(module)
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    with FlopCounterMode(display=False) as once:
+        reconstruct(module, graph, plan, data[0][0], data)
+    # Room for one batch in both programs beside a part of the others.
+    little = int(2 * shape[0] * _live_bytes(graph) / _AT_ONCE)
+    with FlopCounterMode(display=False) as again:
+        reconstruct(other, graph, plan, data[0][0], data, most_bytes=little)
+    for key, value in module.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(value, dense[key]) for key, value in model.state_dict().items())
+    assert again.get_total_flops() > 1.1 * once.get_total_flops(), "nothing was computed again"
+
+
+class Wide(nn.Module):
+    """Large activations, little work."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(layer for at in range(4) for layer in (nn.Conv2d(1 if at == 0 else 16, 16, 1), nn.ReLU()))
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="reads the memory of a process as Linux tells it"
+)
+def test_memory_is_bounded():
+    model = randomized(Wide())
+    data = [(torch.randn(64, 1, 192, 192), None)]
+    graph, plan, module = cut(model, data[0][0][:2])
+    allowed = 2**26
+    assert 64 * 2 * _live_bytes(graph) > 8 * allowed, "all of it must not fit"
+    reconstruct(module, graph, plan, data[0][0][:2], data, samples=2)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    record = reconstruct(module, graph, plan, data[0][0][:2], data, most_bytes=allowed)
+    assert record.details["samples"] == 64
+    assert resident("VmHWM") - before < 2 * allowed, "what malloc does not give back comes on top"
+
+
+def resident(name):
+    """Bytes of memory of this process, now or at most since that was cleared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
