@@ -21,9 +21,13 @@ from edgeprune.latency.arrays import Floats
 TOLERANCE = 0.02
 """Relative error that one network is expected to keep; larger ones count less (Huber)."""
 
-PRIOR_SPREADS = (0.3, 0.15, 0.05, 0.1)
+PRIOR_SPREADS = (0.3, 0.15, 0.05, 0.05)
 """Prior standard deviations: of a around 1; of b around 0, in mean kernel times; of c and of what all weights cost around 0, in
 median sums."""
+
+_NO_WEIGHTS = (*PRIOR_SPREADS[:3], 1e-9)
+"""Of what models have in common as a prior of each: models differ in weights and in what they pay besides, so that the one would
+pass for the other."""
 
 OWN_NETWORKS = 3
 """A model with fewer networks than this shares the calibration of all."""
@@ -75,7 +79,11 @@ class Calibration:
 
 
 def fit_calibration(
-    totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float, prior: Calibration | None = None
+    totals: Sequence[Totals],
+    measured_ms: Floats,
+    smallest_kernel_ms: float,
+    prior: Calibration | None = None,
+    spreads: Sequence[float] = PRIOR_SPREADS,
 ) -> Calibration:
     """Robust regularised least squares of relative errors; few networks leave it near the plain sum, or near `prior`.
 
@@ -84,6 +92,7 @@ def fit_calibration(
         measured_ms: Measured latency per network, shape (networks,).
         smallest_kernel_ms: Time of the quickest kernel; no kernel may come to cost less than nothing.
         prior: What is known from other networks; the plain sum by default.
+        spreads: How far from it the four terms may be, as `PRIOR_SPREADS`.
     """
     from scipy.optimize import lsq_linear
 
@@ -96,7 +105,7 @@ def fit_calibration(
         [1.0, float(np.median(table[:, 0] / table[:, 1])), middle, middle / max(np.median(table[:, 3]), 1.0)]
     )
     relative = table * units / measured_ms[:, None]
-    pull = np.diag(1 / np.array(PRIOR_SPREADS))
+    pull = np.diag(1 / np.array(spreads))
     mean = np.array([start.scale, start.per_kernel_ms, start.fixed_ms, start.per_byte_ms]) / units
     lower = np.array([0.2, -0.9 * smallest_kernel_ms / units[1], 0.0, 0.0])
     weights, solution = np.ones(len(totals)), mean
@@ -129,10 +138,11 @@ def fit_calibrations(
         The calibration of all, and per model its own, or None where it has too few networks or all that there are.
     """
     common = fit_calibration(totals, measured_ms, smallest_kernel_ms)
+    prior = fit_calibration(totals, measured_ms, smallest_kernel_ms, spreads=_NO_WEIGHTS)
     own: list[Calibration | None] = []
     for model in models:
         if OWN_NETWORKS <= len(model) < len(totals):
-            own.append(fit_calibration(_of(totals, model), measured_ms[list(model)], smallest_kernel_ms, common))
+            own.append(fit_calibration(_of(totals, model), measured_ms[list(model)], smallest_kernel_ms, prior))
         else:
             own.append(None)
     return common, own
@@ -146,7 +156,8 @@ def leave_one_out(
     found = []
     for index in range(len(totals)):
         kept = [row for row in range(len(totals)) if row != index]
-        fitted = fit_calibration(_of(totals, kept), measured_ms[kept], smallest_kernel_ms)
+        spreads = _NO_WEIGHTS if index in model_of else PRIOR_SPREADS
+        fitted = fit_calibration(_of(totals, kept), measured_ms[kept], smallest_kernel_ms, spreads=spreads)
         if index in model_of:
             rows = [row for row in model_of[index] if row != index]
             fitted = fit_calibration(_of(totals, rows), measured_ms[rows], smallest_kernel_ms, fitted)
