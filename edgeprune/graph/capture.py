@@ -217,10 +217,21 @@ def shape_of(value: torch.Tensor, batch: int) -> tuple[int, ...]:
 
 def source_of(node: torch.fx.Node) -> str:
     """``file:line`` of the user's code that a node comes from, or ``""``."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or _trace_inside(node))
     for path, line in reversed(frames):
         if not path.startswith((_TORCH, "torch/")):
             return f"{path}:{line}"
+    return ""
+
+
+def _trace_inside(node: torch.fx.Node) -> str:
+    """Where the first operation of a region comes from, which is a node without a line of its own (autocast, a branch)."""
+    for holder in node.all_input_nodes:
+        region = getattr(node.graph.owning_module, str(holder.target), None) if holder.op == "get_attr" else None
+        if isinstance(region, torch.fx.GraphModule):
+            return next(
+                (str(inner.meta["stack_trace"]) for inner in region.graph.nodes if "stack_trace" in inner.meta), ""
+            )
     return ""
 
 

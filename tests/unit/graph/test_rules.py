@@ -432,6 +432,12 @@ ROWS |= {
         units=0,
         layer=lambda: nn.RNN(H * H, 5, nonlinearity="relu", batch_first=True),
     ),
+    "lstm cell": row(lambda layer, a, b: layer(a.mean((2, 3)))[0], units=0, layer=lambda: nn.LSTMCell(C, 5)),
+    "gru cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.GRUCell(C, 5)),
+    "rnn cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.RNNCell(C, 5)),
+    "rnn cell with relu": row(
+        lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.RNNCell(C, 5, nonlinearity="relu")
+    ),
     "weight in standard form": row(lambda layer, a, b: F.conv2d(a, _weight(layer)), layer=lambda: nn.Conv2d(C, 5, 3)),
     "conv1d along channels": row(
         lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 1)
