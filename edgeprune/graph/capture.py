@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, TraceError
+from edgeprune.graph.decomposing import take_apart
 from edgeprune.graph.inlining import put_in_line
 from edgeprune.graph.splitting import find_parts
 from edgeprune.parts import Part, core_of
@@ -181,6 +182,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     put_in_line(program)
+    take_apart(program)
     return program
 
 
