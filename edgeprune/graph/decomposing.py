@@ -79,7 +79,7 @@ def _parts(node: Node) -> GraphModule | None:
 
     def call(*values: torch.Tensor) -> Any:
         known = dict(zip(given, values, strict=True))
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)  # type: ignore[misc]
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     try:
