@@ -104,9 +104,11 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     whole (its post-processing depends on values, say) is captured in parts, see `edgeprune.parts`.
 
     Raises:
-        InputError: If the example inputs do not fit.
+        InputError: If the model is no module, or the example inputs do not fit.
         TraceError: If the model cannot be exported, nor any part of it; the message names the user's line.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, found {type(model).__name__}.")
     args, kwargs = call_arguments(example_inputs)
     try:
         return _whole(eval_copy(model), args, kwargs)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import SurgeryError, TraceError
 from edgeprune.graph.capture import call_arguments, capture
-from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.cutting import apply, require_own_plan
 from edgeprune.surgery.masking import MaskedProgram, randomize
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.precision import as_exact_as
@@ -70,6 +70,7 @@ def check(
         SurgeryError: If the cut model does not run, if a removed unit is still read, or if the difference exceeds the
             tolerance.
     """
+    require_own_plan(model, plan)
     twin = copy.deepcopy(model).to(dtype)
 
     def cast(values: Any) -> Any:

@@ -78,12 +78,15 @@ class ProgramModule(nn.Module):
 
     def _build(self, program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._inputs: list[str] = []
+        self._fixed: dict[str, Any] = {}
         self._tensors: dict[str, str] = {}
         placed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for item in program["inputs"]:
             name, kind, target = item["name"], item["kind"], item["target"]
             if kind == "input":
                 self._inputs.append(name)
+                if "value" in item:
+                    self._fixed[name] = decoded(item["value"])
                 continue
             self._tensors[name] = target
             if kind == "constant":
@@ -107,18 +110,25 @@ class ProgramModule(nn.Module):
         return cls(program, dict(named))
 
     def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of ``forward`` from flat tensors.
+        """Positional and keyword arguments of ``forward`` from flat tensors; what is no tensor is as it was traced.
 
         Raises:
-            SurgeryError: If forward also takes things that are not tensors.
+            SurgeryError: If forward takes another number of tensors.
         """
-        if len(inputs) != self._frame.inputs.num_leaves:
-            raise SurgeryError(f"forward must take only tensors, found {self._frame.inputs.num_leaves} arguments.")
-        args, kwargs = pytree.tree_unflatten(list(inputs), self._frame.inputs)
+        count = len(self._inputs) - len(self._fixed)
+        if len(inputs) != count:
+            raise SurgeryError(f"forward must be given its {count} tensors, found {len(inputs)}.")
+        rest = iter(inputs)
+        leaves = [self._fixed[name] if name in self._fixed else next(rest) for name in self._inputs]
+        args, kwargs = pytree.tree_unflatten(leaves, self._frame.inputs)
         return tuple(args), dict(kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; arguments as the original model's forward."""
+        """Run the program; arguments as the original model's forward.
+
+        Raises:
+            SurgeryError: If an argument that is no tensor is another than when the model was traced, which it is part of.
+        """
         return self.finished(self.begun(0, *args, **kwargs), 0)
 
     def begun(self, count: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -131,6 +141,12 @@ class ProgramModule(nn.Module):
         """
         leaves = pytree.tree_leaves((args, self._ordered(kwargs)))
         values: dict[str, Any] = dict(zip(self._inputs, leaves, strict=True))
+        for name, value in self._fixed.items():
+            if type(values[name]) is not type(value) or values[name] != value:
+                raise SurgeryError(
+                    f"argument {name!r} must be {value!r}, as when the model was traced, found {values[name]!r}.",
+                    hint="trace and cut the model with that value",
+                )
         self._run(values, self._steps[:count])
         return {name: value for name, value in values.items() if name not in self._tensors}
 

@@ -323,6 +323,11 @@ def test_inputs_that_are_none(nets: ModuleType, inputs: Any, message: str) -> No
         trace(nets.VGG(), inputs)
 
 
+def test_what_is_no_module_is_told() -> None:
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, found str\."):
+        trace("resnet50", X)  # type: ignore[arg-type]
+
+
 class HeadsFromOutside(nn.Module):
     """What is added to the scores has an entry per head and is an input, so the heads stay; their dimensions do not."""
 
