@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import InputError, TraceError
+from edgeprune.graph.decomposing import take_apart
 from edgeprune.graph.inlining import put_in_line
 from edgeprune.graph.splitting import find_parts
 from edgeprune.parts import Part, core_of
@@ -103,9 +104,11 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     whole (its post-processing depends on values, say) is captured in parts, see `edgeprune.parts`.
 
     Raises:
-        InputError: If the example inputs do not fit.
+        InputError: If the model is no module, or the example inputs do not fit.
         TraceError: If the model cannot be exported, nor any part of it; the message names the user's line.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, found {type(model).__name__}.")
     args, kwargs = call_arguments(example_inputs)
     kwargs = _as_in_forward(model, kwargs)
     try:
@@ -194,6 +197,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sha
     with torch.no_grad():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     put_in_line(program)
+    take_apart(program)
     return program
 
 
@@ -230,10 +234,21 @@ def shape_of(value: torch.Tensor, batch: int) -> tuple[int, ...]:
 
 def source_of(node: torch.fx.Node) -> str:
     """``file:line`` of the user's code that a node comes from, or ``""``."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or _trace_inside(node))
     for path, line in reversed(frames):
         if not path.startswith((_TORCH, "torch/")):
             return f"{path}:{line}"
+    return ""
+
+
+def _trace_inside(node: torch.fx.Node) -> str:
+    """Where the first operation of a region comes from, which is a node without a line of its own (autocast, a branch)."""
+    for holder in node.all_input_nodes:
+        region = getattr(node.graph.owning_module, str(holder.target), None) if holder.op == "get_attr" else None
+        if isinstance(region, torch.fx.GraphModule):
+            return next(
+                (str(inner.meta["stack_trace"]) for inner in region.graph.nodes if "stack_trace" in inner.meta), ""
+            )
     return ""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -212,7 +212,10 @@ def _frame(graph: ChannelGraph, gone: Collection[str]) -> dict[str, Any]:
                 raise UnwritableError(f"constant {spec.target} of forward cannot be written as text")
             kind = "constant"
             constants[spec.target] = {"dtype": str(value.dtype).removeprefix("torch."), "data": value.tolist()}
-        inputs.append({"name": spec.arg.name, "kind": kind, "target": spec.target})
+        item = {"name": spec.arg.name, "kind": kind, "target": spec.target}
+        if kind == "input" and isinstance(spec.arg, ConstantArgument):
+            item["value"] = _encode(spec.arg.value)
+        inputs.append(item)
     outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
     spec = program.call_spec
     try:

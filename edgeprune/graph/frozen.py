@@ -13,6 +13,7 @@ from edgeprune.graph.naming import PLURAL
 from edgeprune.graph.propagation import Producer, Propagation
 from edgeprune.graph.units import Units
 
+_TIED = "its weights are also read along an axis that keeps its size"
 _ALONE = "no other channel goes to the same layers, and a group must keep one"
 
 
@@ -36,9 +37,10 @@ def left_alone(walk: Propagation, units: Units, code_of: Ids) -> list[FrozenAxis
             producers, _ = merged.setdefault((classes.tobytes(), event), ([], len(classes)))
             producers.append(producer)
     for (_, event), (producers, size) in merged.items():
-        layers = list(dict.fromkeys(producer.name for producer in producers))
+        layers = list(dict.fromkeys(producer.name or producer.node for producer in producers))
         name = layers[0] + (f" (+{len(layers) - 1} layer{'s' if len(layers) > 2 else ''})" if len(layers) > 1 else "")
-        why = Event("it has a single channel" if size == 1 else _ALONE, "") if event < 0 else events[event]
+        apart = "it has a single channel" if size == 1 else _ALONE if event == -1 else _TIED
+        why = Event(apart, "") if event < 0 else events[event]
         nodes = tuple(dict.fromkeys(producer.node for producer in producers))
         found.append(FrozenAxis(name, size, why.reason, why.op, why.source, nodes))
     return [*found, *_factors(walk, units, code_of)]
@@ -55,7 +57,9 @@ def _factors(walk: Propagation, units: Units, code_of: Ids) -> Iterator[FrozenAx
         if all(event < 0 for event in pinned) or not (code_of[classes.units_of(product.ids.ravel())] >= 0).any():
             continue
         layers = [
-            producer.name for producer in walk.producers if np.isin(producer.ids[producer.ids >= 0], product.ids).any()
+            producer.name or producer.node
+            for producer in walk.producers
+            if np.isin(producer.ids[producer.ids >= 0], product.ids).any()
         ]
         for part, event in zip(product.parts, pinned, strict=True):
             key = (np.unique(classes.of_atom[part[part >= 0]]).tobytes(), event)
@@ -79,10 +83,10 @@ def _event_of(classes: Classes, part: Ids) -> int:
 
 
 def _staying(units: Units, code_of: Ids, ids: Ids) -> dict[int, Ids]:
-    """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together)."""
+    """Atoms of a producer that stay, by the event that is responsible (-1: none, they hang together; -2: tied)."""
     by_event: dict[int, Ids] = {}
     if (ids < 0).any():
-        by_event[-1] = ids[ids < 0]
+        by_event[-2] = ids[ids < 0]
     atoms = ids[ids >= 0]
     if not len(atoms):
         return by_event

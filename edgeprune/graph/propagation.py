@@ -30,13 +30,15 @@ class Producer:
 
     Attributes:
         ids: Atoms along the output axis.
-        name: Module path of the layer, or the parameter's name.
+        name: Module path of the layer, or the parameter's name; ``""`` where forward computes the weight.
         node: Program node.
+        parameter: Name of the weight that makes them, or ``""``.
     """
 
     ids: Ids
     name: str
     node: str
+    parameter: str = ""
 
 
 @dataclass
@@ -167,14 +169,22 @@ class Propagation:
         if ids is not None:
             self.kinds.append((ids, kind))
 
-    def produce(self, call: Call, ids: Ids, argument: str = "weight", conv_groups: int = 1) -> None:
-        """Record that a layer makes these channels, and whether its conv groups must stay balanced."""
+    def produce(self, call: Call, ids: Ids, argument: str = "weight", conv_groups: int = 1, weight: str = "") -> None:
+        """Record that a layer makes these channels, and whether its conv groups must stay balanced.
+
+        Args:
+            call: The operation.
+            ids: Atoms of the channels.
+            argument: Which of its arguments is the weight.
+            conv_groups: Of a convolution.
+            weight: Name of the weight's parameter, where no argument is one by itself.
+        """
         node = call.node_of(argument)
-        parameter = "" if node is None else self.parameters.get(node.name, "")
+        parameter = weight if node is None else self.parameters.get(node.name, "")
         if conv_groups > 1 and parameter:
             self.balanced.add(parameter)
-        path = parameter.rpartition(".")[0] or module_path(call.node) or parameter or call.node.name
-        self.producers.append(Producer(ids, path, call.node.name))
+        path = parameter.rpartition(".")[0] or module_path(call.node) or parameter
+        self.producers.append(Producer(ids, path, call.node.name, parameter))
 
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""

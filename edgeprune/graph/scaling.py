@@ -16,6 +16,7 @@ log = logging.getLogger("edgeprune.graph")
 
 _LAYERS = ("aten.linear.default", "aten.layer_norm.default", "aten.rms_norm.default")
 _UNCHANGED = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.alias.default")
+_AT_ONCE = 1 << 20
 _PIECES = "<built-in function getitem>"
 
 
@@ -34,7 +35,9 @@ def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
         node = before[0]
     maker = node
     shape = shape_of(maker.meta["val"], graph.batch)
-    left: object = torch.arange(shape[-1]).expand(shape)
+    # There is a number for every token and window, so they are small.
+    kind = torch.int16 if shape[-1] <= torch.iinfo(torch.int16).max else torch.int32
+    left: object = torch.arange(shape[-1], dtype=kind).expand(shape)
     for step in reversed(chain):
         call = Call(step, graph.batch)
         # The program's tensors lie in memory in another way, and a view asks for theirs.
@@ -48,7 +51,10 @@ def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
                 return {}
         node = step
     assert isinstance(left, torch.Tensor)
-    found = torch.unique(left).tolist()
+    seen = torch.zeros(shape[-1], dtype=torch.bool)
+    for some in left.reshape(-1).split(_AT_ONCE):  # type: ignore[no-untyped-call]
+        seen[some.long()] = True
+    found = seen.nonzero().flatten().tolist()
     targets = graph.program.graph_signature.inputs_to_parameters
     layer = named_arguments(maker)
     named = (layer.get(name) for name in ("weight", "bias"))

@@ -34,7 +34,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
             tensors is the deployment batch.
 
     Raises:
-        InputError: If the example inputs do not fit.
+        InputError: If the model is no module, or the example inputs do not fit.
         TraceError: If the model cannot be captured, nor parts with a channel to cut; the message names the user's line.
     """
     captured = capture(model, example_inputs)

@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import SurgeryError, TraceError
 from edgeprune.graph.capture import call_arguments, capture
-from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.cutting import apply, require_own_plan
 from edgeprune.surgery.masking import MaskedProgram, randomize
 from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.precision import as_exact_as
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 
 log = logging.getLogger("edgeprune.surgery")
@@ -46,7 +47,8 @@ def check(
 
     Both run in eval form and with batch and instance norms in train form (statistics of kept channels are compared too;
     dropout is off), on the given weights and on a copy with random biases, scales and batch-norm statistics, on random
-    inputs with a mean that is not zero. The masked side interprets the original program (`edgeprune.surgery.masking`). Of a
+    inputs with a mean that is not zero. In float64 all of forward is, what it casts to float32 too, so that rounding does not
+    hide a difference. The masked side interprets the original program (`edgeprune.surgery.masking`). Of a
     model that was traced in parts the parts are compared, and the cut model as a whole has to run.
 
     Args:
@@ -68,6 +70,7 @@ def check(
         SurgeryError: If the cut model does not run, if a removed unit is still read, or if the difference exceeds the
             tolerance.
     """
+    require_own_plan(model, plan)
     twin = copy.deepcopy(model).to(dtype)
 
     def cast(values: Any) -> Any:
@@ -133,7 +136,8 @@ def difference(
     masked = MaskedProgram(program, plan, tensors, training, cumulative)
     leaves = pytree.tree_leaves(inputs)
     try:
-        expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
+        with as_exact_as(tensors.values()):
+            expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
     except SurgeryError:
         raise
     except FORWARD_ERRORS as error:
@@ -199,7 +203,7 @@ def _run(
                 module.train()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
     try:
-        with torch.no_grad(), _NoDropout():
+        with torch.no_grad(), _NoDropout(), as_exact_as(pruned.parameters()):
             outputs = copied(*args, **kwargs)
     except FORWARD_ERRORS as error:
         raise SurgeryError(f"the cut model must run, found {type(error).__name__}: {error}") from error

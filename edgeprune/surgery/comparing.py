@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.surgery.plan import PruningPlan
+from edgeprune.surgery.precision import as_exact_as
 from edgeprune.surgery.program_module import FORWARD_ERRORS, ProgramModule
 from edgeprune.surgery.value_numbers import WithoutValues
 
@@ -175,7 +176,8 @@ class Beside:
                 for tensor in self._plan.empty_inputs()
             ]
             args, kwargs = self._program.arguments([tensor.to(self._device) for tensor in inputs])
-            return module(*args, **kwargs)
+            with as_exact_as(module.parameters()):
+                return module(*args, **kwargs)
 
 
 def _equal(expected: Sequence[Any], found: Sequence[Any], *, finite: bool) -> bool:

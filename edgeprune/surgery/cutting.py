@@ -49,18 +49,27 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
         SurgeryError: If ``forward`` cannot run at the new sizes and the program cannot be written down either; the
             operation and its source line are named.
     """
-    if _signature(model) != plan.signature:
-        raise PlanError(
-            "a plan must be applied to the model that it was made for, found other parameter names or shapes "
-            f"({_first_difference(model, plan)}).",
-            hint="trace this model and make a new plan",
-        )
+    require_own_plan(model, plan)
     check_tiled(model, plan)
     try:
         cut = copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
     return _with_tiles(_narrowed(model, cut, plan), cut, plan)
+
+
+def require_own_plan(model: nn.Module, plan: PruningPlan) -> None:
+    """Refuse a plan of another model.
+
+    Raises:
+        PlanError: If names or shapes of parameters and buffers differ from those that the plan was made for.
+    """
+    if _signature(model) != plan.signature:
+        raise PlanError(
+            "a plan must be applied to the model that it was made for, found other parameter names or shapes "
+            f"({_first_difference(model, plan)}).",
+            hint="trace this model and make a new plan",
+        )
 
 
 def _with_tiles(narrowed: nn.Module, cut: nn.Module, plan: PruningPlan) -> nn.Module:

@@ -170,7 +170,7 @@ class MaskedProgram(Interpreter):
         gone = x.isnan()
         # Where all that is contracted is NaN, the position was removed along another axis: the result is NaN too.
         elsewhere = gone.all(dim=channel, keepdim=True)
-        poisoned = (gone & ~elsewhere).movedim(channel, 0).flatten(1).any(dim=1)
+        poisoned = (gone & ~elsewhere).movedim(channel, 0).reshape(x.shape[channel], -1).any(dim=1)
         forgotten = poisoned & ~removed_in.to(poisoned.device)
         if forgotten.any():
             index = int(forgotten.nonzero()[0])

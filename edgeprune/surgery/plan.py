@@ -263,6 +263,7 @@ def uniform_plan(
         ConfigError: If the ratio is not in [0, 1).
         ConstraintError: If a pattern matches nothing.
         EmptyPlanError: If nothing is removed.
+        PlanError: If scores are missing, of another shape, or NaN.
     """
     from edgeprune.surgery.constraints import resolve
     from edgeprune.surgery.magnitude import l2_norms
@@ -282,9 +283,11 @@ def uniform_plan(
             widths[group.name] = widths[tied]
     kept = {}
     for group in graph.groups:
-        values = np.asarray(importance[group.name])
+        values = np.asarray(importance.get(group.name, ()))
         if values.shape != (group.size,):
             raise PlanError(f"scores of {group.name!r} must have shape ({group.size},), found {values.shape}.")
+        if np.isnan(values).any():
+            raise PlanError(f"scores of {group.name!r} must be numbers, found NaN.")
         best = np.argsort(-values, kind="stable")[: widths[group.name]]
         kept[group.name] = sorted(best.tolist())
     return make_plan(graph, kept)

@@ -13,20 +13,10 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import PlanError, SurgeryError
 from edgeprune.nesting import read_nesting
-from edgeprune.surgery.operations import operation
+from edgeprune.surgery.program_steps import Reference, Step, decoded, names_in, resolved, steps_of
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What a forward with wrong sizes may raise."""
-
-_TRAINING_ARGUMENT = {
-    "aten.batch_norm.default": "training",
-    "aten.instance_norm.default": "use_input_stats",
-    "aten.dropout.default": "train",
-    "aten.dropout_.default": "train",
-    "aten.alpha_dropout.default": "train",
-    "aten.feature_dropout.default": "train",
-}
-
 
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 _LAYERS = {torch.ops.aten.linear.default, *(getattr(torch.ops.aten, f"conv{dim}d").default for dim in (1, 2, 3))}
@@ -40,27 +30,6 @@ class RunningStatistics(NamedTuple):
     mean: torch.Tensor
     variance: torch.Tensor
     counter: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class _Reference:
-    name: str
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation: what to call, its arguments in order, and what changes in train form; copies of a module share it."""
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    training: int | None = None
-    counter: str | None = None
-    last_use: tuple[str, ...] = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Step:
-        return self
 
 
 @dataclass(frozen=True)
@@ -109,12 +78,15 @@ class ProgramModule(nn.Module):
 
     def _build(self, program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._inputs: list[str] = []
+        self._fixed: dict[str, Any] = {}
         self._tensors: dict[str, str] = {}
         placed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for item in program["inputs"]:
             name, kind, target = item["name"], item["kind"], item["target"]
             if kind == "input":
                 self._inputs.append(name)
+                if "value" in item:
+                    self._fixed[name] = decoded(item["value"])
                 continue
             self._tensors[name] = target
             if kind == "constant":
@@ -129,7 +101,7 @@ class ProgramModule(nn.Module):
             self._place(target, placed[id(value)][1], kind)
         self._frame = _Frame(read_nesting(program["in_spec"]), read_nesting(program["out_spec"]))
         self._outputs = [decoded(item) for item in program["outputs"]]
-        self._steps = _steps(program)
+        self._steps = steps_of(program)
 
     @classmethod
     def of(cls, model: nn.Module, program: Mapping[str, Any]) -> ProgramModule:
@@ -138,18 +110,25 @@ class ProgramModule(nn.Module):
         return cls(program, dict(named))
 
     def arguments(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of ``forward`` from flat tensors.
+        """Positional and keyword arguments of ``forward`` from flat tensors; what is no tensor is as it was traced.
 
         Raises:
-            SurgeryError: If forward also takes things that are not tensors.
+            SurgeryError: If forward takes another number of tensors.
         """
-        if len(inputs) != self._frame.inputs.num_leaves:
-            raise SurgeryError(f"forward must take only tensors, found {self._frame.inputs.num_leaves} arguments.")
-        args, kwargs = pytree.tree_unflatten(list(inputs), self._frame.inputs)
+        count = len(self._inputs) - len(self._fixed)
+        if len(inputs) != count:
+            raise SurgeryError(f"forward must be given its {count} tensors, found {len(inputs)}.")
+        rest = iter(inputs)
+        leaves = [self._fixed[name] if name in self._fixed else next(rest) for name in self._inputs]
+        args, kwargs = pytree.tree_unflatten(leaves, self._frame.inputs)
         return tuple(args), dict(kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program; arguments as the original model's forward."""
+        """Run the program; arguments as the original model's forward.
+
+        Raises:
+            SurgeryError: If an argument that is no tensor is another than when the model was traced, which it is part of.
+        """
         return self.finished(self.begun(0, *args, **kwargs), 0)
 
     def begun(self, count: int, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -162,6 +141,12 @@ class ProgramModule(nn.Module):
         """
         leaves = pytree.tree_leaves((args, self._ordered(kwargs)))
         values: dict[str, Any] = dict(zip(self._inputs, leaves, strict=True))
+        for name, value in self._fixed.items():
+            if type(values[name]) is not type(value) or values[name] != value:
+                raise SurgeryError(
+                    f"argument {name!r} must be {value!r}, as when the model was traced, found {values[name]!r}.",
+                    hint="trace and cut the model with that value",
+                )
         self._run(values, self._steps[:count])
         return {name: value for name, value in values.items() if name not in self._tensors}
 
@@ -190,7 +175,7 @@ class ProgramModule(nn.Module):
         self._run(values, steps)
         if not steps:  # outputs may be tensors of the model
             values |= {name: self._tensor(target) for name, target in self._tensors.items()}
-        return pytree.tree_unflatten([_resolved(item, values) for item in self._outputs], self._frame.outputs)
+        return pytree.tree_unflatten([resolved(item, values) for item in self._outputs], self._frame.outputs)
 
     def same_until(self, other: ProgramModule) -> int:
         """How many of the first operations compute the same in another module: equal ones, with equal tensors."""
@@ -204,7 +189,7 @@ class ProgramModule(nn.Module):
 
         pairs = zip(self.program["nodes"], other.program["nodes"], strict=False)
         for place, (own, another) in enumerate(pairs):
-            tensors = [name for name in _names(own["args"]) if name in self._tensors]
+            tensors = [name for name in names_in(own["args"]) if name in self._tensors]
             if own != another or not all(same_tensor(name) for name in tensors):
                 return place
         return min(len(self._steps), len(other._steps))
@@ -215,13 +200,13 @@ class ProgramModule(nn.Module):
         schemas = (getattr(step.function, "_schema", None) for step in self._steps)
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
-    def _run(self, values: dict[str, Any], steps: Sequence[_Step], kept: Collection[str] = ()) -> None:
+    def _run(self, values: dict[str, Any], steps: Sequence[Step], kept: Collection[str] = ()) -> None:
         if not steps:
             return
         for name, target in self._tensors.items():
             values[name] = self._tensor(target)
         for step in steps:
-            arguments = [_resolved(value, values) for value in step.args]
+            arguments = [resolved(value, values) for value in step.args]
             if step.training is not None and self.training:
                 arguments[step.training] = True
             if step.counter is not None:
@@ -229,7 +214,7 @@ class ProgramModule(nn.Module):
             if self._look is not None and step.function is _BATCH_NORM and arguments[_RUNNING_MEAN] is not None:
                 self._look(self._tensors[step.args[_RUNNING_MEAN].name], arguments[0])
                 arguments[_TRAINING], arguments[_MOMENTUM] = True, 0.0
-            keywords = {name: _resolved(value, values) for name, value in step.kwargs.items()}
+            keywords = {name: resolved(value, values) for name, value in step.kwargs.items()}
             values[step.name] = step.function(*arguments, **keywords)
             if self._see is not None and step.name in self._seen:
                 self._see(step.name, values[step.name])
@@ -247,8 +232,8 @@ class ProgramModule(nn.Module):
         """Weight and bias of every linear layer and convolution, by the operation's name; its output is proportional to both."""
         found = {}
         for step in self._steps:
-            if step.function in _LAYERS and all(isinstance(item, _Reference | None) for item in step.args[1:3]):
-                targets = [self._tensors.get(item.name) for item in step.args[1:3] if isinstance(item, _Reference)]
+            if step.function in _LAYERS and all(isinstance(item, Reference | None) for item in step.args[1:3]):
+                targets = [self._tensors.get(item.name) for item in step.args[1:3] if isinstance(item, Reference)]
                 if None not in targets:
                     found[step.name] = tuple(self._tensor(cast(str, target)) for target in targets)
         return found
@@ -271,7 +256,7 @@ class ProgramModule(nn.Module):
         """The running statistics of every batch norm that has some, by the name of its mean: operations may share them."""
         found = {}
         for step in self._steps:
-            if step.function is _BATCH_NORM and isinstance(step.args[_RUNNING_MEAN], _Reference):
+            if step.function is _BATCH_NORM and isinstance(step.args[_RUNNING_MEAN], Reference):
                 mean, variance = (
                     self._tensor(self._tensors[step.args[at].name]) for at in (_RUNNING_MEAN, _RUNNING_VAR)
                 )
@@ -292,7 +277,7 @@ class ProgramModule(nn.Module):
         finally:
             self._look = None
 
-    def _count(self, step: _Step, arguments: list[Any]) -> None:
+    def _count(self, step: Step, arguments: list[Any]) -> None:
         """Count the batch; without a momentum, the batch norm averages over all batches so far."""
         counter = self._tensor(cast(str, step.counter))
         if self.training:
@@ -307,21 +292,36 @@ class ProgramModule(nn.Module):
             names = self._inputs
         return {name: kwargs[name] for name in names if name in kwargs} | kwargs
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """As of every module, also where the user's one has the name of a method of this class."""
+        owner: nn.Module = self
+        for part in target.split(".") if target else ():
+            inner = owner._modules.get(part)
+            if inner is None:
+                return super().get_submodule(target)
+            owner = inner
+        return owner
+
     def _tensor(self, target: str) -> torch.Tensor:
         path, _, leaf = target.rpartition(".")
-        return cast(torch.Tensor, getattr(self.get_submodule(path), leaf))
+        owner = self.get_submodule(path)
+        for table in (owner._parameters, owner._buffers):
+            if (found := table.get(leaf)) is not None:
+                return found
+        return cast(torch.Tensor, getattr(owner, leaf))
 
     def _place(self, target: str, value: torch.Tensor, kind: str) -> None:
+        """Put a tensor where the user's model has it; `register_parameter` refuses names that this class has as well."""
         owner: nn.Module = self
         *path, leaf = target.split(".")
         for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = cast(nn.Module, owner._modules[part])
+            owner = cast(nn.Module, owner._modules.setdefault(part, nn.Module()))
         if kind == "parameter":
-            owner.register_parameter(leaf, cast(nn.Parameter, value))
-        else:
-            owner.register_buffer(leaf, value, persistent=kind == "buffer")
+            owner._parameters[leaf] = cast(nn.Parameter, value)
+            return
+        owner._buffers[leaf] = value
+        if kind != "buffer":
+            owner._non_persistent_buffers_set.add(leaf)
 
     def extra_repr(self) -> str:
         """How many operations the program has."""
@@ -332,87 +332,3 @@ def _parameter(value: torch.Tensor) -> nn.Parameter:
     if isinstance(value, nn.Parameter):
         return value
     return nn.Parameter(value, requires_grad=value.is_floating_point())
-
-
-def _steps(program: Mapping[str, Any]) -> list[_Step]:
-    last: dict[str, int] = {}
-    for index, node in enumerate(program["nodes"]):
-        for name in _names(node["args"]):
-            last[name] = index
-    stays = set(_names(program["outputs"])) | {item["name"] for item in program["inputs"]}
-    done: dict[int, list[str]] = {}
-    for name in last.keys() - stays:
-        done.setdefault(last[name], []).append(name)
-    steps = []
-    for index, node in enumerate(program["nodes"]):
-        function = operation(node["op"])
-        args, kwargs, training = _bound(node["op"], function, node["args"])
-        last_use = tuple(done.get(index, ()))
-        steps.append(_Step(node["name"], function, args, kwargs, training, node.get("counter"), last_use))
-    return steps
-
-
-def _bound(
-    op: str, function: Callable[..., Any], named: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any], int | None]:
-    """Arguments in the order of the operation's schema."""
-    if op.startswith("operator."):
-        return tuple(decoded(value) for value in named.values()), {}, None
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    training = None
-    for argument in function._schema.arguments:  # type: ignore[attr-defined]
-        if argument.name in named:
-            value = decoded(named[argument.name])
-        elif argument.has_default_value():
-            value = argument.default_value
-        else:
-            raise PlanError(f"operation {op} of a program must have an argument {argument.name!r}.")
-        if argument.kwarg_only:
-            kwargs[argument.name] = value
-        else:
-            if argument.name == _TRAINING_ARGUMENT.get(op):
-                training = len(args)
-            args.append(value)
-    return tuple(args), kwargs, training
-
-
-def decoded(value: Any) -> Any:
-    """A value from its form in a written program.
-
-    Raises:
-        PlanError: If it has none that is known.
-    """
-    if isinstance(value, list):
-        return [decoded(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "node":
-        return _Reference(content)
-    if kind == "float":
-        return float(content)
-    if kind == "device":
-        return torch.device(content)
-    found = getattr(torch, content, None)
-    if kind in ("dtype", "memory_format", "layout") and isinstance(found, getattr(torch, kind)):
-        return found
-    raise PlanError(f"a program holds a value that is not known, {value!r}.")
-
-
-def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
-    if isinstance(value, _Reference):
-        return values[value.name]
-    if isinstance(value, list):
-        return [_resolved(item, values) for item in value]
-    return value
-
-
-def _names(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [name for item in value for name in _names(item)]
-    if isinstance(value, dict):
-        if set(value) == {"node"}:
-            return [value["node"]]
-        return [name for item in value.values() for name in _names(item)]
-    return []

@@ -61,7 +61,7 @@ def save(module: nn.Module, folder: str | Path, plan: PruningPlan | None = None)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Read what `save` wrote.
+    """Read what `save` wrote: JSON and safetensors. No archive of torch (``.pt``, ``.pt2``) is opened.
 
     Args:
         folder: Where `save` wrote to.
@@ -78,8 +78,12 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         aliases, program, schema = description["aliases"], description["program"], description["schema"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise PlanError(f"a saved model must have {MODEL} and {WEIGHTS}, found in {folder}: {error}") from error
-    if schema > SCHEMA:
-        raise PlanError(f"a saved model must have schema {SCHEMA} or older, found {schema}.")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise PlanError(f"a saved model must have schema {SCHEMA} or older, found {schema!r}.")
+    if not isinstance(aliases, dict) or not tensors.keys() >= set(map(str, aliases.values())):
+        raise PlanError(f"other names of tied tensors must be those of stored ones, found {aliases!r}.")
+    if program is not None and not isinstance(program, dict):
+        raise PlanError(f"the program of a saved model must be a JSON object, found {type(program).__name__}.")
     plan = PruningPlan.load(folder / PLAN) if (folder / PLAN).exists() else None
     tensors.update({name: tensors[first] for name, first in aliases.items()})
     if model is not None:

@@ -12,7 +12,7 @@ from edgeprune.errors import PlanError
 from edgeprune.surgery.block_sparse import BlockSparseLinear
 from edgeprune.surgery.operations import operation
 from edgeprune.surgery.plan import PruningPlan
-from edgeprune.surgery.program_module import decoded
+from edgeprune.surgery.program_steps import decoded
 from edgeprune.surgery.tile_folds import Moved, TiledLinear, tiled_layers
 from edgeprune.surgery.tile_layout import TileLayout
 

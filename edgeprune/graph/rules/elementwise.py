@@ -54,16 +54,17 @@ def _triangle(walk: Propagation, call: Call) -> Label:
 _UNARY, _MERGE, _TRIANGLE = Rule(_unary), Rule(_merge), Rule(_triangle)
 
 _ACTIVATIONS = (
-    "celu", "elu", "elu_", "gelu", "gelu_", "hardshrink", "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_", "hardtanh",
-    "hardtanh_", "leaky_relu", "leaky_relu_", "log_sigmoid", "mish", "mish_", "relu", "relu_", "relu6", "relu6_", "selu",
-    "sigmoid", "sigmoid_", "silu", "silu_", "softplus", "softshrink", "tanh", "tanh_", "threshold", "alpha_dropout", "dropout",
-    "dropout_", "feature_dropout",
+    "celu", "celu_", "elu", "elu_", "gelu", "gelu_", "hardshrink", "hardsigmoid", "hardsigmoid_", "hardswish", "hardswish_",
+    "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "log_sigmoid", "mish", "mish_", "relu", "relu_", "relu6", "relu6_",
+    "selu", "selu_", "sigmoid", "sigmoid_", "silu", "silu_", "softplus", "softshrink", "tanh", "tanh_", "threshold",
+    "threshold_", "alpha_dropout", "dropout", "dropout_", "feature_dropout",
 )  # fmt: skip
 _FUNCTIONS = (
-    "abs", "acos", "alias", "asin", "atan", "ceil", "clamp", "clamp_", "clamp_max", "clamp_min", "clamp_min_", "clone",
-    "contiguous", "cos", "detach", "detach_", "erf", "exp", "exp2", "exp_", "expm1", "floor", "frac", "isfinite", "isinf",
-    "isnan", "lift_fresh_copy", "log", "log10", "log1p", "log2", "logical_not", "nan_to_num", "neg", "reciprocal", "round",
-    "rsqrt", "sgn", "sign", "sin", "sqrt", "square", "tan", "trunc", "zero_", "bitwise_not",
+    "abs", "abs_", "acos", "alias", "asin", "atan", "ceil", "clamp", "clamp_", "clamp_max", "clamp_max_", "clamp_min",
+    "clamp_min_", "clone", "contiguous", "cos", "cosh", "detach", "detach_", "erf", "erfinv", "exp", "exp2", "exp_", "expm1",
+    "floor", "frac", "isfinite", "isinf", "isnan", "lift_fresh_copy", "log", "log10", "log1p", "log2", "logical_not",
+    "nan_to_num", "neg", "neg_", "reciprocal", "round", "rsqrt", "sgn", "sign", "sin", "sinc", "sinh", "sqrt", "sqrt_",
+    "square", "tan", "trunc", "zero_", "bitwise_not",
 )  # fmt: skip
 _WITH_SCALARS = (
     "add", "add_", "div", "div_", "mul", "mul_", "rsub", "sub", "sub_", "eq", "ge", "gt", "le", "lt", "ne", "fill_",

@@ -33,23 +33,23 @@ def _einsum(walk: Propagation, call: Call) -> Label:
             elif size > 1:
                 of_letter[letter] = walk.meet(of_letter[letter], ids, event)
     _mark(walk, terms, result, of_letter)
-    for letter in made:
+    for letter, parameter in made.items():
         ids = of_letter[letter]
         if ids is not None:
-            walk.produce(call, ids, "")
+            walk.produce(call, ids, "", weight=parameter)
     found = tuple(of_letter[letter] for letter in result)
     return Label(found, call.shape(), event if any(of_letter[letter] is None for letter in sizes) else -1)
 
 
-def _roles(walk: Propagation, nodes: list[Node], terms: list[list[str]], result: list[str]) -> list[str]:
-    """Name the axes of parameters; returns the letters of the channels that parameters make: only they have them."""
-    made = []
+def _roles(walk: Propagation, nodes: list[Node], terms: list[list[str]], result: list[str]) -> dict[str, str]:
+    """Name the axes of parameters; returns the letters of the channels that a parameter makes, as only it has them."""
+    made: dict[str, str] = {}
     for node, term in zip(nodes, terms, strict=True):
         name = walk.parameters.get(node.name)
         for axis, letter in enumerate(term if name is not None else ()):
             assert name is not None
             alone = letter in result and sum(letter in other for other in terms) == 1
-            made += [letter] if alone else []
+            made |= {letter: name} if alone else {}
             walk.axis(name, axis, "output" if alone else "vector" if letter in result else "input")
     return made
 

@@ -19,7 +19,11 @@ _WHOLE = Rule(_whole)
 
 TABLE = {
     "aten.gru.input": _WHOLE,
+    "aten.gru_cell.default": _WHOLE,
     "aten.lstm.input": _WHOLE,
+    "aten.lstm_cell.default": _WHOLE,
     "aten.rnn_relu.input": _WHOLE,
+    "aten.rnn_relu_cell.default": _WHOLE,
     "aten.rnn_tanh.input": _WHOLE,
+    "aten.rnn_tanh_cell.default": _WHOLE,
 }

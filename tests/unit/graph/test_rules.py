@@ -270,7 +270,8 @@ def _of_masks(op: Any) -> Callable[..., Any]:
 
 _ONE = (
     "alias celu clone cos detach erf exp expm1 leaky_relu_ lift_fresh_copy log_sigmoid mish neg selu silu_ sin square _to_copy "
-    "detach_ atan elu_ exp2 exp_ frac gelu_ mish_ nan_to_num sigmoid_ tan tanh_"
+    "detach_ atan elu_ exp2 exp_ frac gelu_ mish_ nan_to_num sigmoid_ tan tanh_ "
+    "abs_ celu_ cosh neg_ selu_ sinc sinh"
 )
 _ONE_COARSE = (
     "hardshrink softshrink sign sgn ceil floor round trunc hardsigmoid hardsigmoid_ hardswish_ hardtanh hardtanh_ relu6_ relu_ "
@@ -279,8 +280,12 @@ _ONE_COARSE = (
 ROWS |= {
     "functions": each(*map(_of_one, _named(_ONE))),
     "coarse functions": each(*map(_of_one, _named(_ONE_COARSE))),
-    "functions of positive values": each(*map(_of_positive, _named("log log10 log1p log2 reciprocal rsqrt sqrt"))),
-    "functions of small values": each(lambda a, b: a.tanh().acos(), lambda a, b: a.tanh().asin()),
+    "functions of positive values": each(
+        *map(_of_positive, _named("log log10 log1p log2 reciprocal rsqrt sqrt sqrt_"))
+    ),
+    "functions of small values": each(
+        lambda a, b: a.tanh().acos(), lambda a, b: a.tanh().asin(), lambda a, b: (a / 9).tanh().erfinv()
+    ),
     "arithmetic with scalars": each(
         *map(_with_scalar, _named("add add_ div div_ mul mul_ remainder rsub sub sub_", "Scalar"))
     ),
@@ -313,6 +318,8 @@ for _name in ["new_zeros", "new_ones"]:
 ROWS |= {
     "threshold": row(lambda a, b: F.threshold(a, -9, 0)),
     "clamp_": row(lambda a, b: a.clone().clamp_(-9, 9)),
+    "clamp_max_": row(lambda a, b: a.clone().clamp_max_(9)),
+    "threshold_": row(lambda a, b: F.threshold_(a.clone(), -9, 0)),
     "clamp_max": row(lambda a, b: ATEN.clamp_max(a, 9)),
     "clamp_min": row(lambda a, b: ATEN.clamp_min(a, -9)),
     "clamp_min_": row(lambda a, b: a.clone().clamp_min_(-9)),
@@ -431,6 +438,12 @@ ROWS |= {
         lambda layer, a, b: layer(_line(a))[0],
         units=0,
         layer=lambda: nn.RNN(H * H, 5, nonlinearity="relu", batch_first=True),
+    ),
+    "lstm cell": row(lambda layer, a, b: layer(a.mean((2, 3)))[0], units=0, layer=lambda: nn.LSTMCell(C, 5)),
+    "gru cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.GRUCell(C, 5)),
+    "rnn cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.RNNCell(C, 5)),
+    "rnn cell with relu": row(
+        lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.RNNCell(C, 5, nonlinearity="relu")
     ),
     "weight in standard form": row(lambda layer, a, b: F.conv2d(a, _weight(layer)), layer=lambda: nn.Conv2d(C, 5, 3)),
     "conv1d along channels": row(

@@ -168,14 +168,93 @@ class Computed(nn.Module):
 
 def test_a_weight_that_forward_computes_is_cut_where_it_comes_from() -> None:
     graph = trace(Computed(), X)
-    assert graph.widths() == {"a": 8, "conv2d_1": 8}
+    assert graph.widths() == {"a": 8, "b": 8}
     assert {(m.parameter, m.axis) for m in graph.group("a").members} == {
         ("a.weight", 0),
         ("a.bias", 0),
         ("b.weight", 1),
     }
-    assert {(m.parameter, m.axis) for m in graph.group("conv2d_1").members} == {("b.weight", 0), ("c.weight", 1)}
+    assert {(m.parameter, m.axis) for m in graph.group("b").members} == {("b.weight", 0), ("c.weight", 1)}
     assert check(graph.model, uniform_plan(graph, 0.5), X) < 1e-9
+
+
+class Unlayered(nn.Module):
+    """Weights that are parameters of their own, some of them with another axis for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 24), nn.Linear(24, 2)
+        self.wq, self.wk, self.wv = (nn.Parameter(torch.randn(24, 4, size)) for size in (6, 6, 5))
+        self.wo = nn.Parameter(torch.randn(4, 5, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = (torch.einsum("btd,dhe->bhte", x, weight) for weight in (self.wq, self.wk, self.wv))
+        scores = torch.einsum("bhte,bhse->bhts", q, k).softmax(-1)
+        return self.head(x + torch.einsum("bhts,bhse,hed->btd", scores, v, self.wo))
+
+
+def test_groups_that_no_layer_makes_have_the_names_of_their_weights() -> None:
+    graph = trace(Unlayered(), torch.randn(2, 5, 6))
+    assert graph.widths() == {
+        "stem (+1 layer)": 24,
+        "wq heads (+2 layers)": 4,
+        "wq head dimensions (+1 layer)": 6,
+        "wv": 5,
+    }
+
+
+def test_weights_of_one_layer_tell_its_groups_apart() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(24, 4, kdim=9, vdim=7, batch_first=True), nn.Linear(24, 2)
+
+        def forward(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return self.head(self.attention(x, key, value)[0])
+
+    graph = trace(Apart(), (torch.randn(2, 5, 24), torch.randn(2, 6, 9), torch.randn(2, 6, 7)))
+    assert [name for name in graph.widths() if name.startswith("attention")] == [
+        "attention heads",
+        "attention.q_proj_weight head dimensions",
+        "attention.v_proj_weight head dimensions",
+        "attention.out_proj",
+    ]
+
+
+def test_weights_that_are_also_read_along_what_stays_are_told() -> None:
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(6, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(F.relu(self.encoder(x)), self.encoder.weight.t())
+
+    graph = trace(Autoencoder(), torch.randn(2, 6))
+    assert graph.widths() == {"encoder": 16}
+    decoded = next(axis for axis in graph.frozen if axis.size == 6 and axis.op != "input")
+    assert decoded.reason == "its weights are also read along an axis that keeps its size"
+    assert check(graph.model, uniform_plan(graph, 0.5), torch.randn(2, 6)) < 1e-9
+
+
+def test_a_region_that_stays_one_operation_has_the_line_of_its_first() -> None:
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x).relu()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = self.b(x)
+            return self.c(x.float())
+
+    model = nn.Sequential(nn.Linear(6, 6), Cast())
+    graph = trace(model, torch.randn(2, 6))
+    frozen = next(axis for axis in graph.frozen if axis.name == "1.a")
+    assert frozen.reason.endswith("wrap_with_autocast has no rule")
+    assert frozen.source.rpartition(":")[0] == __file__
 
 
 class Several(nn.Module):
@@ -242,6 +321,11 @@ def test_control_flow_on_values_is_a_clear_error() -> None:
 def test_inputs_that_are_none(nets: ModuleType, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         trace(nets.VGG(), inputs)
+
+
+def test_what_is_no_module_is_told() -> None:
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, found str\."):
+        trace("resnet50", X)  # type: ignore[arg-type]
 
 
 class HeadsFromOutside(nn.Module):

@@ -447,19 +447,21 @@ def test_realize_makes_of_a_proposal_what_prune_returns(case):
     assert all(torch.equal(value, state[name]) for name, value in realized.module.state_dict().items())
 
 
-class Casting(nn.Module):
-    """Computes in float32 whatever its weights are."""
+class Insisting(nn.Module):
+    """Takes float32 and nothing else."""
 
     def __init__(self, net):
         super().__init__()
         self.net = net
 
     def forward(self, images):
-        return self.net(images.float() / 2)
+        if images.dtype != torch.float32:
+            raise TypeError("images must be float32")
+        return self.net(images / 2)
 
 
-def test_a_model_that_casts_inside_forward_is_checked_in_float32_and_says_so(case, tmp_path):
-    model = Casting(copy.deepcopy(case.model))
+def test_a_model_that_insists_on_float32_is_checked_in_it_and_says_so(case, tmp_path):
+    model = Insisting(copy.deepcopy(case.model))
     kernel_graph = lower(trace(model, case.example), model=model, workdir=tmp_path)
     result = prune(model, case.example, "60%", predictor=case.predictor, kernel_graph=kernel_graph)
     assert result.module.net.stem.weight.shape[0] < 32

@@ -134,6 +134,58 @@ def test_check_leaves_the_model_alone_and_takes_float32(nets: ModuleType) -> Non
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
+class InFloat32(nn.Module):
+    """A norm, a softmax and a state that forward wants in float32, as language models do, and the type of the input again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.scale, self.head = nn.Linear(6, 16), nn.Parameter(torch.ones(16)), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        wide = y.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) + torch.zeros(1, dtype=y.dtype)
+        y = self.scale * wide.to(y.dtype)
+        return self.head(y).softmax(-1, dtype=torch.float32).to(y.dtype)
+
+
+def test_what_forward_casts_to_float32_is_compared_in_float64_too() -> None:
+    model, x = InFloat32(), torch.randn(2, 5, 6)
+    plan = uniform_plan(trace(model, x), 0.5)
+    assert check(model, plan, x) < 1e-14
+
+    def program(original: nn.Module, chosen: PruningPlan) -> nn.Module:
+        assert chosen.program is not None
+        return ProgramModule.of(apply(original, chosen), chosen.program)
+
+    assert check(model, plan, x, cut=program) < 1e-14
+
+
+class Generated(nn.Module):
+    """A convolution whose weights a layer makes of a vector; its submodules have names that a `ProgramModule` uses, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.weights, self.biases = nn.Parameter(torch.randn(5)), nn.Linear(5, 8 * 27), nn.Linear(5, 8)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weights(self.seen).view(8, 3, 3, 3)
+        return self.head(nn.functional.conv2d(x, weight, self.biases(self.seen)).relu())
+
+
+def test_layers_may_read_a_single_vector() -> None:
+    model = Generated()
+    plan = uniform_plan(trace(model, X), 0.5)
+    assert set(plan.widths().values()) == {4, 2}
+    assert check(model, plan, X) < 1e-9
+    pruned = apply(model, plan)
+    assert isinstance(pruned, ProgramModule)
+    assert pruned.state_dict().keys() == model.state_dict().keys()
+    assert pruned.get_submodule("weights").weight.shape == (4 * 27, 2)
+    assert copy.deepcopy(pruned)(X).shape == (1, 2, 14, 14)
+
+
 class Casting(nn.Module):
     """Takes bytes, and computes in float32 whatever its weights are."""
 

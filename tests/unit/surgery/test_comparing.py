@@ -165,3 +165,20 @@ def test_outputs_that_tracing_spoilt_are_not_compared():
     assert type(pruned) is not _Net
     tables.clear()
     torch.testing.assert_close(pruned(sample), edgeprune.surgery.cutting.cut_program(net, plan)(sample))
+
+
+def test_a_state_that_torch_makes_in_float32_does_not_cost_the_own_class():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.wide, self.head = nn.LSTM(6, 10, batch_first=True), nn.Linear(10, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(self.wide(self.cells(x)[0]).relu())
+
+    net, sample = Recurrent().eval(), torch.randn(2, 5, 6)
+    graph = edgeprune.trace(net, sample)
+    assert graph.widths() == {"wide": 8}
+    plan = edgeprune.uniform_plan(graph, ratio=0.5)
+    assert type(edgeprune.apply(net, plan)) is Recurrent
+    assert edgeprune.check(net, plan, sample) < 1e-9

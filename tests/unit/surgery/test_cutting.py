@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -303,32 +302,6 @@ def test_attributes_of_modules_that_are_not_there_are_refused(nets: ModuleType, 
     plan = _craft(tmp_path / "plan.json", lambda values: values.update(attributes={"fc": {"groups": 1}}))
     with pytest.raises(PlanError, match=r"must change attributes that 'fc' has \(groups\), found groups"):
         apply(model, plan)
-
-
-class Nested(nn.Module):
-    """Takes a dict and gives an ordered one, a list and a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
-
-    def forward(self, images: dict[str, torch.Tensor], scale: torch.Tensor) -> Any:
-        x = self.b(self.a(images["left"] + images["right"]).reshape(-1, 8, 16, 16))
-        return OrderedDict(out=x, other=[x * scale, (x.mean(),)])
-
-
-def test_nested_inputs_and_outputs_survive_a_written_program() -> None:
-    model = Nested()
-    inputs = {"images": {"left": X, "right": X + 1}, "scale": torch.ones(1)}
-    plan = uniform_plan(trace(model, inputs), 0.5)
-    pruned = apply(model, plan).eval()
-    assert isinstance(pruned, ProgramModule)
-    found = pruned(**inputs)
-    assert type(found) is OrderedDict
-    assert list(found) == ["out", "other"]
-    assert isinstance(found["other"], list)
-    assert isinstance(found["other"][1], tuple)
-    assert check(model, plan, inputs) < 1e-9
 
 
 def test_a_plan_applies_where_nothing_can_be_traced(nets: ModuleType, tmp_path: Path) -> None:

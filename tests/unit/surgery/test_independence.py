@@ -24,6 +24,6 @@ def test_masking_imports_neither_the_cut_nor_the_labels() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["cutting", "program_module", "storage", "plan_format"])
+@pytest.mark.parametrize("name", ["cutting", "program_module", "program_steps", "storage", "plan_format"])
 def test_applying_and_loading_do_not_import_the_trace(name: str) -> None:
     assert not any(module.startswith("edgeprune.graph") for module in _imports(name))

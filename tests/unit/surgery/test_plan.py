@@ -16,6 +16,7 @@ from edgeprune.errors import ConfigError, ConstraintError, EmptyPlanError, PlanE
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.spec import Constraints
+from edgeprune.surgery.checking import check
 from edgeprune.surgery.constraints import resolve
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
@@ -213,6 +214,8 @@ def test_a_file_that_is_no_plan(tmp_path: Path, text: str) -> None:
 def test_a_plan_for_another_model_is_refused(nets: ModuleType, graph: ChannelGraph) -> None:
     plan = uniform_plan(graph, 0.5)
     with pytest.raises(PlanError, match=r"found other parameter names or shapes \(it has no '.*weight'\)"):
+        check(nets.VGG(), plan, X)
+    with pytest.raises(PlanError, match=r"found other parameter names or shapes \(it has no '.*weight'\)"):
         apply(nets.VGG(), plan)
     other = nets.Grouped()
     other.stem[0] = torch.nn.Conv2d(3, 9, 3, padding=1, bias=False)
@@ -244,6 +247,10 @@ def test_uniform_takes_scores_multiples_and_constraints(nets: ModuleType) -> Non
         uniform_plan(graph, 1)
     with pytest.raises(PlanError, match=r"scores of 'features.0' must have shape \(8,\), found \(3,\)"):
         uniform_plan(graph, 0.5, scores=dict.fromkeys(graph.widths(), np.zeros(3)))
+    with pytest.raises(PlanError, match=r"scores of 'features.0' must have shape \(8,\), found \(0,\)"):
+        uniform_plan(graph, 0.5, scores={})
+    with pytest.raises(PlanError, match=r"scores of 'features.0' must be numbers, found NaN"):
+        uniform_plan(graph, 0.5, scores={name: np.full(size, np.nan) for name, size in graph.widths().items()})
 
 
 def test_patterns_match_any_layer_of_a_group(resnet: ChannelGraph) -> None:
