@@ -50,7 +50,8 @@ def run(family: str, count: int) -> dict[str, Any]:
             same, told, ran = same + (real & ours).total(), told + ours.total(), ran + real.total()
             whole += real == ours
             for side, left in (("ours", ours - real), ("theirs", real - ours)):
-                wrong.update({f"{side}: {Kernel.from_key(key).op}": times for key, times in left.items()})
+                for key, times in left.items():
+                    wrong[f"{side}: {Kernel.from_key(key).op}"] += times
             print(f"{family}: {number + 1} of {count}", flush=True)
     return {
         "family": family,
