@@ -76,6 +76,7 @@ class MeasuredRun:
         sentinel: Id of the sentinel.
         spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
         level_ms: Median of all sentinels, milliseconds.
+        sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
         flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
@@ -91,6 +92,7 @@ class MeasuredRun:
     sentinel: str
     spent_s: float = 0.0
     level_ms: float = 0.0
+    sentinels_ms: tuple[float, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
 
@@ -377,6 +379,7 @@ class _Run:
             sentinel=self.sentinel,
             spent_s=self.ledger.spent_s,
             level_ms=self.ledger.median_ms,
+            sentinels_ms=tuple(self.ledger.sentinels_ms),
             flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
             unusable=dict(self.ledger.unusable),
         )

@@ -87,6 +87,7 @@ def staircases(
     graph = kernel_graph.graph
     names = LayerNames(graph)
     dense = graph.widths()
+    edges = predictor.report().edges
     measured = {key: measurement.median_ms for key, measurement in predictor.table.measurements.items()}
 
     def maker(group: ChannelGroup, kernels: Sequence[Kernel]) -> Kernel | None:
@@ -118,6 +119,7 @@ def staircases(
                 predicted=tuple(zip(swept, times, strict=True)),
                 dense=group.size,
                 chosen=chosen.get(group.name, group.size),
+                edges=tuple(sorted({int(edge["width"]) for edge in edges if edge["group"] == group.name})),
             )
         )
     return tuple(found)
@@ -178,6 +180,11 @@ def held_out_predictions(predictor: Predictor) -> tuple[tuple[Prediction, ...], 
         ),
         tuple(Prediction(row.name, row.measured_ms, row.predicted_ms) for row in networks),
     )
+
+
+def sentinels(header: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the sentinel took over the run that began a table, milliseconds; empty where the table does not tell."""
+    return tuple(float(value) for value in header.get("drift", {}).get("sentinels_ms", ()))
 
 
 def error_table(report: FitReport) -> dict[str, dict[str, str]]:

@@ -73,6 +73,7 @@ def from_result(
         layer_source=collecting.LAYER_SOURCE,
         kernel_predictions=kernels,
         network_predictions=networks,
+        sentinels_ms=collecting.sentinels(header),
         noise=f"On what the fit had not seen: {report.summary()}.",
         errors=collecting.error_table(report),
         groups=collecting.group_choices(result.plan),
