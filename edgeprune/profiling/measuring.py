@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
+from edgeprune.profiling.changes import changes
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
@@ -70,6 +71,7 @@ class MeasuredRun:
         measurements: Id to its summary; kernels without the cost of the call itself.
         rounds: Id to the median of each round, milliseconds, in order.
         conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
+        disturbances: What became of the board meanwhile, in sentences; see `changes.changes`.
         drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
         repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
         overhead_ms: Cost of an empty call, milliseconds.
@@ -93,6 +95,7 @@ class MeasuredRun:
     spent_s: float = 0.0
     level_ms: float = 0.0
     sentinels_ms: tuple[float, ...] = ()
+    disturbances: tuple[str, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
 
@@ -373,6 +376,7 @@ class _Run:
             measurements=measurements,
             rounds={name: found.rounds_ms for name, found in measurements.items()},
             conditions={"before": self.ledger.conditions[0], "after": self.ledger.conditions[-1]},
+            disturbances=changes(self.ledger.conditions),
             drift=worst,
             repeated_rounds=self.ledger.repeated,
             overhead_ms=overhead_ms,

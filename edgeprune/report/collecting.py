@@ -57,8 +57,8 @@ def flat_conditions(conditions: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     # Stored tables have their keys sorted, which puts "after" before "before".
     for name, value in sorted(conditions.items(), key=lambda entry: entry[0] != "before"):
-        if name == "context":
-            continue  # counters of the measuring process at one moment; by themselves they say nothing
+        if name in ("context", "boot"):
+            continue  # of one moment of one process; by themselves they say nothing
         if isinstance(value, Mapping):
             flat |= {f"{name}: {inner}": text for inner, text in flat_conditions(value).items()}
         elif isinstance(value, list | tuple):
