@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 _SPREAD = 0.01
+_GOLDEN = 0.6180339887498949
 
 
 def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal.
+    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal, and no two are equal.
 
     Biases begin at 0, and so do the means of batch norms: folded into a convolution they give a bias of zeros, which the
     exporter leaves out. A convolution without a bias is another kernel than the one that the trained model runs, so a latency
-    table of the former would know nothing of the latter.
+    table of the former would know nothing of the latter. Of vectors that are equal the exporter keeps one, for layers whose
+    widths have nothing to do with each other.
 
     Args:
         model: To be exported; not changed.
@@ -29,8 +31,10 @@ def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
         return model
     found = copy.deepcopy(model)
     with torch.no_grad():
-        for vector in _begun(found):
-            ends = torch.linspace(-_SPREAD, _SPREAD, len(vector), dtype=vector.dtype, device=vector.device)
+        for index, vector in enumerate(_begun(found)):
+            # Multiples of the golden ratio, modulo 1, spread evenly: as far apart as so many numbers can be.
+            spread = _SPREAD * (1 + (index * _GOLDEN) % 1)
+            ends = torch.linspace(-spread, spread, len(vector), dtype=vector.dtype, device=vector.device)
             # Of one entry the only value of that line is its lower end, which is not 0 either.
             vector.add_(ends)
     return found

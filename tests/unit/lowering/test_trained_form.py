@@ -1,5 +1,7 @@
 """What was never trained is lowered as what was: the first table of a user is of a factory's fresh weights."""
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,35 @@ def test_the_model_itself_stays_as_it_is(fresh):
     assert len(vectors) == 9
     assert all((vector != vector[0]).any() for vector in vectors)
     assert (found.norm.running_var > 0.5).all()
+
+
+class Twice(nn.Module):
+    """Two norms of 24 channels that no convolution takes in, behind layers that are cut by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(24, 16, 1)
+        self.first, self.second = nn.BatchNorm2d(24), nn.BatchNorm2d(24)
+        self.one, self.two = (nn.Conv2d(16, 8, 3, padding=1) for _ in range(2))
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, image):
+        for before, norm, body in ((self.stem, self.first, self.one), (self.down, self.second, self.two)):
+            image = before(image).relu()
+            image = norm(torch.cat([image, body(image)], 1)).relu()
+        return self.head(image.mean((2, 3)))
+
+
+def test_equal_vectors_of_a_fresh_model_are_not_taken_for_one(tmp_path):
+    """The exporter would keep one of them, and its length would be that of the first layer's channels."""
+    lowered = edgeprune.lower(edgeprune.trace(Twice().eval(), EXAMPLE), workdir=tmp_path)
+    widths = {"stem": 12, "down": 5}
+    norms = [kernel for kernel in lowered.at(widths) if kernel.op == "BatchNormalization"]
+    assert [kernel.inputs[1:] for kernel in norms] == [((kernel.output[1],),) * 4 for kernel in norms]
+    assert {kernel.output[1] for kernel in norms} == {20, 13}
+    session = onnxruntime.InferenceSession(lowered.network_engine(widths), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: np.ones(EXAMPLE.shape, np.float32)})
+    assert found.shape == (1, 4)
 
 
 def test_a_trained_model_is_not_copied(fresh):
