@@ -15,7 +15,7 @@ _GOLDEN = 0.6180339887498949
 
 
 def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal, and no two are equal.
+    """The model itself, or a copy in which parameters and vectors of statistics have unlike entries, and are unlike each other.
 
     Biases begin at 0, and so do the means of batch norms: folded into a convolution they give a bias of zeros, which the
     exporter leaves out. A convolution without a bias is another kernel than the one that the trained model runs, so a latency
@@ -31,17 +31,21 @@ def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
         return model
     found = copy.deepcopy(model)
     with torch.no_grad():
-        for index, vector in enumerate(_begun(found)):
+        for index, begun in enumerate(_begun(found)):
             # Multiples of the golden ratio, modulo 1, spread evenly: as far apart as so many numbers can be.
             spread = _SPREAD * (1 + (index * _GOLDEN) % 1)
-            ends = torch.linspace(-spread, spread, len(vector), dtype=vector.dtype, device=vector.device)
+            ends = torch.linspace(-spread, spread, begun.numel(), dtype=begun.dtype, device=begun.device)
             # Of one entry the only value of that line is its lower end, which is not 0 either.
-            vector.add_(ends)
+            begun.add_(ends.view_as(begun))
     return found
 
 
 def _begun(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    for tensor in chain(model.parameters(), model.buffers()):
-        vector = tensor.detach()
-        if vector.ndim == 1 and len(vector) and vector.is_floating_point() and bool((vector == vector[0]).all()):
-            yield vector
+    # A buffer of more axes is a mask or a grid, which training leaves as it is.
+    vectors = (buffer for buffer in model.buffers() if buffer.ndim == 1)
+    for tensor in chain(model.parameters(), vectors):
+        values = tensor.detach()
+        if not values.ndim or not values.numel() or not values.is_floating_point():
+            continue
+        if bool((values == values.flatten()[0]).all()):
+            yield values
