@@ -2,7 +2,7 @@
 
 Per family 50 width vectors are drawn (a third without multiples of 4). The model is cut to each, exported and optimized by the
 real ONNX Runtime, and the kernels of that graph are compared with `edgeprune.lower(graph).at(widths)`, which compiles nothing.
-Nothing is timed, so neighbors do not matter. A family that is done is not run again; what is missing is printed.
+Nothing is timed, so neighbors do not matter. A network that is done is not run again; remove a family's file to begin anew.
 
     PYTHONPATH=. python benchmarks/lowering.py                   # everything, into benchmarks/results/lowering/
     PYTHONPATH=. python benchmarks/lowering.py --only densenet   # one family
@@ -31,37 +31,44 @@ from edgeprune.surgery.plan import make_plan
 RESULTS = Path(__file__).parent / "results" / "lowering"
 
 
-def run(family: str, count: int) -> dict[str, Any]:
-    """Agreement of one family."""
+def run(family: str, count: int) -> None:
+    """Agreement of one family, written after every network; goes on from what is there."""
+    path = RESULTS / f"{family}.json"
+    row: dict[str, Any] = {"family": family, "runtime": onnxruntime.__version__, "networks": 0, "differences": {}}
+    row |= dict.fromkeys(("without_a_difference", "kernels_told", "kernels_run", "kernels_agreed"), 0)
+    if path.exists():
+        row = json.loads(path.read_text())
+    if row["networks"] >= count:
+        return
     model, x = families.build(family)
     graph = edgeprune.trace(model, x)
     dice = random.Random(f"lowering/{family}")
-    same = told = ran = whole = 0
-    wrong: Counter[str] = Counter()
+    wrong = Counter(row["differences"])
     with tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
         lowered = edgeprune.lower(graph, model=model, workdir=Path(folder))
         for number in range(count):
             widths = {group.name: drawn(group.size, number % 3 == 0, dice) for group in graph.groups}
+            if number < row["networks"]:
+                continue
             plan = make_plan(graph, {name: range(width) for name, width in widths.items()}, allow_empty=True)
             engine = Path(folder) / "cut.onnx"
             lowered.backend.export(in_trained_form(edgeprune.apply(model, plan)), graph.example_inputs, engine)
             real = Counter(kernel.key for kernel in lowered.backend.parse_engine(engine))
             ours = Counter(kernel.key for kernel in lowered.at(widths))
-            same, told, ran = same + (real & ours).total(), told + ours.total(), ran + real.total()
-            whole += real == ours
+            for name, more in (
+                ("networks", 1),
+                ("without_a_difference", int(real == ours)),
+                ("kernels_told", ours.total()),
+                ("kernels_run", real.total()),
+                ("kernels_agreed", (real & ours).total()),
+            ):
+                row[name] += more
             for side, left in (("ours", ours - real), ("theirs", real - ours)):
-                wrong.update({f"{side}: {Kernel.from_key(key).op}": times for key, times in left.items()})
+                for key, times in left.items():
+                    wrong[f"{side}: {Kernel.from_key(key).op}"] += times
+            row["differences"] = dict(wrong.most_common())
+            write_text(path, json.dumps(row, indent=1) + "\n")
             print(f"{family}: {number + 1} of {count}", flush=True)
-    return {
-        "family": family,
-        "runtime": onnxruntime.__version__,
-        "networks": count,
-        "without_a_difference": whole,
-        "kernels_told": told,
-        "kernels_run": ran,
-        "kernels_agreed": same,
-        "differences": dict(wrong.most_common()),
-    }
 
 
 def drawn(size: int, odd: bool, dice: random.Random) -> int:
@@ -97,11 +104,13 @@ def main() -> None:
     names = [arguments.only] if arguments.only else list(families.FAMILIES)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in [] if arguments.table else names:
-        if not (RESULTS / f"{name}.json").exists():
-            write_text(RESULTS / f"{name}.json", json.dumps(run(name, arguments.networks), indent=1) + "\n")
+        run(name, arguments.networks)
     there = [name for name in names if (RESULTS / f"{name}.json").exists()]
     print(markdown([json.loads((RESULTS / f"{name}.json").read_text()) for name in there]))
-    if missing := [name for name in names if name not in there]:
+    done = {
+        name: json.loads((RESULTS / f"{name}.json").read_text())["networks"] if name in there else 0 for name in names
+    }
+    if missing := [f"{arguments.networks - done[name]} of {name}" for name in names if done[name] < arguments.networks]:
         print(f"missing: {', '.join(missing)}")
 
 

@@ -295,6 +295,9 @@ class Measurement:
         spread: Relative spread: median absolute deviation over the median, of the round medians.
         rounds_ms: Median of each round, milliseconds, in order.
         samples: Number of timed samples.
+        times_ms: Every timed sample as it was taken, milliseconds, those that were interrupted and what a call costs included,
+            so that another statistic can be taken later; empty where they are not known.
+        cpu_share: CPU time over wall time of each of these, in the same order.
     """
 
     median_ms: float
@@ -303,6 +306,8 @@ class Measurement:
     spread: float
     rounds_ms: tuple[float, ...]
     samples: int
+    times_ms: tuple[float, ...] = ()
+    cpu_share: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

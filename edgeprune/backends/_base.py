@@ -63,6 +63,7 @@ class OperatorGraph:
         shapes: Name of every tensor in the operators' inputs and outputs to its dense shape.
         sources: Tensor name to the name of the traced program's node that it is the value of, where known.
         dtypes: Tensor name to NumPy name of its type, where it is not ``"float32"``.
+        notes: Tensor name to what else the backend's own layout rule needs to know of it.
     """
 
     operators: tuple[Operator, ...]
@@ -71,6 +72,7 @@ class OperatorGraph:
     shapes: Mapping[str, tuple[int, ...]]
     sources: Mapping[str, str]
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
 
 
 class Backend(ABC):

@@ -16,10 +16,21 @@ _COLUMNS = (
     ("n", "measured"),
     ("median_error_percent", "median error %"),
     ("noise_median_percent", "repeats to %"),
+    ("within_5_percent", "within 5 %"),
+    ("noise_within_5_percent", "repeats within 5 %"),
     ("within_10_percent", "within 10 %"),
     ("noise_within_10_percent", "repeats within 10 %"),
     ("coverage_percent", "in interval %"),
     ("width_percent", "interval width %"),
+)
+_WEAK_COLUMNS = (
+    ("family", "family"),
+    ("region", "kernels"),
+    ("n", "measured"),
+    ("median_error_percent", "median error %"),
+    ("noise_median_percent", "repeats to %"),
+    ("elsewhere_median_percent", "median error elsewhere %"),
+    ("within_10_percent", "within 10 %"),
 )
 _EDGES = 10
 """Rows of the table of stair edges."""
@@ -61,6 +72,14 @@ def fit(
     output.say(report.summary())
     if report.energy is None:
         output.say("energy is not predicted: the table holds none (edgeprune profile --energy)")
+    if report.weak:
+        output.table(
+            "weak regions: kernels that are missed by more than the rest of their family",
+            [title for _, title in _WEAK_COLUMNS],
+            [[_cell(row[key]) for key, _ in _WEAK_COLUMNS] for row in report.weak],
+        )
+    else:
+        output.say("weak regions: none; no kind of kernel is missed by significantly more than the rest of its family")
     if report.edges:
         output.table(
             f"edges of the staircase that were measured: the largest of {len(report.edges)}",
@@ -79,6 +98,7 @@ def fit(
             "level": level,
             "errors": rows,
             "energy": report.energy,
+            "weak": list(report.weak),
             "edges": list(report.edges),
             "transferred_from": report.transferred_from,
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,6 +164,13 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
     )
     for sentence in header["fingerprint"].get("disturbances", ()):
         output.say(f"could have disturbed the measurement: {sentence}")
+    if refused := header["unsupported"]:
+        names = ", ".join(sorted({str(json.loads(key)["op"]) for key in refused}))
+        reason = next(iter(refused.values()))
+        output.say(
+            f"{len(refused)} kernels do not run alone and were left out ({names}): they are predicted from others of their "
+            f"kind, with a wider interval where there are none; the first one: {reason}"
+        )
     if drifted := header["drift"]["drifted_rows"]:
         output.say(f"{drifted} of {len(table)} rows were measured while the board was disturbed, repeats included")
     for entry in header.get("models", ()):

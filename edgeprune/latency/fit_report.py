@@ -15,6 +15,7 @@ from edgeprune.latency.energy import EnergyModel
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.intervals import cross_coverage, network_half_width, repeatability
 from edgeprune.latency.transfer import TRANSFER
+from edgeprune.latency.weak_regions import weak_regions
 from edgeprune.spec import Kernel, Measurement
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class FitReport:
         energy: The row of the energy of networks, each predicted by a fit to all others; None if the table has none.
         level: Nominal coverage of the intervals.
         left_out: Networks of the table that hold a kernel which cannot be predicted.
+        weak: Kinds of kernels that are missed by more than the rest of their family; see `weak_regions.weak_regions`.
         edges: Stair edges that profiling bisected down to neighboring widths, the largest first: ``model``, ``group``,
             ``width`` (the wider one), ``below_ms`` and ``at_ms`` (what the group touches, at one unit less and at it).
         transferred_from: Device, runtime and table of the predictor that this one stands on, None where it stands alone.
@@ -51,6 +53,7 @@ class FitReport:
     edges: tuple[dict[str, Any], ...] = ()
     transferred_from: str | None = None
     energy: dict[str, Any] | None = None
+    weak: tuple[dict[str, Any], ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Families, then end to end, then energy. Keys, None where there is too little data:
@@ -101,6 +104,13 @@ def make_report(
     """Report of a fitted predictor."""
     level = predictor.settings.level
     timed = predictor.table.measurements
+    models = list(models)
+    weak = [
+        row
+        for model in models
+        if len(model.residuals)
+        for row in weak_regions(model.family, list(model.held), _relative(model.residuals), timed)
+    ]
     families = sorted((_family_row(model, timed, level) for model in models), key=lambda row: -row["n"])
     used = {network.name for network in predictor.calibrated_on}
     left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
@@ -110,7 +120,8 @@ def make_report(
     origin = None if lender is None else f"{lender.device}, {lender.header['runtime']} (table {lender.hash[:12]})"
     energy = predictor.energy
     energies = None if energy is None else _energy_row(energy, predictor.table.header["precision"], level)
-    return FitReport(tuple(families), total, level, left_out, tuple(edges), origin, energies)
+    weak.sort(key=lambda row: -row["median_error_percent"])
+    return FitReport(tuple(families), total, level, left_out, tuple(edges), origin, energies, tuple(weak))
 
 
 def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edgeprune.latency.table_rows import (
     Row,
     canonical_json,
     combined,
+    hashed,
     network_key,
     row_measurement,
     validated_rows,
@@ -167,7 +168,7 @@ class LatencyTable:
         """SHA-256 of the content, whatever the order of the rows and the encoding of the file."""
         digest = hashlib.sha256(canonical_json(self.header).encode())
         for row in self._rows:
-            digest.update(b"\n" + canonical_json(row).encode())
+            digest.update(b"\n" + canonical_json(hashed(row)).encode())
         return digest.hexdigest()
 
     @cached_property

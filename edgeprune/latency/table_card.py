@@ -110,6 +110,11 @@ def _doubts(header: Mapping[str, Any]) -> list[str]:
         f"- `{_text(op)}` is not in it: {_text(reason)}"
         for op, reason in sorted((header.get("unsupported") or {}).items())
     ]
+    lines += [
+        f"- {_text(sentence)}"
+        for told in (header, *(header.get("runs") or ()))
+        for sentence in told.get("disturbances") or ()
+    ]
     drift = header.get("drift") or {}
     if drift.get("largest") is not None:
         lines.append(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import TableFormatError, TableMissingError
 from edgeprune.files import replacing
-from edgeprune.latency.table_rows import COLUMNS, Row
+from edgeprune.latency.table_rows import COLUMNS, OPTIONAL, Row
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,14 +73,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row], str]:
 def _schema() -> pyarrow.Schema:
     import pyarrow as pa
 
-    types = {"text": pa.string(), "number": pa.float64(), "numbers": pa.list_(pa.float64()), "count": pa.int64()}
+    numbers = pa.list_(pa.float64())
+    types = {"text": pa.string(), "number": pa.float64(), "numbers": numbers, "samples": numbers, "count": pa.int64()}
     return pa.schema([pa.field(name, types[kind], nullable=False) for name, kind in COLUMNS.items()])
 
 
 def _check_columns(schema: pyarrow.Schema, path: Path) -> None:
     import pyarrow.types as types
 
-    missing = [name for name in COLUMNS if name not in schema.names]
+    missing = [name for name in COLUMNS if name not in schema.names and name not in OPTIONAL]
     unknown = [name for name in schema.names if name not in COLUMNS]
     if missing or unknown:
         found = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
@@ -88,10 +89,13 @@ def _check_columns(schema: pyarrow.Schema, path: Path) -> None:
     accepted = {
         "text": lambda t: types.is_string(t) or types.is_large_string(t),
         "number": types.is_float64,
-        "numbers": lambda t: (types.is_list(t) or types.is_large_list(t)) and types.is_float64(t.value_type),
+        "numbers": _are_numbers,
+        "samples": _are_numbers,
         "count": types.is_int64,
     }
     for name, kind in COLUMNS.items():
+        if name not in schema.names:
+            continue
         found_type = schema.field(name).type
         if not accepted[kind](found_type):
             raise TableFormatError(
@@ -99,9 +103,16 @@ def _check_columns(schema: pyarrow.Schema, path: Path) -> None:
             )
 
 
+def _are_numbers(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return bool((types.is_list(kind) or types.is_large_list(kind)) and types.is_float64(kind.value_type))
+
+
 _TYPE_NAMES = {
     "text": "text",
     "number": "64-bit floats",
     "numbers": "lists of 64-bit floats",
+    "samples": "lists of 64-bit floats",
     "count": "64-bit integers",
 }

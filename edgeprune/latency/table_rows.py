@@ -29,8 +29,13 @@ COLUMNS: Mapping[str, str] = {
     "samples": "count",
     "kernels": "text",
     "widths": "text",
+    "times_ms": "samples",
+    "cpu_share": "samples",
 }
 """Column name to what it holds. `kernels` and `widths` are JSON objects, empty for kernel rows."""
+
+OPTIONAL = ("times_ms", "cpu_share")
+"""Columns that tables of old do not have, and that are empty where the single samples are not known."""
 
 SHORTEST_MS, LONGEST_MS = 1e-6, 1e6
 """A time outside of these is a mistake in the unit or a broken clock: a nanosecond, 17 minutes."""
@@ -96,6 +101,8 @@ def row_measurement(row: Mapping[str, Any]) -> Measurement:
         spread=row["spread"],
         rounds_ms=tuple(row["rounds_ms"]),
         samples=row["samples"],
+        times_ms=tuple(row["times_ms"]),
+        cpu_share=tuple(row["cpu_share"]),
     )
 
 
@@ -110,6 +117,8 @@ def combined(first: Measurement, second: Measurement) -> Measurement:
         spread=_median([abs(value - middle) for value in rounds]) / middle,
         rounds_ms=rounds,
         samples=first.samples + second.samples,
+        times_ms=(*first.times_ms, *second.times_ms),
+        cpu_share=(*first.cpu_share, *second.cpu_share),
     )
 
 
@@ -160,10 +169,18 @@ def _statistics(measurement: Measurement) -> Row:
         "spread": float(measurement.spread),
         "rounds_ms": tuple(float(value) for value in measurement.rounds_ms),
         "samples": int(measurement.samples),
+        "times_ms": tuple(float(value) for value in measurement.times_ms),
+        "cpu_share": tuple(float(value) for value in measurement.cpu_share),
     }
 
 
+def hashed(row: Row) -> Row:
+    """What of a row its table's hash is taken of: tables of old keep theirs."""
+    return {name: value for name, value in row.items() if value or name not in OPTIONAL}
+
+
 def _checked(row: Mapping[str, Any], number: int) -> Row:
+    row = {**dict.fromkeys(OPTIONAL, ()), **row}
     missing, unknown = sorted(set(COLUMNS) - set(row)), sorted(set(row) - set(COLUMNS))
     if missing or unknown:
         found = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(map(repr, unknown))}"
@@ -186,19 +203,23 @@ def _typed(value: Any, kind: str, name: str, number: int) -> Any:
         return value
     if kind == "number" and _is_number(value):
         return float(value)
-    if kind == "numbers" and not isinstance(value, (str, bytes, Mapping)):
-        items: list[Any] = list(value) if isinstance(value, Iterable) else []
-        if items and all(_is_number(item) for item in items):
+    if kind in ("numbers", "samples") and not isinstance(value, (str, bytes, Mapping)):
+        items: list[Any] = list(value) if isinstance(value, Iterable) else [None]
+        if (items or kind == "samples") and all(_is_number(item) for item in items):
             return tuple(float(item) for item in items)
     if kind == "count" and _is_count(value):
         return int(value)
     expected = {"text": "text", "number": "a number", "numbers": "a list of numbers", "count": "a whole number from 1"}
+    expected["samples"] = expected["numbers"]
     raise _bad(number, f"{name} must be {expected[kind]}, found {_short(value)}")
 
 
 def _check_times(row: Row, number: int) -> None:
-    for name in ("median_ms", "p90_ms", "min_ms", "rounds_ms"):
-        for value in row[name] if name == "rounds_ms" else (row[name],):
+    if len(row["times_ms"]) != len(row["cpu_share"]):
+        told = f"{len(row['times_ms'])} and {len(row['cpu_share'])}"
+        raise _bad(number, f"times_ms and cpu_share must hold one value per sample each, found {told}")
+    for name in ("median_ms", "p90_ms", "min_ms", "rounds_ms", "times_ms"):
+        for value in row[name] if name in ("rounds_ms", "times_ms") else (row[name],):
             if not SHORTEST_MS <= value <= LONGEST_MS:
                 limits = f"between {SHORTEST_MS:g} and {LONGEST_MS:g} ms"
                 raise _bad(number, f"{name} must lie {limits}, found {value}", "check the unit: times are milliseconds")

@@ -89,9 +89,17 @@ def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLat
     chosen = Chosen.of(predictor.table.header)
     if not chosen.plain:
         yield f"All latencies are {chosen}."
+    kernels = kernel_graph.at(kernel_graph.graph.widths())
+    predicted = predictor.predict(kernels)
+    guessed = predicted["source"] == "fallback"
+    if guessed.any():
+        names = sorted({kernel.op for kernel, guess in zip(kernels, guessed, strict=True) if guess})
+        yield (
+            f"No kernel like {', '.join(names)} was measured: what these take, {predicted['ms'][guessed].sum():.3g} ms of the "
+            "dense model, is a guess from kernels of other kinds or from their memory traffic, and widens the interval."
+        )
     if dense.measured:
         return
-    predicted = predictor.predict(kernel_graph.at(kernel_graph.graph.widths()))
     unknown = predicted[predicted["source"] != "measured"]
     if len(unknown):
         share = float(unknown["ms"].sum() / predicted["ms"].sum())

@@ -11,17 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 _SPREAD = 0.01
-_DIFFERENT = 1000
-"""The spread of each further vector is larger by one part in so many."""
+_GOLDEN = 0.6180339887498949
 
 
 def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, or a copy in which no vector of weights or statistics has all its entries equal, and no two are alike.
+    """The model itself, or a copy in which parameters and vectors of statistics have unlike entries, and are unlike each other.
 
     Biases begin at 0, and so do the means of batch norms: folded into a convolution they give a bias of zeros, which the
     exporter leaves out. A convolution without a bias is another kernel than the one that the trained model runs, so a latency
-    table of the former would know nothing of the latter. Vectors that are equal become one constant of the engine, so that
-    two batch norms of the same size would seem to hang together.
+    table of the former would know nothing of the latter. Of vectors that are equal the exporter keeps one, for layers whose
+    widths have nothing to do with each other.
 
     Args:
         model: To be exported; not changed.
@@ -32,16 +31,21 @@ def in_trained_form(model: torch.nn.Module) -> torch.nn.Module:
         return model
     found = copy.deepcopy(model)
     with torch.no_grad():
-        for number, vector in enumerate(_begun(found)):
-            spread = _SPREAD * (1 + number / _DIFFERENT)
-            ends = torch.linspace(-spread, spread, len(vector), dtype=vector.dtype, device=vector.device)
+        for index, begun in enumerate(_begun(found)):
+            # Multiples of the golden ratio, modulo 1, spread evenly: as far apart as so many numbers can be.
+            spread = _SPREAD * (1 + (index * _GOLDEN) % 1)
+            ends = torch.linspace(-spread, spread, begun.numel(), dtype=begun.dtype, device=begun.device)
             # Of one entry the only value of that line is its lower end, which is not 0 either.
-            vector.add_(ends)
+            begun.add_(ends.view_as(begun))
     return found
 
 
 def _begun(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    for tensor in chain(model.parameters(), model.buffers()):
-        vector = tensor.detach()
-        if vector.ndim == 1 and len(vector) and vector.is_floating_point() and bool((vector == vector[0]).all()):
-            yield vector
+    # A buffer of more axes is a mask or a grid, which training leaves as it is.
+    vectors = (buffer for buffer in model.buffers() if buffer.ndim == 1)
+    for tensor in chain(model.parameters(), vectors):
+        values = tensor.detach()
+        if not values.ndim or not values.numel() or not values.is_floating_point():
+            continue
+        if bool((values == values.flatten()[0]).all()):
+            yield values

@@ -196,7 +196,9 @@ def _statement(
             "largest": max(run.drift for run in runs),
             "repeated_stretches": sum(run.repeated_rounds for run in runs),
             "drifted_rows": len(_flags(profiled.parts).get("drifted", ())),
+            "sentinels_ms": [float(f"{value:.6g}") for run in runs for value in run.sentinels_ms],
         },
+        "disturbances": list(dict.fromkeys(sentence for run in runs for sentence in run.disturbances)),
         "conditions": {"before": runs[0].conditions["before"], "after": runs[-1].conditions["after"]},
     }
 

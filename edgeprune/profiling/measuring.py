@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
+from edgeprune.profiling.changes import changes
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
@@ -70,12 +71,14 @@ class MeasuredRun:
         measurements: Id to its summary; kernels without the cost of the call itself.
         rounds: Id to the median of each round, milliseconds, in order.
         conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
+        disturbances: What became of the board meanwhile, in sentences; see `changes.changes`.
         drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
         repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
         spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
         level_ms: Median of all sentinels, milliseconds.
+        sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
         flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
@@ -91,6 +94,8 @@ class MeasuredRun:
     sentinel: str
     spent_s: float = 0.0
     level_ms: float = 0.0
+    sentinels_ms: tuple[float, ...] = ()
+    disturbances: tuple[str, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
 
@@ -371,12 +376,14 @@ class _Run:
             measurements=measurements,
             rounds={name: found.rounds_ms for name, found in measurements.items()},
             conditions={"before": self.ledger.conditions[0], "after": self.ledger.conditions[-1]},
+            disturbances=changes(self.ledger.conditions),
             drift=worst,
             repeated_rounds=self.ledger.repeated,
             overhead_ms=overhead_ms,
             sentinel=self.sentinel,
             spent_s=self.ledger.spent_s,
             level_ms=self.ledger.median_ms,
+            sentinels_ms=tuple(self.ledger.sentinels_ms),
             flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
             unusable=dict(self.ledger.unusable),
         )

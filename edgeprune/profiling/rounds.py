@@ -148,10 +148,15 @@ class Ledger:
         return place in self._items or place in self._sentinels
 
     @property
+    def sentinels_ms(self) -> list[float]:
+        """What each sentinel took, milliseconds, in order."""
+        full = self._full_share()
+        return [level_ms(record, full) for record in self._marks]
+
+    @property
     def median_ms(self) -> float:
         """Median of all sentinels of the run, milliseconds."""
-        full = self._full_share()
-        return median(level_ms(record, full) for record in self._marks)
+        return median(self.sentinels_ms)
 
     def drifts(self, number: int, stretch: int) -> list[float]:
         """Drift of each finished attempt at a stretch, in order, against `level_ms`, else the median as it is now."""

@@ -92,7 +92,8 @@ def profile(
         out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
             it until then, and a run with the same arguments that finds one goes on from it.
         progress: Told (items done, items in all, seconds left, what happens).
-        told: Told what a table knows, how the board compares with it, and that it goes on from an interrupted run.
+        told: Told what a table knows, how the board compares with it, that it goes on from an interrupted run, and what
+            became of the board meanwhile (throttling, another power mode, a restart).
         graph: The traced model or models, where the caller has them.
         kernel_graph: The lowered model or models, where the caller has them; lowered for this board.
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
@@ -139,6 +140,9 @@ def profile(
             if setting.table is not None and told is not None:
                 told(str(preview_of(selection, setting.subjects, setting.table)))
             found = _measured(target, setting, selection, chosen, path, tell, told)
+            if told is not None and found is not setting.table:
+                for sentence in (found.header if base is None else found.header["runs"][-1])["disturbances"]:
+                    told(sentence)
             heated = _heated(target, setting, selection, chosen, tell) if sustained else None
             tails = _percentiles(target, setting, selection, tell) if percentiles else None
             energies = None if power is None else _energies(target, setting, selection, power, meter, tell)

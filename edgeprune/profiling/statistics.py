@@ -118,6 +118,8 @@ def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0, threads: int 
         spread=float(np.median(np.abs(medians - median)) / median),
         rounds_ms=tuple(float(value) for value in medians),
         samples=len(every),
+        times_ms=tuple(value for samples in rounds for value in samples.times_ms),
+        cpu_share=tuple(value for samples in rounds for value in samples.cpu_share),
     )
 
 

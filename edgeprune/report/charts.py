@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from edgeprune.report.data import GroupChoice, Layer, Prediction, ServedGroup, Staircase
@@ -18,6 +19,8 @@ _LABEL_CHARS = 30
 _BAR_PX = 30
 _FRAME_PX = 110
 _TOLERANCE = 0.10
+_DRIFT = 0.03
+_LOGARITHMIC: Figure = {"type": "log"}
 
 
 def staircase(data: Staircase) -> Figure:
@@ -47,6 +50,20 @@ def staircase(data: Staircase) -> Figure:
             "hovertemplate": "%{x}: %{y:.4g} ms measured<extra></extra>",
         }
     )
+    if data.edges:
+        heights = dict(zip(data.widths, data.measured_ms, strict=True)) | dict(data.predicted)
+        at = [width for width in data.edges if width in heights]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "edge found",
+                "x": at,
+                "y": [heights[width] for width in at],
+                "marker": {"color": "@accent", "size": 11, "symbol": "triangle-left-open", "line": {"width": 2}},
+                "hovertemplate": "%{x}: one unit less is a step quicker<extra></extra>",
+            }
+        )
     marks = [(data.dense, "dense", "@before"), (data.chosen, "chosen", "@accent")]
     if data.dense is not None and data.dense == data.chosen:
         marks = [(data.chosen, "chosen = dense", "@accent")]
@@ -56,7 +73,7 @@ def staircase(data: Staircase) -> Figure:
         height=300,
         x={"title": {"text": data.x_title}},
         y={"title": {"text": "ms"}, "rangemode": "tozero"},
-        legend=bool(data.predicted),
+        legend=bool(data.predicted or data.edges),
         legend_below=True,  # the widths' labels stand above the plot
         shapes=[
             {
@@ -235,7 +252,7 @@ def predictions(rows: Sequence[Prediction], *, logarithmic: bool) -> Figure:
             "thickness": 1,
         }
     traces.append(points)
-    axis: Figure = {"type": "log"} if logarithmic else {}
+    axis = _LOGARITHMIC if logarithmic else {}
     return _figure(
         traces,
         height=380,
@@ -243,6 +260,62 @@ def predictions(rows: Sequence[Prediction], *, logarithmic: bool) -> Figure:
         y={"title": {"text": "predicted, ms"}, **axis},
         legend=True,
     )
+
+
+def residuals(kernels: Sequence[Prediction], networks: Sequence[Prediction]) -> Figure:
+    """Relative error of each prediction over what was measured; above zero it was too slow."""
+    traces: list[Figure] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "x": [row.measured_ms for row in rows],
+            "y": [100 * (row.predicted_ms / row.measured_ms - 1) for row in rows],
+            "text": [row.name for row in rows],
+            "marker": {"color": color, "size": size, "opacity": 0.75},
+            "hovertemplate": "%{text}<br>measured %{x:.4g} ms<br>error %{y:.1f} %<extra></extra>",
+        }
+        for name, rows, color, size in (("kernels", kernels, "@after", 6), ("networks", networks, "@accent", 8))
+        if rows
+    ]
+    return _figure(
+        traces,
+        height=320,
+        x={"title": {"text": "measured, ms"}, **_LOGARITHMIC},
+        y={"title": {"text": "predicted over measured, % off"}},
+        legend=True,
+        shapes=_band(100 * _TOLERANCE),
+    )
+
+
+def drift(sentinels_ms: Sequence[float]) -> Figure:
+    """The sentinel over a run, against its median."""
+    usual = median(sentinels_ms)
+    return _figure(
+        [
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": "sentinel",
+                "x": list(range(1, len(sentinels_ms) + 1)),
+                "y": [100 * (value / usual - 1) for value in sentinels_ms],
+                "customdata": list(sentinels_ms),
+                "marker": {"color": "@after", "size": 5},
+                "line": {"color": "@after", "width": 1},
+                "hovertemplate": "no. %{x}: %{customdata:.4g} ms, %{y:+.1f} %<extra></extra>",
+            }
+        ],
+        height=260,
+        x={"title": {"text": "sentinel, in the order of measuring"}},
+        y={"title": {"text": "from its median, %"}},
+        legend=False,
+        shapes=_band(100 * _DRIFT),
+    )
+
+
+def _band(percent: float) -> list[Figure]:
+    box = {"type": "rect", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": -percent, "y1": percent}
+    return [{**box, "fillcolor": "@band", "line": {"width": 0}, "layer": "below"}]
 
 
 def _figure(

@@ -57,8 +57,8 @@ def flat_conditions(conditions: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     # Stored tables have their keys sorted, which puts "after" before "before".
     for name, value in sorted(conditions.items(), key=lambda entry: entry[0] != "before"):
-        if name == "context":
-            continue  # counters of the measuring process at one moment; by themselves they say nothing
+        if name in ("context", "boot"):
+            continue  # of one moment of one process; by themselves they say nothing
         if isinstance(value, Mapping):
             flat |= {f"{name}: {inner}": text for inner, text in flat_conditions(value).items()}
         elif isinstance(value, list | tuple):
@@ -87,6 +87,7 @@ def staircases(
     graph = kernel_graph.graph
     names = LayerNames(graph)
     dense = graph.widths()
+    edges = predictor.report().edges
     measured = {key: measurement.median_ms for key, measurement in predictor.table.measurements.items()}
 
     def maker(group: ChannelGroup, kernels: Sequence[Kernel]) -> Kernel | None:
@@ -118,6 +119,7 @@ def staircases(
                 predicted=tuple(zip(swept, times, strict=True)),
                 dense=group.size,
                 chosen=chosen.get(group.name, group.size),
+                edges=tuple(sorted({int(edge["width"]) for edge in edges if edge["group"] == group.name})),
             )
         )
     return tuple(found)
@@ -178,6 +180,11 @@ def held_out_predictions(predictor: Predictor) -> tuple[tuple[Prediction, ...], 
         ),
         tuple(Prediction(row.name, row.measured_ms, row.predicted_ms) for row in networks),
     )
+
+
+def sentinels(header: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the sentinel took over the run that began a table, milliseconds; empty where the table does not tell."""
+    return tuple(float(value) for value in header.get("drift", {}).get("sentinels_ms", ()))
 
 
 def error_table(report: FitReport) -> dict[str, dict[str, str]]:

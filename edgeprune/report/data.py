@@ -36,6 +36,7 @@ class Staircase:
         predicted: (width, milliseconds) of the predictor's curve, when there is one.
         dense: Width in the dense model.
         chosen: Width that was chosen.
+        edges: Widths at which profiling found an edge of the stairs: one unit less is a step quicker.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Staircase:
     predicted: tuple[tuple[int, float], ...] = ()
     dense: int | None = None
     chosen: int | None = None
+    edges: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class ReportData:
         layer_source: Where the milliseconds per layer come from.
         kernel_predictions: Kernels, each predicted by a fit that did not see it.
         network_predictions: Whole networks.
+        sentinels_ms: What the sentinel took over the profiling run, milliseconds, in order.
         noise: What a second measurement of the same kernels agreed to, one sentence.
         errors: Rows of the predictor's error table: family to column to text.
         groups: Widths chosen.
@@ -216,6 +219,7 @@ class ReportData:
     layer_source: str = ""
     kernel_predictions: tuple[Prediction, ...] = ()
     network_predictions: tuple[Prediction, ...] = ()
+    sentinels_ms: tuple[float, ...] = ()
     noise: str = ""
     errors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     groups: tuple[GroupChoice, ...] = ()

@@ -52,6 +52,10 @@ def _figures(data: ReportData) -> dict[str, Any]:
         figures["kernel-predictions"] = charts.predictions(data.kernel_predictions, logarithmic=True)
     if data.network_predictions:
         figures["network-predictions"] = charts.predictions(data.network_predictions, logarithmic=False)
+    if data.kernel_predictions or data.network_predictions:
+        figures["residuals"] = charts.residuals(data.kernel_predictions, data.network_predictions)
+    if data.sentinels_ms:
+        figures["drift"] = charts.drift(data.sentinels_ms)
     return figures
 
 

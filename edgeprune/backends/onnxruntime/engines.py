@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeprune.backends._base import OperatorGraph
+from edgeprune.backends.onnxruntime import transposes
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
 from edgeprune.backends.onnxruntime.operators import (
     VIEWS,
@@ -68,7 +69,8 @@ def operators(engine: Path, level: str = "EXTENDED") -> OperatorGraph:
     original = onnx.load(engine, load_external_data=False)
     metadata = {entry.key: entry.value for entry in original.metadata_props}
     model = optimized(engine, level)
-    values = _typed(model, onnx.shape_inference.infer_shapes(original).graph)
+    before = onnx.shape_inference.infer_shapes(original).graph
+    values = _typed(model, before)
     known = {value.name: _shape(value) for value in values}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found = tuple(read(node, constants) for node in _in_order(model.graph, original.graph))
@@ -96,6 +98,7 @@ def operators(engine: Path, level: str = "EXTENDED") -> OperatorGraph:
             )
             if kind and (dtype := helper.tensor_dtype_to_np_dtype(kind).name) != "float32"
         },
+        notes=transposes.found(found, before, shapes),
     )
 
 
@@ -218,12 +221,14 @@ def kernel_engine(kernel: Kernel, versions: OnnxVersions = WRITTEN) -> bytes:
 
 def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: OnnxVersions = WRITTEN) -> bytes:
     """The network at other widths, from the fused operators of an engine of the same opset, with meaningless weights."""
+    graph, shapes = transposes.settled(graph, shapes)
     nodes: list[onnx.NodeProto] = []
     constants: set[str] = {name for operator in graph.operators for name in operator.inputs}
     constants -= {spec.name for spec in graph.inputs}
     constants -= {name for operator in graph.operators for name in operator.outputs}
-    for name in sorted(constants):
-        nodes += filled(name, shapes[name], 0.0, graph.dtypes.get(name, "float32"))
+    for index, name in enumerate(sorted(constants)):
+        dtype = graph.dtypes.get(name, "float32")
+        nodes += filled(name, shapes[name], _unlike(index) if dtype == "float32" else 0, dtype)
     for index, operator in enumerate(graph.operators):
         kernel = Kernel(
             op=operator.op,
@@ -232,7 +237,7 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: 
             output=shapes[operator.outputs[0]],
             attributes=tuple(sorted(resized(operator, graph, shapes).items())),
         )
-        nodes += write(kernel, list(operator.inputs), list(operator.outputs), f"operator{index}")
+        nodes += write(kernel, list(operator.inputs), list(operator.outputs), f"operator{index}", _unlike(index))
     inner = [name for operator in graph.operators for name in operator.outputs if name in shapes]
     return _model(
         nodes,
@@ -241,6 +246,15 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: 
         versions,
         [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in inner],
     )
+
+
+def _unlike(index: int) -> float:
+    """Another number close to 1 for each index.
+
+    Of two layers with equal weights and one input the runtime computes only one, and it leaves out the sum with a zero.
+    Multiples of the golden ratio, modulo 1, spread evenly, so products of many stay close to 1.
+    """
+    return 1.0 + 0.05 * ((index + 1) * 0.6180339887498949 % 1.0 - 0.5)
 
 
 def _model(

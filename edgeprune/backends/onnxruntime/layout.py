@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.backends._base import Operator, OperatorGraph
+from edgeprune.backends.onnxruntime import transposes
 from edgeprune.backends.onnxruntime.operators import CONV_DEFAULTS, VIEWS, family, resized
 from edgeprune.spec import AttributeValue, Kernel
 
@@ -363,6 +364,7 @@ def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], block: int) -> li
         shapes: Tensor name to shape.
         block: From `block_size`.
     """
+    graph, shapes = transposes.settled(graph, shapes)
     return [
         Kernel(
             op=step.op,

@@ -82,7 +82,6 @@ _RENAMED = {
 _ONNX_NAME = {ours: theirs for theirs, ours in _RENAMED.items()}
 _DEFAULTS: dict[str, Any] = {
     "allowzero": 0,
-    "alpha": 1.0,
     "antialias": 0,
     "auto_pad": "NOTSET",
     "beta": 1.0,
@@ -97,8 +96,10 @@ _DEFAULTS: dict[str, Any] = {
     "training_mode": 0,
     "transA": 0,
 }
-# `channels` of a ReorderOutput repeats its output shape; `alpha` of anything but a Gemm is a real parameter.
+# `channels` of a ReorderOutput repeats its output shape.
 _REDUNDANT = frozenset({"channels"})
+# The `alpha` of a matrix product scales its result, whatever it is: an attention whose heads lost dimensions has another
+# one and takes the same time. That of an activation says which function it is.
 _KEEPS_ALPHA = frozenset({"LeakyRelu", "Elu", "QuickGelu", "HardSigmoid", "Selu", "Celu"})
 CONV_DEFAULTS: dict[str, AttributeValue] = {
     "stride": (1, 1),
@@ -184,13 +185,14 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
             value = constants.get(name)
             if not name:
                 continue
-            # A vector per channel is data at any width; what else is small says how to compute.
-            most = 1 if family(op) in ("elementwise", "norm", "conv") else _SMALL
-            if value is not None and int(np.prod(value.dims)) <= most:
+            if value is not None and int(np.prod(value.dims)) <= _largest_setting(op, len(value.dims)):
                 array = numpy_helper.to_array(value)
                 attributes[f"operand{position}"] = tuple(array.tolist()) if array.ndim else array.item()
             else:
                 inputs.append(name)
+    if op == "FusedMatMul" and not any(attributes.values()):
+        # The scale is left of it, and the same code multiplies (onnxruntime/contrib_ops/cpu/fused_matmul.cc).
+        op, attributes = "MatMul", {}
     return Operator(
         name=node.name or node.output[0],
         op=op,
@@ -198,6 +200,15 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
         outputs=tuple(name for name in node.output if name),
         attributes=tuple(sorted(attributes.items())),
     )
+
+
+def _largest_setting(op: str, rank: int) -> int:
+    """Elements of a constant that says how to compute; what has more is data. A vector per channel is data at any width."""
+    if family(op) == "norm" or op == "Concat":
+        return 0
+    if family(op) in ("elementwise", "conv"):
+        return 1 if rank < 2 else 0
+    return _SMALL
 
 
 def _attributes(node: NodeProto) -> dict[str, AttributeValue]:
@@ -210,8 +221,9 @@ def _attributes(node: NodeProto) -> dict[str, AttributeValue]:
             value = tuple(item.decode() if isinstance(item, bytes) else item for item in value)
         if attribute.name in _REDUNDANT or isinstance(value, (onnx.TensorProto, onnx.GraphProto)):
             continue
-        keeps = attribute.name == "alpha" and node.op_type in _KEEPS_ALPHA
-        if not keeps and _DEFAULTS.get(attribute.name) == value:
+        if attribute.name == "alpha" and node.op_type not in _KEEPS_ALPHA:
+            continue
+        if attribute.name != "alpha" and _DEFAULTS.get(attribute.name) == value:
             continue
         found[_RENAMED.get(attribute.name, attribute.name)] = value
     return found
@@ -279,7 +291,7 @@ def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
     return [weight, (columns,)] if attributes.get("bias") else [weight]
 
 
-def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) -> list[NodeProto]:
+def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str, weights: float = 1.0) -> list[NodeProto]:
     """The nodes that run one kernel: its own, and the constants that it reads, filled by ``ConstantOfShape``.
 
     ONNX Runtime folds those into real initializers when it loads the model, so the file stays below a kilobyte while the
@@ -291,6 +303,7 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) ->
         inputs: Names of the tensors that it reads, as many as `kernel.inputs`.
         outputs: Names of the tensors that it writes.
         prefix: Unique within the graph.
+        weights: Factor of the weights, close to 1.
     """
     nodes: list[NodeProto] = []
     attributes = dict(kernel.attributes)
@@ -300,7 +313,7 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str) ->
         shapes = weight_shapes(kernel)
         fan_in = int(np.prod(shapes[0])) // kernel.output[1 if len(kernel.output) > 1 else 0] or 1
         for role, shape in zip(("weight", "bias"), shapes, strict=False):
-            nodes += filled(f"{prefix}_{role}", shape, 1.0 / fan_in)
+            nodes += filled(f"{prefix}_{role}", shape, weights / fan_in)
         names = [inputs[0], f"{prefix}_weight", *([f"{prefix}_bias"] if bias else [])]
         if residual:
             names = [*names, *([] if bias else [""]), inputs[1]]

@@ -34,7 +34,7 @@ def main(request, emit):
     clocks = sensors.clocks(tree)
     governors = sensors.governors(tree)
     cores = processor.cores(tree, processors)
-    mode, mode_id = power_mode(tree)
+    mode, mode_id = sensors.power_mode(tree)
     l4t, jetpack = jetson_release(tree)
     result = {
         "architecture": architecture,
@@ -148,15 +148,6 @@ def machine(tree):
     """Tells two boards apart without giving away the machine id, which is meant to stay private."""
     identity = tree.read("/etc/machine-id")
     return hashlib.sha256(("edgeprune:" + identity).encode("utf-8")).hexdigest()[:16] if identity else None
-
-
-def power_mode(tree):
-    """(name, number) of a Jetson's nvpmodel mode, else (the firmware's platform profile, None)."""
-    said = tree.run("nvpmodel", "-q") or ""
-    match = re.search(r"NV Power Mode:\s*(\S+)(?:\s+(\d+))?", said)
-    if match:
-        return match.group(1), int(match.group(2)) if match.group(2) else None
-    return tree.read("/sys/firmware/acpi/platform_profile") or None, None
 
 
 def jetson_release(tree):

@@ -118,6 +118,15 @@ def load(tree):
     return float(match.group(0)) if match else None
 
 
+def power_mode(tree):
+    """(name, number) of a Jetson's nvpmodel mode, else (the firmware's platform profile, None)."""
+    said = tree.run("nvpmodel", "-q") or ""
+    match = re.search(r"NV Power Mode:\s*(\S+)(?:\s+(\d+))?", said)
+    if match:
+        return match.group(1), int(match.group(2)) if match.group(2) else None
+    return tree.read("/sys/firmware/acpi/platform_profile") or None, None
+
+
 def conditions(tree):
     """What is worth recording before and after a measurement, as JSON."""
     return {
@@ -125,5 +134,7 @@ def conditions(tree):
         "clocks_khz": {name: values["current_khz"] for name, values in clocks(tree).items()},
         "temperatures_celsius": temperatures(tree),
         "throttling": throttling(tree),
+        "power_mode": power_mode(tree)[0],
         "load": load(tree),
+        "boot": tree.read("/proc/sys/kernel/random/boot_id"),
     }

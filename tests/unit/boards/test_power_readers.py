@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgeprune.boards.onboard
+from edgeprune.boards.board import Board
 
 ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
 NAMES = [*sorted(path.stem for path in ONBOARD.glob("power*.py")), "tree"]
@@ -459,7 +460,7 @@ def stub(folder: Path, **values: int) -> str:
     """A library of the documented functions that answers as it is told."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("no C compiler on this machine")
+        pytest.skip("the emulated NVIDIA library needs a C compiler (cc or gcc), this machine has none")
     source, library = folder / "nvml.c", folder / "libnvidia-ml.so.1"
     source.write_text(STUB)
     defines = [f"-D{name}={value}" for name, value in values.items()]
@@ -502,6 +503,22 @@ def test_a_driver_that_does_not_start_says_why(onboard: SimpleNamespace, tmp_pat
     sources, absences = nvml(onboard, stub(tmp_path, INIT=9, POWER=0, ENERGY=0))
     assert sources == []
     assert "nvmlInit_v2 said DRIVER_NOT_LOADED" in absences[0]["reason"]
+
+
+def test_a_board_reads_the_driver_that_its_loader_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, by the library's own name and in the runner's process; emulated, the library is the stub."""
+    stub(tmp_path, INIT=0, POWER=0, ENERGY=0)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "board"))
+    with Board.open("local") as board:
+        power = board.power()
+    assert {sensor.name: sensor.value for sensor in power.sensors if sensor.source == "nvml"} == {
+        "nvml GPU 0 energy": 5e9,
+        "nvml GPU 0 power": 71234.0,
+    }
+    assert "GPU 1 cannot be asked: nvmlDeviceGetHandleByIndex_v2 said NO_PERMISSION." in [
+        absence.reason for absence in power.absences
+    ]
 
 
 def test_no_library_is_no_nvidia_driver(onboard: SimpleNamespace, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     fitted = succeed(edgeprune("fit", str(table), "--json"))
     assert (folder / "tables" / "table.json").is_file()
     assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
+    assert all(row["region"] for row in fitted["weak"])
 
     written = {Path(file["path"]).name for file in pruned["files"]}
     assert written == {path.name for path in (folder / "pruned").iterdir()}

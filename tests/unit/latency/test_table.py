@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ def test_the_hash_does_not_depend_on_the_order_of_rows_but_on_every_value() -> N
     assert LatencyTable.from_rows({**HEADER, "threads": 2}, rows()).hash != table.hash
 
 
+def test_every_sample_is_kept_and_tables_of_old_have_none(measured: LatencyTable, tmp_path: Path) -> None:
+    taken = replace(timing(0.1), times_ms=(0.1, 0.11, 0.4), cpu_share=(1.0, 0.99, 0.3))
+    plain, table = (LatencyTable.from_rows(HEADER, [kernel_row(relu(8), found)]) for found in (timing(0.1), taken))
+    (found,) = LatencyTable.load(table.save(tmp_path / "raw.parquet")).measurements.values()
+    assert (found.times_ms, found.cpu_share) == (taken.times_ms, taken.cpu_share)
+    assert table.hash != plain.hash
+    both = table.merge(LatencyTable.from_rows({**HEADER, "board": "other"}, table.rows))
+    assert both.measurements[relu(8).key].times_ms == 2 * taken.times_ms
+    # A table from before there were such columns is read under its own hash.
+    assert {found.times_ms for found in measured.measurements.values()} == {()}
+    old = [{name: value for name, value in row.items() if name not in ("times_ms", "cpu_share")} for row in plain.rows]
+    assert LatencyTable.from_rows(HEADER, old).hash == plain.hash
+
+
 def test_networks_count_their_kernels() -> None:
     (network,) = LatencyTable.from_rows(HEADER, rows()).networks
     assert network.kernels == {relu(8).key: 2, relu(16).key: 1, relu(24).key: 1}
@@ -200,6 +215,9 @@ def test_tables_of_different_devices_do_not_merge(change: dict[str, Any], messag
         ("min_ms", 0.5, "min_ms must not exceed median_ms"),
         ("rounds_ms", [0.1, math.inf], "rounds_ms must be a list of numbers"),
         ("rounds_ms", [], "rounds_ms must be a list of numbers, found []"),
+        ("times_ms", [0.1, 0.2], "times_ms and cpu_share must hold one value per sample each, found 2 and 0"),
+        ("times_ms", "0.1", "times_ms must be a list of numbers, found '0.1'"),
+        ("cpu_share", [math.nan], "cpu_share must be a list of numbers"),
         ("samples", 0, "samples must be a whole number from 1, found 0"),
         ("samples", True, "samples must be a whole number from 1, found True"),
         ("spread", -0.1, "spread must be a finite share from 0"),

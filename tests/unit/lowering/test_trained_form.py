@@ -1,5 +1,6 @@
 """What was never trained is lowered as what was: the first table of a user is of a factory's fresh weights."""
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -54,26 +55,37 @@ def test_the_model_itself_stays_as_it_is(fresh):
     assert (found.norm.running_var > 0.5).all()
 
 
+class Twice(nn.Module):
+    """Two norms of 24 channels that no convolution takes in, behind layers that are cut by themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(24, 16, 1)
+        self.first, self.second = nn.BatchNorm2d(24), nn.BatchNorm2d(24)
+        self.one, self.two = (nn.Conv2d(16, 8, 3, padding=1) for _ in range(2))
+        self.head = nn.Linear(24, 4)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(1, 24, 1, 1)) for _ in range(2))
+
+    def forward(self, image):
+        first, second = (self.stem, self.one, self.first), (self.down, self.two, self.second)
+        for (before, body, norm), shift in zip((first, second), self.shifts, strict=True):
+            image = before(image).relu()
+            image = norm(torch.cat([image, body(image)], 1) * 1.5).relu() + shift
+        return self.head(image.mean((2, 3)))
+
+
+def test_equal_vectors_of_a_fresh_model_are_not_taken_for_one(tmp_path):
+    """The exporter would keep one of them, and its length would be that of the first layer's channels."""
+    lowered = edgeprune.lower(edgeprune.trace(Twice().eval(), EXAMPLE), workdir=tmp_path)
+    widths = {"stem": 12, "down": 5}
+    norms = [kernel for kernel in lowered.at(widths) if kernel.op == "BatchNormalization"]
+    assert [kernel.inputs[1:] for kernel in norms] == [((kernel.output[1],),) * 4 for kernel in norms]
+    assert {kernel.output[1] for kernel in norms} == {20, 13}
+    session = onnxruntime.InferenceSession(lowered.network_engine(widths), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: np.ones(EXAMPLE.shape, np.float32)})
+    assert found.shape == (1, 4)
+
+
 def test_a_trained_model_is_not_copied(fresh):
     trained = in_trained_form(fresh)
     assert in_trained_form(trained) is trained
-
-
-def test_norms_of_one_size_stay_apart():
-    """Equal vectors become one constant of the engine, which could then not have two widths at once."""
-    body = [
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-    ]
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), *body, nn.Conv2d(16, 4, 1)).eval()
-    vectors = [value for value in in_trained_form(net).state_dict().values() if value.shape == (16,)]
-    assert not any(torch.equal(one, other) for place, one in enumerate(vectors) for other in vectors[:place])
-    lowered = edgeprune.lower(edgeprune.trace(net, EXAMPLE))
-    widths = dict(zip(lowered.graph.widths(), (10, 5), strict=True))
-    (output,) = onnxruntime.InferenceSession(lowered.network_engine(widths)).run(None, {"input": EXAMPLE.numpy()})
-    assert output.shape == (1, 4, 7, 7)

@@ -106,6 +106,10 @@ def test_stretches_beside_a_drifted_sentinel_are_not_kept(disturbed: Recorder) -
     assert ledger.drifts(1, 1) == pytest.approx([2.458 / 2.0045 - 1], abs=0.002)
 
 
+def test_every_sentinel_is_told_in_the_order_of_measuring(disturbed: Recorder) -> None:
+    assert Ledger(disturbed.records).sentinels_ms == [1.993, 2.009, 1.998, 2.011, 2.005, 1.991, 2.458, 2.004]
+
+
 def test_first_round_that_was_disturbed_is_found_by_the_median_of_the_run() -> None:
     """Something slowed all of round 0 down: what was usual then is not when the run ends."""
     recorder = Recorder()

@@ -41,6 +41,7 @@ def test_interrupted_samples_count_with_their_cpu_time_and_only_where_there_is_n
     assert found.median_ms == found.min_ms == 2.02
     # The tail that a user sees is told of all samples.
     assert found.p90_ms > 4.0
+    assert (found.times_ms, found.cpu_share) == ((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))
 
 
 def test_interrupted_samples_of_several_threads_are_told_by_the_most_that_the_engine_got() -> None:

@@ -49,7 +49,10 @@ class _Net(torch.nn.Module):
 def predictor() -> Predictor:
     table = edgeprune.LatencyTable.load(TABLE)
     header = {name: value for name, value in table.header.items() if name != "schema"}
-    return edgeprune.fit(edgeprune.LatencyTable.from_rows({**header, "board": "bench"}, table.rows))
+    edge = {"model": "", "group": "block.conv1", "width": 17, "below_ms": 0.1, "at_ms": 0.2}
+    drift = {**header.get("drift", {}), "sentinels_ms": [2.0, 2.1, 2.0]}
+    told = {**header, "board": "bench", "edges": [edge], "drift": drift}
+    return edgeprune.fit(edgeprune.LatencyTable.from_rows(told, table.rows))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,11 @@ def test_layers_carry_the_names_of_their_modules_in_order(kernel_graph: KernelGr
     assert by_name["stem"].before_ms == by_name["stem"].after_ms
 
 
+def test_the_sentinel_s_times_come_from_the_table_and_older_tables_have_none(predictor: Predictor) -> None:
+    assert collecting.sentinels(predictor.table.header) == (2.0, 2.1, 2.0)
+    assert collecting.sentinels({"drift": {"largest": 0.01}}) == collecting.sentinels({}) == ()
+
+
 def test_layers_add_up_to_the_kernels(kernel_graph: KernelGraph, predictor: Predictor) -> None:
     widths = {"block.conv1": 7}  # not a multiple of the vector width: layout changes appear
     rows = collecting.layers(kernel_graph, predictor, {}, widths)
@@ -126,6 +134,8 @@ def test_staircases_show_each_kernel_at_most_once_and_mark_the_widths(
         assert staircase.predicted[-1][1] == pytest.approx(max(steps), rel=0.5)
     chosen = {staircase.title.split(" · ")[0]: staircase.chosen for staircase in found}
     assert chosen["block.conv1"] == 16
+    edges = {staircase.title.split(" · ")[0]: staircase.edges for staircase in found}
+    assert edges == {name: (17,) if name == "block.conv1" else () for name in edges}
     dense_ms = [staircase.predicted[-1][1] for staircase in found]
     assert dense_ms == sorted(dense_ms, reverse=True)
     assert [one.title for one in collecting.staircases(kernel_graph, predictor, {}, most=1)] == [found[0].title]

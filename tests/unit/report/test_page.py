@@ -60,6 +60,7 @@ def synthetic_report() -> ReportData:
                 tuple((width, 0.02 * number * (1 + (width - 1) // 16) * 1.03) for width in range(4, 65)),
                 64,
                 16 * number,
+                (17, 33, 49),
             )
             for number in (1, 2, 3, 4)
         ),
@@ -87,6 +88,7 @@ def synthetic_report() -> ReportData:
             Prediction(f"network {index}", 1 + 0.1 * index, 1.02 + 0.1 * index, 0.95 + 0.1 * index, 1.1 + 0.1 * index)
             for index in range(10)
         ),
+        sentinels_ms=(2.40, 2.41, 2.39, 2.62, 2.40),
         noise="A second measurement of the same kernels agreed within 10 % in 94 % of cases.",
         errors={"conv": {"kernels": "210", "mean error": "4.1 %"}, "gemm": {"kernels": "12", "mean error": "2.0 %"}},
         groups=tuple(
@@ -146,7 +148,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure() -> None:
     figures = json.loads(match[1])
     places = re.findall(r'class="figure" id="figure-([\w-]+)"', page)
     assert sorted(places) == sorted(figures)
-    assert len(places) == 9
+    assert len(places) == 11
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure() -> None:
         ("notes", "Every number on this page is made up."),
         ("board", "onnxruntime 0.0"),
         ("noise", "agreed within 10 %"),
+        ("sentinels_ms", "Drift over the profiling run"),
     ],
 )
 def test_a_missing_part_is_left_out_and_the_others_stay(part: str, text: str) -> None:
@@ -191,6 +194,29 @@ def test_names_from_models_cannot_become_markup_or_end_the_script() -> None:
     match = re.search(r'<script id="figures" type="application/json">(.*?)</script>', page, re.DOTALL)
     assert match is not None
     assert json.loads(match[1])["layers"]["data"][0]["customdata"] == [HOSTILE]
+
+
+def test_edges_of_the_stairs_stand_on_them() -> None:
+    marks = next(
+        trace for trace in charts.staircase(synthetic_report().staircases[0])["data"] if trace["name"] == "edge found"
+    )
+    assert marks["x"] == [17, 33, 49]
+    assert marks["y"] == pytest.approx([0.02 * step * 1.03 for step in (2, 3, 4)])
+    plain = charts.staircase(Staircase("kernel", "channels", (8, 16), (0.1, 0.2)))
+    assert [trace["name"] for trace in plain["data"]] == ["measured"]
+
+
+def test_residuals_are_errors_with_their_sign() -> None:
+    figure = charts.residuals([Prediction("conv", 2.0, 2.1)], [Prediction("network", 10.0, 9.0)])
+    assert [(trace["name"], trace["x"]) for trace in figure["data"]] == [("kernels", [2.0]), ("networks", [10.0])]
+    assert [trace["y"][0] for trace in figure["data"]] == pytest.approx([5.0, -10.0])
+    assert [trace["name"] for trace in charts.residuals([], [Prediction("network", 1.0, 1.0)])["data"]] == ["networks"]
+
+
+def test_drift_is_told_against_the_median_in_the_order_of_measuring() -> None:
+    (trace,) = charts.drift((2.0, 2.2, 2.0, 1.9, 2.0))["data"]
+    assert trace["x"] == [1, 2, 3, 4, 5]
+    assert trace["y"] == pytest.approx([0.0, 10.0, 0.0, -5.0, 0.0])
 
 
 def test_many_layers_are_summed_not_dropped() -> None:
