@@ -151,6 +151,11 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         chosen = chosen.built_on(board)
     title = name or type(module).__name__
     if plan is not None:
+        if task is not None and plan.parts:
+            raise ConfigError(
+                "a task's data are inputs of a whole model, found a plan for parts of one.",
+                hint="leave the task out; golden_inputs= takes inputs of the parts in Python",
+            )
         module, example_inputs = plan.traced(module, example_inputs)
     inputs = positional(module, example_inputs)
     if golden_inputs is None and task is not None:

@@ -163,6 +163,7 @@ def test_fleet_that_cannot_be_is_refused(
         deploy_to(artifacts[0], names, **options)
 
 
+@pytest.mark.slow
 def test_verb_reports_every_board_and_ends_with_the_gravest_code(artifacts: list[Artifact], boards: Path) -> None:
     folder = boards / "two words"
     artifacts[0].folder.rename(folder)

@@ -64,6 +64,8 @@ class OnnxRuntime(Backend):
         if told.get("isa"):
             narrow = told.get("architecture") == "x86_64" and not any("vnni" in flag for flag in told["isa"])
         runtime = version if re.match(r"\d+\.\d+", version) else self._runtime
+        if (runtime, narrow) == (self._runtime, self._narrow):
+            return self
         return OnnxRuntime(runtime, self._precision, narrow)
 
     def for_precision(self, precision: Precision) -> OnnxRuntime:

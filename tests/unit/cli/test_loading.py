@@ -184,7 +184,7 @@ def test_inputs_by_parameter_name_become_keywords_and_others_positions(net_file:
     model = load_model(f"{net_file}:build_two")
     named = example_inputs(model, ["right=1x4", "left=1x4:float32"], None)
     assert isinstance(named, dict)
-    assert list(named) == ["right", "left"]
+    assert list(named) == ["left", "right"], "in the order of forward"
     placed = example_inputs(model, ["a=1x4", "b=1x4"], None)
     assert isinstance(placed, tuple)
     assert [tuple(value.shape) for value in placed] == [(1, 4), (1, 4)]

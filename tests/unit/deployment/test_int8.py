@@ -1,10 +1,12 @@
 """Int8 artifacts: calibrated with a task's data, held against its metrics, deployed to a real board of this machine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from edgeprune import Task, deploy
+from edgeprune import Task, deploy, trace, uniform_plan
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.engine_metrics import samples_of
@@ -163,3 +165,10 @@ def test_inputs_that_are_no_batches_are_named(trained):
     with pytest.raises(InputError, match="must be batches of tensors, found str"):
         samples_of(strange, net, 4)
     assert len(samples_of(task, net, 30)[0]) == 30
+
+
+def test_a_task_is_of_whole_models(trained, tmp_path):
+    net, task = trained
+    plan = replace(uniform_plan(trace(net, torch.randn(1, 3, 12, 12)), ratio=0.5), parts=("0",))
+    with pytest.raises(ConfigError, match="a task's data are inputs of a whole model, found a plan for parts of one"):
+        compile_artifact(net, torch.randn(1, 3, 12, 12), tmp_path / "out", plan=plan, task=task)

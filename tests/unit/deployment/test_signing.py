@@ -96,6 +96,7 @@ def test_signature_covers_the_manifest_that_is_deployed_whatever_the_file_holds_
         require_signed(other, keys / "allowed_signers")
 
 
+@pytest.mark.slow
 def test_board_with_a_list_of_its_own_takes_only_what_its_signers_signed(artifact, artifacts, running, keys):
     (running / "allowed_signers").write_text("")
     with pytest.raises(SignatureError, match=r"found none\. Board local still runs .*\(net0\)\."):

@@ -139,6 +139,7 @@ def test_the_mean_of_comparisons_has_the_interval_of_independent_ones():
     assert found.ratio_high == pytest.approx(0.52 + 0.05 / 2)
 
 
+@pytest.mark.slow
 def test_what_was_masked_in_training_is_measured_as_any_other_plan(case, lost_board):
     options = {
         "predictor": case.predictor,
