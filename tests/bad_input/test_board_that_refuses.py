@@ -64,7 +64,11 @@ def small_disk(edgeprune: CommandLine) -> Iterator[Path]:
         shutil.copytree(kept, edgeprune.board, symlinks=True, dirs_exist_ok=True)
         yield edgeprune.board
     finally:
-        subprocess.run(["umount", str(edgeprune.board)], check=True)
+        # What was refused may still be letting go of its files for a moment.
+        deadline = time.monotonic() + 20
+        while subprocess.run(["umount", str(edgeprune.board)], capture_output=True, check=False).returncode != 0:
+            assert time.monotonic() < deadline, "nothing of a refused run may go on using the board's folder"
+            time.sleep(0.2)
 
 
 def fill(folder: Path, leave_bytes: int) -> Path:

@@ -110,6 +110,7 @@ def table(edgeprune: Run, folder: Path) -> Path:
     return folder / "tables" / "table.parquet"
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_a_further_model_would_take_and_measures_nothing(
     edgeprune: Run, folder: Path, table: Path
 ) -> None:
@@ -354,6 +355,7 @@ def test_explain_counts_units_and_axes_in_words(edgeprune: Run) -> None:
     assert "of the latency" not in told
 
 
+@pytest.mark.slow
 def test_explain_shares_out_the_latency_of_a_table(edgeprune: Run, table: Path) -> None:
     answer = succeed(edgeprune("explain", "net.py:build", *INPUT, "--table", str(table), "--json"))
     shares = [entry["latency_share"] for kind in ("groups", "frozen") for entry in answer[kind]]

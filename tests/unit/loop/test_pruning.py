@@ -163,6 +163,7 @@ def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_t
     assert result.predicted_ms <= 0.8 * predicted_ms
 
 
+@pytest.mark.slow
 def test_met_is_the_ratio_on_the_board_times_the_dense_latency(case):
     """Not the milliseconds of another day: the same ratio meets a budget in ms exactly when it meets the share."""
     predicted_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
