@@ -45,8 +45,10 @@ _BETWEEN = (
 """What is quantized where it lies between layers, so that numbers stay int8 from one layer to the next."""
 _METHODS = ("MinMax", "Percentile")
 """How ranges follow from the data; both are tried. Percentile cuts off the rarest 0.01 % of the values."""
-_MOST_CASES = 64
+_MOST_CASES = 128
 """Of calibration; more change the ranges by little and take time."""
+_AT_ONCE = 4
+"""Cases whose activations are in memory together: the calibrator keeps all that it is given at once."""
 _JUDGED = 16
 """Cases that noises are measured on."""
 
@@ -83,7 +85,7 @@ def quantize(
 
     Args:
         engine: The float engine, with weights inside.
-        cases: Calibration data, at least two cases: three quarters of them (at most 64) give the ranges, the others (at most 16)
+        cases: Calibration data, at least two cases: three quarters of them (at most 128) give the ranges, the others (at most 16)
             judge. Real data: ranges of random data are not those of the deployed model.
         path: File to write; it appears whole or not at all.
         needed_db: Signal-to-noise ratio that the outputs must reach on the judging cases, decibel.
@@ -282,7 +284,8 @@ def _ranges(engine: Path, cases: Sequence[Case], method: str, folder: Path) -> A
         extra_options=options,
     )
     with _quiet():
-        calibrator.collect_data(_reader(engine, cases))
+        for start in range(0, len(cases), _AT_ONCE):
+            calibrator.collect_data(_reader(engine, cases[start : start + _AT_ONCE]))
         return calibrator.compute_data()
 
 

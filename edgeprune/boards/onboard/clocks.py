@@ -61,8 +61,7 @@ def main(request, emit):
                 way.apply()
             names = [way.name for way in found]
             told = {"ways": names, "before": before, "during": state(tree), "pid": os.getpid()}
-            emit({"event": "held", "clocks": told})
-            hold(emit)
+            hold(emit, {"event": "held", "clocks": told})
         finally:
             # The watchdog sees this end, and undoes.
             os.close(alive)
@@ -70,8 +69,8 @@ def main(request, emit):
     return {"restored": restored, "after": state(tree)}
 
 
-def hold(emit):
-    """Wait for the end of input; a host or link that is gone is one too, and so are the signals that end a session."""
+def hold(emit, told):
+    """Tell, and wait for the end of input; a host or link that is gone is one too, and so are the signals that end a session."""
 
     def ended(number, frame):
         raise EOFError
@@ -79,6 +78,8 @@ def hold(emit):
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ended)
     with contextlib.suppress(EOFError, BrokenPipeError):
+        # Only now: a signal that comes right after it must find its handler, also where it is ignored without one (nohup).
+        emit(told)
         lock.wait_for_end_of_input(emit)
     # Nothing may come between this end and the undoing.
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
