@@ -8,7 +8,7 @@ network agree to is the ceiling for any predictor. Then the table is extended by
 minutes, and half as many pruned networks of that one are predicted and timed in the same way.
 
 What is done is not done again; what is missing is printed. Use a machine that does nothing else meanwhile; the whole takes
-about two hours. edgeprune must be installed, with ONNX Runtime, and sshd.
+about an hour and a half at ten minutes per family. edgeprune must be installed, with ONNX Runtime, and sshd.
 
     python benchmarks/predictor_board.py                     # everything, into benchmarks/results/predictor_board/
     python benchmarks/predictor_board.py --only vit          # one family

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from edgeprune.errors import ConfigError
@@ -277,11 +278,20 @@ class Constraints:
     same_as: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        keep: Any = self.keep
+        if isinstance(keep, str):
+            raise ConfigError(f"keep must be a list of patterns, found {keep!r}.", hint=f"keep=[{keep!r}]")
         object.__setattr__(self, "keep", tuple(self.keep))
+        for name, example in (("min_width", 16), ("multiple_of", 8), ("same_as", "stem")):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(
+                    f"{name} must map patterns of modules to values, found {getattr(self, name)!r}.",
+                    hint=f"{name}={{'*': {example!r}}}",
+                )
         for name in ("min_width", "multiple_of"):
             for pattern, value in getattr(self, name).items():
-                if value < 1:
-                    raise ConfigError(f"{name} of {pattern!r} must be at least 1, found {value}.")
+                if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                    raise ConfigError(f"{name} of {pattern!r} must be a whole number of at least 1, found {value!r}.")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ class Backend(ABC):
         """
         if precision not in self.precisions:
             raise ConfigError(
-                f"the precision of {self.name} must be one of {', '.join(self.precisions)}, found {precision!r}."
+                f"the precision of {self.name} must be one of {', '.join(self.precisions)}, found {precision!r}.",
+                hint=f"--precision {self.precisions[0]}, or another --backend",
             )
         return self
 

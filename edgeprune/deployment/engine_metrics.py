@@ -37,9 +37,6 @@ class EngineMetric:
     engine: float
     worst: float
 
-    def __str__(self) -> str:
-        return f"{self.engine:.4g}, of the module in float {self.module:.4g}"
-
 
 def samples_of(task: Task, module: nn.Module, count: int) -> tuple[np.ndarray[Any, Any], ...]:
     """The first `count` samples of a task's training data, an array per positional input of the module.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.backends._base import CALIBRATION, Backend, Case, Operator, OperatorGraph, Session, Told
+from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
 from edgeprune.backends.onnxruntime.versions import OnnxVersions, oldest_reader, written_for
 from edgeprune.boards.installing import SETUP
 from edgeprune.errors import ConfigError
@@ -33,7 +34,7 @@ class OnnxRuntime(Backend):
     Args:
         runtime: Version of the ONNX Runtime that is to read the engines; None means this host's. See `for_board`.
         precision: Of the engines. See `for_precision`.
-        narrow: Whether int8 weights get 7 bits, for x86 without VNNI. See `for_board`.
+        numbers: Form of int8 engines' numbers; None means what suits this host. See `for_board`.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -41,8 +42,10 @@ class OnnxRuntime(Backend):
     suffix: ClassVar[str] = ".onnx"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "int8")
 
-    def __init__(self, runtime: str | None = None, precision: Precision = "fp32", narrow: bool = False) -> None:
-        self._runtime, self._precision, self._narrow = runtime, precision, narrow
+    def __init__(
+        self, runtime: str | None = None, precision: Precision = "fp32", numbers: Int8Numbers | None = None
+    ) -> None:
+        self._runtime, self._precision, self._numbers = runtime, precision, numbers
         self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
 
     @property
@@ -60,24 +63,24 @@ class OnnxRuntime(Backend):
             device = device.identity(self.name)
         told = device or {}
         version = str(told.get("runtime_version")) if told.get("runtime", self.name) == self.name else ""
-        narrow = self._narrow
-        if told.get("isa"):
-            narrow = told.get("architecture") == "x86_64" and not any("vnni" in flag for flag in told["isa"])
         runtime = version if re.match(r"\d+\.\d+", version) else self._runtime
-        if (runtime, narrow) == (self._runtime, self._narrow):
+        numbers = self._numbers
+        if told.get("architecture"):
+            numbers = Int8Numbers.of(str(told["architecture"]), told.get("isa") or ())
+        if (runtime, numbers) == (self._runtime, self._numbers):
             return self
-        return OnnxRuntime(runtime, self._precision, narrow)
+        return OnnxRuntime(runtime, self._precision, numbers)
 
     def for_precision(self, precision: Precision) -> OnnxRuntime:
         """See `Backend.for_precision`."""
         super().for_precision(precision)
-        return OnnxRuntime(self._runtime, precision, self._narrow)
+        return OnnxRuntime(self._runtime, precision, self._numbers)
 
     def calibrated(self, cases: Sequence[Case], *, needed_db: float, told: Told | None = None) -> OnnxRuntime:
         """See `Backend.calibrated`."""
         if self._precision != "int8":
             return super().calibrated(cases, needed_db=needed_db, told=told)  # type: ignore[return-value]  # it raises
-        made = OnnxRuntime(self._runtime, self._precision, self._narrow)
+        made = OnnxRuntime(self._runtime, self._precision, self._numbers)
         made._calibration = (cases, needed_db, told)
         return made
 
@@ -138,7 +141,8 @@ class OnnxRuntime(Backend):
         with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
             exact = Path(folder) / f"float{self.suffix}"
             specs = exporting.export(module, example_inputs, exact, self.versions)
-            quantize(exact, cases, path, needed_db=needed_db, narrow=self._narrow, told=told)
+            numbers = self._numbers or Int8Numbers.of_host()
+            quantize(exact, cases, path, needed_db=needed_db, numbers=numbers, told=told)
         return specs
 
     def quantization(self, engine: Path) -> dict[str, Any] | None:

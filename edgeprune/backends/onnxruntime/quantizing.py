@@ -5,9 +5,8 @@ the layers that stay in float: each layer is quantized by itself, the noise that
 the ranges do not come from, and as noises of different layers add up (they are nearly uncorrelated), the loudest layers are left
 in float until the signal-to-noise ratio that was asked for is reached.
 
-Weights are int8 per channel and symmetric, activations int8 per tensor: the form that ONNX Runtime's documentation advises for
-CPUs ("Quantize ONNX models", section "Data type selection"). x86 without VNNI adds products in 16 bits, which overflow, so
-weights get 7 bits there (the same section).
+Weights are symmetric int8 per channel, which costs little time and helps layers whose channels differ much; what else depends on
+the processor is in `int8_numbers`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.backends._base import CALIBRATION, Case, Told
+from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.errors import CompileError, ConfigError
 from edgeprune.files import replacing
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 QUANTIZATION_KEY = "edgeprune.quantization"
 """Key of the model's metadata: a `Quantization` as JSON."""
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""What holds weights; of a product of two activations (attention) neither side is quantized."""
+"""What may hold weights. A product of two activations (attention) is none of ours; it is computed in int8 only where the runtime
+fuses it with the numbers that it reads, if those are int8 already."""
 _BETWEEN = (
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Relu"),
     *("Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze"),
@@ -72,14 +73,9 @@ class Quantization:
     method: str
     cases: int
 
-    def __str__(self) -> str:
-        left = f"; in float stay {', '.join(self.kept)}" if self.kept else ""
-        ratio = "no difference" if self.snr_db is None else f"{self.snr_db:.1f} dB"
-        return f"int8 in {self.layers - len(self.kept)} of {self.layers} layers, {ratio} against float{left}"
-
 
 def quantize(
-    engine: Path, cases: Sequence[Case], path: Path, *, needed_db: float, narrow: bool = False, told: Told | None = None
+    engine: Path, cases: Sequence[Case], path: Path, *, needed_db: float, numbers: Int8Numbers, told: Told | None = None
 ) -> Quantization:
     """Write the int8 engine of a float one.
 
@@ -89,7 +85,7 @@ def quantize(
             judge. Real data: ranges of random data are not those of the deployed model.
         path: File to write; it appears whole or not at all.
         needed_db: Signal-to-noise ratio that the outputs must reach on the judging cases, decibel.
-        narrow: Give weights 7 bits, for x86 without VNNI.
+        numbers: Form of the numbers.
         told: Told what happens.
 
     Raises:
@@ -102,7 +98,10 @@ def quantize(
     model = onnx.load(str(engine))
     layers = _layers(model)
     if not layers:
-        raise CompileError("int8 needs a model with convolutions or linear layers that hold weights, found none.")
+        raise CompileError(
+            "int8 needs a model with convolutions or linear layers that hold weights, found none.",
+            hint="--precision fp32",
+        )
     if len(cases) < 2:
         raise ConfigError(
             f"int8 engines need at least 2 deployment batches of calibration data, found {len(cases)}.",
@@ -115,14 +114,16 @@ def quantize(
         attempts = []
         for method in _METHODS:
             tell(f"int8: ranges of {len(given)} batches, {method}")
-            work = _Work(model, _ranges(engine, given, method, Path(folder)), narrow)
-            attempts.append((judge.noise(work.quantized(set(layers))), method, work))
-        noise, method, work = min(attempts, key=lambda one: one[0])
+            work = _Work(model, _ranges(engine, given, method, Path(folder)), numbers)
+            whole = work.quantized(set(layers))
+            attempts.append((judge.noise(whole), method, work, whole))
+        noise, method, work, result = min(attempts, key=lambda one: one[0])
         kept: list[str] = []
         limit = 10 ** (-needed_db / 10)
         if noise > limit:
             kept = _loudest(work, judge, layers, limit, tell)
-            noise = judge.noise(work.quantized(set(layers) - set(kept)))
+            result = work.quantized(set(layers) - set(kept))
+            noise = judge.noise(result)
         if len(kept) == len(layers):
             raise CompileError(
                 f"int8 must reach {needed_db:.0f} dB against float, found that every layer would have to stay in float.",
@@ -135,7 +136,6 @@ def quantize(
             method=method,
             cases=len(given),
         )
-        result = work.quantized(set(layers) - set(kept))
     onnx.checker.check_model(result, full_check=True)
     entry = result.metadata_props.add()
     entry.key, entry.value = QUANTIZATION_KEY, json.dumps(asdict(found), sort_keys=True)
@@ -192,8 +192,8 @@ def _loudest(work: _Work, judge: _Judge, layers: Sequence[str], limit: float, te
 class _Work:
     """Makes models of which chosen layers are quantized, always with the same ranges."""
 
-    def __init__(self, model: onnx.ModelProto, ranges: Any, narrow: bool) -> None:
-        self._model, self._ranges, self._narrow = model, ranges, narrow
+    def __init__(self, model: onnx.ModelProto, ranges: Any, numbers: Int8Numbers) -> None:
+        self._model, self._ranges, self._numbers = model, ranges, numbers
 
     def quantized(self, chosen: set[str]) -> onnx.ModelProto:
         import onnx
@@ -205,9 +205,9 @@ class _Work:
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(model),
             per_channel=True,
-            reduce_range=self._narrow,
+            reduce_range=self._numbers.narrow,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8 if self._numbers.unsigned else QuantType.QInt8,
             tensors_range=self._ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=_in_float(model, chosen),

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from edgeprune.backends.onnxruntime.backend import OnnxRuntime
+from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
 from edgeprune.backends.onnxruntime.quantizing import QUANTIZATION_KEY, quantization, quantize
 from edgeprune.backends.tvm.backend import Tvm
 from edgeprune.errors import CompileError, ConfigError
+
+HERE = Int8Numbers.of_host()
 
 
 class Residual(nn.Module):
@@ -56,7 +59,7 @@ def signal_to_noise(exact, found):
 def test_an_int8_engine_computes_in_int8_and_says_what_it_lost(tmp_path):
     engine = floating(Residual, tmp_path)
     said = []
-    found = quantize(engine, cases(128), tmp_path / "int8.onnx", needed_db=20, told=said.append)
+    found = quantize(engine, cases(128), tmp_path / "int8.onnx", needed_db=20, numbers=HERE, told=said.append)
     assert (found.layers, found.kept, found.cases) == (3, (), 112)
     assert any("ranges" in line for line in said)
     model = onnx.load(str(tmp_path / "int8.onnx"))
@@ -81,8 +84,8 @@ def test_an_int8_engine_computes_in_int8_and_says_what_it_lost(tmp_path):
 
 def test_loud_layers_stay_in_float_until_the_ratio_is_reached(tmp_path):
     engine = floating(Residual, tmp_path)
-    plain = quantize(engine, cases(), tmp_path / "plain.onnx", needed_db=10)
-    careful = quantize(engine, cases(), tmp_path / "careful.onnx", needed_db=plain.snr_db + 2)
+    plain = quantize(engine, cases(), tmp_path / "plain.onnx", needed_db=10, numbers=HERE)
+    careful = quantize(engine, cases(), tmp_path / "careful.onnx", needed_db=plain.snr_db + 2, numbers=HERE)
     assert plain.kept == ()
     assert 0 < len(careful.kept) < careful.layers
     assert set(careful.kept) < {"stem", "body", "head"}
@@ -102,14 +105,14 @@ def test_a_layer_whose_input_has_outliers_is_the_one_that_stays(tmp_path):
         def forward(self, x):
             return self.head(torch.relu(self.body(torch.relu(self.stem(x)))).mean((2, 3)))
 
-    found = quantize(floating(Hostile, tmp_path), cases(), tmp_path / "int8.onnx", needed_db=25)
+    found = quantize(floating(Hostile, tmp_path), cases(), tmp_path / "int8.onnx", needed_db=25, numbers=HERE)
     assert "body" in found.kept
     assert found.snr_db >= 25
 
 
 def test_products_of_activations_stay_in_float(tmp_path):
     engine = floating(Product, tmp_path, (1, 5, 12))
-    found = quantize(engine, cases(shape=(1, 5, 12)), tmp_path / "int8.onnx", needed_db=10)
+    found = quantize(engine, cases(shape=(1, 5, 12)), tmp_path / "int8.onnx", needed_db=10, numbers=HERE)
     assert found.layers == 1
     model = onnx.load(str(tmp_path / "int8.onnx"))
     quantized = {name for node in model.graph.node if node.op_type == "QuantizeLinear" for name in node.input}
@@ -121,11 +124,11 @@ def test_products_of_activations_stay_in_float(tmp_path):
 def test_what_cannot_be_quantized_is_refused(tmp_path):
     engine = floating(Residual, tmp_path)
     with pytest.raises(CompileError, match="every layer would have to stay in float"):
-        quantize(engine, cases(), tmp_path / "int8.onnx", needed_db=120)
+        quantize(engine, cases(), tmp_path / "int8.onnx", needed_db=120, numbers=HERE)
     with pytest.raises(ConfigError, match="at least 2 deployment batches of calibration data, found 1"):
-        quantize(engine, cases(1), tmp_path / "int8.onnx", needed_db=20)
+        quantize(engine, cases(1), tmp_path / "int8.onnx", needed_db=20, numbers=HERE)
     with pytest.raises(CompileError, match="convolutions or linear layers"):
-        quantize(floating(nn.ReLU, tmp_path), cases(), tmp_path / "int8.onnx", needed_db=20)
+        quantize(floating(nn.ReLU, tmp_path), cases(), tmp_path / "int8.onnx", needed_db=20, numbers=HERE)
     with pytest.raises(ConfigError, match="need calibration data"):
         OnnxRuntime().for_precision("int8").export(
             Residual().eval(), (torch.randn(1, 3, 12, 12),), tmp_path / "int8.onnx"
@@ -140,10 +143,14 @@ def test_only_int8_takes_calibration_data():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "isa", "most"),
-    [("x86_64", ["avx2"], 64), ("x86_64", ["avx2", "avx512_vnni"], 128), ("aarch64", ["asimd"], 128)],
+    ("architecture", "isa", "most", "activations"),
+    [
+        ("x86_64", ["avx2"], 64, onnx.TensorProto.UINT8),
+        ("x86_64", ["avx2", "avx512_vnni"], 128, onnx.TensorProto.UINT8),
+        ("aarch64", ["asimd"], 128, onnx.TensorProto.INT8),
+    ],
 )
-def test_weights_get_seven_bits_where_products_would_overflow(tmp_path, architecture, isa, most):
+def test_numbers_are_those_that_the_board_multiplies_best(tmp_path, architecture, isa, most, activations):
     board = {"runtime": "onnxruntime", "runtime_version": "1.20.1", "architecture": architecture, "isa": isa}
     backend = OnnxRuntime().for_board(board).for_precision("int8").calibrated(cases(), needed_db=10)
     torch.manual_seed(0)
@@ -156,3 +163,11 @@ def test_weights_get_seven_bits_where_products_would_overflow(tmp_path, architec
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     )
     assert most // 2 < largest <= most
+    points = {
+        tensor.data_type
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+        for tensor in model.graph.initializer
+        if tensor.name == node.input[2]
+    }
+    assert points == {activations}

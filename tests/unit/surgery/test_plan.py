@@ -253,6 +253,25 @@ def test_uniform_takes_scores_multiples_and_constraints(nets: ModuleType) -> Non
         uniform_plan(graph, 0.5, scores={name: np.full(size, np.nan) for name, size in graph.widths().items()})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"multiple_of": 4},
+            r"multiple_of must map patterns of modules to values, found 4. Try: multiple_of={'\*': 8}",
+        ),
+        ({"same_as": ["stem"]}, r"same_as must map patterns of modules to values, found \['stem'\]"),
+        ({"min_width": {"a": 1.5}}, "min_width of 'a' must be a whole number of at least 1, found 1.5"),
+        ({"min_width": {"a": "16"}}, "min_width of 'a' must be a whole number of at least 1, found '16'"),
+        ({"multiple_of": {"a": 0}}, "multiple_of of 'a' must be a whole number of at least 1, found 0"),
+        ({"keep": "features.0"}, r"keep must be a list of patterns, found 'features.0'. Try: keep=\['features.0'\]"),
+    ],
+)
+def test_constraints_of_another_kind_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Constraints(**fields)
+
+
 def test_patterns_match_any_layer_of_a_group(resnet: ChannelGraph) -> None:
     rules = resolve(Constraints(keep=["layer1.1.conv2"], multiple_of={"layer2.*.conv1": 4}), resnet)
     assert [name for name, rule in rules.items() if rule.frozen] == ["stem.0 (+2 layers)"]

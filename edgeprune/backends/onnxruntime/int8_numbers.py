@@ -1,0 +1,38 @@
+"""Which int8 numbers a processor multiplies best.
+
+Source: docstring of `onnxruntime.quantization.quantize_static`, "Choosing parameters for CPU inference" (ONNX Runtime 1.31.1).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeprune.boards.host import host_isa
+
+_X86 = ("x86_64", "amd64", "i686", "i386")
+
+
+@dataclass(frozen=True)
+class Int8Numbers:
+    """The form of the numbers of an int8 engine; weights are symmetric int8 per channel everywhere.
+
+    Attributes:
+        unsigned: Activations are uint8: x86 multiplies unsigned by signed numbers. ARM multiplies signed ones, int8.
+        narrow: Weights have 7 bits: x86 without VNNI adds products in 16 bits, which overflow otherwise.
+    """
+
+    unsigned: bool
+    narrow: bool
+
+    @classmethod
+    def of(cls, architecture: str, isa: Sequence[str]) -> Int8Numbers:
+        """For a processor: its architecture as `platform.machine` names it, and its instruction set flags as Linux does."""
+        unsigned = architecture.lower() in _X86
+        return cls(unsigned, narrow=unsigned and not any("vnni" in flag for flag in isa))
+
+    @classmethod
+    def of_host(cls) -> Int8Numbers:
+        """For this machine's processor."""
+        return cls.of(platform.machine(), host_isa())
