@@ -14,7 +14,6 @@ from edgeprune.allocation.choices import Choice, choices
 from edgeprune.errors import ConfigError
 from edgeprune.graph.branches import emptied
 from edgeprune.latency.calibration import Totals
-from edgeprune.latency.features import weight_bytes
 
 if TYPE_CHECKING:
     from edgeprune.graph.forms import SizeForm
@@ -106,7 +105,7 @@ class CostModel:
         parts = {"": calibration.fixed_ms}
         for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
             part = kernel.origin[0] if kernel.origin else ""
-            parts[part] = parts.get(part, 0.0) + calibration.part_ms(Totals(ms, 1, weight_bytes(kernel)))
+            parts[part] = parts.get(part, 0.0) + calibration.part_ms(Totals.of([kernel], [ms]))
         return parts
 
     def forms_of(self, part: str) -> tuple[SizeForm, ...]:

@@ -26,7 +26,7 @@ from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.features import Machine, weight_bytes
+from edgeprune.latency.features import Machine
 from edgeprune.latency.intervals import network_half_width
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
@@ -61,7 +61,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 5
+    method: int = 6
 
 
 class Estimate(NamedTuple):
@@ -177,9 +177,7 @@ class Predictor:
 
     def totals(self, kernels: Sequence[Kernel]) -> Totals:
         """What the latency of a network that executes these kernels follows from; parts of a network can be told apart so."""
-        return Totals(
-            float(self.kernel_ms(kernels).sum()), len(kernels), float(sum(weight_bytes(kernel) for kernel in kernels))
-        )
+        return Totals.of(kernels, self.kernel_ms(kernels).tolist())
 
     def calibration_of(self, kernels: Sequence[Kernel]) -> Calibration:
         """The calibration of the model that these kernels are a pruned version of; that of all where none is alike."""
