@@ -36,9 +36,8 @@ class CostModel:
         noise: A latency must fall by more than this share of the latency of the kernels that a group touches, to count as
             a step of the staircase. Predictions of neighboring widths scatter by some percent, which is no step.
         max_probes: Most widths per group at which the staircase is looked at.
-        about_ms: Latency of the networks that are looked for, milliseconds; the dense one's by default. Where what a kernel
-            pays among others depends on how long the network takes, it is what it pays in such a network, so that parts add
-            up (`Predictor.near`).
+        about_ms: Latency of the networks that are looked for, milliseconds; the dense one's by default. What a kernel pays
+            among others is what it pays in such a network, so that parts add up (`Predictor.near`).
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class CostModel:
         """For networks of about the latency that is looked for."""
         kernels = self.kernels({})
         share = 1.0 if self._about_ms is None else self._about_ms / self._any_predictor.network_ms(kernels)
-        return self._any_predictor.near(share * sum(self.kernels_ms(kernels)))
+        return self._any_predictor.near(kernels, share * sum(self.kernels_ms(kernels)))
 
     @property
     def dense_ms(self) -> float:

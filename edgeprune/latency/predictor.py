@@ -187,18 +187,19 @@ class Predictor:
         place = nearest(skeleton(kernels), [known for known, _ in self._own_calibrations])
         return self.calibration if place is None else self._own_calibrations[place][1]
 
-    def near(self, sum_ms: float) -> Predictor:
-        """The same for networks whose kernels take about so long, with prices that do not depend on that.
+    def near(self, kernels: Sequence[Kernel], sum_ms: float) -> Predictor:
+        """The same for versions of one network that are about equally long: all have one calibration and one price of weights.
 
-        What parts take then adds up exactly, which solvers need; networks of another length are a little off, see
-        `Calibration.kept_ms`. It is this predictor itself where no price depends on it.
+        What parts take then adds up exactly, which solvers need. Versions of another length, and those that look more like
+        another model of the table, may be a little off.
+
+        Args:
+            kernels: Of the network.
+            sum_ms: Sum of the kernel times of the versions that are meant, milliseconds; see `Calibration.kept_ms`.
         """
-        known = [calibration for _, calibration in self._own_calibrations]
-        if not any(calibration.kept_ms for calibration in (self.calibration, *known)):
-            return self
         found = copy.copy(self)
-        found.calibration = self.calibration.at(sum_ms)
-        found._own_calibrations = tuple((like, one.at(sum_ms)) for like, one in self._own_calibrations)
+        found.calibration = self.calibration_of(kernels).at(sum_ms)
+        found._own_calibrations = ()
         return found
 
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:

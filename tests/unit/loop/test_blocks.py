@@ -147,7 +147,7 @@ def test_what_is_predicted_is_what_the_engine_of_the_cut_model_consists_of(plann
     engine = tmp_path / "cut.onnx"
     backend = backends.get("onnxruntime")
     backend.export(realized.module, (EXAMPLE,), engine)
-    predicted_ms, _, _ = planner.predictor.network(backend.parse_engine(engine))
+    predicted_ms, _, _ = planner.cost.predictor.network(backend.parse_engine(engine))
     assert predicted_ms == pytest.approx(proposal.predicted_ms)
 
 
