@@ -117,7 +117,7 @@ class TensorRt(Backend):
         Raises:
             ExportError: The module cannot be exported to ONNX of the board's opset.
             CompileError: No board was named, or its TensorRT cannot build the engine.
-            BackendUnavailableError: The board has no trtexec.
+            BackendUnavailableError: The board has neither trtexec nor TensorRT's Python module.
             ConfigError: Precision and DLA core contradict each other.
         """
         if self._board is None:

@@ -14,6 +14,7 @@ import subprocess
 import time
 
 import store
+import trtpython
 from failures import Failure
 
 # TensorRT's packages install it where no shell looks.
@@ -34,10 +35,10 @@ def main(request, emit):
     """Verb ``trtexec``.
 
     Actions:
-        ``find``: {} -> {"path", "version_tag" (text of digits), "banner"}
+        ``find``: {} -> {"program" (words), "version_tag" (text of digits), "banner"}
         ``run``: {"work": name of a folder, "step": name, "arguments": [...], "outputs": [file names in the folder],
             "keep": [those that the store takes too], "engine_arguments": [what each use of a kept engine must be told]}
-            -> {"returncode", "log", "log_path", "seconds", "found" (None,
+            -> {"returncode", "log", "log_path", "seconds", "by", "found" (None,
             "running" or "finished"), "outputs": {name: {"sha256", "size"}}}; ``{work}``, ``{store}`` and ``{root}`` in
             arguments stand for folders. Emits {"event": "log", "line"}.
         ``forget``: {"work", "step"} -> {}; the next run starts that step anew
@@ -58,37 +59,46 @@ def locate():
 
 
 def located():
-    """Path of trtexec; a Failure when there is none."""
+    """Command that starts trtexec, or where there is none TensorRT's Python module in its place; a Failure without either."""
     path = locate()
-    if path is None:
+    found = ([path], path) if path is not None else trtpython.located()
+    if found is None:
         raise Failure(
             "BackendUnavailableError",
-            "the board must have trtexec to build TensorRT engines, found none in PATH and none at %s." % OUTSIDE_PATH,
-            "apt-get install libnvinfer-bin (on the board; JetPack has it)",
+            "the board must have trtexec or the Python module tensorrt to build TensorRT engines, found neither: no trtexec in "
+            "PATH and none at %s." % OUTSIDE_PATH,
+            "apt-get install libnvinfer-bin, or python3-libnvinfer (on the board; JetPack has both)",
         )
-    return path
+    return found[0]
 
 
 def find(request, emit):
-    """Where trtexec is and what its first line says; a Failure when there is none, or it does not start."""
-    path = located()
-    banner = first_words(path)
+    """What builds engines and which release it is of; a Failure when there is none, or it does not start."""
+    words = located()
+    banner = first_words(words)
     match = BANNER.search(banner)
     if match is None:
         last = banner.strip().splitlines()[-1:] or ["nothing"]
         raise Failure(
             "BackendUnavailableError",
-            "%s must tell its version, it says: %s." % (path, last[0][:200].rstrip(".")),
-            "%s --help (on the board)" % path,
+            "%s must tell its version, it says: %s." % (by(words), last[0][:200].rstrip(".")),
+            "%s --help (on the board)" % words[0] if len(words) == 1 else "%s -c 'import tensorrt' (on the board)" % words[0],
         )
-    return {"path": path, "version_tag": match.group(1), "banner": match.group(0)}
+    return {"program": words, "version_tag": match.group(1), "banner": match.group(0)}
 
 
-def first_words(path):
+def by(words):
+    """What a command of `located` is, for a person."""
+    return words[0] if len(words) == 1 else "the Python module tensorrt of %s" % words[0]
+
+
+def first_words(words):
     """What ``trtexec --help`` prints: it needs no GPU, and its first line has the version."""
+    if len(words) > 1:
+        return trtpython.first_words(words)
     try:
         done = subprocess.run(
-            [path, "--help"],
+            words + ["--help"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -100,18 +110,22 @@ def first_words(path):
 
 
 def describe(cache):
-    """Version and hash of TensorRT's library for the probe, or None without a trtexec that tells its version.
+    """Version and hash of TensorRT's library for the probe, or None where nothing tells its version.
 
     Args:
         cache: `runtimes.Cache`: starting trtexec and hashing hundreds of megabytes takes seconds.
     """
     path = locate()
+    words = [path]
     if path is None:
-        return None
+        found = trtpython.located()
+        if found is None:
+            return None
+        words, path = found
     key = "trtexec:%s" % cache.key(path)
     entry = cache.entries.get(key)
     if entry is None or not os.path.isfile(entry["library"]) or cache.key(entry["library"]) != entry["library_key"]:
-        match = BANNER.search(first_words(path))
+        match = BANNER.search(first_words(words))
         if match is None:
             return None
         told = version(int(match.group(1)))
@@ -135,7 +149,9 @@ def version(number):
 def library_of(path, major):
     """TensorRT's library of a trtexec's own major version, or None; releases of several can lie side by side."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    folders.append(os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(path))), "lib"))
+    beside = os.path.dirname(os.path.dirname(os.path.realpath(path)))
+    # The second is where NVIDIA's wheels have it.
+    folders += [os.path.join(beside, "lib"), os.path.join(beside, "tensorrt_libs")]
     for folder in folders + list(LIBRARY_FOLDERS):
         found = sorted(glob.glob(os.path.join(folder, "libnvinfer.so.%s*" % major))) if folder else []
         if found:
@@ -148,7 +164,8 @@ def run(request, emit):
     root, folder = request["root"], folder_of(request)
     os.makedirs(folder, exist_ok=True)
     places = {"{work}": folder, "{store}": os.path.join(root, "store"), "{root}": root}
-    words = [located()] + [placed(word, places) for word in request["arguments"]]
+    program = located()
+    words = program + [placed(word, places) for word in request["arguments"]]
     step = Step(folder, request["step"], words)
     started = time.time()
     found = step.start(request["outputs"])
@@ -159,6 +176,7 @@ def run(request, emit):
         "log": step.tail(),
         "log_path": step.log,
         "seconds": round(time.time() - started, 3),
+        "by": "trtexec" if len(program) == 1 else "TensorRT's Python module",
         "found": found,
         "outputs": {},
     }

@@ -23,6 +23,7 @@ FOREIGN_INSIDE_FUNCTIONS = {
     "engines": {"numpy", "onnxruntime"},
     "infer": {"numpy", "onnxruntime"},
     "parity": {"numpy", "onnxruntime"},
+    "trtpython": {"tensorrt"},
     "tvm_engine": {"tvm"},
 }
 
