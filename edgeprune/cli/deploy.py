@@ -117,6 +117,13 @@ def deploy(
         "percentile": percentile,
         "plan_hash": loaded.manifest.plan_hash,
     }
+    if dry_run:
+        # What the deployment would refuse for its own sake is refused now.
+        from edgeprune.deployment.deploying import budget_of
+        from edgeprune.deployment.trial import Health
+
+        budget_of(options["budget_ms"], options["budget_ratio"], reference, tolerance)
+        Health(health, reload, health_window, steady)
     if to:
         from edgeprune.cli.fleet import deploy_to_fleet
 

@@ -103,9 +103,10 @@ def deploy(
         UnstableMeasurementError: Too noisy for a verdict; it still runs what it ran.
         HealthError: Failed after the switch, and was rolled back.
         InconsistentBoardError: Failed after the switch, and could not be rolled back.
+        UncertainBoardError: The link was lost as it switched; if it has, the board puts the former release back.
     """
     started = time.monotonic()
-    budget = _budget(budget_ms, budget_ratio, reference, tolerance)
+    budget = budget_of(budget_ms, budget_ratio, reference, tolerance)
     watched = Health(health, reload, health_window_s, steady_s)
     opened_artifact = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
     dense = engine_of(reference)
@@ -296,9 +297,14 @@ def _untouched(before: BoardStatus) -> Iterator[None]:
         raise
 
 
-def _budget(
+def budget_of(
     budget_ms: float | None, budget_ratio: float | None, reference: object | None, tolerance: float
 ) -> Budget | None:
+    """The budget that `deploy` is given, or None without one.
+
+    Raises:
+        ConfigError: The tolerance is negative, or there is no reference for a share of its latency.
+    """
     if tolerance < 0:
         raise ConfigError(f"the tolerance must be at least 0, found {tolerance}.")
     if budget_ms is None and budget_ratio is None:

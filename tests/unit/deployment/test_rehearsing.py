@@ -86,3 +86,6 @@ def test_the_verb_says_what_would_be_sent_and_the_command_that_sends_it(artifact
     many = json.loads(run("--to", "local", "--json").stdout)
     assert [(one["board"], one["bytes_to_send"]) for one in many["boards"]] == [("local", artifacts[0].size_bytes)]
     assert not root.exists()
+    refused = run("--latency", "50%")
+    assert refused.returncode == 2
+    assert "a relative budget must come with the dense model as reference" in refused.stderr
