@@ -1,7 +1,7 @@
 """What trtexec does, by TensorRT's Python module, for boards that have the module and not the program. Python >= 3.6.
 
 It takes those of trtexec's options that the host uses and writes the same files, so the rest of edgeprune does not tell the two
-apart. It is started as a program of its own, since a build must outlive the host; see `trtexec.Step`.
+apart. It is started as a program of its own, since a build must outlive the host; see `builds.Step`.
 
 Source of the calls: NVIDIA/TensorRT, python/src/infer/pyCore.cpp and python/src/parsers/pyOnnx.cpp at v8.6.1, v10.3.0 and v11.1.
 """
