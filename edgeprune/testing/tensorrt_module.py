@@ -476,7 +476,8 @@ class _Cudart:
 
     @property
     def cudaSetDeviceFlags(self) -> Any:  # noqa: N802
-        return _function(lambda flags: 0)
+        # cudaErrorSetOnActiveProcess: an engine was loaded before.
+        return _function(lambda flags: 708)
 
     @property
     def cudaGetErrorString(self) -> Any:  # noqa: N802

@@ -31,8 +31,9 @@ class Cuda(object):
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
         self._blocks = []
         self._call("cudaSetDevice", ctypes.c_int(device))
-        # What waits for the device spins: waking up takes longer than a short inference.
-        self._call("cudaSetDeviceFlags", ctypes.c_uint(SPIN))
+        # What waits for the device spins: waking up takes longer than a short inference. Before CUDA 12 that is refused once the
+        # device is in use, as it is where an engine was loaded already; times between events do not depend on it.
+        self._library.cudaSetDeviceFlags(ctypes.c_uint(SPIN))
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(stream))
         self._stream = stream
