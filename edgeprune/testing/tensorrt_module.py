@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT's Python module and for CUDA's runtime library, for boards without a GPU; `install` puts it there.
+"""A stand-in for TensorRT's Python module, with one for CUDA's library, for boards without a GPU; `install` puts it there.
 
 It is strict where the real ones are: a class, method, property or enumerator that is not in the bindings of its release
 (``tensorrt_api.json``, taken from NVIDIA's sources) does not exist, and what the bindings have but this does not model says so.
@@ -6,19 +6,15 @@ What it tells of layers was recorded of the real one, so they have nothing to do
 ONNX Runtime. It fails with the lines that `edgeprune.testing.trtexec` has. It knows nothing of what edgeprune believes of
 TensorRT.
 
-Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, python/src and python/docstrings; NVIDIA, CUDA Runtime API.
+Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, python/src and python/docstrings.
 """
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import importlib.util
 import json
 import random
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -26,7 +22,7 @@ from typing import Any, Literal
 Failing = Literal["memory", "node"]
 
 _API = Path(__file__).with_name("tensorrt_api.json")
-_PROGRAM = Path(__file__).with_name("trtexec.py")
+_PROGRAM, _LIBRARY = (Path(__file__).with_name(name) for name in ("trtexec.py", "cudart.py"))
 _LOADER = """
 import importlib.util
 _spec = importlib.util.spec_from_file_location("tensorrt_stand_in", {path!r})
@@ -82,7 +78,8 @@ def names(setting: dict[str, Any]) -> dict[str, Any]:
         for name, values in known["enums"].items()
         if name != "Severity"
     }
-    world = _World(setting, _sibling(), module)
+    library = _sibling(_LIBRARY)
+    world = _World(setting, _sibling(_PROGRAM), module, library.Cudart())
     for model in _MODELLED:
         name = model.__name__.lstrip("_")
         if name in known["classes"]:
@@ -90,7 +87,7 @@ def names(setting: dict[str, Any]) -> dict[str, Any]:
     for number, value in enumerate(known["enums"]["Severity"]):
         setattr(module["ILogger"], value, number)
     world.severities = known["enums"]["Severity"]
-    _find_cudart(world.cuda)
+    library.found_by_ctypes(world.cuda)
     return {**module, "__version__": setting["version"]}
 
 
@@ -103,14 +100,12 @@ def _bound(model: type, name: str, known: dict[str, Any], world: _World) -> type
     return type(name, (model.__mro__[1],), {**body, "_known": known, "_world": world})
 
 
-def _sibling() -> ModuleType:
-    """The stand-in of the program, whose recorded lines and form of an engine are used here."""
-    spec = importlib.util.spec_from_file_location("trtexec_stand_in", _PROGRAM)
+def _sibling(path: Path) -> ModuleType:
+    """A stand-in beside this one: of the program, whose recorded lines and form of an engine are used here, and of CUDA."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_stand_in", path)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
-    # Its dataclasses look themselves up there.
-    sys.modules[spec.name] = made
     spec.loader.exec_module(made)
     return made
 
@@ -118,10 +113,9 @@ def _sibling() -> ModuleType:
 class _World:
     """What all objects of one module share."""
 
-    def __init__(self, setting: dict[str, Any], program: ModuleType, module: dict[str, Any]) -> None:
-        self.setting, self.program, self.module = setting, program, module
+    def __init__(self, setting: dict[str, Any], program: ModuleType, module: dict[str, Any], cuda: Any) -> None:
+        self.setting, self.program, self.module, self.cuda = setting, program, module, cuda
         self.severities: list[str] = []
-        self.cuda = _Cudart()
 
     def log(self, logger: Any, severity: str, text: str) -> None:
         logger.log(self.severities.index(severity), text)
@@ -390,7 +384,7 @@ class _IExecutionContext(_Strict):
     def execute_async_v3(self, stream_handle: int) -> bool:
         if set(self._addresses) < set(self._engine._tensors):
             return False
-        return self._world.cuda.enqueue(stream_handle, self._compute)
+        return bool(self._world.cuda.enqueue(stream_handle, self._compute))
 
     def _compute(self) -> None:
         import numpy as np
@@ -430,176 +424,3 @@ _MODELLED = (
     ),
     *(_ICudaEngine, _EngineInspector, _IExecutionContext),
 )
-
-
-class _Cudart:
-    """CUDA's runtime library as `ctypes` opens it: memory of the device is memory of this process, and a stream runs at once."""
-
-    _INVALID, _CAPTURE = 1, 901
-    _KINDS = (1, 2)
-
-    def __init__(self) -> None:
-        self._memory: dict[int, Any] = {}
-        self._events: dict[int, float] = {}
-        self._graphs: dict[int, list[Callable[[], None]]] = {}
-        self._capturing: list[Callable[[], None]] | None = None
-        self._handles = iter(range(1, 1 << 30))
-        self._streams: set[int] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"libcudart.so: undefined symbol: {name}")
-
-    def enqueue(self, stream: int, work: Callable[[], None]) -> bool:
-        """What an execution context does: give work to a stream."""
-        if stream not in self._streams:
-            return False
-        if self._capturing is not None:
-            self._capturing.append(work)
-        else:
-            work()
-        return True
-
-    def read(self, address: int, size: int) -> bytes:
-        assert self._holds(address, size)
-        return ctypes.string_at(address, size)
-
-    def write(self, address: int, content: bytes) -> None:
-        assert self._holds(address, len(content))
-        ctypes.memmove(address, content, len(content))
-
-    def _holds(self, address: int, size: int) -> bool:
-        return any(start <= address and address + size <= start + len(block) for start, block in self._memory.items())
-
-    @property
-    def cudaSetDevice(self) -> Any:  # noqa: N802 - as the library calls it
-        return _function(lambda device: 0 if device.value == 0 else 101)
-
-    @property
-    def cudaSetDeviceFlags(self) -> Any:  # noqa: N802
-        # cudaErrorSetOnActiveProcess: an engine was loaded before.
-        return _function(lambda flags: 708)
-
-    @property
-    def cudaGetErrorString(self) -> Any:  # noqa: N802
-        said = {
-            self._INVALID: b"invalid argument",
-            self._CAPTURE: b"operation failed due to a previous error during capture",
-        }
-        return _function(lambda status: said.get(status.value, b"invalid device ordinal"))
-
-    @property
-    def cudaStreamCreate(self) -> Any:  # noqa: N802
-        def create(stream: Any) -> int:
-            stream._obj.value = next(self._handles)
-            self._streams.add(stream._obj.value)
-            return 0
-
-        return _function(create)
-
-    @property
-    def cudaStreamSynchronize(self) -> Any:  # noqa: N802
-        return _function(lambda stream: self._CAPTURE if self._capturing is not None else 0)
-
-    @property
-    def cudaMalloc(self) -> Any:  # noqa: N802
-        def allocate(address: Any, size: Any) -> int:
-            block = ctypes.create_string_buffer(size.value)
-            address._obj.value = ctypes.addressof(block)
-            self._memory[ctypes.addressof(block)] = block
-            return 0
-
-        return _function(allocate)
-
-    @property
-    def cudaMemcpy(self) -> Any:  # noqa: N802
-        def copy(target: Any, source: Any, size: Any, kind: Any) -> int:
-            places = [int(ctypes.cast(place, ctypes.c_void_p).value or 0) for place in (target, source)]
-            on_device = places[0] if kind.value == 1 else places[1]
-            if kind.value not in self._KINDS or not self._holds(on_device, size.value):
-                return self._INVALID
-            ctypes.memmove(places[0], places[1], size.value)
-            return 0
-
-        return _function(copy)
-
-    @property
-    def cudaEventCreate(self) -> Any:  # noqa: N802
-        def create(event: Any) -> int:
-            event._obj.value = next(self._handles)
-            return 0
-
-        return _function(create)
-
-    @property
-    def cudaEventRecord(self) -> Any:  # noqa: N802
-        def record(event: Any, stream: Any) -> int:
-            self._events[event.value] = time.perf_counter()
-            return 0 if stream.value in self._streams else self._INVALID
-
-        return _function(record)
-
-    @property
-    def cudaEventSynchronize(self) -> Any:  # noqa: N802
-        return _function(lambda event: 0 if event.value in self._events else self._INVALID)
-
-    @property
-    def cudaEventElapsedTime(self) -> Any:  # noqa: N802
-        def elapsed(found: Any, start: Any, end: Any) -> int:
-            found._obj.value = 1e3 * (self._events[end.value] - self._events[start.value])
-            return 0
-
-        return _function(elapsed)
-
-    @property
-    def cudaStreamBeginCapture(self) -> Any:  # noqa: N802
-        def begin(stream: Any, mode: Any) -> int:
-            self._capturing = []
-            return 0
-
-        return _function(begin)
-
-    @property
-    def cudaStreamEndCapture(self) -> Any:  # noqa: N802
-        def end(stream: Any, graph: Any) -> int:
-            graph._obj.value = next(self._handles)
-            self._graphs[graph._obj.value], self._capturing = self._capturing or [], None
-            return 0
-
-        return _function(end)
-
-    @property
-    def cudaGraphInstantiateWithFlags(self) -> Any:  # noqa: N802
-        def instantiate(made: Any, graph: Any, flags: Any) -> int:
-            made._obj.value = next(self._handles)
-            self._graphs[made._obj.value] = self._graphs[graph.value]
-            return 0
-
-        return _function(instantiate)
-
-    @property
-    def cudaGraphLaunch(self) -> Any:  # noqa: N802
-        def launch(graph: Any, stream: Any) -> int:
-            for work in self._graphs[graph.value]:
-                work()
-            return 0
-
-        return _function(launch)
-
-
-def _function(body: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a library: it has its own `restype`."""
-
-    def call(*arguments: Any) -> Any:
-        return body(*arguments)
-
-    return call
-
-
-def _find_cudart(cuda: _Cudart) -> None:
-    """Have `ctypes` find the library, as a loader does on a board that has it."""
-    opened = ctypes.CDLL
-
-    def find(name: Any, *arguments: Any, **keywords: Any) -> Any:
-        return cuda if "libcudart" in str(name) else opened(name, *arguments, **keywords)
-
-    ctypes.CDLL = find  # type: ignore[misc,assignment]
