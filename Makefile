@@ -56,15 +56,15 @@ test: sshd
 	@# Several at a time with a thread each, and the long run of the quickstart, which times nothing, beside them;
 	@# then those that nothing may run beside.
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-together test-quickstart
-	@$(STAGE) alone env EDGEPRUNE_REQUIRE_SSHD=1 $(BIN)/python -m pytest -q -m "not slow and alone" --durations=10
+	@$(STAGE) alone env EDGEPRUNE_REQUIRE_SSHD=1 .ci/pytest alone -m "not slow and alone" --durations=10
 	@cat $(VENV)/stages
 
 test-together:
-	@$(STAGE) tests env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	@$(STAGE) tests env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 .ci/pytest tests \
 		-m "not slow and not alone" --ignore=tests/quickstart -n auto --maxprocesses=4 --dist=worksteal --durations=10
 
 test-quickstart:
-	@$(STAGE) quickstart env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" tests/quickstart
+	@$(STAGE) quickstart env EDGEPRUNE_REQUIRE_SSHD=1 OMP_NUM_THREADS=1 .ci/pytest quickstart -m "not slow" tests/quickstart
 
 $(VENV)/tvm.stamp: $(VENV)/dev.stamp
 	$(PIP) install --quiet -c constraints.txt -e '.[tvm]'

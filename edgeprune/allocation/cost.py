@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,6 @@ from edgeprune.allocation.choices import Choice, choices
 from edgeprune.errors import ConfigError
 from edgeprune.graph.branches import emptied
 from edgeprune.latency.calibration import Totals
-from edgeprune.latency.features import weight_bytes
 
 if TYPE_CHECKING:
     from edgeprune.graph.forms import SizeForm
@@ -36,6 +36,9 @@ class CostModel:
         noise: A latency must fall by more than this share of the latency of the kernels that a group touches, to count as
             a step of the staircase. Predictions of neighboring widths scatter by some percent, which is no step.
         max_probes: Most widths per group at which the staircase is looked at.
+        about_ms: Latency of the networks that are looked for, milliseconds; the dense one's by default. Where what a kernel
+            pays among others depends on how long the network takes, it is what it pays in such a network, so that parts add
+            up (`Predictor.near`).
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class CostModel:
         rules: Rules | None = None,
         noise: float = 0.03,
         max_probes: int = 96,
+        about_ms: float | None = None,
     ) -> None:
         if not 0 <= noise < 1:
             raise ConfigError(f"noise must be a share in [0, 1), found {noise}.")
         if max_probes < 2:
             raise ConfigError(f"max_probes must be at least 2, found {max_probes}.")
-        self.kernel_graph, self.predictor = kernel_graph, predictor
+        self.kernel_graph, self._any_predictor, self._about_ms = kernel_graph, predictor, about_ms
         self.noise, self.max_probes = noise, max_probes
         self.choices: tuple[Choice, ...] = choices(kernel_graph.graph.groups, rules)
         self._dense = dict(kernel_graph.graph.widths())
@@ -59,6 +63,13 @@ class CostModel:
         self._kernel_ms: dict[Kernel, float] = {}
         self._intervals: dict[tuple[int, ...], tuple[float, float, float]] = {}
         self._candidates: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """For networks of about the latency that is looked for."""
+        kernels = self.kernels({})
+        share = 1.0 if self._about_ms is None else self._about_ms / self._any_predictor.network_ms(kernels)
+        return self._any_predictor.near(share * sum(self.kernels_ms(kernels)))
 
     @property
     def dense_ms(self) -> float:
@@ -86,7 +97,7 @@ class CostModel:
         wanted = list(kernels)
         unseen = [kernel for kernel in dict.fromkeys(wanted) if kernel not in self._kernel_ms]
         if unseen:
-            found = self.predictor.kernel_ms(unseen)
+            found = self._any_predictor.kernel_ms(unseen)
             self._kernel_ms.update(zip(unseen, (float(value) for value in found), strict=True))
         return [self._kernel_ms[kernel] for kernel in wanted]
 
@@ -106,7 +117,7 @@ class CostModel:
         parts = {"": calibration.fixed_ms}
         for kernel, ms in zip(kernels, self.kernels_ms(kernels), strict=True):
             part = kernel.origin[0] if kernel.origin else ""
-            parts[part] = parts.get(part, 0.0) + calibration.part_ms(Totals(ms, 1, weight_bytes(kernel)))
+            parts[part] = parts.get(part, 0.0) + calibration.part_ms(Totals.of([kernel], [ms]))
         return parts
 
     def forms_of(self, part: str) -> tuple[SizeForm, ...]:

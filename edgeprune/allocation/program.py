@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprune.allocation.nodes import Joint, Node, Sum
+from edgeprune.allocation.solver import solve
 from edgeprune.allocation.tables import CostTable
 from edgeprune.allocation.terms import Floats, Ints
 
@@ -330,13 +331,13 @@ class _Rows:
 def _milp(
     objective: Floats, rows: csc_array, low: Floats, high: Floats, integral: Floats | Ints, seconds: float, gap: float
 ) -> Any:
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, LinearConstraint
 
     options: dict[str, Any] = {"time_limit": max(0.01, seconds), "mip_rel_gap": gap}
     constraint = LinearConstraint(rows, low, high)
-    found = milp(objective, integrality=integral, bounds=Bounds(0, 1), constraints=constraint, options=options)
+    found = solve(objective, integrality=integral, bounds=Bounds(0, 1), constraints=constraint, options=options)
     if found.status == 4 and found.x is None:
         # Presolve leaves "infeasible or unbounded" open; every variable is bounded, so without it the answer is clear.
         options["presolve"] = False
-        found = milp(objective, integrality=integral, bounds=Bounds(0, 1), constraints=constraint, options=options)
+        found = solve(objective, integrality=integral, bounds=Bounds(0, 1), constraints=constraint, options=options)
     return found

@@ -2,8 +2,14 @@
 
 Each kernel was timed alone, with warm caches and without the cost of the call; a network pays the call once, something for
 each kernel that it starts, and finds its weights no longer where the last inference left them: between two uses of a weight lie
-all the others. So ``network_ms = a * sum + b * kernels + c + d * bytes of weights``, fitted to networks that were measured as a
-whole.
+all the others. So ``network_ms = a * sum + b * kernels + c + sum over operations (d * bytes of weights)``, fitted to networks
+that were measured as a whole. What a byte costs depends on how an operation walks through its weights: on one server CPU
+convolutions of blocked layout paid 0.06 ms for each megabyte in networks of 4 to 18 MB, those by a matrix product 0.02.
+
+A cache that others use too forgets: how much of the weights is still there the next time depends on how long that is away.
+So the price of a byte is d times ``1 - exp(-(sum / kept) ** 3)``, where ``kept`` is found with the rest where the networks tell
+it: on that CPU networks of 1.3 ms paid a quarter of d, those of 2.5 ms and more all of it. The exponent makes it a matter of
+almost all or nothing, as in a cache that forgets what was not used for longest.
 
 Where a table holds networks of several models, each model with enough of them has a calibration of its own, drawn towards
 that of all: what models have in common (the call, the caches) is learned together, the rest apart.
@@ -11,19 +17,22 @@ that of all: what models have in common (the call, the caches) is learned togeth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgeprune.latency.arrays import Floats
+from edgeprune.latency.features import weight_bytes
+from edgeprune.spec import Kernel
 
 TOLERANCE = 0.02
 """Relative error that one network is expected to keep; larger ones count less (Huber)."""
 
-PRIOR_SPREADS = (0.3, 0.15, 0.05, 0.05)
-"""Prior standard deviations: of a around 1; of b around 0, in mean kernel times; of c and of what all weights cost around 0, in
-median sums."""
+PRIOR_SPREADS = (0.3, 0.15, 0.05, 0.15)
+"""Prior standard deviations: of a around 1; of b around 0, in mean kernel times; of c, and of what all weights would cost at
+each operation's d, around 0, in median sums."""
 
 _NO_WEIGHTS = (*PRIOR_SPREADS[:3], 1e-9)
 """Of what models have in common as a prior of each: models differ in weights and in what they pay besides, so that the one would
@@ -31,6 +40,14 @@ pass for the other."""
 
 OWN_NETWORKS = 3
 """A model with fewer networks than this shares the calibration of all."""
+
+KEPT_NETWORKS = 6
+"""With fewer networks than this nobody asks for how long weights are kept."""
+
+KEPT_GAIN = 6.6
+"""By how much the sum of squares (in `TOLERANCE`, Huber) must fall for it: the 1 % point of chi-square with one degree."""
+
+_KEPT_SHAPE, _KEPT_TRIALS = 3, 20
 
 SMALLEST_SHARE = 0.1
 """A calibrated latency is at least this share of the sum."""
@@ -43,12 +60,21 @@ class Totals:
     Attributes:
         sum_ms: Sum of its kernels' times, milliseconds.
         kernels: Their number, repeats included.
-        weight_bytes: Bytes of weights that they read.
+        weight_bytes: Bytes of weights that they read, by operation.
     """
 
     sum_ms: float
     kernels: int
-    weight_bytes: float
+    weight_bytes: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kernels: Sequence[Kernel], kernel_ms: Iterable[float]) -> Totals:
+        """Of a network, or of a part of one, that runs these kernels and of the time of each, milliseconds."""
+        read: dict[str, float] = {}
+        for kernel in kernels:
+            if found := weight_bytes(kernel):
+                read[kernel.op] = read.get(kernel.op, 0.0) + found
+        return cls(float(sum(kernel_ms)), len(kernels), read)
 
 
 @dataclass(frozen=True)
@@ -59,23 +85,33 @@ class Calibration:
         scale: a, factor of the sum; 1 without networks.
         per_kernel_ms: b, added for each kernel; negative where a kernel costs less among others than alone.
         fixed_ms: c, added once; never negative.
-        per_byte_ms: d, added for each byte of weights; never negative.
+        per_byte_ms: d, added for each byte of weights that an operation reads, in a network that takes long; never negative.
+        kept_ms: For about how long weights are still in a cache, as sum of kernel times; 0 where every network pays all of d.
         networks: How many measured networks it was fitted to.
     """
 
     scale: float = 1.0
     per_kernel_ms: float = 0.0
     fixed_ms: float = 0.0
-    per_byte_ms: float = 0.0
+    per_byte_ms: Mapping[str, float] = field(default_factory=dict)
     networks: int = 0
+    kept_ms: float = 0.0
+
+    def at(self, sum_ms: float) -> Calibration:
+        """The same for networks whose kernels take so long, with prices that do not depend on that: parts add up."""
+        if not self.kept_ms:
+            return self
+        paid = _paid(sum_ms, self.kept_ms)
+        return replace(self, per_byte_ms={op: paid * ms for op, ms in self.per_byte_ms.items()}, kept_ms=0.0)
 
     def ms(self, totals: Totals) -> float:
         """Latency of a network, milliseconds."""
-        return max(self.part_ms(totals) + self.fixed_ms, SMALLEST_SHARE * totals.sum_ms)
+        return max(self.at(totals.sum_ms).part_ms(totals) + self.fixed_ms, SMALLEST_SHARE * totals.sum_ms)
 
     def part_ms(self, totals: Totals) -> float:
-        """What some kernels add to the latency of a network that runs them among others, milliseconds."""
-        return self.scale * totals.sum_ms + self.per_kernel_ms * totals.kernels + self.per_byte_ms * totals.weight_bytes
+        """What some kernels add to the latency of a network that runs them among others, milliseconds; see `at`."""
+        weights_ms = sum(self.per_byte_ms.get(op, 0.0) * read for op, read in totals.weight_bytes.items())
+        return self.scale * totals.sum_ms + self.per_kernel_ms * totals.kernels + weights_ms
 
 
 def fit_calibration(
@@ -84,6 +120,7 @@ def fit_calibration(
     smallest_kernel_ms: float,
     prior: Calibration | None = None,
     spreads: Sequence[float] = PRIOR_SPREADS,
+    kept_ms: float = 0.0,
 ) -> Calibration:
     """Robust regularised least squares of relative errors; few networks leave it near the plain sum, or near `prior`.
 
@@ -92,35 +129,63 @@ def fit_calibration(
         measured_ms: Measured latency per network, shape (networks,).
         smallest_kernel_ms: Time of the quickest kernel; no kernel may come to cost less than nothing.
         prior: What is known from other networks; the plain sum by default.
-        spreads: How far from it the four terms may be, as `PRIOR_SPREADS`.
+        spreads: How far from it the terms may be, as `PRIOR_SPREADS`.
+        kept_ms: As in `Calibration`; see `kept_time`.
     """
     from scipy.optimize import lsq_linear
 
     start = Calibration() if prior is None else prior
     if not len(totals):
         return start
-    table = np.array([(one.sum_ms, one.kernels, 1.0, one.weight_bytes) for one in totals])
-    middle = float(np.median(table[:, 0]))
-    units = np.array(
-        [1.0, float(np.median(table[:, 0] / table[:, 1])), middle, middle / max(np.median(table[:, 3]), 1.0)]
+    ops = sorted({op for one in totals for op in one.weight_bytes})
+    table = np.array(
+        [
+            (one.sum_ms, one.kernels, 1.0, *(paid * one.weight_bytes.get(op, 0.0) for op in ops))
+            for one, paid in ((one, _paid(one.sum_ms, kept_ms)) for one in totals)
+        ]
     )
+    middle = float(np.median(table[:, 0]))
+    byte_ms = middle / max(float(np.median(table[:, 3:].sum(axis=1))), 1.0)
+    units = np.array([1.0, float(np.median(table[:, 0] / table[:, 1])), middle, *(byte_ms for _ in ops)])
     relative = table * units / measured_ms[:, None]
-    pull = np.diag(1 / np.array(spreads))
-    mean = np.array([start.scale, start.per_kernel_ms, start.fixed_ms, start.per_byte_ms]) / units
-    lower = np.array([0.2, -0.9 * smallest_kernel_ms / units[1], 0.0, 0.0])
+    pull = np.diag(1 / np.array([*spreads[:3], *(spreads[3] for _ in ops)]))
+    known = (start.per_byte_ms.get(op, 0.0) for op in ops)
+    mean = np.array([start.scale, start.per_kernel_ms, start.fixed_ms, *known]) / units
+    lower = np.array([0.2, -0.9 * smallest_kernel_ms / units[1], 0.0, *(0.0 for _ in ops)])
     weights, solution = np.ones(len(totals)), mean
     for _ in range(20):
         row_weights = np.sqrt(weights) / TOLERANCE
         left = np.concatenate([relative * row_weights[:, None], pull])
         right = np.concatenate([row_weights, pull @ mean])
-        found = lsq_linear(left, right, bounds=(lower, np.full(4, np.inf)), method="bvls").x
+        found = lsq_linear(left, right, bounds=(lower, np.full(len(lower), np.inf)), method="bvls", max_iter=100).x
         misses = np.abs(relative @ found - 1)
         weights = np.minimum(1.0, 2 * TOLERANCE / np.maximum(misses, 1e-12))
         done, solution = bool(np.allclose(found, solution, rtol=1e-6, atol=1e-9)), found
         if done:
             break
-    scale, per_kernel, fixed, per_byte = (float(value) for value in solution * units)
-    return Calibration(scale, per_kernel, fixed, per_byte, len(totals))
+    scale, per_kernel, fixed, *per_byte = (float(value) for value in solution * units)
+    return Calibration(scale, per_kernel, fixed, dict(zip(ops, per_byte, strict=True)), len(totals), kept_ms)
+
+
+def kept_time(totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float) -> float:
+    """For how long weights are kept, as `Calibration.kept_ms`: the best of some times, where it is clearly better than 0."""
+    if len(totals) < KEPT_NETWORKS:
+        return 0.0
+    sums = [one.sum_ms for one in totals]
+
+    def misses(kept_ms: float) -> float:
+        found = fit_calibration(totals, measured_ms, smallest_kernel_ms, kept_ms=kept_ms)
+        off = np.abs(np.array([found.ms(one) for one in totals]) / measured_ms - 1) / TOLERANCE
+        return float(np.where(off < 2, off**2, 4 * off - 4).sum())
+
+    trials = np.geomspace(min(sums) / 2, max(sums), _KEPT_TRIALS).tolist()
+    best = min(trials, key=misses)
+    return best if misses(best) < misses(0.0) - KEPT_GAIN else 0.0
+
+
+def _paid(sum_ms: float, kept_ms: float) -> float:
+    """Share of the price of weights that a network pays."""
+    return 1.0 if not kept_ms else -math.expm1(-((sum_ms / kept_ms) ** _KEPT_SHAPE))
 
 
 def fit_calibrations(
@@ -137,12 +202,14 @@ def fit_calibrations(
     Returns:
         The calibration of all, and per model its own, or None where it has too few networks or all that there are.
     """
-    common = fit_calibration(totals, measured_ms, smallest_kernel_ms)
+    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms)
+    common = fit_calibration(totals, measured_ms, smallest_kernel_ms, kept_ms=kept_ms)
     prior = fit_calibration(totals, measured_ms, smallest_kernel_ms, spreads=_NO_WEIGHTS)
     own: list[Calibration | None] = []
     for model in models:
         if OWN_NETWORKS <= len(model) < len(totals):
-            own.append(fit_calibration(_of(totals, model), measured_ms[list(model)], smallest_kernel_ms, prior))
+            mine = measured_ms[list(model)]
+            own.append(fit_calibration(_of(totals, model), mine, smallest_kernel_ms, prior, kept_ms=kept_ms))
         else:
             own.append(None)
     return common, own
@@ -151,16 +218,23 @@ def fit_calibrations(
 def leave_one_out(
     totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float, models: Sequence[Sequence[int]] = ()
 ) -> Sequence[Calibration]:
-    """For each network the calibration, of its model where that has its own, fitted to all others."""
+    """For each network the calibration, of its model where that has its own, fitted to all others.
+
+    For how long weights are kept is asked of all networks: one of a dozen more or less says little about it.
+    """
+    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms)
     model_of = {row: model for model in models for row in model if OWN_NETWORKS <= len(model) < len(totals)}
     found = []
     for index in range(len(totals)):
         kept = [row for row in range(len(totals)) if row != index]
         spreads = _NO_WEIGHTS if index in model_of else PRIOR_SPREADS
-        fitted = fit_calibration(_of(totals, kept), measured_ms[kept], smallest_kernel_ms, spreads=spreads)
+        fitted = fit_calibration(
+            _of(totals, kept), measured_ms[kept], smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms
+        )
         if index in model_of:
             rows = [row for row in model_of[index] if row != index]
-            fitted = fit_calibration(_of(totals, rows), measured_ms[rows], smallest_kernel_ms, fitted)
+            mine = measured_ms[rows]
+            fitted = fit_calibration(_of(totals, rows), mine, smallest_kernel_ms, fitted, kept_ms=kept_ms)
         found.append(fitted)
     return found
 

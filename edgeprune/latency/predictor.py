@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.features import Machine, weight_bytes
+from edgeprune.latency.features import Machine
 from edgeprune.latency.intervals import network_half_width
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
@@ -61,7 +62,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 5
+    method: int = 6
 
 
 class Estimate(NamedTuple):
@@ -177,9 +178,7 @@ class Predictor:
 
     def totals(self, kernels: Sequence[Kernel]) -> Totals:
         """What the latency of a network that executes these kernels follows from; parts of a network can be told apart so."""
-        return Totals(
-            float(self.kernel_ms(kernels).sum()), len(kernels), float(sum(weight_bytes(kernel) for kernel in kernels))
-        )
+        return Totals.of(kernels, self.kernel_ms(kernels).tolist())
 
     def calibration_of(self, kernels: Sequence[Kernel]) -> Calibration:
         """The calibration of the model that these kernels are a pruned version of; that of all where none is alike."""
@@ -187,6 +186,20 @@ class Predictor:
             return self.calibration
         place = nearest(skeleton(kernels), [known for known, _ in self._own_calibrations])
         return self.calibration if place is None else self._own_calibrations[place][1]
+
+    def near(self, sum_ms: float) -> Predictor:
+        """The same for networks whose kernels take about so long, with prices that do not depend on that.
+
+        What parts take then adds up exactly, which solvers need; networks of another length are a little off, see
+        `Calibration.kept_ms`. It is this predictor itself where no price depends on it.
+        """
+        known = [calibration for _, calibration in self._own_calibrations]
+        if not any(calibration.kept_ms for calibration in (self.calibration, *known)):
+            return self
+        found = copy.copy(self)
+        found.calibration = self.calibration.at(sum_ms)
+        found._own_calibrations = tuple((like, one.at(sum_ms)) for like, one in self._own_calibrations)
+        return found
 
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
         """Latency of a network with its interval.

@@ -78,6 +78,7 @@ class Planner:
         limits: Budgets besides the latency, which every plan keeps.
         blocks: Whether whole residual branches may go. What that costs is measured, as the loss without each of them, so it
             needs a task, and all damage is put on that scale.
+        about_ms: Predicted latency of the plans that are looked for, milliseconds; see `CostModel`.
         progress: Told what is being done.
 
     Attributes:
@@ -111,6 +112,7 @@ class Planner:
         calibrate_damage: DamageCalibration | None = None,
         limits: Sequence[Limit] = (),
         blocks: bool = False,
+        about_ms: float | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.kernel_graph, self.graph = kernel_graph, kernel_graph.graph
@@ -134,13 +136,13 @@ class Planner:
 
             self.rules = with_removable(self.rules, kernel_graph.removable)
             self.calibrate_damage = calibrate_damage or DamageCalibration(batch_statistics=True)
-        self.cost = CostModel(kernel_graph, predictor, rules=self.rules)
+        self.cost = CostModel(kernel_graph, predictor, rules=self.rules, about_ms=about_ms)
         self._progress = progress
 
     @property
     def dense_ms(self) -> float:
         """Predicted latency of the dense model, milliseconds."""
-        return self.cost.dense_ms
+        return self.predictor.network_ms(self.cost.kernels({}))
 
     @cached_property
     def scores(self) -> dict[str, npt.NDArray[np.float64]]:

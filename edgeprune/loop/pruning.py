@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS
+from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.interruption import Interruption
 from edgeprune.loop.limits import limits_of
 from edgeprune.loop.lowering import lowered, require_runtime
@@ -248,6 +249,7 @@ def prune(
                 calibrate_damage=calibrate_damage,
                 blocks=blocks,
                 limits=limits_of(chosen, kernel_graph, predictor),
+                about_ms=_about_ms(chosen, predictor, kernel_graph),
                 progress=progress,
             )
         # Refused now rather than when the tuning begins.
@@ -264,6 +266,13 @@ def prune(
             progress=progress,
         )
         return stages.run()
+
+
+def _about_ms(budget: Budget, predictor: Predictor, kernel_graph: KernelGraph) -> float | None:
+    """What the predictor is to say of plans that meet the budget; None where the dense model does."""
+    dense = dense_latency(predictor, kernel_graph)
+    budget_ms = budget.resolve_ms(dense.ms)
+    return None if budget_ms >= dense.ms else dense.predicted_ms * budget_ms / dense.ms
 
 
 def _losses(distill: bool | Distillations, settings: FineTuning | None) -> tuple[Distillation, ...]:

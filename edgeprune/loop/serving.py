@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import TaskError
 from edgeprune.latency.calibration import Totals
-from edgeprune.latency.features import weight_bytes
 from edgeprune.loop.result import Serves
 from edgeprune.tasks.batches import call, device_of, labeled_batches, loss_of, mode
 
@@ -71,7 +70,7 @@ class Serving:
         for kernel, ms in zip(kernels, cost.kernels_ms(kernels), strict=True):
             known = [self.nodes[node] for node in kernel.origin if node in self.nodes]
             serves = frozenset[str]().union(*known) if known else every
-            found[serves] = found.get(serves, 0.0) + calibration.part_ms(Totals(ms, 1, weight_bytes(kernel)))
+            found[serves] = found.get(serves, 0.0) + calibration.part_ms(Totals.of([kernel], [ms]))
         return found
 
     def sentences(self, cost: CostModel) -> Iterator[str]:

@@ -8,7 +8,9 @@ backend's layout rule then says which kernels run at those shapes.
 from __future__ import annotations
 
 import platform
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -172,17 +174,25 @@ def lower(
         model: The traced model, where it is not the one that the graph remembers.
         device: What will run it: a probed board, or the ``identity`` in the header of its latency table; None means this
             machine.
-        workdir: Folder for the dense engine; None means a temporary one.
+        workdir: Folder for the dense engine; None means a temporary one, which goes with the kernel graph.
 
     Raises:
         BackendUnavailableError: The backend is not installed on this host.
         ExportError: The model cannot be exported.
         UnsupportedKernelError: An operator's shape cannot be told from the widths.
     """
+    if workdir is None:
+        folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-"))
+        try:
+            made = lower(graph, backend, model=model, device=device, workdir=folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+        return made
     chosen = registry.get(backend).for_board(device)
-    folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-")) if workdir is None else workdir
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = folder / f"dense{chosen.suffix}"
+    workdir.mkdir(parents=True, exist_ok=True)
+    engine = workdir / f"dense{chosen.suffix}"
     whole = in_trained_form(graph.model if model is None else model)
     chosen.export(core_of(whole, graph.parts), graph.example_inputs, engine)
     if device is None:

@@ -52,6 +52,7 @@ class Protocol:
             rounds are done.
         max_repeats: How often a stretch is repeated before it is kept and flagged.
         per_call: Most items per call to the board.
+        passes: How often a round measures each network that is not the sentinel.
     """
 
     samples: int = 5
@@ -61,6 +62,7 @@ class Protocol:
     drift_limit: float = 0.03
     max_repeats: int = 2
     per_call: int = 256
+    passes: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class MeasuredRun:
 
     Attributes:
         measurements: Id to its summary; kernels without the cost of the call itself.
-        rounds: Id to the median of each round, milliseconds, in order.
+        rounds: Id to the median of each time that it was measured, milliseconds, in the order of the rounds.
         conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
         disturbances: What became of the board meanwhile, in sentences; see `changes.changes`.
         drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
@@ -121,6 +123,7 @@ def measure(
     drift_limit: float = 0.03,
     max_repeats: int = 2,
     per_call: int = 256,
+    passes: int = 1,
     identity: Mapping[str, Any] | None = None,
     level_ms: float | None = None,
 ) -> MeasuredRun:
@@ -147,6 +150,8 @@ def measure(
         drift_limit: See `Protocol`.
         max_repeats: See `Protocol`.
         per_call: See `Protocol`.
+        passes: See `Protocol`; few networks bear the calibration, and what a machine's memory has to do for others meanwhile
+            moves them more than single kernels.
         identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
         level_ms: What the sentinel took in an earlier part of the same run, milliseconds; drift is judged by it, and not by
             the median of this part alone.
@@ -164,7 +169,7 @@ def measure(
             raise ConfigError(f"sentinel and kernels must be ids of engines, found {name[:80]!r}.")
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, found {rounds}.")
-    protocol = Protocol(samples, sample_ms, warmup_ms, every, drift_limit, max_repeats, per_call)
+    protocol = Protocol(samples, sample_ms, warmup_ms, every, drift_limit, max_repeats, per_call, passes)
     request = {
         "engines": {name: content_hash(engine) for name, engine in engines.items()},
         "kernels": sorted(kernels),
@@ -228,7 +233,14 @@ class _Run:
 
     def _layout(self, number: int) -> list[tuple[str, ...]]:
         names = [name for name in self.engines if name != self.sentinel]
-        return stretches(names, every=self.protocol.every, seed=self.seed, round_number=number)
+        return stretches(
+            names,
+            every=self.protocol.every,
+            seed=self.seed,
+            round_number=number,
+            often=[name for name in names if name not in self.kernels],
+            passes=self.protocol.passes,
+        )
 
     def _repeat(self, layouts: Sequence[Sequence[tuple[str, ...]]]) -> None:
         """Measure stretches again that drifted from the median of all rounds, while there are attempts and time left."""

@@ -38,14 +38,45 @@ class Slot:
     closes: int | None = None
 
 
-def stretches(names: Iterable[str], *, every: int, seed: int, round_number: int) -> list[tuple[str, ...]]:
+def stretches(
+    names: Iterable[str],
+    *,
+    every: int,
+    seed: int,
+    round_number: int,
+    often: Collection[str] = (),
+    passes: int = 1,
+) -> list[tuple[str, ...]]:
     """The items of one round in their order, cut into stretches of at most `every`; at least one stretch.
 
-    The order depends on the set of names, the seed and the round's number, and on nothing else.
+    The order depends on the set of names, the seed and the round's number, `often` and `passes`, and on nothing else.
+
+    Args:
+        names: Every item.
+        every: Most items in a stretch; those that come often may make it a few more.
+        seed: Of the order.
+        round_number: Of the order too.
+        often: Items that come `passes` times, in stretches that lie as far apart as can be.
+        passes: At most as many as there are stretches.
     """
+    dice = random.Random(f"{seed}/{round_number}")
     order = sorted(names)
-    random.Random(f"{seed}/{round_number}").shuffle(order)
-    return [tuple(order[start : start + every]) for start in range(0, len(order), every)] or [()]
+    dice.shuffle(order)
+    again = [name for name in order if name in often] if passes > 1 else []
+    once = [name for name in order if name not in again]
+    count = max(1, -(-(len(once) + passes * len(again)) // every))
+    if not again:
+        return [tuple(once[start : start + every]) for start in range(0, len(once), every)] or [()]
+    parts: list[list[str]] = [[] for _ in range(count)]
+    turns = min(passes, count)
+    for place, name in enumerate(again):
+        for turn in range(turns):
+            parts[(place + turn * count // turns) % count].append(name)
+    for name in once:
+        min(parts, key=len).append(name)
+    for part in parts:
+        dice.shuffle(part)
+    return [tuple(part) for part in parts]
 
 
 def slots(todo: Sequence[tuple[int, Sequence[str]]], sentinel: str) -> list[Slot]:

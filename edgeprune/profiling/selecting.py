@@ -25,6 +25,8 @@ SAMPLES, SAMPLE_MS, WARMUP_MS = 5, 4.0, 10.0
 # Share of the measuring time that the estimate may fill; what loading one engine, and starting one call, costs in a round.
 FILL, _LOAD_MS, _START_MS = 0.8, 6.0, 800.0
 _NETWORKS_MOST, _NETWORKS_LEAST, _NETWORKS_SHARE = 12, 4, 0.35
+_PASSES_SHARE, _PASSES_MOST = 0.12, 8
+"""Share of the measuring time in which the networks are timed again and again, and how often a round does so at most."""
 _NETWORKS_FURTHER = 6
 """Networks of a further model: what it shares with those of the table is known."""
 _SENTINEL_SHARE = 0.15
@@ -49,6 +51,7 @@ class Selection:
         wanted: Kernels and networks that were wanted, those that the table knows included.
         refine_s: Part of `budget_s` for what is chosen by what the first measurements say; 0 where it is too short.
         refine: About how many kernels that is.
+        passes: How often a round measures each network.
     """
 
     kernels: tuple[Kernel, ...]
@@ -59,6 +62,7 @@ class Selection:
     wanted: int = 0
     refine_s: float = 0.0
     refine: int = 0
+    passes: int = 1
 
     def record(self) -> dict[str, Any]:
         """As a journal's record."""
@@ -72,6 +76,7 @@ class Selection:
             "wanted": self.wanted,
             "refine_s": self.refine_s,
             "refine": self.refine,
+            "passes": self.passes,
         }
 
     @classmethod
@@ -86,6 +91,7 @@ class Selection:
             record["wanted"],
             record["refine_s"],
             record["refine"],
+            record["passes"],
         )
 
 
@@ -159,7 +165,8 @@ def select(
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
     every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
     networks = [_unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
-    left_ms = round_ms - count * sum(mean_ms)
+    passes = max(1, min(_PASSES_MOST, int(_PASSES_SHARE * round_ms / (count * sum(mean_ms)))))
+    left_ms = round_ms - passes * count * sum(mean_ms)
     most = max(_LEAST_KERNELS, int(left_ms / item_ms(0.0)))
     reached = space.reach([subject.kernel_graph for subject in subjects], seed=seed, draws=max(40, min(300, most)))
     ordered = space.ordered(reached, most)
@@ -180,11 +187,12 @@ def select(
             wanted=len(wanted) + sum(map(len, networks)) + refine,
             refine_s=refine_s,
             refine=refine,
+            passes=passes,
         )
     missing = extending.lacking(wanted, reached, predictor)
     anchors = extending.anchors(predictor.table)
     needed_ms = sum(costs_ms[kernel] + sentinel_ms for kernel in missing) + len(anchors) * (item_ms(0.0) + sentinel_ms)
-    needed_ms += sum(len(chosen) * ms for chosen, ms in zip(networks, mean_ms, strict=True))
+    needed_ms += passes * sum(len(chosen) * ms for chosen, ms in zip(networks, mean_ms, strict=True))
     needed_s = min(left_s - refine_s, needed_ms * ROUNDS / 1e3 / FILL)
     # A model of a kind that the table hardly knows is looked into as a first one is.
     refine_s = _refine_s(needed_s / (1 - _REFINE_SHARE)) if 2 * len(missing) > len(wanted) else 0.0
@@ -198,6 +206,7 @@ def select(
         wanted=len(wanted) + sum(map(len, every_network)) + refine,
         refine_s=refine_s,
         refine=refine,
+        passes=passes,
     )
 
 

@@ -57,6 +57,7 @@ def measure_stage(
         warmup_ms=WARMUP_MS,
         sentinel=setting.subjects[0].network(0),
         every=selection.every,
+        passes=selection.passes,
         seed=setting.seed,
         journal=journal,
         progress=tell,

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.allocation.solver import solve
 from edgeprune.allocation.tiles.problem import Counts, TileAllocation, TileProblem, TileSearch
 from edgeprune.allocation.tiles.slope import at_price, priced
 from edgeprune.criteria.tiles.sums import Floats
@@ -61,7 +62,7 @@ class ExactTiles(TileSearch):
     def _solve(
         self, problem: TileProblem, budget: float, best: Counts, price: float, bound: float
     ) -> tuple[Counts, float]:
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint
         from scipy.sparse import csr_array
 
         known = problem.objective(best)
@@ -77,7 +78,7 @@ class ExactTiles(TileSearch):
         unit = max(left, 1e-300)
         size = len(counts)
         choose = csr_array((np.ones(size), (owners, np.arange(size))), shape=(len(options), size))
-        found = milp(
+        found = solve(
             objective / scale,
             integrality=np.ones(size),
             bounds=Bounds(0, 1),

@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from edgeprune.latency.calibration import Calibration, Totals, fit_calibration, leave_one_out
+from edgeprune.latency.calibration import (
+    Calibration,
+    Totals,
+    fit_calibration,
+    fit_calibrations,
+    kept_time,
+    leave_one_out,
+)
 from edgeprune.latency.intervals import (
     conformal_half_width,
     cross_coverage,
@@ -18,18 +25,21 @@ from edgeprune.latency.intervals import (
 )
 
 
-def networks(count: int, seed: int = 0) -> tuple[list[Totals], np.ndarray, np.ndarray]:
+def networks(count: int, seed: int = 0, longest_ms: float = 8.0) -> tuple[list[Totals], np.ndarray, np.ndarray]:
     """Totals of random networks, and as arrays the sums and the counts."""
     source = np.random.default_rng(seed)
-    sums, counts = source.uniform(0.5, 8.0, count), source.integers(10, 80, count).astype(float)
-    weights = source.uniform(1e5, 2e7, count)
-    totals = [Totals(*row) for row in zip(sums, counts.astype(int), weights, strict=True)]
+    sums, counts = source.uniform(0.5, longest_ms, count), source.integers(10, 80, count).astype(float)
+    weights = source.uniform(1e5, 1e7, (count, 2))
+    totals = [
+        Totals(ms, kernels, {"blocked": blocked, "plain": plain})
+        for ms, kernels, (blocked, plain) in zip(sums, counts.astype(int), weights, strict=True)
+    ]
     return totals, sums, counts
 
 
 def test_without_networks_the_sum_stands() -> None:
     assert fit_calibration([], np.empty(0), 0.01) == Calibration()
-    assert Calibration().ms(Totals(3.25, 20, 1e6)) == 3.25
+    assert Calibration().ms(Totals(3.25, 20, {"plain": 1e6})) == 3.25
 
 
 def test_the_cost_of_calls_is_found_again() -> None:
@@ -42,7 +52,7 @@ def test_the_cost_of_calls_is_found_again() -> None:
 
 
 def test_one_network_moves_the_calibration_only_so_far() -> None:
-    one = Totals(2.0, 20, 1e6)
+    one = Totals(2.0, 20, {"plain": 1e6})
     found = fit_calibration([one], np.array([2.4]), 0.01)
     assert 1.0 < found.scale < 1.2
     assert 2.2 < found.ms(one) <= 2.4
@@ -50,16 +60,47 @@ def test_one_network_moves_the_calibration_only_so_far() -> None:
 
 def test_weights_that_come_from_farther_away_among_others_are_found_again() -> None:
     totals, sums, _ = networks(12)
-    weights = np.array([one.weight_bytes for one in totals])
-    measured = sums + 3e-8 * weights
+    blocked = np.array([one.weight_bytes["blocked"] for one in totals])
+    measured = sums + 6e-8 * blocked
     found = fit_calibration(totals, measured, smallest_kernel_ms=0.003)
     assert [found.ms(one) for one in totals] == pytest.approx(measured, rel=0.01)
-    assert found.per_byte_ms == pytest.approx(3e-8, rel=0.1)
+    assert found.per_byte_ms["blocked"] == pytest.approx(6e-8, rel=0.1)
+    assert found.per_byte_ms["plain"] < 3e-9, "another operation fetches its weights for less"
     parts = [found.part_ms(Totals(one.sum_ms / 2, one.kernels // 2, one.weight_bytes)) for one in totals]
-    rest = [found.part_ms(Totals(one.sum_ms / 2, one.kernels - one.kernels // 2, 0)) for one in totals]
+    rest = [found.part_ms(Totals(one.sum_ms / 2, one.kernels - one.kernels // 2)) for one in totals]
     assert np.add(parts, rest) + found.fixed_ms == pytest.approx([found.ms(one) for one in totals])
+    assert found.ms(Totals(2.0, 20, {"unseen": 1e6})) == found.ms(Totals(2.0, 20))
     without = fit_calibration(totals, 1.1 * sums, smallest_kernel_ms=0.003)
-    assert 0 <= without.per_byte_ms < 1e-9
+    assert all(0 <= value < 1e-9 for value in without.per_byte_ms.values())
+
+
+def test_quick_networks_find_their_weights_still_in_the_cache() -> None:
+    totals, sums, _ = networks(12, longest_ms=4.0)
+    blocked = np.array([one.weight_bytes["blocked"] for one in totals])
+    measured = 1.05 * sums + 6e-8 * blocked * (1 - np.exp(-((sums / 2.0) ** 3)))
+    kept_ms = kept_time(totals, measured, 0.003)
+    assert kept_ms == pytest.approx(2.0, rel=0.25)
+    found = fit_calibration(totals, measured, 0.003, kept_ms=kept_ms)
+    assert [found.ms(one) for one in totals] == pytest.approx(measured, rel=0.02)
+    regardless = fit_calibration(totals, measured, 0.003)
+    assert max(abs(regardless.ms(one) / ms - 1) for one, ms in zip(totals, measured, strict=True)) > 0.06
+
+    long = Totals(9.0, 20, {"blocked": 1e6})
+    quick = Totals(0.2, 20, {"blocked": 1e6})
+    weights_ms = found.per_byte_ms["blocked"] * 1e6
+    assert found.ms(long) == pytest.approx(found.ms(Totals(9.0, 20)) + weights_ms)
+    assert found.ms(quick) == pytest.approx(found.ms(Totals(0.2, 20)), abs=0.01 * weights_ms)
+    assert found.at(9.0).ms(quick) == pytest.approx(found.ms(Totals(0.2, 20)) + weights_ms), "prices of a long network"
+    assert found.at(9.0).at(0.2) == found.at(9.0)
+
+
+def test_nobody_asks_how_long_weights_are_kept_where_that_explains_nothing() -> None:
+    totals, sums, _ = networks(12)
+    noise = np.exp(np.random.default_rng(3).normal(0, 0.02, 12))
+    blocked = np.array([one.weight_bytes["blocked"] for one in totals])
+    assert kept_time(totals, (sums + 6e-8 * blocked) * noise, 0.003) == 0.0
+    assert kept_time(totals[:5], sums[:5], 0.003) == 0.0, "five networks do not tell"
+    assert fit_calibrations(totals, sums * noise, 0.003)[0].kept_ms == 0.0
 
 
 def test_one_disturbed_network_does_not_spoil_the_others() -> None:
@@ -77,7 +118,7 @@ def test_no_kernel_comes_to_cost_less_than_nothing() -> None:
     found = fit_calibration(totals, np.maximum(sums - 0.05 * counts, 0.1 * sums), smallest_kernel_ms=0.004)
     assert found.per_kernel_ms >= -0.004
     assert found.fixed_ms >= 0
-    assert found.ms(Totals(0.004, 1, 0)) > 0
+    assert found.ms(Totals(0.004, 1)) > 0
 
 
 def test_leave_one_out_does_not_see_its_network() -> None:

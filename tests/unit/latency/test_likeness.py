@@ -69,7 +69,7 @@ def test_networks_are_grouped_in_the_order_of_their_models() -> None:
 def two_models() -> tuple[list[Totals], np.ndarray, list[list[int]]]:
     """Six networks of each of two models that pay 10 % more, and 15 % less, than the sum of their kernels."""
     source = np.random.default_rng(1)
-    totals = [Totals(ms, 20, 1e6) for ms in source.uniform(1.0, 6.0, 12).tolist()]
+    totals = [Totals(ms, 20, {"Conv": 1e6}) for ms in source.uniform(1.0, 6.0, 12).tolist()]
     measured = np.array([one.sum_ms for one in totals]) * np.where(np.arange(12) < 6, 1.10, 0.85)
     return totals, measured, [list(range(6)), list(range(6, 12))]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 import edgeprune
 from edgeprune.backends import registry
 from edgeprune.backends._base import OperatorGraph
-from edgeprune.errors import UnsupportedKernelError
+from edgeprune.errors import EdgepruneError, UnsupportedKernelError
 from edgeprune.lowering.kernel_graph import _join
 from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.quickstart.network import DigitNet
@@ -92,3 +95,17 @@ def test_board_architecture_decides_the_kernels(net, lowered, tmp_path):
     )
     assert not [kernel.op for kernel in arm.at({}) if kernel.op.startswith("nchwc.")]
     assert registry.get(arm.backend) is arm.backend
+
+
+def test_a_temporary_folder_goes_with_its_kernel_graph(net, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    graph = edgeprune.trace(net, torch.zeros(1, 1, 32, 32))
+    kernel_graph = edgeprune.lower(graph)
+    assert kernel_graph.dense_engine.is_relative_to(tmp_path)
+    assert kernel_graph.dense_engine.is_file()
+    del kernel_graph
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(EdgepruneError):
+        edgeprune.lower(graph, model=nn.Linear(2, 2))
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,6 +27,23 @@ def test_round_holds_every_item_once_in_stretches_of_at_most_every(
     assert len(layout) >= 1
     assert all(len(stretch) <= every for stretch in layout)
     assert layout == stretches(sorted(names), every=every, seed=seed, round_number=number)
+
+
+@given(names=names, every=st.integers(1, 25), passes=st.integers(1, 9), data=st.data())
+def test_what_comes_often_comes_in_stretches_far_apart(
+    names: set[str], every: int, passes: int, data: st.DataObject
+) -> None:
+    often = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
+    layout = stretches(names, every=every, seed=1, round_number=2, often=often, passes=passes)
+    assert layout == stretches(sorted(names), every=every, seed=1, round_number=2, often=sorted(often), passes=passes)
+    assert {name for stretch in layout for name in stretch} == names
+    for name in names:
+        places = [place for place, stretch in enumerate(layout) if name in stretch]
+        assert sum(stretch.count(name) for stretch in layout) == len(places), "never twice in one stretch"
+        assert len(places) == (min(passes, len(layout)) if name in often else 1)
+        gaps = [after - before for before, after in pairwise([*places, places[0] + len(layout)])]
+        assert name not in often or max(gaps) - min(gaps) <= 1
+    assert all(len(stretch) <= every + len(often) for stretch in layout)
 
 
 def test_each_round_and_each_seed_has_its_own_order() -> None:
