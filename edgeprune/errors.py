@@ -38,7 +38,8 @@
      │  ├ CommandError
      │  ├ TransferError
      │  ├ BoardFullError                     no space left on the board
-     │  └ BoardBusyError                     another run holds the board
+     │  ├ BoardBusyError                     another run holds the board
+     │  └ UncertainBoardError                the link went as the board switched: it may run the new release, on trial
      └ DeployError
         ├ IncompatibleTargetError        4   field, needed, found
         ├ SignatureError                 5   not signed by somebody who may
@@ -262,6 +263,10 @@ class BoardFullError(TransferError):
 
 class BoardBusyError(RemoteError):
     """Another run holds the board."""
+
+
+class UncertainBoardError(RemoteError):
+    """The link was lost while a board switched: it may have, and then goes back by itself."""
 
 
 class DeployError(EdgepruneError):

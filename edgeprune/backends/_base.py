@@ -154,7 +154,7 @@ class Backend(ABC):
         return None
 
     def session(self, engine: Path, threads: int = 1) -> Session | None:
-        """Runs an engine on this host, for metrics; None where the backend has no such way."""
+        """Runs an engine on this host, or the model that it was built from, for metrics; None where there is no such way."""
         return None
 
     def built_on(self, board: Board) -> Backend:

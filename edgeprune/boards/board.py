@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from edgeprune.boards import fingerprint
+from edgeprune.boards.carrying import carried
 from edgeprune.boards.config import BoardConfig, entry_of_url
 from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.greeting import GREETING, answer_of
@@ -81,7 +82,7 @@ class Board:
         self._run_id = ""
         self._hold = Hold(name, self._start_lock)
         self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
-        self._runner_ready = False
+        self._runner_ready = self._untouched = False
         self.python = self.base_python = self._at_home(python)
         self.root = self._greeted(root)
 
@@ -156,6 +157,18 @@ class Board:
             yield
         finally:
             self.python = before
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Leave no file on the board for as long as the block lasts, not even the runner: it travels with each request.
+
+        For verbs that only look: ``probe``, ``status`` and ``store`` to ask what is missing.
+        """
+        before, self._untouched = self._untouched, True
+        try:
+            yield
+        finally:
+            self._untouched = before
 
     def greet(self) -> None:
         """Ask the board again what lies there, after its environment or its runner came or went."""
@@ -239,12 +252,8 @@ class Board:
                     self._require_held()
                 on_event(event)
 
-        ended = self.transport.run(
-            [self.python, self._runner(), verb],
-            stdin=self._request(request),
-            timeout_s=timeout_s,
-            on_line=on_line,
-        )
+        argv, stdin = self._command(verb, request)
+        ended = self.transport.run(argv, stdin=stdin, timeout_s=timeout_s, on_line=on_line)
         if verb in _TIMED_VERBS:
             self._require_held()
         if ended.stderr:
@@ -393,6 +402,11 @@ class Board:
                 self.transport.put(local, path)
             self._runner_ready = True
         return path
+
+    def _command(self, verb: str, request: Mapping[str, Any]) -> tuple[list[str], bytes]:
+        if self._untouched:
+            return carried(self.python, verb, self._request({**request, "untouched": True}))
+        return [self.python, self._runner(), verb], self._request(request)
 
     def _request(self, request: Mapping[str, Any]) -> bytes:
         added: dict[str, Any] = {"root": self.root}

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.cli.options import BoardOption, JsonOption, VerboseOption
 
 
 def clean(
-    board: Annotated[str, typer.Argument(metavar="BOARD", help="A board, local, or ssh://user@host:port.")] = "local",
+    board: BoardOption = "local",
     keep: Annotated[
         int, typer.Option("--keep", min=1, help="Releases that stay; the current and the previous one always do.")
     ] = 3,

@@ -53,7 +53,10 @@ def compile(  # noqa: A001 - the verb's name
         Path | None, typer.Option("--dense", help="With DIR: also compile the dense model, as deploy's reference.")
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="fp32, or what the backend has too: int8 (onnxruntime), fp16 (tensorrt).")
+        str,
+        typer.Option(
+            "--precision", help="fp32, or what the backend has too: int8 (onnxruntime, tensorrt), fp16 (tensorrt)."
+        ),
     ] = "fp32",
     task: Annotated[
         str | None,

@@ -79,6 +79,9 @@ def deploy(
     ] = 1,
     max_failures: Annotated[int, typer.Option("--max-failures", min=1, help="Of --to: failed boards that end it.")] = 1,
     at_once: Annotated[int, typer.Option("--at-once", min=1, help="Of --to: boards at the same time.")] = 8,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is lacking and what would be sent; leave nothing on the board.")
+    ] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -114,16 +117,34 @@ def deploy(
         "percentile": percentile,
         "plan_hash": loaded.manifest.plan_hash,
     }
+    if dry_run:
+        # What the deployment would refuse for its own sake is refused now.
+        from edgeprune.deployment.deploying import budget_of
+        from edgeprune.deployment.trial import Health
+
+        budget_of(options["budget_ms"], options["budget_ratio"], reference, tolerance)
+        Health(health, reload, health_window, steady)
     if to:
         from edgeprune.cli.fleet import deploy_to_fleet
 
         if was_given(context, "board"):
             raise ConfigError("boards must be named with --board or with --to, found both.", hint="--to alone")
+        if dry_run:
+            from edgeprune.boards.config import BoardConfig
+            from edgeprune.cli.rehearsal import rehearse_on_many
+
+            rehearse_on_many(loaded, BoardConfig().members(to), reference, output)
+            return
         deploy_to_fleet(loaded, to, output, options, facts, canary=canary, max_failures=max_failures, at_once=at_once)
         return
     if alone := [name for name in ("canary", "max_failures", "at_once") if was_given(context, name)]:
         option = alone[0].replace("_", "-")
         raise ConfigError(f"--{option} is of many boards, found one, {board}.", hint="--to GROUP|BOARD,...")
+    if dry_run:
+        from edgeprune.cli.rehearsal import rehearse_on
+
+        rehearse_on(loaded, board, reference, output)
+        return
     with output.step(f"deploy to {board}") as progress:
         done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import JsonOption, ThreadsOption, VerboseOption
+from edgeprune.cli.options import BoardOption, JsonOption, ThreadsOption, VerboseOption
 
 
 def verify(
-    board: Annotated[str, typer.Argument(metavar="BOARD", help="A board, local, or ssh://user@host:port.")] = "local",
+    board: BoardOption = "local",
     release: Annotated[str, typer.Option("--release", help="current, previous, or a release's folder.")] = "current",
     parity: Annotated[bool, typer.Option("--parity", help="Also run the golden inputs on the board.")] = False,
     threads: ThreadsOption = 1,

@@ -219,19 +219,19 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             unequal = ("load_ms", "peak_memory_bytes")
             figures = {key: value for key, value in parity.as_json().items() if key not in unequal}
             manifest = manifest.model_copy(update={"host_parity": figures})
-            session = chosen.session(engine, threads) if task is not None and precision == "int8" else None
-            if task is not None and session is not None:
-                from edgeprune.deployment.engine_metrics import engine_metrics
-
-                tell("metrics", "evaluating the int8 engine on the task's validation data")
-                metrics = engine_metrics(_in_float(module), inputs, session, task, metric_loss, "int8 engine")
-                manifest = manifest.model_copy(
-                    update={"metrics": {name: asdict(metric) for name, metric in metrics.items()}}
-                )
         else:
             tell(
                 "parity",
                 "this host cannot run the engine: its numbers are checked on the board, before it is activated",
+            )
+        session = chosen.session(engine, threads) if task is not None and precision == "int8" else None
+        if task is not None and session is not None:
+            from edgeprune.deployment.engine_metrics import engine_metrics
+
+            tell("metrics", "evaluating the int8 engine on the task's validation data")
+            metrics = engine_metrics(_in_float(module), inputs, session, task, metric_loss, "int8 engine")
+            manifest = manifest.model_copy(
+                update={"metrics": {name: asdict(metric) for name, metric in metrics.items()}}
             )
         (folder / MANIFEST_NAME).write_bytes(manifest.canonical())
     _log.info("compiled %s to %s (%s)", manifest.name, out, manifest.id[:16])

@@ -17,9 +17,9 @@ from pathlib import Path
 from edgeprune.boards.board import Board
 from edgeprune.deployment import faults, gates, preflight
 from edgeprune.deployment.agreement import Parity
-from edgeprune.deployment.artifact import Artifact, describe_file
+from edgeprune.deployment.artifact import Artifact
+from edgeprune.deployment.cargo import Cargo, engine_of
 from edgeprune.deployment.gates import Latency
-from edgeprune.deployment.manifest import MANIFEST_NAME, SIGNATURE_NAME, FileEntry
 from edgeprune.deployment.result import Deployment
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
@@ -103,12 +103,13 @@ def deploy(
         UnstableMeasurementError: Too noisy for a verdict; it still runs what it ran.
         HealthError: Failed after the switch, and was rolled back.
         InconsistentBoardError: Failed after the switch, and could not be rolled back.
+        UncertainBoardError: The link was lost as it switched; if it has, the board puts the former release back.
     """
     started = time.monotonic()
-    budget = _budget(budget_ms, budget_ratio, reference, tolerance)
+    budget = budget_of(budget_ms, budget_ratio, reference, tolerance)
     watched = Health(health, reload, health_window_s, steady_s)
     opened_artifact = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
-    dense = _engine_of(reference)
+    dense = engine_of(reference)
     known_as = board if isinstance(board, str) else board.name
     with Board.open(board) as opened:
         require_signed(opened_artifact, opened.signers if signers is None else Path(signers))
@@ -168,10 +169,7 @@ class _Run:
         self.bytes_sent = 0
         self.checked_s = 0.0
         self.tell: Progress = progress or (lambda state, done, total, message: None)
-        self.files = dict(artifact.manifest.files)
-        for name in (MANIFEST_NAME, SIGNATURE_NAME):
-            if (artifact.folder / name).is_file():
-                self.files[name] = describe_file(artifact.folder / name)
+        self.cargo = Cargo(artifact, dense)
         self.before: BoardStatus
 
     def prepare(self) -> None:
@@ -181,8 +179,7 @@ class _Run:
         self.before = read_status(self.board, known_as=self.known_as)
         faults.reached("probe")
         self.tell("preflight", 0, 0, "checking what the artifact needs")
-        there = any(release.folder[:16] == self.artifact.release for release in self.before.releases)
-        new_bytes = sum(self._missing().values()) + (0 if there else self.artifact.size_bytes)
+        new_bytes = self.cargo.new_bytes(self.cargo.missing(self.board), self.before)
         preflight.check(self.artifact.manifest, fingerprint, board=self.board.name, new_bytes=new_bytes)
         faults.reached("preflight")
 
@@ -200,37 +197,25 @@ class _Run:
         return folder
 
     def _upload(self) -> None:
-        missing = self._missing()
-        total, done = sum(missing.values()), 0
+        lack = self.cargo.missing(self.board)
+        total, done = lack.total_bytes, 0
         self.tell("upload", 0, total, f"sending {total / 1e6:.2f} MB" if total else "the board has all files")
-        paths = {entry.sha256: self.artifact.folder / name for name, entry in self.files.items()}
-        if self.dense is not None:
-            paths[describe_file(self.dense).sha256] = self.dense
-        for sha256, size in missing.items():
+        for sha256, size in lack.sizes.items():
             sent_before = done
 
             def on_bytes(sent: int, _: int, base: int = sent_before) -> None:
                 self.tell("upload", base + sent, total, "sending")
 
-            self.board.push(paths[sha256], progress=on_bytes)
+            self.board.push(self.cargo.paths[sha256], progress=on_bytes)
             done += size
         self.bytes_sent += total
         faults.reached("upload")
-
-    def _missing(self) -> dict[str, int]:
-        """sha256 to size of the files that the board's store lacks."""
-        sizes = {entry.sha256: entry.size_bytes for entry in self._entries()}
-        answer = self.board.call("store", {"action": "missing", "blobs": sizes}, timeout_s=_STORE_TIMEOUT_S)
-        return {sha256: sizes[sha256] for sha256 in answer["missing"]}
-
-    def _entries(self) -> list[FileEntry]:
-        return [*self.files.values(), *([] if self.dense is None else [describe_file(self.dense)])]
 
     def _stage(self) -> str:
         self.tell("stage", 0, 0, "building the release on the board")
         request = {
             "release": self.artifact.release,
-            "files": {name: entry.model_dump() for name, entry in self.files.items()},
+            "files": {name: entry.model_dump() for name, entry in self.cargo.files.items()},
             **faults.request_fields(),
         }
         deadline_s = 60.0 + self.artifact.size_bytes / _SLOWEST_COPY_BYTES_S
@@ -312,9 +297,14 @@ def _untouched(before: BoardStatus) -> Iterator[None]:
         raise
 
 
-def _budget(
+def budget_of(
     budget_ms: float | None, budget_ratio: float | None, reference: object | None, tolerance: float
 ) -> Budget | None:
+    """The budget that `deploy` is given, or None without one.
+
+    Raises:
+        ConfigError: The tolerance is negative, or there is no reference for a share of its latency.
+    """
     if tolerance < 0:
         raise ConfigError(f"the tolerance must be at least 0, found {tolerance}.")
     if budget_ms is None and budget_ratio is None:
@@ -324,17 +314,3 @@ def _budget(
             "a relative budget must come with the dense model as reference, found none.", hint="--reference"
         )
     return Budget(latency_ms=budget_ms, latency_ratio=budget_ratio)
-
-
-def _engine_of(reference: Artifact | str | Path | None) -> Path | None:
-    """Engine file of the dense model; an artifact's is verified."""
-    if reference is None:
-        return None
-    if isinstance(reference, Artifact):
-        return Artifact.load(reference.folder).engine
-    path = Path(reference)
-    if path.is_dir():
-        return Artifact.load(path).engine
-    if not path.is_file():
-        raise ConfigError(f"the reference must be an artifact or an engine file, found none at {path}.")
-    return path

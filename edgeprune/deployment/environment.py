@@ -13,7 +13,7 @@ import logging
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +98,7 @@ def set_up(
         board: As in `Board.open`.
         backend: Whose runtime.
         runtime_version: Its version; by default that of this host where a wheel of it fits the board, else the newest that does.
-        dry_run: Choose and download the wheels, and send nothing.
+        dry_run: Choose and download the wheels, and send nothing: no file is left on the board.
         progress: Told every state.
 
     Raises:
@@ -113,10 +113,11 @@ def set_up(
     chosen = registry.get(backend)
     with Board.open(board) as opened, tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         run = _Run(opened, chosen, Path(folder), progress)
-        run.probe()
-        run.choose(runtime_version)
-        if dry_run:
-            return run.planned()
+        with opened.untouched() if dry_run else nullcontext():
+            run.probe()
+            run.choose(runtime_version)
+            if dry_run:
+                return run.planned()
         run.require_space()
         artifact = run.compiled()
         with opened.hold("device setup"):

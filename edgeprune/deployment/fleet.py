@@ -26,6 +26,7 @@ from edgeprune.errors import (
     HealthError,
     InconsistentBoardError,
     RemoteTimeoutError,
+    UncertainBoardError,
 )
 
 DONE = ("deployed", "ran already")
@@ -49,7 +50,8 @@ class Outcome:
     Attributes:
         board: As the user calls it.
         state: ``"deployed"``, ``"ran already"``, ``"pending"`` (away or busy: it runs what it ran), ``"failed"`` (a gate or a
-            requirement: it runs what it ran), ``"rolled back"``, ``"inconsistent"``, or ``"not tried"``.
+            requirement: it runs what it ran), ``"uncertain"`` (the link was lost as it switched: if it has, it goes back by
+            itself), ``"rolled back"``, ``"inconsistent"``, or ``"not tried"``.
         message: What must have held and what was found, where it does not run the release.
         hint: The next step.
         error: Name of the error's class.
@@ -70,7 +72,7 @@ class Outcome:
     @property
     def failure(self) -> bool:
         """Whether it counts against the failures that are allowed."""
-        return self.state in ("failed", "rolled back", "inconsistent")
+        return self.state in ("failed", "uncertain", "rolled back", "inconsistent")
 
 
 @dataclass(frozen=True)
@@ -262,4 +264,6 @@ def _state(error: EdgepruneError) -> str:
         return "inconsistent"
     if isinstance(error, HealthError):
         return "rolled back"
+    if isinstance(error, UncertainBoardError):
+        return "uncertain"
     return "pending" if isinstance(error, _AWAY) else "failed"

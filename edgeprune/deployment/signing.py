@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,19 +75,34 @@ def require_signer(manifest: bytes, signature: str | None, signers: Path, *, wha
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         kept = Path(folder) / SIGNATURE_NAME
         kept.write_text(signature)
-        found = _keygen(["find-principals", "-s", str(kept), "-f", str(signers)])
-        who = found.stdout.decode("utf-8", "replace").strip().splitlines()
-        if found.returncode != 0 or not who:
+        named = _named(signers, kept)
+        if not named:
             raise SignatureError(
                 f"{wanted}, found a signature by another key.", hint="sign with a listed key, or list the key"
             )
-        arguments = ["verify", "-f", str(signers), "-I", who[0], "-n", NAMESPACE, "-s", str(kept)]
-        checked = _keygen(arguments, manifest)
-    if checked.returncode != 0:
-        raise SignatureError(
-            f"{wanted}, found a signature by {who[0]} that is not of this manifest.", hint="compile and sign again"
-        )
-    return who[0]
+        for one in (signers, *_single_lines(signers, Path(folder))):
+            for who in named if one == signers else _named(one, kept):
+                arguments = ["verify", "-f", str(one), "-I", who, "-n", NAMESPACE, "-s", str(kept)]
+                if _keygen(arguments, manifest).returncode == 0:
+                    return who
+    raise SignatureError(
+        f"{wanted}, found a signature by {named[0]} that is not of this manifest.", hint="compile and sign again"
+    )
+
+
+def _named(signers: Path, signature: Path) -> list[str]:
+    """Whom a list names for the key of a signature: of several lines with that key, those of the first."""
+    found = _keygen(["find-principals", "-s", str(signature), "-f", str(signers)])
+    return found.stdout.decode("utf-8", "replace").split("\n")[:-1] if found.returncode == 0 else []
+
+
+def _single_lines(signers: Path, folder: Path) -> Iterator[Path]:
+    """Each line of a list as one of its own: a key may be listed twice, first for another purpose or time."""
+    for line in signers.read_bytes().splitlines():
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            path = folder / "signers"
+            path.write_bytes(line + b"\n")
+            yield path
 
 
 def signature_of(artifact: Artifact) -> str | None:

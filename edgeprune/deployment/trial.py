@@ -27,6 +27,7 @@ from edgeprune.errors import (
     InconsistentBoardError,
     RemoteError,
     RemoteTimeoutError,
+    UncertainBoardError,
 )
 
 if TYPE_CHECKING:
@@ -311,12 +312,11 @@ class Trial:
         try:
             now = read_status(self.board, known_as=self.known_as)
         except EdgepruneError as silent:
-            error.message = (
+            raise UncertainBoardError(
                 f"{error.message} Whether board {self.board.name} has switched to {folder} is not known; if it has, it goes back "
-                f"within {window['seconds']:.0f} s."
-            )
-            error.hint = f"edgeprune status --board {self.board.name}, then deploy again"
-            raise error from silent
+                f"within {window['seconds']:.0f} s.",
+                hint=f"edgeprune status --board {self.known_as}, then deploy again",
+            ) from silent
         if now.current is None or now.current.folder != folder:
             error.message = f"{error.message} {now.still_runs()}"
             raise error
@@ -347,7 +347,7 @@ class Trial:
             raise InconsistentBoardError(
                 f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; putting back the former release "
                 f"failed too: {error.message}",
-                hint=f"edgeprune status --board {self.board.name}, then edgeprune deploy with a good artifact",
+                hint=f"edgeprune status --board {self.known_as}, then edgeprune deploy with a good artifact",
             ) from error
         raise HealthError(
             f"release {folder} ({name}) on board {self.board.name} {_must(reason)}; it was rolled back. "

@@ -7,10 +7,11 @@ of the real one too, so layers and times have nothing to do with the model that 
 ONNX Runtime, rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec.
 
 Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, samples/common/sampleOptions.cpp (options),
-samples/trtexec/trtexec.cpp (what runs when), samples/common/sampleReporting.cpp and sampleEngines.cpp (exports, words).
-Recorded lines, on github.com: NVIDIA/TensorRT issues 4258 (memory), 3898 (version tags) and 1384 (magic tag),
-yuvraj108c/ComfyUI-Dwpose-Tensorrt issue 5 (version tags of TensorRT 10), yuvraj108c/ComfyUI-Upscaler-Tensorrt issue 36 (no
-implementation of a node).
+samples/trtexec/trtexec.cpp (what runs when), samples/common/sampleReporting.cpp and sampleEngines.cpp (exports, words),
+include/NvInfer.h (``IDequantizeLayer``: types and zero points).
+Recorded lines, on github.com: NVIDIA/TensorRT issues 4258 (memory), 3898 (version tags), 1384 (magic tag), 2774 and 4698 (zero
+points), yuvraj108c/ComfyUI-Dwpose-Tensorrt issue 5 (version tags of TensorRT 10), yuvraj108c/ComfyUI-Upscaler-Tensorrt issue 36
+(no implementation of a node).
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ _TAG_MISMATCH = {
     "Serialized Engine Version: {1})",
     "later": "[E] IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion stdVersionRead == "
     "kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: {0}, Serialized Engine Version: {1})",
+}
+
+_ASYMMETRIC = {
+    "8": "ERROR: builtin_op_importers.cpp:1235 In function QuantDequantLinearHelper: [6] Assertion failed: "
+    'shiftIsAllZeros(zeroPoint) && "TRT only supports symmetric quantization - zeroPt must be all zeros"',
+    "later": "ModelImporter.cpp:141: ERROR: onnxOpImporters.cpp:1584 In function QuantDequantLinearHelper: [6] Assertion failed: "
+    "shiftIsAllZeros(zeroPoint): Non-zero zero point is not supported. Please set "
+    "kENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLAto enable asymmetric quantization if it is on DLA.",
 }
 
 
@@ -222,6 +231,9 @@ class _StandIn:
                 "[E] Failed to create engine from model or file.",
                 "[E] Engine set up failed",
             )
+        complaint = unparsed(source.read_bytes(), self.version)
+        if complaint is not None:
+            raise _FailedError(f"[E] [TRT] {complaint}", "[E] Failed to parse onnx file", "[E] Engine set up failed")
         _say(sys.stdout, "[I] Finished parsing network model. Parse time: 0.0704936")
         cache = given.get("--timingCacheFile")
         if cache and Path(cache).is_file():
@@ -237,6 +249,11 @@ class _StandIn:
             os.kill(os.getpid(), signal.SIGKILL)
         if failing is not None:
             raise _FailedError(*_RECORDED[failing])
+        wrong = refused(source.read_bytes(), self.version, int8="--int8" in given)
+        if wrong is not None:
+            raise _FailedError(
+                f"[E] {wrong}", "[E] Engine could not be created from network", "[E] Engine set up failed"
+            )
         if cache:
             with Path(cache).open("ab") as file:
                 file.write(b"timed")
@@ -254,16 +271,9 @@ class _StandIn:
         if not path.is_file():
             raise _FailedError(f"[E] Error opening engine file: {path}", *after)
         plan = path.read_bytes()
-        if plan[:4] != MAGIC or len(plan) < _HEADER:
-            raise _FailedError(
-                "[E] [TRT] 1: [stdArchiveReader.cpp::StdArchiveReader::30] Error Code 1: Serialization (Serialization assertion "
-                "magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
-                *after,
-            )
-        made = ".".join(map(str, plan[24:27]))
-        if made != self.version:
-            line = _TAG_MISMATCH["8" if self.version.startswith("8.") else "later"]
-            raise _FailedError(line.format(_SERIALIZATION[self.version], _SERIALIZATION.get(made, 0)), *after)
+        wrong = mismatch(plan, self.version)
+        if wrong is not None:
+            raise _FailedError(wrong, *after)
         return plan
 
     def _layers(self, given: Mapping[str, str]) -> None:
@@ -292,6 +302,53 @@ class _StandIn:
     def _copied(self, given: Mapping[str, str], option: str, name: str) -> None:
         if option in given:
             Path(given[option]).write_bytes(Path(self.setting[name]).read_bytes())
+
+
+def mismatch(plan: bytes, version: str) -> str | None:
+    """What a release says of an engine that is none of its own."""
+    if plan[:4] != MAGIC or len(plan) < _HEADER:
+        return (
+            "[E] [TRT] 1: [stdArchiveReader.cpp::StdArchiveReader::30] Error Code 1: Serialization (Serialization assertion "
+            "magicTagRead == kMAGIC_TAG failed.Magic tag does not match)"
+        )
+    made = ".".join(map(str, plan[24:27]))
+    if made == version:
+        return None
+    line = _TAG_MISMATCH["8" if version.startswith("8.") else "later"]
+    return line.format(_SERIALIZATION[version], _SERIALIZATION.get(made, 0))
+
+
+def unparsed(model: bytes, version: str) -> str | None:
+    """What the ONNX parser of a release says of quantization that TensorRT does not have: only int8 with zero points of 0."""
+    if b"QuantizeLinear" not in model:
+        return None
+    import onnx
+
+    graph = onnx.load_from_string(model).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        zeros = constants[node.input[2]] if len(node.input) > 2 else None
+        if zeros is not None and zeros.any():
+            return _ASYMMETRIC["8" if version.startswith("8.") else "later"]
+        # "Its data type must be DataType::kINT8", of the zero point and of what is dequantized. The words are the stand-in's own.
+        read = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if any(array is not None and array.dtype != "int8" for array in (zeros, read)):
+            return f"In node {node.name} ({node.op_type}): UNSUPPORTED_NODE: the type of {node.input[0]} must be kINT8"
+    return None
+
+
+def refused(model: bytes, version: str, *, int8: bool) -> str | None:
+    """What the builder says of a model with quantize nodes, where types are not the graph's and nobody asked for int8.
+
+    No recorded line of it was found: these words are the stand-in's own.
+    """
+    if int8 or version.startswith("11.") or b"QuantizeLinear" not in model:
+        return None
+    return (
+        "Error[4]: IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (INT8 is not enabled in the builder.)"
+    )
 
 
 def _outputs(model: bytes, given: Mapping[str, str], *, wide: bool) -> str:

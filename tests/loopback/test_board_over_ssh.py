@@ -82,6 +82,15 @@ def start_holder(spec: str) -> subprocess.Popen[bytes]:
     return holder
 
 
+def test_a_look_at_a_board_leaves_no_file_there(board: Board, root: Path) -> None:
+    with board.untouched():
+        assert board.facts()["python"]
+        assert board.call("status", {})["releases"] == []
+    assert not root.exists()
+    board.facts()
+    assert (root / "runner").is_dir()
+
+
 def test_the_board_is_what_the_same_machine_is_locally(board: Board, root: Path) -> None:
     assert board.name == "board"
     assert board.root == str(root)

@@ -1,6 +1,7 @@
-"""Which int8 numbers a processor multiplies best.
+"""Which int8 numbers a processor multiplies best, and which TensorRT takes.
 
-Source: docstring of `onnxruntime.quantization.quantize_static`, "Choosing parameters for CPU inference" (ONNX Runtime 1.31.1).
+Sources: docstring of `onnxruntime.quantization.quantize_static`, "Choosing parameters for CPU inference" (ONNX Runtime 1.31.1);
+NVIDIA/TensorRT, include/NvInfer.h at v8.6.1, v10.3.0 and v11.1, ``IQuantizeLayer`` and ``IDequantizeLayer``.
 """
 
 from __future__ import annotations
@@ -21,16 +22,24 @@ class Int8Numbers:
     Attributes:
         unsigned: Activations are uint8: x86 multiplies unsigned by signed numbers. ARM multiplies signed ones, int8.
         narrow: Weights have 7 bits: x86 without VNNI adds products in 16 bits, which overflow otherwise.
+        symmetric: Every zero point is 0 and nothing but int8 is dequantized: weights are quantized by a node of their own,
+            biases stay in float. TensorRT takes no other form.
     """
 
     unsigned: bool
     narrow: bool
+    symmetric: bool = False
 
     @classmethod
     def of(cls, architecture: str, isa: Sequence[str]) -> Int8Numbers:
         """For a processor: its architecture as `platform.machine` names it, and its instruction set flags as Linux does."""
         unsigned = architecture.lower() in _X86
         return cls(unsigned, narrow=unsigned and not any("vnni" in flag for flag in isa))
+
+    @classmethod
+    def of_tensorrt(cls) -> Int8Numbers:
+        """For TensorRT on any GPU."""
+        return cls(unsigned=False, narrow=False, symmetric=True)
 
     @classmethod
     def of_host(cls) -> Int8Numbers:

@@ -46,6 +46,8 @@ _BETWEEN = (
 """What is quantized where it lies between layers, so that numbers stay int8 from one layer to the next."""
 _METHODS = ("MinMax", "Percentile")
 """How ranges follow from the data; both are tried. Percentile cuts off the rarest 0.01 % of the values."""
+_SYMMETRIC = {"ActivationSymmetric": True, "WeightSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
+"""Options of the quantizer for `Int8Numbers.symmetric`."""
 _MOST_CASES = 128
 """Of calibration; more change the ranges by little and take time."""
 _AT_ONCE = 4
@@ -212,7 +214,7 @@ class _Work:
             nodes_to_quantize=[],
             nodes_to_exclude=_in_float(model, chosen),
             op_types_to_quantize=[*LAYERS, *_BETWEEN],
-            extra_options={},
+            extra_options=_SYMMETRIC if self._numbers.symmetric else {},
         )
         with _quiet():
             quantizer.quantize_model()

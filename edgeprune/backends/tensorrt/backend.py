@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from edgeprune.backends._base import Backend, Operator, OperatorGraph
+from edgeprune.backends._base import CALIBRATION, Backend, Case, Operator, OperatorGraph, Session, Told
 from edgeprune.backends.tensorrt import building, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
-from edgeprune.errors import BackendError, BackendUnavailableError, CompileError
+from edgeprune.errors import BackendError, BackendUnavailableError, CompileError, ConfigError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
@@ -43,12 +43,14 @@ class TensorRt(Backend):
     install: ClassVar[str] = "pip install 'edgeprune[onnxruntime]'"
     suffix: ClassVar[str] = ".plan"
     portable: ClassVar[bool] = False
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 
     def __init__(self, *, dla_core: int | None = None, workspace_mib: int | None = None) -> None:
         self._dla_core, self._workspace_mib = dla_core, workspace_mib
         self._precision: Precision = "fp32"
         self._board: Board | None = None
+        self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
+        self._quantized: bytes | None = None
 
     @property
     def options(self) -> BuildOptions:
@@ -57,8 +59,7 @@ class TensorRt(Backend):
         Raises:
             ConfigError: Precision, DLA core and workspace contradict each other.
         """
-        # BuildOptions itself refuses int8.
-        return BuildOptions(self._precision, self._dla_core, self._workspace_mib)  # type: ignore[arg-type]
+        return BuildOptions(self._precision, self._dla_core, self._workspace_mib)
 
     def for_precision(self, precision: Precision) -> TensorRt:
         """See `Backend.for_precision`."""
@@ -69,9 +70,17 @@ class TensorRt(Backend):
         """See `Backend.built_on`."""
         return self._with(self._precision, board)
 
+    def calibrated(self, cases: Sequence[Case], *, needed_db: float, told: Told | None = None) -> TensorRt:
+        """See `Backend.calibrated`."""
+        if self._precision != "int8":
+            return super().calibrated(cases, needed_db=needed_db, told=told)  # type: ignore[return-value]  # it raises
+        made = self._with(self._precision, self._board)
+        made._calibration = (cases, needed_db, told)
+        return made
+
     def _with(self, precision: Precision, board: Board | None) -> TensorRt:
         made = TensorRt(dla_core=self._dla_core, workspace_mib=self._workspace_mib)
-        made._precision, made._board = precision, board
+        made._precision, made._board, made._calibration = precision, board, self._calibration
         return made
 
     def availability(self) -> str | None:
@@ -109,6 +118,27 @@ class TensorRt(Backend):
         """See `Backend.runs_here`: an engine runs on the board that built it, and is checked there."""
         return False
 
+    def session(self, engine: Path, threads: int = 1) -> Session | None:
+        """Runs the model with quantize nodes that this backend has just built an int8 engine from, by ONNX Runtime.
+
+        The engine itself only runs on its board. Both compute what the nodes say, in another order and with other rounding
+        where TensorRT fuses; what the board's numbers are the golden data tell there. None of other engines.
+        """
+        if self._quantized is None:
+            return None
+        from edgeprune.backends.onnxruntime.runtime import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        opened = onnxruntime.InferenceSession(self._quantized, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in opened.get_inputs()]
+        return lambda arrays: list(opened.run(None, dict(zip(names, arrays, strict=True))))
+
+    def quantization(self, engine: Path) -> dict[str, Any] | None:
+        """See `Backend.quantization`; from the record beside the engine."""
+        found: dict[str, Any] | None = _record(engine).get("quantization")
+        return found
+
     def export(
         self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
     ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -117,8 +147,8 @@ class TensorRt(Backend):
         Raises:
             ExportError: The module cannot be exported to ONNX of the board's opset.
             CompileError: No board was named, or its TensorRT cannot build the engine.
-            BackendUnavailableError: The board has no trtexec.
-            ConfigError: Precision and DLA core contradict each other.
+            BackendUnavailableError: The board has neither trtexec nor TensorRT's Python module.
+            ConfigError: Precision and DLA core contradict each other, or int8 has no calibration data.
         """
         if self._board is None:
             raise CompileError(
@@ -132,17 +162,23 @@ class TensorRt(Backend):
         from edgeprune.backends.tensorrt import model
 
         options = self.options
+        if options.precision == "int8" and self._calibration is None:
+            raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
         version = building.version_on(self._board)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             source = Path(folder) / "model.onnx"
             inputs, outputs = exporting.export(module, example_inputs, source)
             exported = onnx.load(source)
         ready = model.prepared(exported, versions.dialect(version), self._precision)
+        quantization = None
+        if self._calibration is not None:
+            ready, quantization = model.quantized(ready, *self._calibration)
+            self._quantized = ready.SerializeToString()
         source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported))
         board = self._board.probe()
         gpu = building.gpu_of(board)
         record = building.build(self._board, version, source_model, options, path, gpu=gpu)
-        record |= gpu
+        record |= {**gpu, "quantization": quantization}
         if options.dla_core is not None and "machine" in board.facts:
             # Which core it is for stands on the board that built it, and in no file that travels.
             record["machine"] = board.facts["machine"]

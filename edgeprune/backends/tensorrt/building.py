@@ -158,7 +158,7 @@ def build(
         "precision": options.precision,
         "dla_core": options.dla_core,
         "commands": commands,
-        **_read(model, texts),
+        **_read(model, texts, by=timed["by"]),
     }
 
 
@@ -216,7 +216,7 @@ def _text(board: Board, remote: str, local: Path) -> str:
         local.unlink(missing_ok=True)
 
 
-def _read(model: Model, texts: Mapping[str, str]) -> dict[str, Any]:
+def _read(model: Model, texts: Mapping[str, str], *, by: str) -> dict[str, Any]:
     """What the exports say. An engine whose export cannot be read is an engine: the reason is recorded instead."""
     found: dict[str, Any] = {"kernels": None, "latency": None, "unread": []}
     try:
@@ -234,7 +234,7 @@ def _read(model: Model, texts: Mapping[str, str]) -> dict[str, Any]:
             "p90_ms": times.percentile_ms(90),
             "p99_ms": times.percentile_ms(99),
             "queries": len(times.latency_ms),
-            "by": "trtexec on the board, device times without transfers",
+            "by": f"{by} on the board, device times without transfers",
         }
     except BackendError as error:
         logger.warning("%s", error.message)

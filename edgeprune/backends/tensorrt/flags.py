@@ -10,10 +10,10 @@ options named here were also looked up at 8.6.0, at each tag from v10.0.0 to v10
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from edgeprune.backends.tensorrt.versions import Version, dialect
 from edgeprune.errors import ConfigError
+from edgeprune.spec import Precision
 
 WARM_UP_MS = 500
 DURATION_S = 3
@@ -25,7 +25,8 @@ class BuildOptions:
     """How an engine is built.
 
     Args:
-        precision: ``"fp32"`` (TF32 is switched off: it has 10 bits of mantissa) or ``"fp16"``.
+        precision: ``"fp32"`` (TF32 is switched off: it has 10 bits of mantissa), ``"fp16"``, or ``"int8"``, of a model with
+            quantize nodes, where what has none is fp32.
         dla_core: Number of a Jetson's deep learning accelerator, with the GPU for what it does not take; None for the GPU.
         workspace_mib: Bound of the memory that a tactic may use, MiB; None leaves it to TensorRT.
 
@@ -33,20 +34,21 @@ class BuildOptions:
         ConfigError: They contradict each other.
     """
 
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     dla_core: int | None = None
     workspace_mib: int | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16"):
+        if self.precision not in ("fp32", "fp16", "int8"):
             raise ConfigError(
-                f"the precision of a TensorRT engine must be fp32 or fp16, found {self.precision!r}.",
-                hint="--precision fp16; int8 is not supported for TensorRT yet",
+                f"the precision of a TensorRT engine must be fp32, fp16 or int8, found {self.precision!r}.",
+                hint="--precision fp16",
             )
         if self.dla_core is not None and self.dla_core < 0:
             raise ConfigError(f"a DLA core must be 0 or more, found {self.dla_core}.")
-        if self.dla_core is not None and self.precision == "fp32":
-            raise ConfigError("a DLA computes in fp16 or int8, found precision fp32.", hint="--precision fp16")
+        # Which releases take quantize nodes there was not looked up.
+        if self.dla_core is not None and self.precision != "fp16":
+            raise ConfigError(f"a DLA must be used in fp16, found precision {self.precision}.", hint="--precision fp16")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ConfigError(f"the workspace must be at least 1 MiB, found {self.workspace_mib}.")
 
@@ -57,7 +59,8 @@ def build(version: Version, options: BuildOptions, *, onnx: str, engine: str, la
     Args:
         version: Of the board's trtexec.
         options: How to build.
-        onnx: Model on the board. For fp16 under a release that goes by the graph's types, one whose types are fp16.
+        onnx: Model on the board. For fp16 under a release that goes by the graph's types, one whose types are fp16; for int8
+            one with quantize nodes.
         engine: File to write.
         layers: File for the layers, JSON.
         cache: Timing cache, read where it is there and written.
@@ -76,10 +79,10 @@ def build(version: Version, options: BuildOptions, *, onnx: str, engine: str, la
         "--device=0",
         *dla(options),
     ]
-    if options.precision == "fp32":
+    if options.precision != "fp16":
         words.append("--noTF32")
-    elif not dialect(version).strongly_typed:
-        words.append("--fp16")
+    if options.precision != "fp32" and not dialect(version).strongly_typed:
+        words.append(f"--{options.precision}")
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
     return words

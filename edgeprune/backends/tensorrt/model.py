@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import onnx
 
+from edgeprune.backends._base import Case, Told
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
 from edgeprune.backends.tensorrt.versions import Dialect
 from edgeprune.errors import ExportError
@@ -53,6 +59,31 @@ def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> o
             hint="--backend onnxruntime",
         ) from error
     return found
+
+
+def quantized(
+    model: onnx.ModelProto, cases: Sequence[Case], needed_db: float, told: Told | None = None
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """A model with explicit quantize and dequantize nodes as TensorRT takes them, and what became of its layers.
+
+    Args:
+        model: As `prepared` made it.
+        cases: Calibration data.
+        needed_db: See `edgeprune.backends.onnxruntime.quantizing.quantize`.
+        told: Told what happens.
+
+    Raises:
+        CompileError: No layer can be int8.
+        ConfigError: There are too few cases.
+    """
+    from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
+    from edgeprune.backends.onnxruntime.quantizing import quantize
+
+    with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
+        exact, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        exact.write_bytes(model.SerializeToString())
+        found = quantize(exact, cases, path, needed_db=needed_db, numbers=Int8Numbers.of_tensorrt(), told=told)
+        return onnx.load(path), {**asdict(found), "kept": list(found.kept)}
 
 
 def operations(model: onnx.ModelProto) -> dict[str, str]:

@@ -3,12 +3,12 @@
 import os
 import sys
 
+import builds
 import environment
 import hooks
 import release_files
 import releases
 import switching
-import trtexec
 import window
 from failures import Failure
 
@@ -27,7 +27,7 @@ def main(request, emit):
     if not os.path.isdir(root):
         return {"removed": [], "current": None}
     with releases.exclusive(root, request.get("owner")), environment.alone(root):
-        trtexec.unoccupied(root)
+        builds.unoccupied(root)
         if everything and os.path.exists(os.path.join(root, "clocks.json")):
             raise Failure(
                 "BoardBusyError",
@@ -72,7 +72,7 @@ def _unneeded(root):
     for name, kept in (("store", needed), ("incoming", set()), ("runner", {os.path.basename(sys.argv[0])})):
         found += [os.path.join(name, entry) for entry in _entries(root, name) if entry not in kept]
     # What each use of an engine must be told stays, and so do the timing caches: minutes of the next build.
-    return found + [os.path.join("tensorrt", entry) for entry in _entries(root, "tensorrt") if trtexec.WORK.match(entry)]
+    return found + [os.path.join("tensorrt", entry) for entry in _entries(root, "tensorrt") if builds.WORK.match(entry)]
 
 
 def _entries(root, name):

@@ -12,7 +12,7 @@ import os
 import select
 import sys
 
-import trtexec
+import builds
 from failures import Failure
 
 # A line now and then makes the kernel notice a peer that vanished without a word: with nothing to send, a dead TCP
@@ -35,7 +35,7 @@ def main(request, emit):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy(file)
-        trtexec.unoccupied(request["root"], but=request.get("build"))
+        builds.unoccupied(request["root"], but=request.get("build"))
         # Only here: `clocks` waits for the end of input as this verb does, and `guard` knows of releases, which know of locks.
         import clocks
         import guard

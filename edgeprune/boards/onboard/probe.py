@@ -22,13 +22,14 @@ LOAD_LIMIT = 0.5
 def main(request, emit):
     """Verb ``probe``: request {"root"}; the result has the fields of a fingerprint.
 
-    ``sysroot`` and ``architecture`` describe a captured copy of a board's /proc, /sys and /etc instead.
+    With ``untouched`` nothing is remembered in the root folder. ``sysroot`` and ``architecture`` describe a captured copy of a
+    board's /proc, /sys and /etc instead.
     """
     tree = Tree(request.get("sysroot", "/"))
     architecture = request.get("architecture") or os.uname().machine
     root = request["root"]
     processors = processor.entries(tree)
-    found_runtimes, absent = runtimes.probe(root) if tree.live else ({}, [])
+    found_runtimes, absent = runtimes.probe(root, keep=not request.get("untouched")) if tree.live else ({}, [])
     sources, unreadable = power.find(tree, request)
     temperatures = sensors.temperatures(tree)
     clocks = sensors.clocks(tree)

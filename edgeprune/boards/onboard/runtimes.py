@@ -26,8 +26,8 @@ RUNTIMES = {
 OPTIONAL = ("tvm",)
 
 
-def probe(root):
-    """({name: {"version", "sha256"}}, sentences on those that are missing, or do not load)."""
+def probe(root, keep=True):
+    """({name: {"version", "sha256"}}, sentences on those that are missing, or do not load); `keep` what was found."""
     cache = Cache(os.path.join(root, "libraries.json"))
     found, absent = {}, []
     for name, (module, pattern) in sorted(RUNTIMES.items()):
@@ -40,7 +40,8 @@ def probe(root):
     tensorrt = trtexec.describe(cache)
     if tensorrt is not None:
         found["tensorrt"] = tensorrt
-    cache.save()
+    if keep:
+        cache.save()
     return found, absent
 
 

@@ -4,8 +4,10 @@ A board that has ``<root>/allowed_signers`` (the format is that of ssh-keygen's 
 that none of them has signed. The signature covers the manifest, and the manifest every other file by its hash.
 """
 
+import itertools
 import os
 import subprocess
+import tempfile
 
 from failures import Failure
 
@@ -40,15 +42,35 @@ def require(root, manifest, signature):
         return None
     if not os.path.isfile(signature):
         raise _refusal("none", "edgeprune compile --sign KEY, then deploy again")
-    found = _keygen(["find-principals", "-s", signature, "-f", signers], None)
-    who = found.splitlines()[0].strip() if found else ""
-    if not who:
+    named = _named(signers, signature)
+    if not named:
         raise _refusal("one of a key that is not in %s" % signers, "sign with a key that is, or add the key to it")
     with open(manifest, "rb") as stream:
         text = stream.read()
-    if _keygen(["verify", "-f", signers, "-I", who, "-n", NAMESPACE, "-s", signature], text) is None:
-        raise _refusal("one by %s of something else" % who, "compile and sign again")
-    return who
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        for one in itertools.chain([signers], _single_lines(signers, folder)):
+            for who in named if one == signers else _named(one, signature):
+                if _keygen(["verify", "-f", one, "-I", who, "-n", NAMESPACE, "-s", signature], text) is not None:
+                    return who
+    raise _refusal("one by %s of something else" % named[0], "compile and sign again")
+
+
+def _named(signers, signature):
+    """Whom a list names for the key of a signature: of several lines with that key, those of the first."""
+    found = _keygen(["find-principals", "-s", signature, "-f", signers], None)
+    return [name.strip() for name in (found or "").split("\n") if name.strip()]
+
+
+def _single_lines(signers, folder):
+    """Each line of a list as one of its own: a key may be listed twice, first for another purpose or time."""
+    with open(signers, "rb") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            path = os.path.join(folder, SIGNERS)
+            with open(path, "wb") as file:
+                file.write(line + b"\n")
+            yield path
 
 
 def _keygen(arguments, content):

@@ -2,7 +2,8 @@
 
 A blob is in the store whole, under the hash of its content, or not at all. Actions of the verb ``store``:
 
-``missing``  {"blobs": {sha256: size}} -> {"missing": [...], "free_bytes": n, "incoming_bytes": n}
+``missing``  {"blobs": {sha256: size}} -> {"missing": [...], "free_bytes": n, "incoming_bytes": n}; with ``untouched`` in the
+             request nobody wants the blobs yet
 ``adopt``    {"blobs": [sha256]}       -> {}; moves a file from ``incoming/`` after hashing it
 """
 
@@ -39,14 +40,14 @@ def sync_folder(path):
         os.close(descriptor)
 
 
-def missing(root, blobs):
+def missing(root, blobs, touch=True):
     """Which blobs must be sent; presence is told by size, which is cheap."""
     absent = []
     for sha256, size in sorted(blobs.items()):
         path = blob_path(root, sha256)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
             absent.append(sha256)
-        else:
+        elif touch:
             # Somebody wants it: the removal of old files goes by this time.
             with contextlib.suppress(OSError):
                 os.utime(path, None)
@@ -99,12 +100,11 @@ def adopt(root, blobs):
     return {}
 
 
-ACTIONS = {"missing": missing, "adopt": adopt}
-
-
 def main(request, emit):
     """Verb ``store``."""
-    action = request.get("action")
-    if action not in ACTIONS:
-        raise Failure("CommandError", "action must be one of %s, found %r." % (", ".join(sorted(ACTIONS)), action))
-    return ACTIONS[action](request["root"], request["blobs"])
+    action, root, blobs = request.get("action"), request["root"], request["blobs"]
+    if action == "missing":
+        return missing(root, blobs, touch=not request.get("untouched"))
+    if action == "adopt":
+        return adopt(root, blobs)
+    raise Failure("CommandError", "action must be one of adopt, missing, found %r." % (action,))

@@ -38,7 +38,7 @@ class TrtexecEngine(object):
             with open(source, "wb") as file:
                 file.write(content)
         found = trtexec.find({}, None)
-        self._program, self._tag = found["path"], int(found["version_tag"])
+        self._program, self._tag = found["program"], int(found["version_tag"])
         self._source, self._arguments = source, trtexec.recalled(source)
         self.inputs, self.outputs = [], []
 
@@ -134,7 +134,7 @@ class TrtexecEngine(object):
                 return self._outputs(numpy, file.read().decode("utf-8", "replace"))
 
     def _run(self, words, folder, wanted=None):
-        command = [self._program, "--loadEngine=" + self._source, "--device=0"] + self._arguments + words
+        command = self._program + ["--loadEngine=" + self._source, "--device=0"] + self._arguments + words
         try:
             done = subprocess.run(
                 command,

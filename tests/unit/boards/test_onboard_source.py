@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import edgeprune.boards
+from edgeprune.boards.carrying import carried
 from edgeprune.boards.runner_package import runner_package
 
 FOLDER = Path(edgeprune.boards.__file__).parent / "onboard"
@@ -23,6 +24,7 @@ FOREIGN_INSIDE_FUNCTIONS = {
     "engines": {"numpy", "onnxruntime"},
     "infer": {"numpy", "onnxruntime"},
     "parity": {"numpy", "onnxruntime"},
+    "trtpython": {"tensorrt"},
     "tvm_engine": {"tvm"},
 }
 
@@ -155,6 +157,13 @@ def test_the_runner_runs_under_a_real_python_3_6(tmp_path: Path) -> None:
         events = [json.loads(text) for text in done.stdout.splitlines()]
         assert events[-1]["event"] == "result", (verb, done.stdout, done.stderr)
         assert done.returncode == 0
+    # The same without a file of it on the board.
+    words, stdin = carried(
+        python, "probe", json.dumps({"root": str(tmp_path / "none"), "untouched": True}).encode() + b"\n"
+    )
+    done = subprocess.run(words, input=stdin, capture_output=True, timeout=60)
+    assert json.loads(done.stdout.splitlines()[-1])["result"]["python"].startswith("3.6."), done.stderr
+    assert not (tmp_path / "none").exists()
     modules = [name for name in OWN if name != "__main__"]
     code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "\n".join(f"import {name}" for name in sorted(modules))
     done = subprocess.run([python, "-c", code, str(package)], capture_output=True, text=True, timeout=60)

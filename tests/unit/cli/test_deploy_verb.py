@@ -128,4 +128,4 @@ def test_artifact_is_signed_as_it_is_compiled_and_refused_without(edgeprune: Run
     assert refused.returncode == 5
     assert "must have a signature by one of the board's signers, found none" in refused.stderr
     assert edgeprune("deploy", "signed", "--rounds", "1").returncode == 0
-    assert "signed by ann" in edgeprune("verify", "local").stdout
+    assert "signed by ann" in edgeprune("verify", "--board", "local").stdout

@@ -18,6 +18,7 @@ from edgeprune.boards.local import LocalTransport
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.cleaning import clean_releases
 from edgeprune.deployment.deploying import STATES, deploy
+from edgeprune.deployment.fleet import deploy_to
 from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import (
     BoardBusyError,
@@ -336,10 +337,15 @@ def test_link_that_stays_lost_after_the_switch_says_that_nobody_knows(artifacts,
             losses["status"] = 9
 
     with Board(transport := LossyTransport(), name="local", python=sys.executable, root=str(running)) as board:
-        transport.after = losses
-        unknown = f"Whether board local has switched to {artifacts[1].release} is not known"
-        with pytest.raises(ConnectError, match=unknown):
-            deploy(artifacts[1], board, rounds=1, progress=progress)
+        transport.after, opened = losses, Board.open
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Board, "open", lambda spec: opened(board))
+            report = deploy_to(artifacts[1], ["local"], rounds=1, progress=lambda name, state, *_: progress(state))
+    (outcome,) = report.outcomes
+    assert f"Whether board local has switched to {artifacts[1].release} is not known" in outcome.message
+    # A board that may run what nobody has confirmed is none to go on after.
+    assert (outcome.state, outcome.error, outcome.exit_code) == ("uncertain", "UncertainBoardError", 3)
+    assert report.stopped == "canary board local failed"
     quick(artifacts[1])
     assert status("local").confirmed
 

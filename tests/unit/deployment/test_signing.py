@@ -81,6 +81,39 @@ def test_signature_for_another_purpose_is_refused(artifact, keys):
         require_signed(artifact, keys / "allowed_signers")
 
 
+def lines_of_one_key(keys):
+    """A list that has ann's key for another purpose, for a time that is over, and, as somebody else, for this."""
+    public = " ".join((keys / "ann.pub").read_text().split()[:2])
+    path = keys / "two lines"
+    path.write_text(
+        f'# of ann\nann@git namespaces="git" {public}\nann@old valid-before="20200101" {public}\n\nann@here {public}\n'
+    )
+    return path
+
+
+def test_a_key_that_is_listed_twice_signs_by_the_line_that_allows_it(artifact, keys, board):
+    signers = lines_of_one_key(keys)
+    sign(artifact, keys / "ann")
+    assert require_signed(artifact, signers) == "ann@here"
+    # The same on a board with a list of its own, whose runner asks as it stages.
+    board.root.mkdir()
+    shutil.copy(signers, board.root / "allowed_signers")
+    (board.root / "store").mkdir()
+    files = {}
+    for path in artifact.folder.iterdir():
+        digest = board.digest(path.read_bytes())
+        shutil.copy(path, board.root / "store" / digest)
+        files[path.name] = {"sha256": digest, "size_bytes": path.stat().st_size}
+    assert board.call("stage", release=artifact.release, files=files)["folder"] == artifact.release
+    signers.write_text(signers.read_text().replace("ann@here", 'ann@mail namespaces="mail"'))
+    with pytest.raises(SignatureError, match="by ann@git that is not of this manifest"):
+        require_signed(artifact, signers)
+    shutil.copy(signers, board.root / "allowed_signers")
+    refused = board.call("stage", release=artifact.release, files=files)
+    assert (refused["event"], refused["error"]) == ("error", "SignatureError")
+    assert "one by ann@git of something else" in refused["message"]
+
+
 def test_list_that_is_empty_admits_nobody(artifact, keys):
     sign(artifact, keys / "ann")
     (keys / "none").write_text("")

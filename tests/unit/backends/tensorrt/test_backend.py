@@ -23,6 +23,7 @@ from edgeprune.errors import (  # noqa: E402
     IncompatibleTargetError,
     ParityError,
 )
+from edgeprune.tasks.limits import Tolerance  # noqa: E402
 
 
 def net(seed=0):
@@ -116,6 +117,27 @@ def test_an_fp16_engine_for_a_dla_is_bound_to_its_board_and_wrong_numbers_are_no
         edgeprune.deploy(Artifact.load(artifact.folder), "local", rounds=1)
 
 
+def test_an_int8_engine_is_calibrated_here_built_there_and_judged_by_the_task(compiled):
+    images = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    data = [(batch, net().eval()(batch).argmax(1).detach()) for batch in images]
+    task = edgeprune.Task.single(
+        train=data[:3],
+        validation=data[3:],
+        loss=torch.nn.functional.cross_entropy,
+        metric=lambda outputs, targets: (outputs.argmax(1) == targets).float().mean().item(),
+    )
+    artifact = compiled("10.3.0", precision="int8", task=task, metric_loss=Tolerance(0.2))
+    manifest = Artifact.load(artifact.folder).manifest
+    assert (manifest.precision, manifest.quantization["layers"], manifest.quantization["kept"]) == ("int8", 2, [])
+    assert manifest.quantization["snr_db"] > 25
+    assert manifest.metrics["metric"]["engine"] > 0.8 * manifest.metrics["metric"]["module"]
+    record = json.loads((artifact.folder / "tensorrt.json").read_text(encoding="utf-8"))
+    assert "--int8" in record["commands"]["build"]
+    # The stand-in's engine is a header and the model.
+    built = onnx.load_from_string((artifact.folder / "engine.plan").read_bytes()[28:])
+    assert sum(node.op_type == "QuantizeLinear" for node in built.graph.node) > 4
+
+
 def test_without_a_board_nothing_is_compiled(tmp_path):
     with pytest.raises(CompileError) as caught:
         edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt")
@@ -124,7 +146,9 @@ def test_without_a_board_nothing_is_compiled(tmp_path):
 
 
 def test_precisions_are_those_that_the_backend_has(tmp_path):
-    with pytest.raises(ConfigError, match="fp32, fp16"):
+    with pytest.raises(ConfigError, match="fp32, fp16, int8"):
+        edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt", precision="int4")
+    with pytest.raises(ConfigError, match="need calibration data"):
         edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt", precision="int8")
     with pytest.raises(ConfigError, match="onnxruntime must be one of fp32"):
         edgeprune.compile(net(), example(), tmp_path / "artifact", precision="fp16")

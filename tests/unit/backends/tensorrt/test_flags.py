@@ -18,6 +18,7 @@ WAYS = [
     BuildOptions("fp16"),
     BuildOptions("fp16", dla_core=1),
     BuildOptions("fp32", workspace_mib=512),
+    BuildOptions("int8"),
 ]
 # What the words meant before TensorRT 11, and do nothing since (v11.1, InferenceOptions::parse).
 DEPRECATED = {"--useCudaGraph", "--noDataTransfers", "--useSpinWait", "--separateProfileRun"}
@@ -31,7 +32,7 @@ def words(version, options):
 
 
 @pytest.mark.parametrize("version", RELEASES, ids=str)
-@pytest.mark.parametrize("options", WAYS, ids=["fp32", "fp16", "dla", "workspace"])
+@pytest.mark.parametrize("options", WAYS, ids=["fp32", "fp16", "dla", "workspace", "int8"])
 def test_every_option_is_one_of_that_release_in_its_form(version, options):
     kinds = {name: kind for kind, names in OPTIONS[str(version)]["options"].items() for name in names}
     for word in words(version, options):
@@ -40,15 +41,18 @@ def test_every_option_is_one_of_that_release_in_its_form(version, options):
         assert bool(equals and value) == (kinds[name] != "flag"), word
 
 
-def test_half_precision_is_asked_for_until_types_come_from_the_graph():
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_is_asked_for_until_types_come_from_the_graph(precision):
     for version in RELEASES:
-        assert ("--fp16" in words(version, BuildOptions("fp16"))) == (version.major < 11)
-        assert "--fp16" not in words(version, BuildOptions("fp32"))
+        asked = {"--fp16", "--int8"} & set(words(version, BuildOptions(precision)))
+        assert asked == ({f"--{precision}"} if version.major < 11 else set())
+        assert not {"--fp16", "--int8"} & set(words(version, BuildOptions("fp32")))
 
 
-def test_fp32_does_without_tf32():
+def test_what_is_fp32_does_without_tf32():
     for version in RELEASES:
         assert "--noTF32" in words(version, BuildOptions("fp32"))
+        assert "--noTF32" in words(version, BuildOptions("int8"))
         assert "--noTF32" not in words(version, BuildOptions("fp16"))
 
 
@@ -70,7 +74,8 @@ def test_a_dla_has_no_cuda_graph_and_falls_back_to_the_gpu():
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"precision": "int8"}, "int8"),
+        ({"precision": "int4"}, "int4"),
+        ({"precision": "int8", "dla_core": 0}, "int8"),
         ({"precision": "fp32", "dla_core": 0}, "fp32"),
         ({"precision": "fp16", "dla_core": -1}, "-1"),
         ({"workspace_mib": 0}, "0"),

@@ -8,8 +8,11 @@ onnxruntime = pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
 
 from edgeprune.backends.onnxruntime import exporting  # noqa: E402 (after the skips)
+from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers  # noqa: E402
+from edgeprune.backends.onnxruntime.quantizing import quantize  # noqa: E402
 from edgeprune.backends.tensorrt import model, versions  # noqa: E402
 from edgeprune.errors import ExportError  # noqa: E402
+from edgeprune.testing import trtexec  # noqa: E402
 from edgeprune.testing.backends import SmallNet  # noqa: E402
 
 FAMILIES = {family.name: family for family in versions.DIALECTS}
@@ -47,6 +50,38 @@ def test_a_model_keeps_its_numbers_and_its_ends(exported, name, precision):
     np.testing.assert_allclose(have, want, atol=(2e-2 if half else 1e-5) * np.abs(want).max())
     if half:
         assert not np.array_equal(have, want)
+
+
+@pytest.mark.parametrize("release", trtexec.versions())
+def test_an_int8_model_has_the_quantize_nodes_that_a_release_takes(exported, release):
+    family = versions.dialect(versions.parse(release))
+    dice = np.random.default_rng(0)
+    cases = [(dice.standard_normal((1, 3, 16, 16), dtype=np.float32),) for _ in range(12)]
+    made, told = model.quantized(model.prepared(exported, family, "int8"), cases, 20.0)
+    assert told["layers"] > len(told["kept"]) == 0
+    assert told["snr_db"] > 20
+    opset = next(entry.version for entry in made.opset_import if entry.domain == "")
+    assert (opset <= family.opset, made.ir_version <= family.ir_version) == (True, True)
+    content = made.SerializeToString()
+    assert trtexec.unparsed(content, release) is None
+    assert (trtexec.refused(content, release, int8=False) is None) == family.strongly_typed
+    assert trtexec.refused(content, release, int8=True) is None
+    # The nodes have the names that the float model's have: layers are joined back by them.
+    assert model.operations(exported).items() <= model.operations(made).items()
+    want, have = outputs(exported), outputs(made)
+    assert 0 < np.abs(have - want).max() < 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_the_quantize_nodes_of_a_cpu_are_none_of_tensorrts(exported, tmp_path, unsigned):
+    dice = np.random.default_rng(0)
+    cases = [(dice.standard_normal((1, 3, 16, 16), dtype=np.float32),) for _ in range(4)]
+    onnx.save(exported, tmp_path / "float.onnx")
+    numbers = Int8Numbers(unsigned, narrow=False)
+    quantize(tmp_path / "float.onnx", cases, tmp_path / "int8.onnx", needed_db=5, numbers=numbers)
+    for release, said in (("8.6.1", "zeroPt must be all zeros"), ("10.3.0", "Non-zero zero point is not supported")):
+        complaint = trtexec.unparsed((tmp_path / "int8.onnx").read_bytes(), release)
+        assert said in complaint or "must be kINT8" in complaint
 
 
 def test_preparing_leaves_the_model_as_it_is(exported):
