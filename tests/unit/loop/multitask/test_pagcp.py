@@ -259,7 +259,7 @@ def test_where_energy_is_bounded_it_is_what_layers_contribute_and_what_is_met(ca
 def test_rounds_tune_in_between_and_reach_further(case):
     limits = {"seg": "10%", "depth": "30%"}
     planner = case.planner(**limits)
-    first = planner.propose(0.25 * planner.dense_ms)
+    first = planner.propose(0.35 * planner.dense_ms)
     reached = []
     for rounds in (1, 2):
         options = Pagcp(rounds=rounds, batches=2, metric_batches=2, tuning_steps=12)
