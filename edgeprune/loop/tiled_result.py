@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.allocation.tiles.problem import TileAllocation
+    from edgeprune.criteria.tiles.curves import TileCurve
     from edgeprune.loop.result import LatencyCheck, MetricVerdict
     from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.surgery.plan import PruningPlan
@@ -17,12 +20,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TiledLayer:
-    """What a plan leaves of one linear layer: `kept` of `tiles` tiles, with `weights` of `dense_weights` weights in them."""
+    """What a plan leaves of one linear layer: `kept` of `tiles` tiles, and `weights` of `dense_weights` weights."""
 
     kept: int
     tiles: int
     weights: int
     dense_weights: int
+
+
+def tiled_layers_of(curves: Mapping[str, TileCurve], plan: PruningPlan) -> dict[str, TiledLayer]:
+    """What a plan leaves of each layer that is cut into tiles.
+
+    Args:
+        curves: By weight.
+        plan: Of tiles, channels or both.
+    """
+    gone = {name for branch in plan.removed for name in branch["tensors"]}
+    found = {}
+    for name, curve in curves.items():
+        kept = plan.kept_tiles[name].array() if name in plan.kept_tiles else np.ones(curve.grid.shape, dtype=bool)
+        if name in gone:
+            kept = np.zeros(curve.grid.shape, dtype=bool)
+        left = []
+        for axis, edges in enumerate((curve.grid.row_edges, curve.grid.column_edges)):
+            stays = np.array(plan.kept.get(name, {}).get(axis, range(edges[-1])), dtype=np.int64)
+            left.append(np.histogram(stays, np.array(edges))[0] if len(edges) > 2 else np.array([len(stays)]))
+        weights = int(np.outer(left[0], left[1])[kept].sum())
+        found[name] = TiledLayer(int(kept.sum()), curve.tiles, weights, int(curve.grid.weights().sum()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -66,3 +91,8 @@ class TiledResult:
     predicted_ms: float | None = None
     measured: LatencyCheck | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Channel groups: units that are kept, and of how many."""
+        return {name: (len(group["kept"]), int(group["size"])) for name, group in self.plan.groups.items()}
