@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
     from edgeprune.criteria.tiles.curves import TileCurve
+    from edgeprune.criteria.tiles.sums import Floats
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.planning import Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -31,12 +32,14 @@ class Chosen:
         plan: What to cut.
         cost: Of the plan as a whole, in the unit of the budget.
         aim: What it had to stay below.
+        merged: Weight to products before and after some were merged.
     """
 
     allocation: TileAllocation
     plan: PruningPlan
     cost: float
     aim: float
+    merged: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Choosing(ABC):
@@ -74,7 +77,13 @@ class Choosing(ABC):
     def notes(self, chosen: Chosen) -> tuple[str, ...]:
         """What a person should know of a choice."""
         allocation = chosen.allocation
-        return (f"Tiles per layer, found by {allocation.method}: {allocation.note}",) if allocation.note else ()
+        notes = (f"Tiles per layer, found by {allocation.method}: {allocation.note}",) if allocation.note else ()
+        return (*notes, *self._merged(chosen))
+
+    def _merged(self, chosen: Chosen) -> Iterator[str]:
+        if chosen.merged:
+            layers = ", ".join(f"{name} {before} to {after}" for name, (before, after) in chosen.merged.items())
+            yield f"Block rows with similar tiles read the same ones, as that is predicted to be faster; products: {layers}."
 
     def at_most(self, budget: Budget) -> float:
         """A budget as a cost.
@@ -116,6 +125,7 @@ class TileChoosing(Choosing):
         curves: Damage by weight.
         tokens: Rows that enter each layer.
         search: How many tiles each layer keeps.
+        damages: Damage of each tile alone, by weight; None merges no products.
         latency: Whether costs are milliseconds.
         progress: Called with (step, done, in all).
     """
@@ -128,11 +138,13 @@ class TileChoosing(Choosing):
         tokens: Mapping[str, int],
         search: TileSearch,
         *,
+        damages: Mapping[str, Floats] | None = None,
         latency: bool,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(kernel_graph, predictor, latency=latency)
         self._curves, self._tokens, self._search, self._progress = curves, tokens, search, progress
+        self._damages = damages
 
     @property
     def dense(self) -> float:
@@ -150,8 +162,10 @@ class TileChoosing(Choosing):
     def choose(self, at_most: float) -> Chosen:
         """See `Choosing.choose`."""
         if self.latency and self.predictor is not None:
-            found = within_latency(self._problem, self._search, self.kernel_graph, self.predictor, at_most)
-            return Chosen(found.allocation, found.choice.plan, found.choice.latency_ms, at_most)
+            found = within_latency(
+                self._problem, self._search, self.kernel_graph, self.predictor, at_most, self._damages
+            )
+            return Chosen(found.allocation, found.choice.plan, found.choice.latency_ms, at_most, found.merged)
         allocation = self._search.search(self._problem, at_most)
         plan = plan_of(self.kernel_graph, self._curves, allocation.counts)
         if self.predictor is not None:

@@ -57,7 +57,7 @@ class TiledResult:
     Attributes:
         module: The pruned model.
         plan: Which tiles stay.
-        allocation: Of the search; the plan has the tiles of layers that are faster dense back.
+        allocation: Of the search; the plan has the tiles of layers that are faster dense back, and some products merged.
         share: What the plan keeps of the budgeted cost, as predicted: of the model's multiply-accumulates, or of its predicted
             latency.
         layers: Name of each weight that was cut into tiles to what is left of it.

@@ -257,6 +257,7 @@ def _choosing(
 ) -> Choosing:
     from edgeprune.allocation.tiles.costs import layer_tokens
     from edgeprune.criteria.tiles.curves import tile_curves
+    from edgeprune.criteria.tiles.scores import tile_damage
     from edgeprune.criteria.tiles.sums import gradient_sums
     from edgeprune.surgery.tiles import tile_grids
 
@@ -280,11 +281,19 @@ def _choosing(
         )
     if progress is not None:
         progress("scoring tiles", 0, 1)
-    curves = tile_curves(gradient_sums(model, grids, task, batches=batches))
+    sums = gradient_sums(model, grids, task, batches=batches)
+    curves = tile_curves(sums)
     if progress is not None:
         progress("scoring tiles", 1, 1)
     return TileChoosing(
-        kernel_graph, predictor, curves, tokens, search or ExactTiles(), latency=latency, progress=progress
+        kernel_graph,
+        predictor,
+        curves,
+        tokens,
+        search or ExactTiles(),
+        damages={name: tile_damage(one) for name, one in sums.items()},
+        latency=latency,
+        progress=progress,
     )
 
 

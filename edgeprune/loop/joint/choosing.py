@@ -19,6 +19,7 @@ from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.damage import damage_curves
 from edgeprune.criteria.tiles.curves import TileCurve, narrow_curve
 from edgeprune.criteria.tiles.loss_scales import loss_scales
+from edgeprune.criteria.tiles.scores import tile_damage
 from edgeprune.criteria.tiles.sums import gradient_sums
 from edgeprune.errors import EmptyPlanError
 from edgeprune.loop.joint.candidates import Candidates, forms_of
@@ -157,7 +158,8 @@ class JointChoosing(Choosing):
         forms = [forms_of(section, damage, self._prices, graph) for section in every]
         candidates = Candidates(model, graph, grids, scores, tokens, scales, self._prices)
         options = candidates.of(every, forms, task, batches=batches, progress=progress)
-        self._search = JointSearch(candidates, options, self._prices, timed)
+        worth = {name: scales[name](tile_damage(one)) for name, one in sums.items()}
+        self._search = JointSearch(candidates, options, self._prices, timed, worth if timed is not None else None)
         self._loss = CutLoss(model, task, channels.calibration.batches)
         self._turns, self._progress = channels.turns, progress
 
@@ -200,7 +202,7 @@ class JointChoosing(Choosing):
             bound=found.bound,
             note=note,
         )
-        return Chosen(allocation, found.plan, found.cost, at_most)
+        return Chosen(allocation, found.plan, found.cost, at_most, found.merged)
 
     def notes(self, chosen: Chosen) -> tuple[str, ...]:
         """See `Choosing.notes`."""
@@ -209,4 +211,4 @@ class JointChoosing(Choosing):
             found.append("No tile goes: widths alone were measured to lose less.")
         if self.outside:
             found.append(f"Channels outside of residual branches stay whole: {', '.join(self.outside)}.")
-        return tuple(found)
+        return (*found, *self._merged(chosen))

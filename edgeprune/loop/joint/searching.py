@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from edgeprune.allocation.tiles.options import least_damage
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.lowering.tile_choice import worthwhile_tiles
+from edgeprune.lowering.tile_clusters import clustered_tiles
 
 if TYPE_CHECKING:
+    from edgeprune.criteria.tiles.sums import Floats
     from edgeprune.loop.joint.candidates import Candidates, Option
     from edgeprune.loop.joint.prices import Prices, Timed
     from edgeprune.surgery.plan import PruningPlan
@@ -21,6 +23,8 @@ _MOST_AIMS = 10
 _MOST_TRIES = 24
 _UNUSED = 0.01
 """Share of the budget that may be left over."""
+_STEP = 0.02
+"""Share of the dense cost over which the price of a unit is told."""
 _ROUNDING = 1e-9
 
 
@@ -34,6 +38,8 @@ class Found:
         cost: Of the plan as a whole.
         damage: Of the options.
         bound: No options whose costs, section by section, add up to the budget have less damage.
+        merged: Weight to products before and after some were merged.
+        price: Damage that a unit of cost was worth.
     """
 
     plan: PruningPlan
@@ -41,6 +47,8 @@ class Found:
     cost: float
     damage: float
     bound: float
+    merged: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    price: float = 0.0
 
 
 class JointSearch:
@@ -55,6 +63,7 @@ class JointSearch:
         options: Of each section.
         prices: Of candidates.
         timed: The prices where those are latencies, for layers that are faster dense; else None.
+        damages: Weight to the damage of each tile alone, on the scale of the options', by which products are merged.
         factors: Per section by how much the estimated damage of its widths and of its tiles is to be multiplied; by 1 when None.
     """
 
@@ -64,9 +73,11 @@ class JointSearch:
         options: Sequence[Sequence[Option]],
         prices: Prices,
         timed: Timed | None,
+        damages: Mapping[str, Floats] | None = None,
         factors: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         self.candidates, self.options, self.prices, self.timed = candidates, options, prices, timed
+        self.damages = damages or {}
         self.factors = tuple(factors or [(1.0, 1.0)] * len(options))
         self._costs = [np.array([one.cost - prices.dense for one in some]) for some in options]
         self._damages = [
@@ -77,11 +88,11 @@ class JointSearch:
     def without_tiles(self) -> JointSearch:
         """The same among widths alone."""
         options = [[one for one in some if not one.tiles] for some in self.options]
-        return JointSearch(self.candidates, options, self.prices, self.timed, self.factors)
+        return JointSearch(self.candidates, options, self.prices, self.timed, self.damages, self.factors)
 
     def rescaled(self, factors: Sequence[tuple[float, float]]) -> JointSearch:
         """The same with other factors."""
-        return JointSearch(self.candidates, self.options, self.prices, self.timed, factors)
+        return JointSearch(self.candidates, self.options, self.prices, self.timed, self.damages, factors)
 
     @property
     def smallest(self) -> float:
@@ -108,7 +119,7 @@ class JointSearch:
                 break
             if bound is None and aim == budget:
                 bound = picked.bound
-            found = self._whole(picked.options)
+            found = self._whole(picked.options, self._price(aim, picked.damage))
             cheapest = min(cheapest, found.cost)
             if found.cost <= budget * (1 + _ROUNDING):
                 if best is None or found.damage < best.damage:
@@ -131,16 +142,28 @@ class JointSearch:
                 hint="a larger budget, tiles of another size, or --blocks",
             )
         best = self._spent(best, budget)
-        return Found(best.plan, best.options, best.cost, best.damage, min(best.damage, bound or 0.0))
+        return replace(best, bound=min(best.damage, bound or 0.0))
 
-    def _whole(self, picks: Sequence[int]) -> Found:
+    def _price(self, aim: float, damage: float) -> float:
+        """Damage that a unit of cost is worth at an aim: what a slightly smaller one loses."""
+        if not self.damages:
+            return 0.0
+        step = _STEP * self.prices.dense
+        less = least_damage(self._costs, self._damages, aim - step - self.prices.dense)
+        return 0.0 if less is None else max(0.0, less.damage - damage) / step
+
+    def _whole(self, picks: Sequence[int], price: float = 0.0) -> Found:
         options = tuple(some[at] for some, at in zip(self.options, picks, strict=True))
         plan = self.candidates.plan(options)
         damage = sum(float(one[at]) for one, at in zip(self._damages, picks, strict=True))
         if self.timed is not None:
             if plan.kept_tiles:
-                choice = worthwhile_tiles(self.timed.kernel_graph, self.timed.predictor, plan)
-                return Found(choice.plan, options, choice.latency_ms, damage, 0.0)
+                clusters = clustered_tiles(
+                    self.timed.kernel_graph, self.timed.predictor, plan, self.damages if price > 0 else {}, price
+                )
+                choice = worthwhile_tiles(self.timed.kernel_graph, self.timed.predictor, clusters.plan)
+                left = {name: counts for name, counts in clusters.merged.items() if name in choice.plan.kept_tiles}
+                return Found(choice.plan, options, choice.latency_ms, damage + clusters.damage, 0.0, left, price)
             return Found(plan, options, self.timed.tiled(plan, {}, 0.0), damage, 0.0)
         widths = {group: width for option in options for group, width in option.widths.items()}
         removed = sum(self.candidates.removed(option) for option in options)
@@ -164,7 +187,7 @@ class JointSearch:
             if not moves:
                 break
             _, section, other = max(moves)
-            found = self._whole([*places[:section], other, *places[section + 1 :]])
+            found = self._whole([*places[:section], other, *places[section + 1 :]], best.price)
             if found.cost <= budget:
                 best = found
             else:
