@@ -162,7 +162,7 @@ class PruningRecord(BaseModel):
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
         plan_hash: Hash of the plan.
-        rounds: What the closed loop tried, in order; none where tiles were removed.
+        rounds: What the closed loop tried, in order; none where tiles were removed without a board, or for no latency.
         chosen: Index of the round whose plan was taken.
         spent: What the plan takes of budgets besides the latency.
         check_max_abs: Largest difference between cut and masked model.

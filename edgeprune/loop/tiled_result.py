@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edgeprune.allocation.tiles.problem import TileAllocation
     from edgeprune.criteria.tiles.curves import TileCurve
-    from edgeprune.loop.result import LatencyCheck, MetricVerdict
+    from edgeprune.loop.result import LatencyCheck, MetricVerdict, PruningRound
     from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.surgery.plan import PruningPlan
 
@@ -72,6 +72,9 @@ class TiledResult:
         dense_predicted_ms: Predicted latency of the dense model, milliseconds; None without a predictor.
         predicted_ms: The same of `module`.
         measured: Dense and pruned engine timed interleaved on the board; None where no board did: the latency is *unverified*.
+        rounds: Plans that were tried on the board before one was tuned, in order; none without a board, or where the budget is
+            no latency.
+        chosen: Index of the one that was taken.
         notes: Sentences that a person should read.
     """
 
@@ -90,6 +93,8 @@ class TiledResult:
     dense_predicted_ms: float | None = None
     predicted_ms: float | None = None
     measured: LatencyCheck | None = None
+    rounds: tuple[PruningRound, ...] = ()
+    chosen: int = 0
     notes: tuple[str, ...] = ()
 
     @property

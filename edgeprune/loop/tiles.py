@@ -15,11 +15,13 @@ from edgeprune.errors import (
     RemoteError,
     TableMissingError,
 )
+from edgeprune.loop.closing import MOST_ROUNDS
 from edgeprune.loop.lowering import require_runtime
 from edgeprune.loop.notes import limit_notes
 from edgeprune.loop.realizing import checked
 from edgeprune.loop.tile_choosing import TileChoosing
 from edgeprune.loop.tile_refit import calibration_of, refitted
+from edgeprune.loop.tile_rounds import TilePlans, tried_on
 from edgeprune.loop.tiled_result import TiledResult, tiled_layers_of
 from edgeprune.loop.verdicts import verdicts
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
@@ -66,6 +68,7 @@ def prune_tiles(
     distill: bool = False,
     backend: str = "onnxruntime",
     threads: int | None = None,
+    most_rounds: int = MOST_ROUNDS,
     measuring_rounds: int = 20,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
@@ -84,7 +87,9 @@ def prune_tiles(
         budget: Multiply-accumulates (``Budget.of(macs="50%")``), which need no predictor; or a latency (text as in
             `Budget.parse`), as predicted, where each layer costs what it makes the whole network slower. One of the two.
         task: Data, loss and metric. Training batches score, refit and tune, labels as the loss needs them.
-        board: Where dense and pruned engines are compared; None leaves the latency unverified.
+        board: Where dense and pruned engines are compared; None leaves the latency unverified. With a latency as the budget
+            what plans take there corrects the predictions, and a plan that misses the budget, or leaves more than 3 % of it
+            unused, is followed by another one, as by `edgeprune.prune`.
         predictor: Fitted on a table of the board; needed by a latency.
         tile: Rows and columns of a tile, see `edgeprune.surgery.tiles.tile_grids`, as the next two. None, beside `channels`:
             no tiles, so that what channels alone come to is found by the same search.
@@ -99,6 +104,7 @@ def prune_tiles(
         distill: Whether the dense model's outputs are a second target of the tuning.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         threads: Threads inside one operation while the board measures; those of the predictor's table when None, else 1.
+        most_rounds: Most plans that are tried on the board, where a latency is the budget.
         measuring_rounds: Rounds of each comparison on the board.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
@@ -147,23 +153,37 @@ def prune_tiles(
             progress=progress,
         )
         chosen = choosing.choose(choosing.at_most(wanted))
+        if plan_path is not None:
+            chosen.plan.save(plan_path)
+        tried, module = None, None
+        if wanted.bounds_latency and predictor is not None and target is not None:
+            tried = tried_on(
+                target,
+                TilePlans(model, choosing, predictor),
+                chosen,
+                wanted,
+                most_rounds=most_rounds,
+                measuring_rounds=measuring_rounds,
+                progress=progress,
+            )
+            chosen, module = tried.chosen, tried.closed.module
         plan = chosen.plan
         if plan_path is not None:
             plan.save(plan_path)
-        cut = apply(model, plan)
+        cut = apply(model, plan) if module is None else module
         difference, notes = checked(model, plan, example_inputs)
         before, after = evaluate(model, task), evaluate(cut, task)
         recovery = [RecoveryRecord("cut", before, after)]
         taken = False
         if refit:
             try:
-                tried = refitted(model, plan, cut, task, calibration, after, progress=progress)
+                better = refitted(model, plan, cut, task, calibration, after, progress=progress)
             except ReconstructionError as error:
                 notes += (f"Layers were not refitted: {error.message}",)
             else:
-                cut, taken = tried.module, tried.taken
-                recovery.append(tried.record)
-                notes += (tried.note,)
+                cut, taken = better.module, better.taken
+                recovery.append(better.record)
+                notes += (better.note,)
         if fine_tuning is not None and fine_tuning.epochs > 0:
             recovery.append(
                 fine_tune(cut, task, fine_tuning, teacher=model if distill else None, progress=progress),
@@ -188,8 +208,11 @@ def prune_tiles(
             dense_predicted_ms=dense_ms,
             predicted_ms=ms,
             measured=measured,
+            rounds=() if tried is None else tried.closed.rounds,
+            chosen=0 if tried is None else tried.closed.chosen,
             notes=(
                 *notes,
+                *(() if tried is None else tried.notes(measured)),
                 *choosing.notes(chosen),
                 *guesses,
                 *limit_notes(judged),
