@@ -25,7 +25,14 @@ from edgeprune.errors import ConfigError
 from edgeprune.recovery.distillation.registry import DISTILLATIONS
 
 _WITH_RESUME = {"resume", "out", "board", "json_output", "verbose"}
-_NEEDS = {"distill": "task", "ema": "task", "amp": "task", "tap": "distill", "reallocate_every": "soft_masking"}
+_NEEDS = {
+    "distill": "task",
+    "ema": "task",
+    "amp": "task",
+    "tap": "distill",
+    "reallocate_every": "soft_masking",
+    "channels": "tiles",
+}
 """Options that do nothing without another one."""
 
 
@@ -102,6 +109,12 @@ def prune(
             help="Remove tiles of linear layers (of a transformer) instead of channels; needs a task, and --macs or --latency.",
         ),
     ] = None,
+    channels: Annotated[
+        bool,
+        typer.Option(
+            "--channels", help="Beside --tiles: heads, head dimensions and hidden units too, in one allocation."
+        ),
+    ] = False,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -273,6 +286,7 @@ def prune(
         pagcp=pagcp,
         hold_limits=hold_limits,
         tiles=tile,
+        channels=channels,
         seed=seed,
     )
     if tile is not None:

@@ -72,6 +72,7 @@ class PruneOptions(BaseModel):
         pagcp: Rounds of the search under those limits; 0 for none.
         hold_limits: Whether they must hold before tuning.
         tiles: Rows and columns of the tiles that are removed instead of channels, or None.
+        channels: Whether channels are removed beside tiles.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -115,6 +116,7 @@ class PruneOptions(BaseModel):
     pagcp: int = 0
     hold_limits: bool = False
     tiles: tuple[int, int] | None = None
+    channels: bool = False
     seed: int = 0
 
     @property
@@ -160,7 +162,7 @@ class PruningRecord(BaseModel):
         threads: Threads of the runtime that the latency table holds for.
         conditions: Where and how it was measured, for the manifest.
         plan_hash: Hash of the plan.
-        rounds: What the closed loop tried, in order; none where tiles were removed.
+        rounds: What the closed loop tried, in order; none where tiles were removed without a board, or for no latency.
         chosen: Index of the round whose plan was taken.
         spent: What the plan takes of budgets besides the latency.
         check_max_abs: Largest difference between cut and masked model.
@@ -170,6 +172,7 @@ class PruningRecord(BaseModel):
         verdicts: Per objective both, its limit and whether it is kept.
         outputs: Where there are several objectives: by objective the places of the model's outputs that it reads.
         tiles: Where tiles were removed: by weight how many are kept, and of how many.
+        widths: Where channels were removed beside them: by group how many units are kept, and of how many.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -196,6 +199,7 @@ class PruningRecord(BaseModel):
     verdicts: tuple[MetricVerdict, ...]
     outputs: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     tiles: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    widths: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
     @property
     def unfinished(self) -> bool:

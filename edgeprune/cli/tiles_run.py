@@ -30,10 +30,12 @@ TOGETHER = frozenset(
     {
         *("model", "weights", "input_", "inputs", "task", "limit", "board", "backend", "tiles", "macs", "seed", "out"),
         *("table", "latency", "precision", "percentile", "sustained", "json_output", "verbose"),
-        *("epochs", "lr", "distill", "ema", "amp"),
+        *("epochs", "lr", "distill", "ema", "amp", "channels"),
     }
 )
 """Options of ``prune`` that mean something for tiles."""
+BESIDE_CHANNELS = frozenset({"keep", "min_width", "multiple_of", "same_as", "criterion", "blocks"})
+"""And those that do where channels go with them."""
 
 
 def tile_of(text: str) -> tuple[int, int]:
@@ -58,11 +60,16 @@ def require_together(given_options: Collection[str], options: PruneOptions) -> N
     Raises:
         ConfigError: Names them.
     """
-    others = sorted("--" + name.strip("_").replace("_", "-") for name in set(given_options) - TOGETHER)
+    unused = set(given_options) - TOGETHER - (BESIDE_CHANNELS if options.channels else set())
+    others = sorted("--" + name.strip("_").replace("_", "-") for name in unused)
+    if others and options.channels:
+        raise ConfigError(
+            f"--tiles --channels chooses both by one search of its own, which has no use for {', '.join(others)}, found it."
+        )
     if others:
         raise ConfigError(
             f"--tiles removes tiles by what they cost the task and leaves channels as they are, found {', '.join(others)} too.",
-            hint="tiles or channels: two runs",
+            hint="--channels, for both in one allocation",
         )
     if options.task is None:
         raise ConfigError(
@@ -102,7 +109,7 @@ def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
         with output.step("fit the predictor"):
             predictor = fitted(table, options)
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
-        with output.step(f"remove tiles, to {budget}") as progress:
+        with output.step(f"remove tiles{' and channels' if options.channels else ''}, to {budget}") as progress:
             result = _pruned(options, module, example, task, predictor, folder, Path(scratch), progress.stepped)
         with output.step("write"):
             record = _written(result, options, predictor, module, example, folder)
@@ -144,9 +151,13 @@ def _pruned(
     progress: Any,
 ) -> TiledResult:
     import edgeprune
+    from edgeprune.loop.joint.choosing import Channels
     from edgeprune.recovery.fine_tuning import FineTuning
 
     assert options.tiles is not None
+    channels = None
+    if options.channels:
+        channels = Channels(options.constraints, options.criterion or "taylor", blocks=options.blocks)
     tuning = FineTuning(
         epochs=options.epochs, lr=options.lr, ema=options.ema, precision=options.amp or "float32", seed=options.seed
     )
@@ -158,6 +169,7 @@ def _pruned(
         None if options.board == "none" else options.board,
         predictor,
         tile=options.tiles,
+        channels=channels,
         fine_tuning=tuning,
         distill=bool(options.distill),
         backend=options.backend,
@@ -200,8 +212,8 @@ def _written(
         threads=1 if predictor is None else int(predictor.table.header["threads"]),
         conditions="" if checked is None else f"measured on {checked.board}, interleaved with the dense engine",
         plan_hash=result.plan.hash,
-        rounds=(),
-        chosen=0,
+        rounds=result.rounds,
+        chosen=result.chosen,
         spent=(),
         check_max_abs=result.check_max_abs,
         metrics_before=dict(result.metrics_before),
@@ -209,6 +221,7 @@ def _written(
         recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
         verdicts=result.verdicts,
         tiles={name: (layer.kept, layer.tiles) for name, layer in result.layers.items()},
+        widths=dict(result.widths) if options.channels else {},
     )
     (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return record
@@ -228,6 +241,12 @@ def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: s
             for name, value in step.after.items()
         ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
+    if any(kept < size for kept, size in result.widths.values()):
+        output.table(
+            "widths",
+            ["group", "kept", "of"],
+            [[name, str(kept), str(size)] for name, (kept, size) in result.widths.items()],
+        )
     output.table(
         "tiles",
         ["weight", "kept", "of"],

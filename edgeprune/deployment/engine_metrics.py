@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.backends._base import Session
 from edgeprune.errors import InputError, ParityError
 from edgeprune.recovery.evaluation import evaluate
+from edgeprune.surgery.program_module import ProgramModule
 from edgeprune.tasks.batches import objective_batches
 from edgeprune.tasks.limits import Tolerance
 from edgeprune.tasks.task import Task
@@ -99,8 +100,11 @@ def engine_metrics(
 
 def _positional(module: nn.Module, inputs: Any) -> list[torch.Tensor]:
     """A batch's inputs in the order of ``forward``."""
-    if isinstance(inputs, Mapping):
-        values: Sequence[Any] = inspect.signature(module.forward).bind(**inputs).args
+    values: Sequence[Any]
+    if isinstance(inputs, Mapping) and isinstance(module, ProgramModule):
+        values = module.in_order(inputs)
+    elif isinstance(inputs, Mapping):
+        values = inspect.signature(module.forward).bind(**inputs).args
     else:
         values = inputs if isinstance(inputs, tuple | list) else (inputs,)
     for value in values:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeprune.errors import InputError
+from edgeprune.errors import InputError, SurgeryError
 
 if TYPE_CHECKING:
     import torch
@@ -120,9 +120,17 @@ def positional(module: torch.nn.Module, example_inputs: Any) -> tuple[torch.Tens
 
     import torch
 
+    from edgeprune.surgery.program_module import ProgramModule
+
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,)
-    if isinstance(example_inputs, Mapping):
+    values: Sequence[Any]
+    if isinstance(example_inputs, Mapping) and isinstance(module, ProgramModule):
+        try:
+            values = module.in_order(example_inputs)
+        except SurgeryError as error:
+            raise InputError(error.message) from error
+    elif isinstance(example_inputs, Mapping):
         try:
             bound = inspect.signature(module.forward).bind(**example_inputs)
         except TypeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgeprune.allocation._base import Allocation
 from edgeprune.errors import BudgetInfeasibleError
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.boards.board import Board
+    from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.dense import DenseLatency
-    from edgeprune.loop.planning import Planner, Progress, Proposal
+    from edgeprune.loop.planning import Progress, Proposal
+    from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.surgery.plan import PruningPlan
 
 MOST_ROUNDS = 3
@@ -27,6 +29,35 @@ UNUSED = 0.03
 """Share of the budget that a plan may leave unused before a further round tries to use it."""
 
 _log = logging.getLogger("edgeprune.loop")
+
+
+class MakesPlans(Protocol):
+    """What the rounds need of a planner; `edgeprune.loop.planning.Planner` is one, plans with tiles have another."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense model."""
+
+    @property
+    def kernel_graph(self) -> KernelGraph:
+        """The same, lowered."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """Of the board."""
+
+    @property
+    def whole(self) -> Mapping[str, int]:
+        """The widths of the dense model."""
+
+    def propose(self, budget_ms: float, *, margin: float = 0.0) -> Proposal:
+        """A plan within a predicted latency."""
+
+    def proposal(self, allocation: Allocation, aim_ms: float, plan: PruningPlan | None = None) -> Proposal:
+        """The plan of an allocation."""
+
+    def settled(self, budget_ms: float) -> MakesPlans:
+        """One whose damage was measured beside the plan for a budget."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +110,7 @@ class ClosedLoop:
 
     def __init__(
         self,
-        planner: Planner,
+        planner: MakesPlans,
         dense: DenseLatency,
         budget_ms: float,
         board: Board,
@@ -136,7 +167,7 @@ class ClosedLoop:
 
         turn, planner = unmeasured(proposal), self.planner
         module = None
-        if turn.widths != planner.graph.widths():
+        if turn.widths != planner.whole:
             self._tell("cutting", 0)
             module = apply(planner.model, proposal.plan)
             self._tell("cutting", 1)
@@ -149,13 +180,12 @@ class ClosedLoop:
         """The plan of a further round; or None, with a clause on why there is none where one was wanted."""
         last = rounds[-1]
         if self._met_for_sure(last) and (
-            last.measured_ms(self.dense.ms) >= (1 - UNUSED) * self.budget_ms
-            or last.widths == self.planner.graph.widths()
+            last.measured_ms(self.dense.ms) >= (1 - UNUSED) * self.budget_ms or last.widths == self.planner.whole
         ):
             return None, ""
         if len(rounds) >= self.most_rounds:
             return None, f"{len(rounds)} rounds were made"
-        known: list[Mapping[str, int]] = [self.planner.graph.widths(), *(turn.widths for turn in rounds)]
+        known: list[Mapping[str, int]] = [self.planner.whole, *(turn.widths for turn in rounds)]
         seen = [Seen(self.dense.predicted_ms, self.dense.ms)]
         seen += [Seen(turn.predicted_ms, turn.high_ms(self.dense.ms)) for turn in rounds]
         aim = aim_ms((1 - NEXT_MARGIN) * self.budget_ms, seen)

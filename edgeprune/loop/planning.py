@@ -140,6 +140,11 @@ class Planner:
         self._progress = progress
 
     @property
+    def whole(self) -> dict[str, int]:
+        """The widths of the dense model."""
+        return self.graph.widths()
+
+    @property
     def dense_ms(self) -> float:
         """Predicted latency of the dense model, milliseconds."""
         return self.predictor.network_ms(self.cost.kernels({}))

@@ -113,7 +113,7 @@ class PruningRound:
 
     Attributes:
         aim_ms: Predicted latency that the allocation had to stay below, milliseconds.
-        widths: Group name to units kept.
+        widths: Group name to units kept, and name of a weight to tiles kept where tiles go.
         predicted_ms: Predicted latency, milliseconds.
         predicted_low_ms: Lower end of the predictor's interval.
         predicted_high_ms: Upper end.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgeprune.allocation.tiles.slope import at_price
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.tile_costs import plan_of
 from edgeprune.lowering.tile_choice import TileChoice, worthwhile_tiles
+from edgeprune.lowering.tile_clusters import clustered_tiles
 
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
+    from edgeprune.criteria.tiles.sums import Floats
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
 
@@ -21,14 +25,28 @@ _UNUSED = 0.01
 
 @dataclass(frozen=True)
 class Aimed:
-    """An allocation, and its plan without the tiles of layers that are faster dense."""
+    """An allocation, and its plan without the tiles of layers that are faster dense, and with products merged.
+
+    Attributes:
+        allocation: Of the search.
+        choice: Its plan.
+        merged: Weight to products before and after.
+        damage: Of the allocation, and of merging.
+    """
 
     allocation: TileAllocation
     choice: TileChoice
+    merged: Mapping[str, tuple[int, int]]
+    damage: float
 
 
 def within_latency(
-    problem: TileProblem, search: TileSearch, kernel_graph: KernelGraph, predictor: Predictor, budget_ms: float
+    problem: TileProblem,
+    search: TileSearch,
+    kernel_graph: KernelGraph,
+    predictor: Predictor,
+    budget_ms: float,
+    damages: Mapping[str, Floats] | None = None,
 ) -> Aimed:
     """Search at several aims, each corrected by what the plan of the one before is predicted to take as a whole.
 
@@ -40,6 +58,8 @@ def within_latency(
         kernel_graph: The lowered dense model.
         predictor: Of the device.
         budget_ms: Below the predicted latency of the dense model, milliseconds.
+        damages: Weight to the damage of each tile alone: products are merged by it (`edgeprune.lowering.tile_clusters`) where
+            that is worth its damage at the price of a millisecond. None leaves them as they are.
 
     Raises:
         BudgetInfeasibleError: No plan was within it; says what the fastest one takes.
@@ -55,13 +75,17 @@ def within_latency(
             latency_ms = predictor.network_ms(kernel_graph.at({}))
         else:
             plan = plan_of(kernel_graph, curves, allocation.counts)
-            choice = worthwhile_tiles(kernel_graph, predictor, plan)
+            price = at_price(problem, aim)[1] if damages else 0.0
+            clusters = clustered_tiles(kernel_graph, predictor, plan, damages or {}, price)
+            choice = worthwhile_tiles(kernel_graph, predictor, clusters.plan)
             latency_ms = choice.latency_ms
+            damage = allocation.damage + clusters.damage
         if latency_ms < fastest_ms:
             fastest_ms, fastest = latency_ms, allocation.counts
         if latency_ms <= budget_ms:
-            if best is None or allocation.damage <= best.allocation.damage:
-                best = Aimed(allocation, choice)
+            if best is None or damage <= best.damage:
+                left = {name: counts for name, counts in clusters.merged.items() if name in choice.plan.kept_tiles}
+                best = Aimed(allocation, choice, left, damage)
             if latency_ms >= (1 - _UNUSED) * budget_ms:
                 break
             met = aim

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from edgeprune.errors import ReconstructionError
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.tile_reconstruction import reconstruct_tiles
 from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.tiles import TileGrid
 from edgeprune.tasks.batches import batches as unpacked
 from edgeprune.tasks.batches import device_of
 from edgeprune.tasks.task import Task
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from edgeprune.loop.planning import Progress
     from edgeprune.surgery.plan import PruningPlan
 
@@ -88,13 +92,13 @@ def refitted(
     *,
     progress: Progress | None = None,
 ) -> Refit:
-    """Refit the layers with tiles by least squares (`reconstruct_tiles`); taken where no objective loses by it, and one gains.
+    """Refit the layers that read less by least squares (`reconstruct_tiles`); taken where no objective loses, and one gains.
 
     A layer's error is not the model's: that it falls does not say that the model is better for it.
 
     Args:
         model: The dense model.
-        plan: With tiles.
+        plan: With tiles, or without channels.
         cut: The model cut by the plan.
         task: For the validation metrics.
         calibration: With data held back.
@@ -105,7 +109,7 @@ def refitted(
         ReconstructionError: A layer cannot be refitted.
         TaskError: The task cannot be used.
     """
-    tiles = {name: (kept.grid, kept.array()) for name, kept in plan.kept_tiles.items()}
+    tiles = _readable(model, plan)
     data = {id(one.train): one.train for one in calibration.fitting.objectives}
     every = [batch for loader in data.values() for batch in loader]
     dense, fits = reconstruct_tiles(model, tiles, every, progress=progress)
@@ -128,6 +132,36 @@ def refitted(
         RecoveryRecord("tile_reconstruction", dict(before), evaluate(module, task), details),
         note,
     )
+
+
+def _readable(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[TileGrid, npt.NDArray[np.bool_]]]:
+    """What each layer still reads: its kept tiles, without the columns of channels that are gone.
+
+    Outputs that are gone are fitted as if they were there; nobody reads them.
+
+    Raises:
+        ReconstructionError: No linear layer reads less than before.
+    """
+    linear = {f"{path}.weight": layer for path, layer in model.named_modules() if type(layer) is nn.Linear}
+    gone = {name for branch in plan.removed for name in branch["tensors"]}
+    found = {}
+    for name, layer in linear.items():
+        columns = plan.kept.get(name, {}).get(1)
+        if name in gone or (name not in plan.kept_tiles and columns is None):
+            continue
+        rows, inputs = layer.weight.shape
+        tiles = plan.kept_tiles.get(name)
+        grid = tiles.grid if tiles else TileGrid(name, (0, rows), (0, inputs))
+        read = np.zeros(inputs, dtype=bool)
+        read[list(range(inputs) if columns is None else columns)] = True
+        # A block column ends where channels begin or end to be there.
+        edges = np.unique([*grid.column_edges, *(np.flatnonzero(np.diff(read)) + 1).tolist()])
+        block = np.searchsorted(np.array(grid.column_edges), edges[:-1], side="right") - 1
+        kept = tiles.array() if tiles else np.ones(grid.shape, dtype=bool)
+        found[name] = TileGrid(name, grid.row_edges, tuple(edges.tolist())), kept[:, block] & read[edges[:-1]]
+    if not found:
+        raise ReconstructionError("no linear layer reads less than before, so that there is nothing to refit.")
+    return found
 
 
 def _better(task: Task, old: Mapping[str, float], new: Mapping[str, float]) -> bool:

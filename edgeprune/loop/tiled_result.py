@@ -6,23 +6,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.allocation.tiles.problem import TileAllocation
-    from edgeprune.loop.result import LatencyCheck, MetricVerdict
+    from edgeprune.criteria.tiles.curves import TileCurve
+    from edgeprune.loop.result import LatencyCheck, MetricVerdict, PruningRound
     from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.surgery.plan import PruningPlan
 
 
 @dataclass(frozen=True)
 class TiledLayer:
-    """What a plan leaves of one linear layer: `kept` of `tiles` tiles, with `weights` of `dense_weights` weights in them."""
+    """What a plan leaves of one linear layer: `kept` of `tiles` tiles, and `weights` of `dense_weights` weights."""
 
     kept: int
     tiles: int
     weights: int
     dense_weights: int
+
+
+def tiled_layers_of(curves: Mapping[str, TileCurve], plan: PruningPlan) -> dict[str, TiledLayer]:
+    """What a plan leaves of each layer that is cut into tiles.
+
+    Args:
+        curves: By weight.
+        plan: Of tiles, channels or both.
+    """
+    gone = {name for branch in plan.removed for name in branch["tensors"]}
+    found = {}
+    for name, curve in curves.items():
+        kept = plan.kept_tiles[name].array() if name in plan.kept_tiles else np.ones(curve.grid.shape, dtype=bool)
+        if name in gone:
+            kept = np.zeros(curve.grid.shape, dtype=bool)
+        left = []
+        for axis, edges in enumerate((curve.grid.row_edges, curve.grid.column_edges)):
+            stays = np.array(plan.kept.get(name, {}).get(axis, range(edges[-1])), dtype=np.int64)
+            left.append(np.histogram(stays, np.array(edges))[0] if len(edges) > 2 else np.array([len(stays)]))
+        weights = int(np.outer(left[0], left[1])[kept].sum())
+        found[name] = TiledLayer(int(kept.sum()), curve.tiles, weights, int(curve.grid.weights().sum()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class TiledResult:
     Attributes:
         module: The pruned model.
         plan: Which tiles stay.
-        allocation: Of the search; the plan has the tiles of layers that are faster dense back.
+        allocation: Of the search; the plan has the tiles of layers that are faster dense back, and some products merged.
         share: What the plan keeps of the budgeted cost, as predicted: of the model's multiply-accumulates, or of its predicted
             latency.
         layers: Name of each weight that was cut into tiles to what is left of it.
@@ -47,6 +72,9 @@ class TiledResult:
         dense_predicted_ms: Predicted latency of the dense model, milliseconds; None without a predictor.
         predicted_ms: The same of `module`.
         measured: Dense and pruned engine timed interleaved on the board; None where no board did: the latency is *unverified*.
+        rounds: Plans that were tried on the board before one was tuned, in order; none without a board, or where the budget is
+            no latency.
+        chosen: Index of the one that was taken.
         notes: Sentences that a person should read.
     """
 
@@ -65,4 +93,11 @@ class TiledResult:
     dense_predicted_ms: float | None = None
     predicted_ms: float | None = None
     measured: LatencyCheck | None = None
+    rounds: tuple[PruningRound, ...] = ()
+    chosen: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Channel groups: units that are kept, and of how many."""
+        return {name: (len(group["kept"]), int(group["size"])) for name, group in self.plan.groups.items()}

@@ -5,25 +5,24 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation.tiles.exact import ExactTiles
 from edgeprune.errors import (
     ConfigError,
-    EmptyPlanError,
     ReconstructionError,
     RemoteError,
     TableMissingError,
 )
+from edgeprune.loop.closing import MOST_ROUNDS
 from edgeprune.loop.lowering import require_runtime
 from edgeprune.loop.notes import limit_notes
 from edgeprune.loop.realizing import checked
-from edgeprune.loop.tile_aims import within_latency
-from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
+from edgeprune.loop.tile_choosing import TileChoosing
 from edgeprune.loop.tile_refit import calibration_of, refitted
-from edgeprune.loop.tiled_result import TiledLayer, TiledResult
+from edgeprune.loop.tile_rounds import TilePlans, tried_on
+from edgeprune.loop.tiled_result import TiledResult, tiled_layers_of
 from edgeprune.loop.verdicts import verdicts
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
@@ -34,13 +33,15 @@ from edgeprune.tasks.batches import validate
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
+    from edgeprune.allocation.tiles.problem import TileAllocation, TileSearch
     from edgeprune.boards.board import Board
     from edgeprune.criteria.tiles.curves import TileCurve
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.joint.choosing import Channels
     from edgeprune.loop.planning import Progress
     from edgeprune.loop.result import LatencyCheck
+    from edgeprune.loop.tile_choosing import Choosing
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.surgery.plan import PruningPlan
     from edgeprune.tasks.task import Task
@@ -56,9 +57,10 @@ def prune_tiles(
     board: Board | str | None = None,
     predictor: Predictor | None = None,
     *,
-    tile: tuple[int, int] = TILE,
+    tile: tuple[int, int] | None = TILE,
     sizes: Mapping[str, tuple[int, int]] | None = None,
     classifiers: bool = False,
+    channels: Channels | None = None,
     search: TileSearch | None = None,
     batches: int = 64,
     refit: bool = True,
@@ -66,6 +68,7 @@ def prune_tiles(
     distill: bool = False,
     backend: str = "onnxruntime",
     threads: int | None = None,
+    most_rounds: int = MOST_ROUNDS,
     measuring_rounds: int = 20,
     graph: ChannelGraph | None = None,
     kernel_graph: KernelGraph | None = None,
@@ -84,18 +87,24 @@ def prune_tiles(
         budget: Multiply-accumulates (``Budget.of(macs="50%")``), which need no predictor; or a latency (text as in
             `Budget.parse`), as predicted, where each layer costs what it makes the whole network slower. One of the two.
         task: Data, loss and metric. Training batches score, refit and tune, labels as the loss needs them.
-        board: Where dense and pruned engines are compared; None leaves the latency unverified.
+        board: Where dense and pruned engines are compared; None leaves the latency unverified. With a latency as the budget
+            what plans take there corrects the predictions, and a plan that misses the budget, or leaves more than 3 % of it
+            unused, is followed by another one, as by `edgeprune.prune`.
         predictor: Fitted on a table of the board; needed by a latency.
-        tile: Rows and columns of a tile, see `edgeprune.surgery.tiles.tile_grids`, as the next two.
+        tile: Rows and columns of a tile, see `edgeprune.surgery.tiles.tile_grids`, as the next two. None, beside `channels`:
+            no tiles, so that what channels alone come to is found by the same search.
         sizes: Other sizes for single weights.
         classifiers: Whether layers whose outputs are those of the model are cut, too.
-        search: How many tiles each layer keeps; `ExactTiles` when None.
+        channels: How heads, head dimensions, hidden units and whole residual branches are chosen together with the tiles
+            (`edgeprune.loop.joint.choosing`); None leaves channels as they are.
+        search: How many tiles each layer keeps; `ExactTiles` when None. With `channels` there is one search for both.
         batches: Most training batches of each objective for scores and refitting; they are in memory together.
         refit: Whether least squares is tried.
         fine_tuning: How the cut model is tuned on the task; None does not. Removed tiles are no parameters, and stay gone.
         distill: Whether the dense model's outputs are a second target of the tuning.
         backend: Runtime of the engines, where there is no `kernel_graph`.
         threads: Threads inside one operation while the board measures; those of the predictor's table when None, else 1.
+        most_rounds: Most plans that are tried on the board, where a latency is the budget.
         measuring_rounds: Rounds of each comparison on the board.
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
@@ -113,8 +122,12 @@ def prune_tiles(
         SurgeryError: The cut model does not equal the masked one.
         RemoteError: The board is not there at the start; one that is lost later leaves a result that says so.
     """
-    chosen = Budget.parse(budget) if isinstance(budget, str) else budget
-    _require_one(chosen, predictor)
+    wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+    _require_one(wanted, predictor)
+    if channels is None and tile is None:
+        raise ConfigError("something must be chosen, found neither a tile nor channels.", hint="tile=(64, 128)")
+    if channels is not None and search is not None:
+        raise ConfigError("tiles and channels are chosen by one search of their own, found search= too.")
     if distill and fine_tuning is None:
         raise ConfigError("the dense model teaches while the cut one is tuned, found no fine_tuning.")
     validate(task, model)
@@ -125,42 +138,67 @@ def prune_tiles(
             kernel_graph = _lowered(model, example_inputs, backend, graph, predictor, target, folder)
         if predictor is not None:
             require_runtime(predictor, kernel_graph)
-        curves, tokens, calibration = _scored(
-            model, example_inputs, task, kernel_graph.graph, (tile, sizes, classifiers), batches, progress
+        calibration = calibration_of(model, task, batches)
+        choosing = _choosing(
+            model,
+            example_inputs,
+            kernel_graph,
+            predictor,
+            calibration.fitting,
+            (tile, sizes, classifiers),
+            channels,
+            search,
+            batches=batches,
+            latency=wanted.bounds_latency,
+            progress=progress,
         )
-        found = _Choice(kernel_graph, predictor, curves, search or ExactTiles(), progress)
-        allocation, plan, share = found.within(chosen, tokens)
+        chosen = choosing.choose(choosing.at_most(wanted))
+        if plan_path is not None:
+            chosen.plan.save(plan_path)
+        tried, module = None, None
+        if wanted.bounds_latency and predictor is not None and target is not None:
+            tried = tried_on(
+                target,
+                TilePlans(model, choosing, predictor),
+                chosen,
+                wanted,
+                most_rounds=most_rounds,
+                measuring_rounds=measuring_rounds,
+                progress=progress,
+            )
+            chosen, module = tried.chosen, tried.closed.module
+        plan = chosen.plan
         if plan_path is not None:
             plan.save(plan_path)
-        cut = apply(model, plan)
+        cut = apply(model, plan) if module is None else module
         difference, notes = checked(model, plan, example_inputs)
         before, after = evaluate(model, task), evaluate(cut, task)
         recovery = [RecoveryRecord("cut", before, after)]
         taken = False
         if refit:
             try:
-                tried = refitted(model, plan, cut, task, calibration, after, progress=progress)
+                better = refitted(model, plan, cut, task, calibration, after, progress=progress)
             except ReconstructionError as error:
                 notes += (f"Layers were not refitted: {error.message}",)
             else:
-                cut, taken = tried.module, tried.taken
-                recovery.append(tried.record)
-                notes += (tried.note,)
+                cut, taken = better.module, better.taken
+                recovery.append(better.record)
+                notes += (better.note,)
         if fine_tuning is not None and fine_tuning.epochs > 0:
             recovery.append(
                 fine_tune(cut, task, fine_tuning, teacher=model if distill else None, progress=progress),
             )
         metrics = evaluate(cut, task) if len(recovery) > 1 else after
         measured, lost = _measured(target, kernel_graph, cut, predictor, threads, measuring_rounds, progress)
-        dense_ms, ms = found.latencies(plan)
+        dense_ms, ms, guesses = choosing.latencies(plan)
         judged = verdicts(task, before, metrics)
         return TiledResult(
             module=cut,
             plan=plan,
-            allocation=allocation,
-            share=share,
-            layers=_layers(curves, plan),
-            dense=_dense(model, kernel_graph.graph, curves, allocation, plan),
+            allocation=chosen.allocation,
+            share=chosen.cost / choosing.dense,
+            layers=tiled_layers_of(choosing.curves, plan),
+            dense=_dense(model, kernel_graph.graph, choosing.curves, chosen.allocation, plan),
             check_max_abs=difference,
             metrics_before=before,
             metrics_after=metrics,
@@ -170,66 +208,17 @@ def prune_tiles(
             dense_predicted_ms=dense_ms,
             predicted_ms=ms,
             measured=measured,
-            notes=(*notes, *found.notes, *limit_notes(judged), *_latency_notes(measured, lost, ms)),
+            rounds=() if tried is None else tried.closed.rounds,
+            chosen=0 if tried is None else tried.closed.chosen,
+            notes=(
+                *notes,
+                *(() if tried is None else tried.notes(measured)),
+                *choosing.notes(chosen),
+                *guesses,
+                *limit_notes(judged),
+                *_latency_notes(measured, lost, ms),
+            ),
         )
-
-
-@dataclass
-class _Choice:
-    """Finds the plan, and prices it."""
-
-    kernel_graph: KernelGraph
-    predictor: Predictor | None
-    curves: Mapping[str, TileCurve]
-    search: TileSearch
-    progress: Progress | None
-    notes: tuple[str, ...] = ()
-
-    def within(self, budget: Budget, tokens: Mapping[str, int]) -> tuple[TileAllocation, PruningPlan, float]:
-        """Allocation, plan, and the share of the budgeted cost that it keeps."""
-        if budget.bounds_latency and self.predictor is not None:
-            return self._within_latency(budget, self.predictor)
-        problem = counted(self.kernel_graph, self.curves, tokens)
-        at_most = budget.macs or (budget.macs_ratio or 1.0) * problem.dense
-        self._require_less(at_most, problem, budget)
-        allocation = self.search.search(problem, at_most)
-        self._note(allocation)
-        plan = plan_of(self.kernel_graph, self.curves, allocation.counts)
-        if self.predictor is not None:
-            require_kernels(self.kernel_graph, self.predictor, plan)
-        return allocation, plan, allocation.cost / problem.dense
-
-    def _within_latency(self, budget: Budget, predictor: Predictor) -> tuple[TileAllocation, PruningPlan, float]:
-        problem = priced(self.kernel_graph, predictor, self.curves, progress=self.progress)
-        dense_ms = predictor.network_ms(self.kernel_graph.at({}))
-        budget_ms = budget.resolve_ms(dense_ms)
-        self._require_less(budget_ms, problem, budget, dense_ms)
-        found = within_latency(problem, self.search, self.kernel_graph, predictor, budget_ms)
-        self._note(found.allocation)
-        return found.allocation, found.choice.plan, found.choice.latency_ms / dense_ms
-
-    def latencies(self, plan: PruningPlan) -> tuple[float | None, float | None]:
-        """Predicted milliseconds of the dense and the pruned model; None without a predictor."""
-        if self.predictor is None:
-            return None, None
-        kernels = self.kernel_graph.of_plan(plan)
-        sources = self.predictor.predict(kernels)["source"]
-        guessed = sorted({one.op for one, source in zip(kernels, sources, strict=True) if source == "fallback"})
-        if guessed:
-            self.notes += (
-                f"The latency table holds no {', '.join(guessed)}: what these take is a guess from what their memory traffic is.",
-            )
-        return self.predictor.network_ms(self.kernel_graph.at({})), self.predictor.network_ms(kernels)
-
-    def _require_less(self, at_most: float, problem: TileProblem, budget: Budget, dense: float | None = None) -> None:
-        if at_most >= (problem.dense if dense is None else dense):
-            raise EmptyPlanError(
-                f"a budget of tiles must be below what the dense model costs, {problem.dense:.6g} {problem.unit}, found {budget}."
-            )
-
-    def _note(self, allocation: TileAllocation) -> None:
-        if allocation.note:
-            self.notes += (f"Tiles per layer, found by {allocation.method}: {allocation.note}",)
 
 
 def _require_one(budget: Budget, predictor: Predictor | None) -> None:
@@ -275,38 +264,60 @@ def _lowered(
     return lower(graph or trace(model, example_inputs), backend, model=model, device=device, workdir=folder)
 
 
-def _scored(
+def _choosing(
     model: nn.Module,
     example_inputs: Any,
+    kernel_graph: KernelGraph,
+    predictor: Predictor | None,
     task: Task,
-    graph: ChannelGraph,
-    tiles: tuple[tuple[int, int], Mapping[str, tuple[int, int]] | None, bool],
+    tiles: tuple[tuple[int, int] | None, Mapping[str, tuple[int, int]] | None, bool],
+    channels: Channels | None,
+    search: TileSearch | None,
+    *,
     batches: int,
+    latency: bool,
     progress: Progress | None,
-) -> tuple[dict[str, TileCurve], dict[str, int], Any]:
+) -> Choosing:
     from edgeprune.allocation.tiles.costs import layer_tokens
     from edgeprune.criteria.tiles.curves import tile_curves
+    from edgeprune.criteria.tiles.scores import tile_damage
     from edgeprune.criteria.tiles.sums import gradient_sums
     from edgeprune.surgery.tiles import tile_grids
 
-    grids = tile_grids(model, graph, tiles[0], sizes=tiles[1], classifiers=tiles[2])
-    tokens = layer_tokens(model, example_inputs, grids)
+    tile, sizes, classifiers = tiles
+    grids = {} if tile is None else tile_grids(model, kernel_graph.graph, tile, sizes=sizes, classifiers=classifiers)
+    tokens = layer_tokens(model, example_inputs, grids) if grids else {}
+    if channels is not None:
+        from edgeprune.loop.joint.choosing import JointChoosing
+
+        return JointChoosing(
+            model,
+            kernel_graph,
+            predictor,
+            grids,
+            tokens,
+            task,
+            channels,
+            batches=batches,
+            latency=latency,
+            progress=progress,
+        )
     if progress is not None:
         progress("scoring tiles", 0, 1)
-    calibration = calibration_of(model, task, batches)
-    curves = tile_curves(gradient_sums(model, grids, calibration.fitting, batches=batches))
+    sums = gradient_sums(model, grids, task, batches=batches)
+    curves = tile_curves(sums)
     if progress is not None:
         progress("scoring tiles", 1, 1)
-    return curves, tokens, calibration
-
-
-def _layers(curves: Mapping[str, TileCurve], plan: PruningPlan) -> dict[str, TiledLayer]:
-    found = {}
-    for name, curve in curves.items():
-        tiles, dense = plan.kept_tiles.get(name), int(curve.weights[-1])
-        kept = curve.tiles if tiles is None else int(tiles.array().sum())
-        found[name] = TiledLayer(kept, curve.tiles, dense if tiles is None else tiles.weights, dense)
-    return found
+    return TileChoosing(
+        kernel_graph,
+        predictor,
+        curves,
+        tokens,
+        search or ExactTiles(),
+        damages={name: tile_damage(one) for name, one in sums.items()},
+        latency=latency,
+        progress=progress,
+    )
 
 
 def _dense(
@@ -318,9 +329,10 @@ def _dense(
 ) -> dict[str, str]:
     from edgeprune.surgery.tiles import untiled
 
+    gone = {name for branch in plan.removed for name in branch["tensors"]}
     found = {}
     for name, curve in curves.items():
-        if name in plan.kept_tiles:
+        if name in plan.kept_tiles or name in plan.kept or name in gone:
             continue
         if curve.tiles == 1:
             found[name] = "it is no larger than a tile"

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from edgeprune.boards.board import Board
     from edgeprune.latency.table import LatencyTable
-    from edgeprune.loop.planning import Planner, Progress
+    from edgeprune.loop.closing import MakesPlans
+    from edgeprune.loop.planning import Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 _log = logging.getLogger("edgeprune.loop")
@@ -143,7 +144,7 @@ def _heat(board: Board, kernel_graph: KernelGraph, threads: int) -> str:
 
 
 def measured_or_lost(
-    board: Board, planner: Planner, pruned: nn.Module | None, *, rounds: int, progress: Progress | None
+    board: Board, planner: MakesPlans, pruned: nn.Module | None, *, rounds: int, progress: Progress | None
 ) -> tuple[LatencyCheck | None, str]:
     """As `measure_ratio`, to `PRECISION`; None and a clause on what happened where the board is lost.
 

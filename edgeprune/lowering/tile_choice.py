@@ -53,7 +53,7 @@ def worthwhile_tiles(kernel_graph: KernelGraph, latency: LatencyModel, plan: Pru
     best = latency.network_ms(kernel_graph.of_plan(plan))
     gains: dict[str, float] = {}
     for name in list(plan.kept_tiles):
-        dense = _without(plan, name)
+        dense = without_tiles(plan, name)
         dense_ms = latency.network_ms(kernel_graph.of_plan(dense))
         gains[name] = dense_ms - best
         if dense_ms <= best:
@@ -61,7 +61,8 @@ def worthwhile_tiles(kernel_graph: KernelGraph, latency: LatencyModel, plan: Pru
     return TileChoice(plan, best, gains)
 
 
-def _without(plan: PruningPlan, weight: str) -> PruningPlan:
+def without_tiles(plan: PruningPlan, weight: str) -> PruningPlan:
+    """A plan that gives a weight all of its tiles back."""
     tiles = {name: kept for name, kept in plan.kept_tiles.items() if name != weight}
     folds = tuple(fold for fold in plan.folds if fold["producer"] in tiles or fold["consumer"] in tiles)
     return replace(plan, kept_tiles=tiles, folds=folds)

@@ -43,7 +43,10 @@ def from_tiles(result: TiledResult, *, title: str, table_hash: str | None, param
         cards=tuple(cards),
         dense_ms=None if checked is None else checked.dense_ms,
         metric=next(iter(result.metrics_before)),
-        groups=tuple(GroupChoice(f"{name} (tiles)", one.tiles, one.kept) for name, one in result.layers.items()),
+        groups=(
+            *(GroupChoice(name, size, kept) for name, (kept, size) in result.widths.items() if kept < size),
+            *(GroupChoice(f"{name} (tiles)", one.tiles, one.kept) for name, one in result.layers.items()),
+        ),
         frozen=tuple(FrozenGroup(name, None, why) for name, why in result.dense.items()),
         hashes=hashes if table_hash is None else {**hashes, "latency table": table_hash},
         notes=result.notes,

@@ -123,6 +123,19 @@ class ProgramModule(nn.Module):
         args, kwargs = pytree.tree_unflatten(leaves, self._frame.inputs)
         return tuple(args), dict(kwargs)
 
+    def in_order(self, named: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Inputs by the name of their parameter of ``forward``, as the program takes them by position.
+
+        Raises:
+            SurgeryError: If one is missing, or forward has no such parameter.
+        """
+        names = [name for name in self._inputs if name not in self._fixed]
+        if set(names) != set(named):
+            raise SurgeryError(
+                f"forward must be given {', '.join(names)}, found {', '.join(sorted(named)) or 'nothing'}."
+            )
+        return tuple(named[name] for name in names)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program; arguments as the original model's forward.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgeprune.criteria.tiles.scores import EPSILON, Curvature, Ranking, checked, required, tile_scores
+from edgeprune.criteria.tiles.scores import EPSILON, Curvature, Ranking, checked, required, tile_damage, tile_scores
 from edgeprune.criteria.tiles.sums import Floats, TileSums
 from edgeprune.errors import ConfigError, ModelError
 from edgeprune.surgery.tiles import TileGrid
@@ -30,12 +30,15 @@ class TileCurve:
         order: The tiles by the position in the flattened grid, the first to go first, shape (tiles,).
         estimate: Estimated damage when `k` tiles are kept, the best ones, shape (tiles + 1,); 0 when all are.
         damage: The lower convex hull of it over the weights that are left: convex in them, and it never falls where tiles go.
+        sizes: Weights that each tile holds where those are not all of the grid's, since channels are gone, shape
+            [block rows, block columns].
     """
 
     grid: TileGrid
     order: npt.NDArray[np.int64]
     estimate: Floats
     damage: Floats
+    sizes: Floats | None = None
 
     @property
     def tiles(self) -> int:
@@ -45,7 +48,8 @@ class TileCurve:
     @property
     def weights(self) -> Floats:
         """Weights that are left when `k` tiles are kept, shape (tiles + 1,)."""
-        sizes = self.grid.weights().ravel()[self.order][::-1]
+        held = self.grid.weights() if self.sizes is None else self.sizes
+        sizes = held.ravel()[self.order][::-1]
         return np.concatenate([[0.0], np.cumsum(sizes, dtype=np.float64)])
 
     def kept(self, count: int) -> npt.NDArray[np.bool_]:
@@ -100,6 +104,25 @@ def tile_curves(
         curve = TileCurve(one.grid, order, estimate, estimate)
         found[name] = replace(curve, damage=lower_hull(curve.weights, estimate)) if convex else curve
     return found
+
+
+def narrow_curve(sums: TileSums, sizes: Floats) -> TileCurve:
+    """The damage curve of a layer that channels are gone from; its tiles are ranked by what is left of them.
+
+    Args:
+        sums: Of `edgeprune.criteria.tiles.sums.narrow_sums`.
+        sizes: Weights that are left in each tile, shape [block rows, block columns]; tiles without any go first, for nothing.
+
+    Raises:
+        ModelError: A score is NaN or infinite.
+    """
+    alone = checked(sums.grid.parameter, tile_damage(sums))
+    scores = np.where(sizes > 0, alone / np.maximum(sizes, 1), -1.0)
+    order = np.argsort(scores, axis=None, kind="stable").astype(np.int64)
+    # More tiles gone are not less damage, whatever terms that cancel say.
+    estimate = np.maximum.accumulate(damage(sums, order)[::-1])[::-1]
+    curve = TileCurve(sums.grid, order, estimate, estimate, sizes)
+    return replace(curve, damage=lower_hull(curve.weights, estimate))
 
 
 def reranked(curves: Mapping[str, TileCurve], scores: Mapping[str, Floats]) -> dict[str, TileCurve]:

@@ -75,7 +75,7 @@ def measured_curves(
             for share in kept:
                 count = curve.kept_at(1.0 - share)
                 if count < curve.tiles and count not in points:
-                    with _without(weights[name], curve, count):
+                    with without_tiles(weights[name], curve, count):
                         points[count] = _change(model, inputs, dense)
                 if progress is not None:
                     progress(len(found) * len(kept) + kept.index(share) + 1, len(curves) * len(kept))
@@ -100,17 +100,24 @@ def through(estimate: Floats, points: Mapping[int, float]) -> Floats:
         # An estimate that says nothing: straight lines over the tiles that go.
         gone = len(estimate) - 1 - np.arange(len(estimate))
         at = np.concatenate([[0], [len(estimate) - 1 - count for count in ordered]])
-        return _line(gone.astype(np.float64), at.astype(np.float64), wanted)
-    return _line(rising, predicted, wanted)
+        return line_through(gone.astype(np.float64), at.astype(np.float64), wanted)
+    return line_through(rising, predicted, wanted)
 
 
-def _line(values: Floats, at: Floats, wanted: Floats) -> Floats:
+def line_through(values: Floats, at: Floats, wanted: Floats) -> Floats:
+    """Straight lines through points, the first of which is the origin; behind the last one in proportion to it.
+
+    Args:
+        values: Where, any shape.
+        at: The points, ascending from 0, the last above it.
+        wanted: Their values.
+    """
     found: Floats = np.where(values > at[-1], values * (wanted[-1] / at[-1]), np.interp(values, at, wanted))
     return found
 
 
 @contextmanager
-def _without(weight: nn.Parameter, curve: TileCurve, count: int) -> Iterator[None]:
+def without_tiles(weight: nn.Parameter, curve: TileCurve, count: int) -> Iterator[None]:
     """All but the best tiles are zero, for a block."""
     before = weight.detach().clone()
     mask = torch.from_numpy(over_weights(curve.grid, curve.kept(count))).to(weight.device)

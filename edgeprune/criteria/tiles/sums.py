@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from edgeprune.tasks.task import Objective, Task
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 Grids = Mapping[str, TileGrid]
 """Name of a weight to how it is cut."""
+Kept = tuple[Bools, Bools]
+"""Which outputs and which inputs of a weight count, shapes [outputs] and [inputs]."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,31 @@ def over_tiles(grid: TileGrid, values: Floats) -> Floats:
     """
     rows = np.add.reduceat(values, grid.row_edges[:-1], axis=0)
     found: Floats = np.add.reduceat(rows, grid.column_edges[:-1], axis=1)
+    return found
+
+
+def over_kept(grid: TileGrid, values: Floats, rows: Bools, columns: Bools) -> Floats:
+    """Sum of each tile over some rows and columns of the weight alone; 0 where a tile has none of them.
+
+    Args:
+        grid: How the array is cut.
+        values: Shape [outputs, inputs].
+        rows: Which outputs count, shape [outputs].
+        columns: Which inputs count, shape [inputs].
+
+    Returns:
+        Shape [block rows, block columns].
+    """
+    one = _members(grid.row_edges, rows) @ values
+    found: Floats = one @ _members(grid.column_edges, columns).T
+    return found
+
+
+def _members(edges: Sequence[int], counting: Bools) -> Floats:
+    """1 where a position counts and lies in a block, shape [blocks, positions]."""
+    found = np.zeros((len(edges) - 1, edges[-1]))
+    for block, (begin, end) in enumerate(pairwise(edges)):
+        found[block, begin:end] = counting[begin:end]
     return found
 
 
@@ -136,41 +165,89 @@ def gradient_sums(model: nn.Module, grids: Grids, task: Task, *, batches: int = 
         ModelError: As `weight_sums`.
         TaskError: The loss has no gradient, gradients are not finite, or the task cannot be used.
     """
+    whole = {name: (_whole(grid),) for name, grid in grids.items()}
+    return {name: several[0] for name, several in narrow_sums(model, grids, task, whole, batches=batches).items()}
+
+
+def narrow_sums(
+    model: nn.Module, grids: Grids, task: Task, kept: Mapping[str, Sequence[Kept]], *, batches: int = 64
+) -> dict[str, tuple[TileSums, ...]]:
+    """`gradient_sums` over parts of the weights: what of each tile is left when channels go, at the dense model's gradients.
+
+    All parts of all weights come from the same passes.
+
+    Args:
+        model: The dense model.
+        grids: How its weights are cut.
+        task: Data and loss.
+        kept: Per weight any number of pairs: which outputs and which inputs count, shapes [outputs] and [inputs].
+        batches: Most training batches per objective.
+
+    Returns:
+        Per weight the sums of each of its pairs, in order.
+
+    Raises:
+        ConfigError: There are to be no batches.
+        ModelError: As `weight_sums`.
+        TaskError: As `gradient_sums`.
+    """
     if batches < 1:
         raise ConfigError(f"tiles must be scored on at least 1 batch, found batches={batches}.")
     plain, parameters = weight_sums(model, grids), tiled_weights(model, grids)
+    folds = {name: [_fold(grids[name], rows, columns) for rows, columns in pairs] for name, pairs in kept.items()}
+
+    def folded(name: str, product: Floats) -> list[Floats]:
+        return [fold(product) for fold in folds[name]]
+
     means = {name: torch.zeros(parameter.shape, dtype=torch.float64) for name, parameter in parameters.items()}
-    gates: dict[str, list[Floats]] = {name: [] for name in grids}
+    gates: dict[str, list[list[Floats]]] = {name: [] for name in grids}
     for objective in task.objectives:
-        own, totals = _passes(model, objective, parameters, grids, batches)
+        own, totals = _passes(model, objective, parameters, folded, batches)
         count = max(1, len(next(iter(own.values()))))
         for name in grids:
             means[name] += totals[name] * (objective.weight / count)
-            gates[name] += [values * np.sqrt(objective.weight / count) for values in own[name]]
+            gates[name] += [[part * np.sqrt(objective.weight / count) for part in parts] for parts in own[name]]
     found = {}
     for name, sums in plain.items():
-        grid = grids[name]
-        product = (means[name] * parameters[name].detach().double().cpu()).numpy()
-        every = np.stack(gates[name])
-        if not (np.isfinite(every).all() and np.isfinite(product).all()):
+        weight = parameters[name].detach().double().cpu()
+        product = (means[name] * weight).numpy()
+        every = [np.stack([parts[at] for parts in gates[name]]) for at in range(len(folds[name]))]
+        if not (all(np.isfinite(one).all() for one in every) and np.isfinite(product).all()):
             raise TaskError(f"gradients must be finite for the damage of tiles, found NaN or infinity in {name!r}.")
-        found[name] = TileSums(
-            grid,
-            sums.magnitudes,
-            sums.norms,
-            over_tiles(grid, np.abs(product)),
-            over_tiles(grid, product**2),
-            over_tiles(grid, product),
-            every,
+        found[name] = tuple(
+            replace(
+                sums,
+                magnitudes=fold(np.abs(weight.numpy())),
+                norms=fold(weight.numpy() ** 2),
+                products=fold(np.abs(product)),
+                squares=fold(product**2),
+                mean_gate=fold(product),
+                gates=one,
+            )
+            for fold, one in zip(folds[name], every, strict=True)
         )
     return found
 
 
+def _whole(grid: TileGrid) -> Kept:
+    return np.ones(grid.size[0], dtype=bool), np.ones(grid.size[1], dtype=bool)
+
+
+def _fold(grid: TileGrid, rows: Bools, columns: Bools) -> Callable[[Floats], Floats]:
+    if rows.all() and columns.all():
+        return lambda values: over_tiles(grid, values)
+    return lambda values: over_kept(grid, values, rows, columns)
+
+
 def _passes(
-    model: nn.Module, objective: Objective, parameters: Mapping[str, nn.Parameter], grids: Grids, batches: int
-) -> tuple[dict[str, list[Floats]], dict[str, torch.Tensor]]:
+    model: nn.Module,
+    objective: Objective,
+    parameters: Mapping[str, nn.Parameter],
+    folded: Callable[[str, Floats], list[Floats]],
+    batches: int,
+) -> tuple[dict[str, list[list[Floats]]], dict[str, torch.Tensor]]:
     """Per weight the derivatives by gates of each batch, and the sum of its gradients over the batches."""
-    gates: dict[str, list[Floats]] = {name: [] for name in parameters}
+    gates: dict[str, list[list[Floats]]] = {name: [] for name in parameters}
     totals = {name: torch.zeros(parameter.shape, dtype=torch.float64) for name, parameter in parameters.items()}
     for inputs, targets in labeled_batches(objective, "train", device_of(model), batches):
         with mode(model, training=False), differentiable(parameters), torch.enable_grad():
@@ -184,10 +261,10 @@ def _passes(
             )
         for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
             if gradient is None:  # the loss does not depend on this weight
-                gates[name].append(np.zeros(grids[name].shape))
+                gates[name].append(folded(name, np.zeros(tuple(parameter.shape))))
                 continue
             exact = gradient.double().cpu()
             totals[name] += exact
             product = exact * parameter.detach().double().cpu()
-            gates[name].append(over_tiles(grids[name], product.numpy()))
+            gates[name].append(folded(name, product.numpy()))
     return gates, totals

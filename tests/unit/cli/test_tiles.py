@@ -142,6 +142,25 @@ def test_from_a_trained_transformer_to_an_artifact_that_computes_the_same(folder
     )
 
 
+def test_tiles_and_channels_in_one_run(folder: Path, run: Run) -> None:
+    out = folder / "both"
+    given = ("--weights", str(folder / "weights.safetensors"), "--tiles", "8x16", "--channels", "--keep", "fc1")
+    answer = run(*prune(folder, *given, "--macs", "60%", "--epochs", "0", "--out", str(out)))
+    assert answer["share"] <= 0.6
+    record = PruningRecord.load(out)
+    assert record.options.channels
+    assert record.widths["fc1"] == (64, 64)
+    assert any(kept < size for kept, size in record.widths.values())
+    compiled = run("compile", str(out), "--out", str(out / "artifact"), "--dense", str(out / "dense"))
+    assert compiled["host_parity"]["max_abs"] < 1e-4
+    run("report", str(out))
+    assert "qkv head" in (out / "report.html").read_text(encoding="utf-8")
+    assert "which has no use for --soft-masking" in refused(
+        *prune(folder, *given, "--macs", "60%", "--out", str(folder / "never"), "--soft-masking", "1")
+    )
+    assert "--channels needs --tiles" in refused(*prune(folder, "--channels", "--macs", "60%", "--table", "none"))
+
+
 def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     tiles = ("--tiles", "8x16", "--macs", "50%", "--out", str(folder / "never"))
     assert "leaves channels as they are, found --keep, --soft-masking too" in refused(

@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 from edgeprune.deployment.golden import make_golden, positional
 from edgeprune.errors import InputError
+from edgeprune.graph.tracing import trace
+from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.plan import make_plan
+from edgeprune.surgery.program_module import ProgramModule
 
 
 class Scale(torch.nn.Module):
@@ -94,3 +98,24 @@ def test_example_inputs_may_be_a_dict_in_any_order():
     assert [float(value) for value in positional(Two(), {"right": two, "left": one})] == [1.0, 0.0]
     with pytest.raises(InputError, match="forward must take the example inputs"):
         positional(Two(), {"left": one, "middle": two})
+
+
+def test_they_may_be_a_dict_where_the_cut_model_is_its_program():
+    class Fixed(torch.nn.Module):
+        """Its forward cannot follow a cut: the size is written into it."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 16), torch.nn.Linear(16, 2)
+
+        def forward(self, left, right):
+            return self.second(self.first(left - right).view(-1, 16))
+
+    model = Fixed().eval()
+    graph = trace(model, {"right": torch.zeros(1, 4), "left": torch.ones(1, 4)})
+    cut = apply(model, make_plan(graph, {"first": tuple(range(8))}))
+    assert isinstance(cut, ProgramModule)
+    values = positional(cut, {"right": torch.zeros(1), "left": torch.ones(1)})
+    assert [float(value) for value in values] == [1.0, 0.0]
+    with pytest.raises(InputError, match="forward must be given left, right, found left, middle"):
+        positional(cut, {"left": torch.zeros(1), "middle": torch.zeros(1)})

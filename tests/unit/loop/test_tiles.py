@@ -20,6 +20,7 @@ from edgeprune.errors import (
     TableMismatchError,
     TableMissingError,
 )
+from edgeprune.loop.joint.choosing import Channels
 from edgeprune.loop.tile_aims import within_latency
 from edgeprune.loop.tile_costs import priced
 from edgeprune.loop.tile_refit import calibration_of
@@ -177,6 +178,25 @@ def test_a_latency_is_held_as_predicted_for_the_plan_as_a_whole(trained, task, l
     assert found.dense["embed.weight"] == "it is no larger than a tile"
     with pytest.raises(BudgetInfeasibleError, match=r"the predicted latency must be <= .* the fastest plan of tiles"):
         pruned(trained, task, lowered, "20%", predictor=predictor, tile=(32, 32), refit=False)
+
+
+def test_tiles_and_channels_share_a_latency(trained, task, lowered):
+    predictor = fitted_to("gemm", "layout", "elementwise")
+    found = pruned(
+        trained,
+        task,
+        lowered,
+        "90%",
+        predictor=predictor,
+        tile=(32, 32),
+        refit=False,
+        channels=Channels(turns=0),
+    )
+    assert found.predicted_ms <= 0.9 * found.dense_predicted_ms
+    assert found.predicted_ms == predictor.network_ms(lowered.of_plan(found.plan))
+    assert found.allocation.unit == "ms"
+    assert found.metrics_after["accuracy"] > 0.9
+    assert any("corrected by what the plan is predicted to take as a whole" in note for note in found.notes)
 
 
 class Curved:

@@ -44,3 +44,43 @@ def test_a_lost_board_does_not_take_the_model_along(board, lost_board_of):
     assert found.notes[-1] == (
         "The latency is unverified: it is not known, local could not measure it: the board must answer, found no route to it."
     )
+
+
+def test_what_the_board_says_corrects_the_next_plan(board):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 4)).eval()
+    data = [(torch.randn(8, 256), torch.randint(0, 4, (8,))) for _ in range(3)]
+    task = edgeprune.Task.single(
+        train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, _: float(outputs.mean()), name="mean"
+    )
+    example = torch.zeros(64, 256)
+    graph = edgeprune.trace(model, example)
+    lowered = edgeprune.lower(graph, model=model)
+    table = edgeprune.profile(model, example, board, minutes=0.03, graph=graph, kernel_graph=lowered)
+    found = edgeprune.prune_tiles(
+        model,
+        example,
+        "60%",
+        task,
+        board,
+        edgeprune.fit(table),
+        tile=(64, 64),
+        kernel_graph=lowered,
+        refit=False,
+        most_rounds=2,
+        measuring_rounds=3,
+    )
+    assert 1 <= len(found.rounds) <= 2
+    assert all(turn.measured.board == board.name for turn in found.rounds)
+    assert all(0 < turn.measured.ratio < 1 for turn in found.rounds)
+    taken = found.rounds[found.chosen]
+    kept = {name: layer.kept for name, layer in found.layers.items()}
+    assert kept == {name: taken.widths[name] for name in kept}
+    if len(found.rounds) == 2:
+        # Too slow there: aimed lower next; not used up: aimed higher.
+        first, second = found.rounds
+        assert first.widths != second.widths
+        assert first.aim_ms != second.aim_ms
+        assert any("2 plans were tried on the board" in note for note in found.notes)
+    assert found.measured is not None
