@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from multitask_problems import PROBLEMS, Problem, Samples, count, worst
+from multitask_problems import PROBLEMS, Problem, Samples, count, multiply_accumulates, worst
 from multitask_ways import OURS, SCRATCH, Cut, Setting, from_scratch, ways
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "multitask"
 VALIDATION, TEST, BATCH = 200, 500, 50
 RECOVERY, LEARNING_RATE = 1, 3e-3
 LIMIT = "25%"
-"""Of every task: in PAGCP before recovery, with a curve per task as unit; the table has metrics after it."""
+"""Of every task, where no other is given: in PAGCP before recovery, with a curve per task as unit. Metrics are those after it."""
 NEAR, TURNS = 0.02, 5
 """How near a measured share must be to the one that is asked for, and how often a cut is made anew for that."""
 
@@ -77,8 +77,9 @@ class Cells:
     def path(self, seed: int, share: float, way: str) -> Path:
         """Where a cell is kept."""
         it = self.arguments
-        name = f"{it.problem}-{it.size}-{it.width}-{seed}-{share:g}-{re.sub(r'[^A-Za-z0-9]+', '-', way)}.json"
-        return Path(it.results) / name
+        other = "" if it.limit == LIMIT else f"limit-{it.limit}-"
+        name = f"{it.problem}-{it.size}-{it.width}-{seed}-{share:g}-{other}{re.sub(r'[^A-Za-z0-9]+', '-', way)}.json"
+        return Path(it.results) / name.replace("%", "")
 
     def read(self, seed: int, share: float, way: str) -> dict[str, Any] | None:
         """A cell, or None."""
@@ -95,7 +96,7 @@ class Cells:
             DataLoader(Samples(self.problem, number, it.size, seed), batch_size=BATCH, shuffle=seed == 1)
             for number, seed in ((it.train, 1), (VALIDATION, 2), (TEST, 3))
         ]
-        task, test = (self.problem.task(loaders[0], held, LIMIT) for held in loaders[1:])
+        task, test = (self.problem.task(loaders[0], held, it.limit) for held in loaders[1:])
         settings: dict[int, Setting] = {}
         began = time.monotonic()
         with ExitStack() as stack:
@@ -104,7 +105,8 @@ class Cells:
                 if seed not in settings:
                     path = it.weights / f"{it.problem}-{it.size}-{it.width}-{it.train}-{it.epochs}-{seed}.safetensors"
                     model = dense(self.problem, it.width, seed, task, path, it.epochs or self.problem.epochs)
-                    settings = {seed: Setting(self.problem, it.size, model, task, predictor)}
+                    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                    settings = {seed: Setting(self.problem, it.size, model, task, predictor, folder)}
                     print(f"seed {seed}: {evaluate(model, test)}", flush=True)
                 row = self.cell(settings[seed], seed, share, way, test, board)
                 if row is None:
@@ -137,6 +139,8 @@ class Cells:
             "predicted_share": cut.share,
             "measured_share": measured,
             "parameters_share": count(cut.module) / count(setting.model),
+            "multiply_accumulates_share": multiply_accumulates(cut.module, setting.size)
+            / multiply_accumulates(setting.model, setting.size),
             "dense": evaluate(setting.model, test),
             "before_recovery": before,
             "pruned": evaluate(cut.module, test),
@@ -173,8 +177,8 @@ class Cells:
     def table(self) -> None:
         """Print what is there, per way its mean over the seeds, and what is missing."""
         names = list(self.problem.tasks)
-        print(f"| share | way | seed | predicted | measured | parameters | {' | '.join(names)} | worst | s |")
-        print("|---" * (len(names) + 8) + "|")
+        print(f"| share | way | seed | predicted | measured | parameters | MACs | {' | '.join(names)} | worst | s |")
+        print("|---" * (len(names) + 9) + "|")
         rows = {cell: self.read(*cell) for cell in self.wanted}
         for (seed, share, way), row in rows.items():
             if row is None:
@@ -184,9 +188,10 @@ class Cells:
                 continue
             figures = " | ".join(f"{row['dense'][name]:.4f} → {row['pruned'][name]:.4f}" for name in names)
             measured = "" if row.get("measured_share") is None else f"{row['measured_share']:.1%}"
+            macs = f"{row['multiply_accumulates_share']:.0%}" if "multiply_accumulates_share" in row else ""
             print(
                 f"| {share:.0%} | {way} | {seed} | {row['predicted_share']:.1%} | {measured} | {row['parameters_share']:.0%} | "
-                f"{figures} | {worst(self.problem, row['dense'], row['pruned']):.1%} | {row['seconds']:.0f} |"
+                f"{macs} | {figures} | {worst(self.problem, row['dense'], row['pruned']):.1%} | {row['seconds']:.0f} |"
             )
         for share in self.arguments.shares:
             for way in dict.fromkeys(way for _, _, way in self.wanted):
@@ -210,6 +215,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5], help="of the dense latency")
     parser.add_argument("--ways", nargs="+", help="all when not given")
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--limit", default=LIMIT, help="of every task")
     parser.add_argument("--size", type=int, default=64, help="pixels of an edge")
     parser.add_argument("--train", type=int, default=1000, help="scenes to train on")
     parser.add_argument("--epochs", type=int, help="of dense training; those of the problem when not given")

@@ -13,6 +13,7 @@ from multitask_scenes import SceneNet, scenes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgeprune.tasks.task import Objective, Task
 
@@ -126,6 +127,13 @@ PROBLEMS = {
 def count(module: nn.Module) -> int:
     """Parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_accumulates(module: nn.Module, size: int) -> float:
+    """Of one image, in convolutions and matrix products."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example(size))
+    return counter.get_total_flops() / 2
 
 
 def worst(problem: Problem, dense: dict[str, float], pruned: dict[str, float]) -> float:

@@ -42,6 +42,7 @@ class Setting:
         model: The dense network.
         task: With limits.
         predictor: Of latencies.
+        folder: Where the dense engine lies, for as long as it is used.
     """
 
     problem: Problem
@@ -49,21 +50,22 @@ class Setting:
     model: nn.Module
     task: Task
     predictor: Any
+    folder: Path
     graph: Any = field(init=False)
     kernels: Any = field(init=False)
 
     def __post_init__(self) -> None:
         graph = edgeprune.trace(self.model, example(self.size))
         object.__setattr__(self, "graph", graph)
-        object.__setattr__(self, "kernels", self._lowered(self.model, graph))
+        object.__setattr__(self, "kernels", self._lowered(self.model, graph, self.folder))
 
-    def _lowered(self, model: nn.Module, graph: Any) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            return edgeprune.lower(graph, model=model, device=self.predictor.table.target(), workdir=Path(folder))
+    def _lowered(self, model: nn.Module, graph: Any, folder: Path) -> Any:
+        return edgeprune.lower(graph, model=model, device=self.predictor.table.target(), workdir=folder)
 
     def share(self, module: nn.Module) -> float:
         """Predicted latency of another network, as a share of the dense one's."""
-        its = self._lowered(module, edgeprune.trace(module, example(self.size)))
+        with tempfile.TemporaryDirectory() as folder:
+            its = self._lowered(module, edgeprune.trace(module, example(self.size)), Path(folder))
         dense, found = (dense_latency(self.predictor, one).predicted_ms for one in (self.kernels, its))
         return found / dense
 

@@ -81,7 +81,8 @@ class LimitedSearch:
         self.layers = Layers(planner, compat=settings.compat)
         self.choices = self.layers.choices
         self.names = [one.name for one in self.task.objectives]
-        self.serves = self._served()
+        # Per decision, by its first group, the objectives that it matters to.
+        self.serves = served(self.task, planner.model, self.graph, self.choices)
         self.data = CalibrationData(
             self.task, device_of(self.model), settings.batches, settings.metric_batches, tuning.seed
         )
@@ -128,10 +129,6 @@ class LimitedSearch:
         if not self.layers.met(state.widths, aim_ms):
             return self._otherwise(state, proposal, validation)
         return self._found(state, scores, aim_ms, validation, rounds)
-
-    def _served(self) -> dict[str, frozenset[str]]:
-        """Per decision, by its first group, the objectives that it matters to."""
-        return served(self.task, self.planner.model, self.graph, self.choices)
 
     def _round(self, state: State, scores: Scores, aim_ms: float, number: int) -> State:
         """Cut each layer once, as far as it may; then give back what is not needed."""
