@@ -1,10 +1,13 @@
 """Rendered scenes of spheres and boxes on a slanted floor, with what a network should tell of each pixel.
 
 Deterministic, and made on the fly. An image shows up to four shapes by a z-buffer, lit by one lamp, in random colors with noise.
-Its targets are, per pixel, the class (floor, sphere, box), the depth in [0, 1], and the normal of the surface.
+Its targets are, per pixel, the class (floor, sphere, box), the depth in [0, 1], and the normal of the surface. Who wants shapes
+instead of pixels is told where each is, and which pixels show it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,27 @@ from torch import Tensor, nn
 CLASSES = 3
 SHAPES = 4
 _LAMP = torch.nn.functional.normalize(torch.tensor([-0.4, -0.6, 0.7]), dim=0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One of the shapes of every scene.
+
+    Attributes:
+        row: Of its center, in edges, shape (count,).
+        column: The same.
+        radius: Half of its extent.
+        sphere: Whether it is a sphere; otherwise a box.
+        away: How far it is.
+        pixels: How many pixels show it.
+    """
+
+    row: Tensor
+    column: Tensor
+    radius: Tensor
+    sphere: Tensor
+    away: Tensor
+    pixels: Tensor
 
 
 def scenes(count: int, size: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -26,6 +50,12 @@ def scenes(count: int, size: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]
         Images (count, 3, size, size), and by name ``"seg"`` (count, size, size) classes, ``"depth"`` (count, size, size) in
         [0, 1], ``"normals"`` (count, 3, size, size) of unit length.
     """
+    images, targets, _ = rendered(count, size, seed)
+    return images, targets
+
+
+def rendered(count: int, size: int, seed: int) -> tuple[Tensor, dict[str, Tensor], list[Shape]]:
+    """As `scenes`, and the shapes."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -38,7 +68,9 @@ def scenes(count: int, size: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]
     normals = floor[None, :, None, None].expand(count, 3, size, size).clone()
     seg = torch.zeros(count, size, size, dtype=torch.long)
     colors = 0.3 + 0.4 * uniform(count, 3, 1, 1).expand(count, 3, size, size)
-    for _ in range(SHAPES):
+    owner = torch.full((count, size, size), -1)
+    found = []
+    for number in range(SHAPES):
         row, column, away, there = (uniform(count, 1, 1) for _ in range(4))
         radius = 0.08 + 0.14 * uniform(count, 1, 1)
         sphere = uniform(count, 1, 1) < 0.5
@@ -55,10 +87,17 @@ def scenes(count: int, size: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]
         flat[:, 2] = 1.0
         normals = torch.where(seen[:, None], torch.where(sphere[:, None], round_, flat), normals)
         colors = torch.where(seen[:, None], color, colors)
+        owner = torch.where(seen, number, owner)
+        found.append((row, column, radius, sphere, away))
     normals = torch.nn.functional.normalize(normals, dim=1)
     light = 0.35 + 0.65 * torch.einsum("nchw,c->nhw", normals, _LAMP).clamp(min=0)
     images = colors * light[:, None] + 0.05 * torch.randn(count, 3, size, size, generator=generator)
-    return (images - 0.45) / 0.25, {"seg": seg, "depth": depth, "normals": normals}
+    targets = {"seg": seg, "depth": depth, "normals": normals}
+    shapes = [
+        Shape(*(one.flatten() for one in several), (owner == number).sum((1, 2)))
+        for number, several in enumerate(found)
+    ]
+    return (images - 0.45) / 0.25, targets, shapes
 
 
 class Block(nn.Module):

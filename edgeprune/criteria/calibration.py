@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Losses = Mapping[str, float]
 """By objective."""
+Recall = Callable[[Any, Callable[[], Any]], Any]
+"""Called with what is to be measured, JSON values, and what measures it; gives what was measured, then or now."""
 
 _LEAST_SLOPE = 1e-3
 """Of the median scale: what harmless removals cost, so that the order of widths stays."""
@@ -147,6 +149,7 @@ class DamageCalibration:
         model: nn.Module,
         task: Task,
         *,
+        recall: Recall | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, Calibrated]:
         """As `calibrate`, with curves of each objective on the scale of its own loss, without its weight.
@@ -161,6 +164,7 @@ class DamageCalibration:
             graph: Channel groups of the model.
             model: The dense model.
             task: Data and losses.
+            recall: Knows what was measured before an interruption.
             progress: Called with (measured, in all).
 
         Raises:
@@ -168,7 +172,7 @@ class DamageCalibration:
         """
         every = [curves[one.name] for one in task.objectives]
         masked = _Masked(self, model, graph, selected(graph, list(every[0])), scores, task)
-        dense, measured, _ = self._measured(every, masked, (), progress)
+        dense, measured, _ = self._measured(every, masked, (), progress, recall)
         found = {}
         for one in task.objectives:
             points = {
@@ -191,6 +195,7 @@ class DamageCalibration:
         masked: _Masked,
         branches: Sequence[ResidualBranch],
         progress: Callable[[int, int], None] | None,
+        recall: Recall | None = None,
     ) -> tuple[Losses, dict[str, list[tuple[int, Losses]]], dict[str, Losses]]:
         """Losses by objective: of the whole model, per group at each measured width, and without each branch by its lead."""
         wanted = {
@@ -202,7 +207,7 @@ class DamageCalibration:
         }
         total = len(wanted) + len(branches)
         started = time.monotonic()
-        dense = masked.losses()
+        dense = masked.losses() if recall is None else recall(["dense losses"], masked.losses)
         removals = {}
         for done, branch in enumerate(branches):
             removals[branch.lead] = masked.losses_without(branch)
@@ -217,8 +222,12 @@ class DamageCalibration:
             if self.seconds is not None and time.monotonic() - started > self.seconds:
                 _log.warning("damage was calibrated at %s of %s widths in %s s", done, len(wanted), self.seconds)
                 break
-            with masked.closed(group, width):
-                measured[name].append((width, masked.losses_behind(group)))
+
+            def losses(group: ChannelGroup = group, width: int = width) -> Losses:
+                with masked.closed(group, width):
+                    return masked.losses_behind(group)
+
+            measured[name].append((width, losses() if recall is None else recall(["losses", name, width], losses)))
             if progress is not None:
                 progress(len(branches) + done + 1, total)
         return dense, measured, removals

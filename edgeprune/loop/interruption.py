@@ -1,7 +1,7 @@
-"""What an interrupted run goes on from: all that it came to before it began to tune, and the tuning's last finished epoch.
+"""What an interrupted run goes on from: what its search has measured, or all that it came to before it began to tune.
 
-A folder of plan, cut model, state and checkpoint. Its state is written last and holds what the run was, so that a folder without
-it is none, and one of another run is not gone on with.
+A folder of state and search, or of plan, cut model, state and checkpoint of the last finished epoch. Its state is written last
+and holds what the run was, so that a folder without it is none, and one of another run is not gone on with.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     from edgeprune.loop.planning import Planner
     from edgeprune.recovery.distillation._base import Distillation
+    from edgeprune.recovery.generators import Generators
     from edgeprune.spec import Budget
 
 STATE_NAME = "state.json"
-_MODEL, _EPOCHS = "model", "epochs.safetensors"
-_OWN = (STATE_NAME, _MODEL, _EPOCHS)
+_MODEL, _EPOCHS, _SEARCH = "model", "epochs.safetensors", "search"
+_OWN = (STATE_NAME, _MODEL, _EPOCHS, _SEARCH)
 _SCHEMA = 2
 
 _log = logging.getLogger("edgeprune.loop")
@@ -73,7 +74,7 @@ class Interruption:
     """A folder for what an interrupted run goes on from.
 
     Attributes:
-        folder: It; made when tuning begins.
+        folder: It; made when searching or tuning begins.
         information: Kept beside the state, JSON values: what a caller needs to begin the same run again.
         sources: Hashes of what the run was made from and its model and settings do not show, such as the file of its task; by
             names that say in a message what is not the same.
@@ -130,6 +131,8 @@ class Interruption:
             return None, (
                 f"The interrupted run in {self.folder} was not gone on with: it differs in {', '.join(differs)}. It is replaced."
             )
+        if "plan" not in state:  # it was interrupted while it searched
+            return None, ""
         weights = self.folder / _MODEL / storage.WEIGHTS
         try:
             plan = PruningPlan.load(self.folder / _MODEL / storage.PLAN)
@@ -160,9 +163,42 @@ class Interruption:
             generators=state["generators"],
         ), ""
 
+    def searching(self, identity: Mapping[str, Any], generators: Generators) -> Path:
+        """A search begins, or goes on: everything random is put where it was when it began the first time.
+
+        Args:
+            identity: What the run is, JSON values.
+            generators: Everything random that the run draws from.
+
+        Returns:
+            Where the search keeps what it goes on from.
+
+        Raises:
+            ConfigError: The loaders bring more or fewer generators along than they did.
+        """
+        state = self.read()
+        whole = json.loads(json.dumps(self._whole(identity)))
+        if state is not None and "plan" not in state and state["identity"] == whole:
+            _log.info("going on with the interrupted search in %s", self.folder)
+            generators.restore(state["generators"])
+        else:
+            self.discard()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                "schema": _SCHEMA,
+                "identity": whole,
+                "information": dict(self.information),
+                "generators": generators.states(),
+            }
+            write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
+        return self.folder / _SEARCH
+
     def save(self, begun: Begun, identity: Mapping[str, Any]) -> None:
         """Keep what a run came to, in place of what was kept before."""
-        self.discard()
+        if "plan" in (self.read() or {"plan": ""}):
+            self.discard()
+        # A search stays what is gone on with until all of this is there.
+        shutil.rmtree(self.folder / _MODEL, ignore_errors=True)
         storage.save(begun.realized.module, self.folder / _MODEL, begun.plan)
         state = {
             "schema": _SCHEMA,
@@ -182,12 +218,14 @@ class Interruption:
             "generators": begun.generators,
         }
         write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
+        shutil.rmtree(self.folder / _SEARCH, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what is ours, and the folder when that was all; nothing is left to go on from."""
         # Without its state it is nothing, whatever interrupts the rest.
         (self.folder / STATE_NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / _MODEL, ignore_errors=True)
+        for own in (_MODEL, _SEARCH):
+            shutil.rmtree(self.folder / own, ignore_errors=True)
         if self.folder.is_dir():
             for entry in self.folder.iterdir():
                 if entry.is_file() and _is_ours(entry.name):

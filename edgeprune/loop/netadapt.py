@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,11 @@ class NetAdapt:
         """Whether weights change on the way."""
         return True
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from where it was interrupted: no."""
+        return False
+
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""
         return settings
@@ -147,6 +153,7 @@ class NetAdapt:
         *,
         fine_tuning: FineTuning | None = None,
         distill: Sequence[Distillation] = (),
+        checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Searched:
         """Narrow a copy of the planner's model until it keeps the latency that a plan aimed at.
@@ -156,6 +163,7 @@ class NetAdapt:
             proposal: Its plan, of which only the latency is taken.
             fine_tuning: How short tunings are done, but for their length; all of it is left for the cut model.
             distill: Losses on the outputs by which the dense model teaches.
+            checkpoint: Not read.
             progress: Called with (step, short tunings done, about how many there will be).
 
         Raises:

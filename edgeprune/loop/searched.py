@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Search(Protocol):
         """Whether weights change on the way."""
         ...
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from where it was interrupted."""
+        ...
+
     def require(self, planner: Planner, budget_ms: float) -> None:
         """Refuse what cannot be searched, before the long steps: nothing is scored for it.
 
@@ -56,6 +62,7 @@ class Search(Protocol):
         *,
         fine_tuning: FineTuning | None = None,
         distill: Sequence[Distillation] = (),
+        checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Searched:
         """Another plan for the latency that a plan aimed at, and the weights that it is for.
@@ -65,6 +72,7 @@ class Search(Protocol):
             proposal: Its plan.
             fine_tuning: How to train.
             distill: Losses on the outputs by which the dense model teaches.
+            checkpoint: Folder of its own for what an interrupted search goes on from, where it keeps anything (`resumes`).
             progress: Called with (step, done, in all).
         """
         ...

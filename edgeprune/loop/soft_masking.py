@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +121,11 @@ class SoftMasking:
         """Whether weights change on the way."""
         return True
 
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from where it was interrupted: no."""
+        return False
+
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model.
 
@@ -151,6 +157,7 @@ class SoftMasking:
         *,
         fine_tuning: FineTuning | None = None,
         distill: Sequence[Distillation] = (),
+        checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Searched:
         """Train a copy of the planner's model under masks until it keeps the latency that a plan aimed at.
@@ -163,6 +170,7 @@ class SoftMasking:
             proposal: Its plan, which fixes the target and the branches that go.
             fine_tuning: Of which `epochs` are trained here.
             distill: Losses on the outputs by which the dense model teaches.
+            checkpoint: Not read.
             progress: Called with (step, done, in all).
 
         Raises:

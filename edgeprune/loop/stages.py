@@ -143,10 +143,11 @@ class Stages:
             taken = self._taken_again(begun)
         else:
             metrics_before = {}
+            search = self._search_folder(identity)
             if self._task is not None:
                 metrics_before = evaluate(self._model, self._task)
                 self._task.require_kept_by(metrics_before)
-            taken = self._taken()
+            taken = self._taken(search)
         unchanged = taken.proposal.plan.widths() == self._planner.graph.widths()
         realized = (
             Realized(copy.deepcopy(self._model), 0.0, ())
@@ -194,6 +195,13 @@ class Stages:
             _log.warning("%s", replaced)
         return begun, replaced
 
+    def _search_folder(self, identity: Mapping[str, Any]) -> Path | None:
+        """Where a search keeps what it goes on from; asked for before anything is drawn."""
+        kept, search = self._interruption, self._searches
+        if kept is None or search is None or self._task is None or not search.resumes or self._dense_suffices:
+            return None
+        return kept.searching(identity, Generators.of(self._task, device_of(self._model)))
+
     def _taken_again(self, begun: Begun) -> _Taken:
         """The plan of an interrupted run."""
         assert self._interruption is not None
@@ -207,7 +215,7 @@ class Stages:
             closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
         return _Taken(self._planner, proposal, closed, begun=begun)
 
-    def _taken(self) -> _Taken:
+    def _taken(self, search: Path | None) -> _Taken:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
         settings, planner, earlier = self._settings, self._planner, self._earlier
         settle_ms = None
@@ -228,6 +236,7 @@ class Stages:
                 proposal,
                 fine_tuning=settings.fine_tuning,
                 distill=[one for one in settings.distillations if one.reads == "outputs"],
+                checkpoint=search,
                 progress=self._progress,
             )
             planner, proposal = searched.planner, searched.proposal

@@ -190,22 +190,51 @@ class ProgramModule(nn.Module):
             values |= {name: self._tensor(target) for name, target in self._tensors.items()}
         return pytree.tree_unflatten([resolved(item, values) for item in self._outputs], self._frame.outputs)
 
-    def same_until(self, other: ProgramModule) -> int:
-        """How many of the first operations compute the same in another module: equal ones, with equal tensors."""
+    def again(
+        self, values: Mapping[str, Any], operations: Collection[str], kept: Collection[str] = ()
+    ) -> tuple[Any, dict[str, Any]]:
+        """Run only some operations, on values of the others that are known.
+
+        Args:
+            values: What those operations, and the outputs, need of inputs and of operations that are not run, by name; it stays
+                as it is where no operation works in place (`works_in_place`).
+            operations: Which.
+            kept: Values that are given back.
+
+        Returns:
+            What the model returns, and the values that were asked for, as far as they were computed.
+        """
+        found = dict(values)
+        self._run(found, [step for step in self._steps if step.name in operations], kept)
+        for name, target in self._tensors.items():  # outputs may be tensors of the model
+            found[name] = self._tensor(target)
+        outputs = pytree.tree_unflatten([resolved(item, found) for item in self._outputs], self._frame.outputs)
+        return outputs, {name: found[name] for name in kept if name in operations}
+
+    def differing(self, other: ProgramModule) -> frozenset[str] | None:
+        """Names of the operations that are others in another module, or have other tensors; None where names are not the same."""
+        pairs = list(zip(self.program["nodes"], other.program["nodes"], strict=False))
+        alike = len(self._steps) == len(other._steps) and all(own["name"] == its["name"] for own, its in pairs)
+        if not alike:
+            return None
+        same = self._compared(other)
+        return frozenset(
+            own["name"]
+            for own, its in pairs
+            if own != its or not all(same(name) for name in names_in(own["args"]) if name in self._tensors)
+        )
+
+    def _compared(self, other: ProgramModule) -> Callable[[str], bool]:
+        """Whether a tensor is the same in another module, by its name in the program; each is compared once."""
         compared: dict[str, bool] = {}
 
-        def same_tensor(name: str) -> bool:
+        def same(name: str) -> bool:
             if name not in compared:
                 one, two = self._tensor(self._tensors[name]), other._tensor(other._tensors[name])
                 compared[name] = one is two or (one.shape == two.shape and torch.equal(one, two))
             return compared[name]
 
-        pairs = zip(self.program["nodes"], other.program["nodes"], strict=False)
-        for place, (own, another) in enumerate(pairs):
-            tensors = [name for name in names_in(own["args"]) if name in self._tensors]
-            if own != another or not all(same_tensor(name) for name in tensors):
-                return place
-        return min(len(self._steps), len(other._steps))
+        return same
 
     @property
     def works_in_place(self) -> bool:

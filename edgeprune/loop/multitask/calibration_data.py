@@ -57,6 +57,8 @@ class CalibrationData:
                         "losses and one for metrics, found one.",
                         hint="a smaller batch size",
                     )
+                # A last batch that is smaller comes anywhere.
+                read = [read[place] for place in torch.randperm(len(read), generator=generator).tolist()]
                 mixed = _mixed(read, generator)
                 if mixed is not None:
                     shuffled |= {one.name for one in together}

@@ -5,9 +5,8 @@ bound, a gambler who bets before each sample on its being above what is left of 
 has grown by ``1 / alpha`` all the same, the hypothesis is given up. By Ville's inequality that happens wrongly with probability
 `alpha` at most, over all the times at which one may look.
 
-That is exact for values that do not depend on the order. Where batch norms normalize by the batch, samples of one batch go up and
-down together, and it is approximate: with a common part of a batch that deviates by half as much as its samples do, in a
-simulation of four batches at the bound, an `alpha` of 1 % stopped wrongly in about 5 % of cases, by a fourth as much in none.
+It holds for values that are what they are whatever the order; what goes up and down together must be one value. So samples of a
+batch that batch norms normalize are none, and whole batches are (`edgeprune.loop.multitask.stops`).
 
 Source: I. Waudby-Smith, A. Ramdas, "Estimating means of bounded random variables by betting", JRSSB 86(1), 2024: the capital
 process without replacement (section 5), with the predictable plug-in bets of the empirical-Bernstein kind.

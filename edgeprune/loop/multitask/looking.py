@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgeprune.criteria.batch_statistics import by_batch
 from edgeprune.errors import TaskError
-from edgeprune.loop.multitask.early_stopping import MeanAbove
+from edgeprune.loop.multitask.beside import MOST_BYTES, Beside, Cut
+from edgeprune.loop.multitask.journal import Journal
+from edgeprune.loop.multitask.look import Kept, Look, named
+from edgeprune.loop.multitask.samples import losses_by_sample
+from edgeprune.loop.multitask.stops import Stops, Units
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
-from edgeprune.tasks.batches import (
-    call,
-    device_of,
-    labeled_samples,
-    loss_of,
-    mode,
-    objective_batches,
-    sample_count,
-    sharing,
-)
+from edgeprune.tasks.batches import call, labeled_samples, loss_of, mode, sample_count, sharing
 from edgeprune.tasks.task import Objective, Task
 
 if TYPE_CHECKING:
@@ -36,83 +33,50 @@ if TYPE_CHECKING:
     from edgeprune.surgery.plan import PruningPlan
     from edgeprune.surgery.program_module import ProgramModule
 
-Kept = Mapping[str, tuple[int, ...]]
-"""Group name to the units that stay, for every group."""
-
-_SAME = 1e-3
-"""Relative difference between the loss of a batch and the mean of those of its samples, up to which the two are one."""
-_MOST_BYTES = 2**30
-"""Activations that are kept at most."""
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Losses of a cut model.
-
-    Attributes:
-        losses: By objective, averaged over samples with labels; where it was stopped, over those that were looked at.
-        stopped: Whether one of them is above its bound, as could be told before all samples were looked at.
-    """
-
-    losses: dict[str, float]
-    stopped: bool = False
-
-
-@dataclass
-class Beside:
-    """A cut model, and its activations before the first operation in which others differ from it.
-
-    Attributes:
-        module: The model.
-        count: Of operations up to there; None while none was compared with it.
-        values: By batch; what is not there was too large to keep.
-    """
-
-    module: ProgramModule
-    count: int | None = None
-    values: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
-    size_bytes: int = 0
-
-    def compared(self, other: ProgramModule) -> None:
-        """Another one is to be looked at."""
-        if self.module.works_in_place:
-            self.count = 0
-            return
-        same = self.module.same_until(other)
-        if self.count is None or same < self.count:
-            self.count, self.values, self.size_bytes = same, {}, 0
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """What stops are told by: the losses of the samples of a model that was looked at whole.
-
-    Attributes:
-        samples: By objective, in the order of its batches.
-    """
-
-    samples: Mapping[str, list[list[float]]]
-
 
 class Looking:
     """Looks at a model with some units cut.
 
     Args:
-        model: Its weights; they may change between looks.
+        model: Its weights; they may change between looks (`begin` after that).
         graph: Its channel groups.
         data: The batches.
         batch_statistics: Whether batch norms normalize by the batch, as if their statistics had been estimated anew after each
             cut; running ones describe what is no longer there.
+        journal: Tells what was measured before an interruption.
+        seed: Of the order in which batches are looked at.
 
     Attributes:
         looks: How many cut models were looked at.
         multiply_accumulates: What all looks took, and what was computed for them (convolutions and matrix products).
         stops: How many looks were stopped.
+        state: The model that others are looked at beside, looked at whole.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, data: CalibrationData, *, batch_statistics: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        data: CalibrationData,
+        *,
+        batch_statistics: bool,
+        journal: Journal | None = None,
+        seed: int = 0,
+    ) -> None:
         self._model, self._graph, self._data, self._by_batch = model, graph, data, batch_statistics
-        self._reference = _Reference({})
+        self._journal = Journal(None, {}) if journal is None else journal
+        self._random = random.Random(seed)
+        self._order: list[int] = []
+        self._groups = [(several, list(several[0].train)) for several in sharing(data.losses.objectives, "train")]
+        self.batches = max(len(batches) for _, batches in self._groups)
+        self.reorder()
+        normed = any(isinstance(one, _BatchNorm) and one.track_running_stats for one in model.modules())
+        # Where batch norms normalize by the batch, its samples go up and down together.
+        self._units: Units = "batches" if batch_statistics and normed else "samples"
+        self._beside: Beside | None = None
+        self._around: tuple[Kept, ...] = ()
+        self._metrics: dict[str, dict[str, float]] = {}
+        self.state: Look | None = None
         self.looks = self.stops = 0
         self.multiply_accumulates = 0.0
 
@@ -131,166 +95,212 @@ class Looking:
         """
         return cut_program(self._model, self.plan(kept)).eval()
 
-    def losses(self, kept: Kept, objectives: Iterable[str] | None = None) -> dict[str, float]:
-        """Loss per objective on the first part, averaged over samples with labels.
+    def reorder(self) -> None:
+        """Draw the order in which batches are looked at from here on: what was looked at before tells nothing of it."""
+        self._order = self._random.sample(range(self.batches), self.batches)
+
+    def begin(self, kept: Kept, others: Sequence[Kept], *, stops: bool) -> Look:
+        """Look at a model whole; others are looked at beside it from now on, until `take`.
 
         Args:
-            kept: The units that stay.
-            objectives: Of which; all when None.
+            kept: Its units.
+            others: Some of the others: what they have in common with it is kept. None: nothing is.
+            stops: Whether looks may be stopped.
+        """
+        self._beside, self._around, self._metrics = None, tuple(others), {}
+        self.state = Look(kept, {}, {}, {})  # there, so that its values are kept
+        found = self.look(kept, every=True, samples=stops)
+        self.state = found
+        return found
+
+    def take(self, look: Look) -> None:
+        """A model that was looked at whole takes the place of the one that others are looked at beside."""
+        assert self.state is not None
+        if self._beside is not None and isinstance(look.cut, Cut):
+            self._beside.take(look.cut)
+        else:
+            self._beside = None
+        # What an objective does not depend on has not changed it.
+        parts = (
+            {**before, **after}
+            for before, after in (
+                (self.state.sums, look.sums),
+                (self.state.counts, look.counts),
+                (self.state.samples, look.samples),
+            )
+        )
+        sums, counts, samples = parts
+        self.state = Look(look.kept, sums, counts, samples, look.places)  # type: ignore[arg-type]
+
+    def losses(self, kept: Kept) -> dict[str, float]:
+        """Loss per objective on the first part, averaged over samples with labels.
 
         Raises:
             TaskError: A loss cannot be used, or no sample has labels.
         """
-        return self.look(kept, objectives).losses
+        return self.look(kept).losses
 
     def look(
         self,
         kept: Kept,
         objectives: Iterable[str] | None = None,
         *,
-        beside: Beside | None = None,
+        batches: int | None = None,
+        earlier: Look | None = None,
+        every: bool = False,
+        samples: bool = False,
         most: Mapping[str, float] | None = None,
         alpha: float = 0.0,
-    ) -> Looked:
-        """As `losses`, for less.
+    ) -> Look:
+        """Look at a cut model.
 
         Args:
             kept: The units that stay.
             objectives: Of which; all when None.
-            beside: A model that is cut alike but for some layers: what lies before them is computed once.
+            batches: At how many of its batches; at all when None.
+            earlier: What was seen of it already, which is gone on with.
+            every: Whether it is the model that others are looked at beside.
+            samples: Whether losses of single samples are needed.
             most: Bounds of losses: where one is exceeded, as far as can be told by the batches so far, the others are left out.
             alpha: How likely that may be told wrongly, at most.
+
+        Raises:
+            TaskError: A loss cannot be used, or no sample has labels.
         """
-        self.looks += 1
-        module = self.cut(kept)
-        if beside is not None:
-            beside.compared(module)
-        found = self._looked(module, self._chosen(objectives), beside, most or {}, alpha)
+        chosen = None if objectives is None else sorted(objectives)
+        self.looks += earlier is None
+        asked = [one for one in self._data.losses.objectives if chosen is None or one.name in chosen]
+        found = earlier or Look.nothing(kept, [one.name for one in asked], self.batches)
+        until = batches or self.batches
+        order = self._order[len(found.places) : until]
+        request = ["look", named(kept), chosen, order, sorted((most or {}).items()), alpha, samples]
+
+        def measure() -> list[Any]:
+            if found.cut is None:
+                found.cut = self._runnable(kept, own=every)
+            self._look(found, asked, order, most or {}, alpha, samples=samples)
+            return [found.sums, found.counts, found.samples, found.places, found.stopped]
+
+        found.sums, found.counts, found.samples, found.places, found.stopped = self._recalled(request, measure)
         self.stops += found.stopped
+        if until == self.batches and not found.stopped:
+            for name, counts in found.counts.items():
+                if not sum(counts):
+                    raise TaskError(
+                        f"the training batches that a search reads must have labels for objective {name!r}, found none.",
+                        hint="more batches: Pagcp(batches=...)",
+                    )
         return found
 
-    def losses_of(self, module: nn.Module, objectives: Iterable[str] | None = None) -> dict[str, float]:
-        """As `losses`, of a model that is cut already."""
-        return self._looked(module, self._chosen(objectives), None, {}, 0.0).losses
+    def metrics(self, kept: Kept, look: Look | None = None) -> dict[str, float]:
+        """Metric per objective of a cut model on the second part.
 
-    def refer(self, kept: Kept) -> None:
-        """Stops are told by the differences from this model, sample by sample; until then no look is stopped.
-
-        Objectives whose samples are in no random order, or whose loss of a batch is not the mean of those of its samples, or
-        below 0, never stop one.
+        Args:
+            kept: Its units.
+            look: What was seen of it, where it was looked at.
         """
-        module, samples = self.cut(kept), dict[str, list[list[float]]]()
-        eligible = [one for one in self._data.losses.objectives if one.name in self._data.shuffled]
-        odd: set[str] = set()
-        with self._ready(module):
-            for together in sharing(eligible, "train"):
-                for inputs, targets in objective_batches(together[0], "train", device_of(module)):
-                    with self._counted():
-                        outputs = call(module, inputs)
-                    for one in together:
-                        own = _by_sample(one, outputs, targets, sample_count(inputs))
-                        if own is None:
-                            odd.add(one.name)
-                        else:
-                            samples.setdefault(one.name, []).append(own)
-        self._reference = _Reference({name: found for name, found in samples.items() if name not in odd})
+        name = named(kept)
+        if name not in self._metrics:
 
-    def metrics(self, module: nn.Module) -> dict[str, float]:
-        """Metric per objective of a cut model on the second part."""
+            def measure() -> dict[str, float]:
+                own = self.state is not None and self.state.kept == kept
+                module = look.cut if look is not None else None
+                return self.metrics_of(module if module is not None else self._runnable(kept, own=own))
+
+            self._metrics[name] = self._recalled(["metrics", name], measure)
+        return self._metrics[name]
+
+    def metrics_of(self, module: nn.Module) -> dict[str, float]:
+        """As `metrics`, of a model that is cut already."""
         with self._norms(module), self._counted():
             return evaluate(module, self._data.metrics)
 
-    def first_metrics(self, module: nn.Module) -> dict[str, float]:
-        """The same on the first part."""
-        first = Task(tuple(replace(one, validation=one.train) for one in self._data.losses.objectives))
-        with self._norms(module), self._counted():
-            return evaluate(module, first)
+    def first_metrics(self, kept: Kept) -> dict[str, float]:
+        """Metric per objective of a cut model on the first part."""
+        return dict(self._recalled(["first metrics", named(kept)], lambda: self._first_metrics(self.cut(kept))))
 
     def pairs(self, kept: Kept) -> tuple[dict[str, float], dict[str, float]]:
         """Loss and metric per objective, both on the first part: how they go together."""
         self.looks += 1
-        # Both from the same outputs.
-        module = _Remembering(self.cut(kept))
-        return self.losses_of(module), self.first_metrics(module)
 
-    def _chosen(self, objectives: Iterable[str] | None) -> list[Objective]:
-        wanted = None if objectives is None else set(objectives)
-        return [one for one in self._data.losses.objectives if wanted is None or one.name in wanted]
+        def measure() -> list[dict[str, float]]:
+            # Both from the same outputs.
+            own = self.state is not None and self.state.kept == kept
+            module = _Remembering(self._runnable(kept, own=True) if own else self.cut(kept))
+            asked = self._data.losses.objectives
+            found = Look.nothing(kept, [one.name for one in asked], self.batches)
+            found.cut = module
+            self._look(found, asked, range(self.batches), {}, 0.0, samples=False)
+            return [found.losses, self._first_metrics(module)]
 
-    def _looked(
+        losses, metrics = self._recalled(["pairs", named(kept)], measure)
+        return losses, metrics
+
+    def _first_metrics(self, module: nn.Module) -> dict[str, float]:
+        first = Task(tuple(replace(one, validation=one.train) for one in self._data.losses.objectives))
+        with self._norms(module), self._counted():
+            return evaluate(module, first)
+
+    def _recalled(self, request: Any, measure: Callable[[], Any]) -> Any:
+        """From the journal, with what it took."""
+
+        def counted() -> list[Any]:
+            before = self.multiply_accumulates
+            value = measure()
+            took, self.multiply_accumulates = self.multiply_accumulates - before, before
+            return [value, took]
+
+        value, took = self._journal.recall(request, counted)
+        self.multiply_accumulates += took
+        return value
+
+    def _runnable(self, kept: Kept, *, own: bool) -> nn.Module:
+        """A cut model; where there is one that it can be computed beside, so that it takes as little as possible."""
+        if self.state is None or not self._around:
+            return self.cut(kept)
+        if self._beside is None:
+            module = self.cut(self.state.kept)
+            if module.works_in_place:
+                self._around = ()
+                return self.cut(kept)
+            self._beside = Beside(module, (self.cut(one) for one in self._around), self._ready, MOST_BYTES)
+        return self._beside.model(self._beside.module if own else self.cut(kept))
+
+    def _look(
         self,
-        module: nn.Module,
+        found: Look,
         objectives: Sequence[Objective],
-        beside: Beside | None,
+        order: Iterable[int],
         most: Mapping[str, float],
         alpha: float,
-    ) -> Looked:
-        sums = {one.name: 0.0 for one in objectives}
-        counts = {one.name: 0 for one in objectives}
-        tests = self._tests(most, alpha)
-        stopped = False
-        with self._ready(module):
-            for together in sharing(objectives, "train"):
-                batches = list(objective_batches(together[0], "train", device_of(module)))
-                for number, (inputs, targets) in enumerate(batches):
-                    outputs = self._outputs(module, inputs, beside, (id(together[0].train), number))
+        *,
+        samples: bool,
+    ) -> None:
+        assert found.cut is not None
+        stops = Stops(None if alpha <= 0 else self.state, found, most, alpha, self._units)
+        names = {one.name for one in objectives}
+        with self._ready(found.cut):
+            for place in order:
+                for several, batches in self._groups:
+                    together = [one for one in several if one.name in names]
+                    if not together or place >= len(batches):
+                        continue
+                    inputs, targets = batches[place]
+                    with self._counted():
+                        outputs = call(found.cut, inputs)
                     count = sample_count(inputs)
                     for one in together:
                         own = labeled_samples(one, outputs, targets, count)[2]
-                        if own:
-                            sums[one.name] += own * float(loss_of(one, outputs, targets))
-                            counts[one.name] += own
-                        if one.name in tests and number + 1 < len(batches):
-                            stopped |= self._exceeds(tests, one, number, outputs, targets, count)
-                    if stopped:
-                        means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-                        return Looked(means, stopped=True)
-        for name, count in counts.items():
-            if not count:
-                raise TaskError(
-                    f"the training batches that a search reads must have labels for objective {name!r}, found none.",
-                    hint="more batches: Pagcp(batches=...)",
-                )
-        return Looked({name: total / counts[name] for name, total in sums.items()})
-
-    def _tests(self, most: Mapping[str, float], alpha: float) -> dict[str, MeanAbove]:
-        """Per objective whether its mean difference from the reference is above what its bound leaves."""
-        known = {name: found for name, found in self._reference.samples.items() if name in most and any(found)}
-        tests = {}
-        for name, batches in known.items() if alpha > 0 else ():
-            values = [value for batch in batches for value in batch]
-            room = most[name] - sum(values) / len(values)
-            # No loss is below 0, so none falls by more than it was.
-            tests[name] = MeanAbove(len(values), room, -max(values), alpha / len(known))
-        return tests
-
-    def _exceeds(
-        self, tests: dict[str, MeanAbove], one: Objective, number: int, outputs: Any, targets: Any, count: int
-    ) -> bool:
-        found, before = _by_sample(one, outputs, targets, count), self._reference.samples[one.name][number]
-        if found is None or len(found) != len(before):
-            del tests[one.name]
-            return False
-        return tests[one.name].add(value - base for value, base in zip(found, before, strict=True))
-
-    def _outputs(self, module: nn.Module, inputs: Any, beside: Beside | None, batch: tuple[int, int]) -> Any:
-        """What a model returns for a batch; what lies before its first difference from another one comes from there."""
-        if beside is None or not beside.count:
-            with self._counted():
-                return call(module, inputs)
-        begun = beside.values.get(batch)
-        if begun is None:
-            args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-            args = args if isinstance(args, tuple | list) else (args,)
-            with self._ready(beside.module), self._counted():
-                begun = beside.module.begun(beside.count, *args, **kwargs)
-            held = [leaf for leaf in pytree.tree_leaves(begun) if isinstance(leaf, torch.Tensor)]
-            size_bytes = sum(leaf.numel() * leaf.element_size() for leaf in held)
-            if beside.size_bytes + size_bytes <= _MOST_BYTES:
-                beside.values[batch] = begun
-                beside.size_bytes += size_bytes
-        with self._counted():
-            return module.finished(begun, beside.count)  # type: ignore[operator]
+                        found.counts[one.name][place] = own
+                        found.sums[one.name][place] = own * float(loss_of(one, outputs, targets)) if own else 0.0
+                        apart = self._units == "samples" and one.name in self._data.shuffled
+                        if apart and (samples or one.name in stops.names):
+                            found.samples[one.name][place] = losses_by_sample(one, outputs, targets, count)
+                        stops.add(one.name, place)
+                found.places.append(place)
+                if len(found.places) < self.batches and stops.certain:
+                    found.stopped = True
+                    return
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -325,20 +335,3 @@ class _Remembering(nn.Module):
         if batch not in self._known:
             self._known[batch] = self.model(*args, **kwargs)
         return self._known[batch]
-
-
-def _by_sample(one: Objective, outputs: Any, targets: Any, count: int) -> list[float] | None:
-    """The loss of each sample that has labels; None where the loss of the batch is not their mean, or one is below 0."""
-    found = []
-    for place in range(count):
-
-        def only(leaf: torch.Tensor, place: int = place) -> torch.Tensor:
-            return leaf[place : place + 1] if leaf.ndim and len(leaf) == count else leaf
-
-        own, wanted = (pytree.tree_map_only(torch.Tensor, only, tree) for tree in (outputs, targets))
-        if labeled_samples(one, own, wanted, 1)[2]:
-            found.append(float(loss_of(one, own, wanted)))
-    if not found:
-        return found
-    whole, mean = float(loss_of(one, outputs, targets)), sum(found) / len(found)
-    return found if min(found) >= 0 and abs(whole - mean) <= _SAME * max(abs(whole), abs(mean)) else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import ConfigError
@@ -48,12 +49,12 @@ class Pagcp:
             None: twice what each layer might add if all might add the same; 6 % with `compat`.
         epsilon: Added to losses before they are divided, as a share of what the limit lets them grow by, so that a dense loss
             near 0 does not make every ratio large.
-        bisect: Whether the narrowest width that is allowed is found by bisection, as if losses grew from width to width;
-            otherwise widths are tried one after another until one is not allowed.
+        bisect: Whether the narrowest width that is allowed is looked for where one batch says that it is, as if losses grew from
+            width to width; otherwise widths are tried one after another until one is not allowed.
         early_stop: How likely a width may be given up wrongly before all samples were looked at, per decision (for all
-            objectives together); 0: all are always looked at. Widths that are committed are looked at whole. Approximate with
-            batch norms, which make the samples of a batch depend on each other (`edgeprune.loop.multitask.early_stopping`).
-        cached: Whether what lies before a layer is computed once for all widths of it.
+            objectives together); 0: all are always looked at. Widths that are committed are looked at whole. With batch norms it
+            takes about eight `batches` to stop before what is certain (`edgeprune.loop.multitask.stops`).
+        cached: Whether only what differs from the model that was cut so far is computed.
         compat: The published method: FLOPs as cost and for the filter, widths in steps of 5 %, L1 norms, running batch-norm
             statistics, one global tolerance of all losses, no limits needed.
         tolerance: With `compat`: what all layers together may multiply a loss by.
@@ -92,6 +93,11 @@ class Pagcp:
     def trains(self) -> bool:
         """Whether weights change on the way."""
         return self.rounds > 1 and self.tuning_steps > 0
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from where it was interrupted."""
+        return True
 
     def require(self, planner: Planner, budget_ms: float) -> None:
         """Refuse what cannot be searched.
@@ -139,6 +145,7 @@ class Pagcp:
         *,
         fine_tuning: FineTuning | None = None,
         distill: Sequence[Distillation] = (),
+        checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Searched:
         """Narrow the layers of the planner's model under the limits of its task until it keeps a latency.
@@ -148,6 +155,8 @@ class Pagcp:
             proposal: A plan that keeps the latency without regard to limits.
             fine_tuning: How the model is tuned between rounds, but for the length; all of it is left for the cut model.
             distill: Losses on the outputs by which the dense model teaches between rounds.
+            checkpoint: Folder of its own for what an interrupted search goes on from: the same call on the same data then comes
+                to the same plan and weights, and measures only what is missing.
             progress: Called with (step, layers done, in all).
 
         Raises:
@@ -164,4 +173,5 @@ class Pagcp:
         tuning = replace(
             settings, epochs=max(1, self.tuning_steps), steps=self.tuning_steps, select_best=False, ema=None
         )
-        return LimitedSearch(self, planner, tuning, distill=distill, progress=progress).run(proposal)
+        search = LimitedSearch(self, planner, tuning, distill=distill, checkpoint=checkpoint, progress=progress)
+        return search.run(proposal)

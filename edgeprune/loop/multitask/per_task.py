@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.allocation.exact import Exact
@@ -56,6 +57,11 @@ class PerTask:
     def trains(self) -> bool:
         """Whether weights change on the way: no."""
         return False
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on from where it was interrupted."""
+        return True
 
     def require(self, planner: Planner, budget_ms: float) -> None:
         """Refuse what cannot be done.
@@ -110,6 +116,7 @@ class PerTask:
         *,
         fine_tuning: FineTuning | None = None,
         distill: Sequence[Distillation] = (),
+        checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Searched:
         """Another plan for the latency that a plan aimed at.
@@ -119,6 +126,7 @@ class PerTask:
             proposal: Its plan by the damage of all objectives together.
             fine_tuning: Its seed orders the batches; nothing is tuned.
             distill: Not read.
+            checkpoint: Folder of its own for what an interrupted search goes on from: what was measured is not measured again.
             progress: Called with (step, done, in all).
 
         Raises:
@@ -132,4 +140,4 @@ class PerTask:
 
         self.require(planner, proposal.aim_ms)
         seed = 0 if fine_tuning is None else fine_tuning.seed
-        return Weighing(self, planner, seed=seed, progress=progress).run(proposal)
+        return Weighing(self, planner, seed=seed, checkpoint=checkpoint, progress=progress).run(proposal)

@@ -49,6 +49,11 @@ class Rooms:
         self._of_pairs: dict[str, float] = {}
         self._rooms: dict[str, _Room] = {}
 
+    @property
+    def limited(self) -> bool:
+        """Whether an objective has a limit."""
+        return bool(self._limited)
+
     def fit(self, losses: Losses, pairs: Sequence[tuple[Losses, Metrics]]) -> None:
         """Find the loss that each limit allows.
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from edgeprune.allocation._base import rounded_up_ms, unproven
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.multitask.calibration_data import CalibrationData
-from edgeprune.loop.multitask.commits import Commit, State, last_good
+from edgeprune.loop.multitask.commits import Commit, State
+from edgeprune.loop.multitask.journal import Journal, identity_of_search
 from edgeprune.loop.multitask.layers import Layers, energy_limit, evenly_cut, narrowed
-from edgeprune.loop.multitask.looking import Beside, Looking
+from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.magnitudes import mean_magnitudes
+from edgeprune.loop.multitask.narrowing import Narrowing
 from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import Tolerances, tolerances
@@ -28,6 +31,7 @@ from edgeprune.loop.searched import Searched
 from edgeprune.loop.serving import served
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.generators import Generators
 from edgeprune.tasks.batches import device_of
 from edgeprune.tasks.task import Task
 
@@ -52,6 +56,7 @@ class LimitedSearch:
         planner: Of the dense model, with a task.
         tuning: How the model is tuned between rounds.
         distill: Losses on the outputs by which the dense model teaches then.
+        checkpoint: Folder for what an interrupted search goes on from.
         progress: Called with (step, layers done, in all).
 
     Raises:
@@ -65,6 +70,7 @@ class LimitedSearch:
         tuning: FineTuning,
         *,
         distill: Sequence[Distillation],
+        checkpoint: Path | None,
         progress: Progress | None,
     ) -> None:
         assert planner.task is not None
@@ -75,11 +81,24 @@ class LimitedSearch:
         self.layers = Layers(planner, compat=settings.compat)
         self.choices = self.layers.choices
         self.names = [one.name for one in self.task.objectives]
-        self.serves = self._served()
+        # Per decision, by its first group, the objectives that it matters to.
+        self.serves = served(self.task, planner.model, self.graph, self.choices)
         self.data = CalibrationData(
             self.task, device_of(self.model), settings.batches, settings.metric_batches, tuning.seed
         )
-        self.looking = Looking(self.model, self.graph, self.data, batch_statistics=not settings.compat)
+        self.journal = Journal(
+            checkpoint,
+            identity_of_search(settings, planner, tuning, self.distill),
+            Generators.of(self.task, device_of(self.model)),
+        )
+        self.looking = Looking(
+            self.model,
+            self.graph,
+            self.data,
+            batch_statistics=not settings.compat,
+            journal=self.journal,
+            seed=tuning.seed,
+        )
         self.history: list[dict[str, Any]] = []
         self.used: list[dict[str, float]] = []
         self.stopped = dict.fromkeys(self.names, 0)
@@ -90,18 +109,20 @@ class LimitedSearch:
         validation = evaluate(self.planner.model, self.task)
         widths = self.graph.widths()
         kept = {name: tuple(range(size)) for name, size in widths.items()}
-        state = State(widths, kept, self.looking.losses(kept))
+        aim_ms, scores, rounds = proposal.aim_ms, self._scores(self.model, 0), 0
+        state = self._begun(State(widths, kept, {}), scores)
         self.one_pass = self.looking.multiply_accumulates or 1.0
-        dense = self.looking.metrics(self.looking.cut(kept))
+        limited = any(one.limit is not None for one in self.task.objectives)
+        dense = self.looking.metrics(kept) if limited else {}
         self.rooms = Rooms(self.task, validation, dense, self.settings.epsilon)
-        aim_ms, scores, rounds = proposal.aim_ms, self._scores(self.model), 0
         while True:
             rounds += 1
             state = self._round(state, scores, aim_ms, rounds)
-            self.used.append(self.rooms.used(self.looking.metrics(self.looking.cut(state.kept))))
+            if self.rooms.limited:
+                self.used.append(self.rooms.used(self.looking.metrics(state.kept)))
             if self.layers.met(state.widths, aim_ms) or rounds == self.settings.rounds or not self.settings.trains:
                 break
-            tuned = self._tuned(state)
+            tuned = self._tuned(state, rounds)
             if tuned is None:
                 break
             state, scores = tuned
@@ -109,14 +130,8 @@ class LimitedSearch:
             return self._otherwise(state, proposal, validation)
         return self._found(state, scores, aim_ms, validation, rounds)
 
-    def _served(self) -> dict[str, frozenset[str]]:
-        """Per decision, by its first group, the objectives that it matters to."""
-        return served(self.task, self.planner.model, self.graph, self.choices)
-
     def _round(self, state: State, scores: Scores, aim_ms: float, number: int) -> State:
         """Cut each layer once, as far as it may; then give back what is not needed."""
-        if self.settings.early_stop and not self.settings.compat:
-            self.looking.refer(state.kept)
         contributions = {choice.groups[0]: self.layers.contribution(choice, state.widths) for choice in self.choices}
         layers = [one for one in self.choices if contributions[one.groups[0]] > 0 and self.serves[one.groups[0]]]
         if not layers:
@@ -170,7 +185,19 @@ class LimitedSearch:
                     name: (1.0 if compat else tolerated[name]) * (1 + several[place])
                     for name, several in allowed.items()
                 }
-            after = self._narrowed(state, choice, scores, base, tolerated)
+            after = Narrowing(
+                self.settings,
+                self.looking,
+                self.rooms,
+                state,
+                choice,
+                self.layers.narrower(choice, state.widths),
+                scores,
+                self.serves[choice.groups[0]],
+                base,
+                tolerated,
+                self.stopped,
+            ).run()
             if after is not None:
                 yield self._commit(choice, state, after, number), after
                 state = after
@@ -182,60 +209,6 @@ class LimitedSearch:
             if self.progress is not None:
                 total = self.settings.rounds * len(layers)
                 self.progress("searching under the limits", self.done, max(self.done, total))
-
-    def _narrowed(
-        self,
-        state: State,
-        choice: Choice,
-        scores: Scores,
-        base: Mapping[str, float],
-        tolerated: Mapping[str, float],
-    ) -> State | None:
-        """The model with one layer as narrow as it may be, or None where none of it may go."""
-        widths = self.layers.narrower(choice, state.widths)
-        seen: dict[int, dict[str, float]] = {}
-        beyond: dict[int, dict[str, float]] = {}
-        serves = self.serves[choice.groups[0]]
-        beside = Beside(self.looking.cut(state.kept)) if self.settings.cached and widths else None
-        alpha = 0.0 if self.settings.compat else self.settings.early_stop
-
-        def over(place: int) -> dict[str, float]:
-            """By how much each objective is beyond what is tolerated, above 1."""
-            if place in beyond:
-                return beyond[place]
-            if place not in seen:
-                kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[place]))
-                most = {name: loss for name, loss in self.rooms.most(base, tolerated).items() if name in serves}
-                looked = self.looking.look(kept, serves, beside=beside, most=most, alpha=alpha)
-                seen[place] = {**state.losses, **looked.losses}
-                if looked.stopped:
-                    # Bounds are only tightened later on, so that is what it stays.
-                    grown = self.rooms.ratios(seen.pop(place), base)
-                    beyond[place] = {name: grown[name] / tolerated[name] for name in looked.losses if name in most}
-                    return beyond[place]
-            grown = self.rooms.ratios(seen[place], base)
-            return {
-                name: ratio / tolerated[name]
-                for name, ratio in grown.items()
-                if ratio > tolerated[name] or not self.rooms.allows(name, seen[place][name])
-            }
-
-        best = last_good(len(widths), lambda place: not over(place), bisect=self.settings.bisect)
-        if best + 1 < len(widths) and (first := over(best + 1)):
-            self.stopped[max(first, key=lambda name: first[name])] += 1
-        while best >= 0:
-            kept = narrowed(state.kept, scores, dict.fromkeys(choice.groups, widths[best]))
-            broken = self.rooms.broken(self.looking.metrics(self.looking.cut(kept)))
-            if not broken:
-                return State({**state.widths, **dict.fromkeys(choice.groups, widths[best])}, kept, seen[best])
-            for name in broken:
-                # The fit allowed more than the metric does.
-                self.stopped[name] += 1
-                self.rooms.tighten(name, seen[best][name])
-            best -= 1
-            while best >= 0 and over(best):
-                best -= 1
-        return None
 
     def _commit(self, choice: Choice, before: State, after: State, number: int) -> Commit:
         name = choice.groups[0]
@@ -284,11 +257,11 @@ class LimitedSearch:
         if widths == state.widths:
             return state
         kept = narrowed(begun.kept, scores, widths)
-        if self.rooms.broken(self.looking.metrics(self.looking.cut(kept))):
+        if self.rooms.limited and self.rooms.broken(self.looking.metrics(kept)):
             return state
-        return State(widths, kept, self.looking.losses(kept))
+        return State(widths, kept, {})
 
-    def _tuned(self, state: State) -> tuple[State, dict[str, npt.NDArray[np.float64]]] | None:
+    def _tuned(self, state: State, number: int) -> tuple[State, dict[str, npt.NDArray[np.float64]]] | None:
         """The cut model tuned for a while, and new scores; None where that does not help."""
         plan, module = self.looking.plan(state.kept), self.looking.cut(state.kept)
         second = self.data.metrics
@@ -296,8 +269,9 @@ class LimitedSearch:
         task = Task(
             tuple(replace(one, validation=second.objective(one.name).validation) for one in self.task.objectives)
         )
-        fine_tune(module, task, self.tuning, teacher=self.teacher, distillation=self.distill)
-        if self.rooms.broken(self.looking.metrics(module)):
+        path = self.journal.checkpoint(f"round-{number}")
+        fine_tune(module, task, self.tuning, teacher=self.teacher, distillation=self.distill, checkpoint=path)
+        if self.rooms.broken(self.looking.metrics_of(module)):
             return None
         write_back(self.model, module, plan)
         left = copy.deepcopy(self.model)
@@ -305,16 +279,35 @@ class LimitedSearch:
             for parameter in left.parameters():
                 parameter.zero_()
         write_back(left, module, plan)
-        return replace(state, losses=self.looking.losses(state.kept)), self._scores(left)
+        scores = self._scores(left, number)
+        return self._begun(state, scores), scores
 
-    def _scores(self, model: torch.nn.Module) -> dict[str, npt.NDArray[np.float64]]:
+    def _begun(self, state: State, scores: Scores) -> State:
+        """The model as a round finds it, looked at whole; others are looked at beside it from here on."""
+        others = []
+        for choice in self.choices if self.settings.cached else ():
+            narrower = self.layers.narrower(choice, state.widths)
+            if narrower and self.serves[choice.groups[0]]:
+                others.append(narrowed(state.kept, scores, dict.fromkeys(choice.groups, narrower[-1])))
+        looked = self.looking.begin(state.kept, others, stops=self.settings.early_stop > 0)
+        return replace(state, losses=looked.losses)
+
+    def _scores(self, model: torch.nn.Module, number: int) -> dict[str, npt.NDArray[np.float64]]:
         """What a model's units are worth; in one that was tuned, those that were cut are 0."""
         movable = [name for choice in self.choices for name in choice.groups]
         if self.settings.compat:
             return mean_magnitudes(self.graph, model, movable)
-        if model is self.model:
-            return dict(self.planner.scores)
-        return self.planner.criterion.score(self.graph, model, self.task, groups=movable)
+
+        def score() -> dict[str, list[float]]:
+            found = (
+                self.planner.scores
+                if number == 0
+                else self.planner.criterion.score(self.graph, model, self.task, groups=movable)
+            )
+            return {name: [float(value) for value in found[name]] for name in found}
+
+        found = self.journal.recall(["scores", number], score, draws=True)
+        return {name: np.array(values, dtype=np.float64) for name, values in found.items()}
 
     def _found(
         self, state: State, scores: Scores, aim_ms: float, validation: dict[str, float], rounds: int
@@ -370,7 +363,7 @@ class LimitedSearch:
         dense = {name: tuple(range(size)) for name, size in self.graph.widths().items()}
         kept = dense | {name: tuple(group["kept"]) for name, group in proposal.plan.groups.items()}
         first = Looking(self.planner.model, self.graph, self.data, batch_statistics=not self.settings.compat)
-        metrics = first.metrics(first.cut(kept))
+        metrics = first.metrics(kept)
         broken = self.rooms.broken(metrics)
         if not broken and not self.settings.compat:
             record = RecoveryRecord(

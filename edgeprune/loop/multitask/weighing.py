@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from edgeprune.allocation.per_objective import BoundedDamages, ObjectiveDamage, 
 from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.multitask.calibration_data import CalibrationData
+from edgeprune.loop.multitask.journal import Journal, identity_of_search
 from edgeprune.loop.multitask.layers import evenly_cut
 from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.searched import Searched
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
+from edgeprune.recovery.generators import Generators
 from edgeprune.tasks.batches import device_of
-from edgeprune.tasks.task import Task
+from edgeprune.tasks.task import Objective, Task
 
 if TYPE_CHECKING:
     from edgeprune.loop.multitask.per_task import PerTask
@@ -65,13 +68,16 @@ class Weighing:
         settings: How.
         planner: Of the dense model, with a task.
         seed: Of the order in which a loader shuffles.
+        checkpoint: Folder for what an interrupted search goes on from.
         progress: Called with (step, done, in all).
 
     Raises:
         TaskError: The task cannot be used.
     """
 
-    def __init__(self, settings: PerTask, planner: Planner, *, seed: int, progress: Progress | None) -> None:
+    def __init__(
+        self, settings: PerTask, planner: Planner, *, seed: int, checkpoint: Path | None, progress: Progress | None
+    ) -> None:
         assert planner.task is not None
         self.settings, self.planner, self.task, self.progress = settings, planner, planner.task, progress
         self.graph = planner.graph
@@ -79,7 +85,9 @@ class Weighing:
         data = CalibrationData(
             self.task, device_of(planner.model), settings.batches, settings.metric_batches, seed=seed
         )
-        self.looking = Looking(planner.model, self.graph, data, batch_statistics=True)
+        generators = Generators.of(self.task, device_of(planner.model))
+        self.journal = Journal(checkpoint, identity_of_search(settings, planner), generators)
+        self.looking = Looking(planner.model, self.graph, data, batch_statistics=True, journal=self.journal)
         self.names = [one.name for one in self.task.objectives]
         self.limited = {one.name for one in self.task.objectives if one.limit is not None}
         self.history: list[dict[str, Any]] = []
@@ -88,7 +96,7 @@ class Weighing:
         """See `PerTask.search`."""
         validation = evaluate(self.planner.model, self.task)
         self.ranking, self.curves = self._damage()
-        dense = self.looking.metrics(self.looking.cut(self._kept(self.graph.widths())))
+        dense = self.looking.metrics(self._kept(self.graph.widths()))
         self.rooms = Rooms(self.task, validation, dense, 0.0)
         scales = self._scales()
         aim_ms = proposal.aim_ms
@@ -120,7 +128,13 @@ class Weighing:
         each = {}
         for done, one in enumerate(self.task.objectives):
             self._tell("scoring per objective", done, len(self.names))
-            each[one.name] = criterion.score(self.graph, planner.model, Task((one,)), groups=movable)
+
+            def score(one: Objective = one) -> dict[str, list[float]]:
+                found = criterion.score(self.graph, planner.model, Task((one,)), groups=movable)
+                return {group: [float(value) for value in values] for group, values in found.items()}
+
+            found = self.journal.recall(["scores", one.name], score, draws=True)
+            each[one.name] = {group: np.array(values, dtype=np.float64) for group, values in found.items()}
         self._tell("scoring per objective", len(self.names), len(self.names))
         # A loss that is measured in small numbers counts as much as another.
         totals = {name: sum(float(values.sum()) for values in scores.values()) or 1.0 for name, scores in each.items()}
@@ -135,14 +149,16 @@ class Weighing:
         def progress(done: int, total: int) -> None:
             self._tell("calibrating damage per objective", done, total)
 
-        found = calibration.calibrate_each(curves, ranking, self.graph, planner.model, self.task, progress=progress)
-        return ranking, {name: one.curves for name, one in found.items()}
+        calibrated = calibration.calibrate_each(
+            curves, ranking, self.graph, planner.model, self.task, recall=self.journal.recall, progress=progress
+        )
+        return ranking, {name: one.curves for name, one in calibrated.items()}
 
     def _scales(self) -> dict[str, float]:
         """The damage of each objective that counts as 1: that which its limit allows, where all layers are cut evenly."""
         pairs = list[tuple[dict[str, float], dict[str, float]]]()
         for widths in evenly_cut(self.choices, self.graph.widths()):
-            metrics = self.looking.first_metrics(self.looking.cut(self._kept(widths)))
+            metrics = self.looking.first_metrics(self._kept(widths))
             pairs.append((self._damages(widths), metrics))
             if self.rooms.all_broken(metrics, pairs[0][1]):
                 break
@@ -184,7 +200,7 @@ class Weighing:
         return self._checked(ready, ready.within(aim_ms))
 
     def _checked(self, ready: BoundedDamages, allocation: Allocation) -> _Plan:
-        metrics = self.looking.metrics(self.looking.cut(self._kept(allocation.widths)))
+        metrics = self.looking.metrics(self._kept(allocation.widths))
         plan = _Plan(ready, allocation, metrics, self.rooms.used(metrics))
         self.history.append(
             {
@@ -216,7 +232,7 @@ class Weighing:
             fastest = ready.fastest_bounded()
             if fastest is None or fastest[1] >= best_ms:
                 break
-            metrics = self.looking.metrics(self.looking.cut(self._kept(fastest[0])))
+            metrics = self.looking.metrics(self._kept(fastest[0]))
             used = self.rooms.used(metrics)
             if max(used.values()) <= 1:
                 widths, best_ms = dict(fastest[0]), fastest[1]

@@ -15,6 +15,7 @@ from edgeprune.cli.pruning_run import _earlier, begin, go_on
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference, check_out
 from edgeprune.errors import ConfigError
 from edgeprune.latency.table import LatencyTable
+from edgeprune.loop.multitask.journal import Journal
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 MODEL_FILE = """
@@ -132,6 +133,39 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
     assert sorted(contents(out)) == sorted(contents(usual))
     with pytest.raises(ConfigError, match="needs a board to measure on"):
         go_on(out, None, Output())
+
+
+def test_a_search_goes_on_from_what_it_has_measured(
+    options: PruneOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    search = options.model_copy(
+        update={"pagcp": 1, "limit": ("metric=90%",), "epochs": 0, "distill": (), "tap": (), "ema": None}
+    )
+    usual, out = tmp_path / "usual", tmp_path / "out"
+    begin(search, usual, Output(json_mode=True))
+    expected = json.loads(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        measured: list[object] = []
+        append = Journal._append
+
+        def stopped(journal: Journal, entry: dict[str, object]) -> None:
+            if len(measured) == 6:
+                raise KeyboardInterrupt
+            measured.append(entry)
+            append(journal, entry)
+
+        patch.setattr(Journal, "_append", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            begin(search, out, Output())
+    assert sorted(contents(out)) == ["tuning/search/measured.jsonl", "tuning/state.json"]
+    check_out(out)
+    go_on(out, None, Output())
+    assert f"going on with the interrupted run in {out}" in capsys.readouterr().out
+    found = json.loads((out / "prune.json").read_text())
+    for name in ("plan_hash", "metrics_before", "metrics_after", "rounds"):
+        assert found[name] == expected[name]
+    assert sorted(contents(out)) == sorted(contents(usual))
 
 
 def test_without_epochs_there_is_nothing_to_teach(

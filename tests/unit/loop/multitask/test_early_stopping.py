@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from edgeprune.loop.multitask.early_stopping import MeanAbove
+from edgeprune.loop.multitask.look import Look
+from edgeprune.loop.multitask.stops import Stops
 
 ALPHA = 0.01
 COUNT = 160
@@ -63,3 +65,53 @@ def test_what_is_certain_is_said_at_once_and_what_cannot_be_is_never_said():
     # The first four are more than all ten may be together; no later one can make up for it.
     assert MeanAbove(10, 1.0, 0.0, ALPHA).add([2.9] * 4)
     assert not MeanAbove(0, 1.0, 0.0, ALPHA).add([])
+
+
+def stopped(state, found, bound, order, units):
+    """Whether a look in an order of its batches is stopped before the last one."""
+    count = len(order)
+    look = Look({}, {"main": [None] * count}, {"main": [0] * count}, {"main": [None] * count})
+    stops = Stops(state, look, {"main": bound}, ALPHA, units)
+    assert stops.names == {"main"}
+    for place in order[:-1]:
+        for part in ("sums", "counts", "samples"):
+            getattr(look, part)["main"][place] = getattr(found, part)["main"][place]
+        stops.add("main", place)
+        if stops.certain:
+            return True
+    return False
+
+
+def whole(values, batches):
+    """A look at all samples, by the batch that each is in."""
+    parts = [values[batches == one].tolist() for one in range(batches.max() + 1)]
+    look = Look({}, {"main": [sum(part) for part in parts]}, {"main": [len(part) for part in parts]}, {"main": parts})
+    look.places = list(range(len(parts)))
+    return look
+
+
+def test_samples_that_go_up_and_down_with_their_batch_are_bet_on_as_one():
+    """What a batch has in common deviates twice as much as its samples do, as batch norms may make it; the mean is the bound."""
+    rng = np.random.default_rng(2)
+    batches = np.repeat(np.arange(24), 8)[:-5]  # the last one is smaller
+    wrong = {"samples": 0, "batches": 0}
+    for _ in range(1000):
+        before = rng.exponential(1.0, len(batches)) + 4.0
+        after = np.maximum(0.0, before + rng.standard_normal(24)[batches] + 0.5 * rng.standard_normal(len(batches)))
+        order = rng.permutation(24).tolist()
+        for units in wrong:
+            wrong[units] += stopped(whole(before, batches), whole(after, batches), after.mean() + 1e-9, order, units)
+    assert wrong["batches"] <= 1000 * ALPHA
+    assert wrong["samples"] > 1000 * ALPHA, "otherwise nothing is tested"
+
+
+def test_batches_stop_a_look_where_there_are_enough_of_them():
+    rng = np.random.default_rng(3)
+    for count, room, expected in ((4, 1.0, False), (24, 0.1, True)):
+        batches = np.repeat(np.arange(count), 8)
+        before = rng.exponential(1.0, len(batches)) + 1.0
+        after = before + rng.exponential(0.5, len(batches)) + 1.0
+        order = rng.permutation(count).tolist()
+        assert (
+            stopped(whole(before, batches), whole(after, batches), before.mean() + room, order, "batches") == expected
+        )

@@ -20,7 +20,7 @@ from edgeprune.latency.features import Machine, features
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key
 from edgeprune.loop.multitask.calibration_data import CalibrationData
-from edgeprune.loop.multitask.commits import last_good
+from edgeprune.loop.multitask.commits import expected_first, last_below, last_good
 from edgeprune.loop.multitask.layers import Layers
 from edgeprune.loop.multitask.looking import Looking
 from edgeprune.loop.multitask.pagcp import Pagcp
@@ -76,9 +76,9 @@ def test_every_commit_keeps_all_limits(case, seg, depth, rate, bisect, share):
         kept = {name: tuple(group["kept"]) for name, group in found.proposal.plan.groups.items()}
         assert found.proposal.predicted_ms <= first.aim_ms
     look = looking(planner, options)
-    dense = look.metrics(look.cut(kept_at(planner, planner.graph.widths())))
+    dense = look.metrics(kept_at(planner, planner.graph.widths()))
     for state in [*(kept_at(planner, step["widths"]) for step in steps), kept]:
-        metrics = look.metrics(look.cut(state))
+        metrics = look.metrics(state)
         for one in planner.task.objectives:
             assert one.meets_limit(metrics[one.name], dense[one.name])
 
@@ -164,11 +164,11 @@ def test_a_layer_of_one_objective_is_held_by_its_limit_alone(case):
     planner = case.planner(seg="0%", depth="1000%")
     options = Pagcp(batches=2, metric_batches=2)
     look = looking(planner, options)
-    before = look.metrics(look.cut(kept_at(planner, planner.graph.widths())))["seg"]
+    before = look.metrics(kept_at(planner, planner.graph.widths()))["seg"]
     with pytest.raises(BudgetInfeasibleError, match=r"\(seg=0%, depth=1000%\)") as caught:
         options.search(planner, planner.propose(0.4 * planner.dense_ms))
     widths = caught.value.widths
-    assert look.metrics(look.cut(kept_at(planner, widths)))["seg"] >= before
+    assert look.metrics(kept_at(planner, widths))["seg"] >= before
     assert widths["depth_inner"] < 24
     assert widths["seg_inner"] == 16
     assert "seg stopped most layers" in caught.value.message
@@ -367,6 +367,33 @@ def test_bisection_finds_what_the_walk_finds(count, good):
     asked.clear()
     assert last_good(count, allowed, bisect=True) == walked
     assert len(asked) <= count.bit_length()
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(-1, 29))
+def test_whatever_is_expected_the_walk_is_found(count, good, expected):
+    asked = []
+
+    def allowed(place):
+        asked.append(place)
+        return place < good
+
+    walked, expected = min(good, count) - 1, min(expected, count - 1)
+    assert expected_first(count, allowed, expected) == walked
+    assert len(asked) == len(set(asked))
+    assert len(asked) <= (2 if expected == walked else 2 * count.bit_length() + 1)
+
+
+@given(st.lists(st.floats(0, 10), max_size=30))
+def test_where_a_line_crosses_is_where_bisection_does(steps):
+    used = [sum(steps[: place + 1]) for place in range(len(steps))]
+    asked = []
+
+    def use(place):
+        asked.append(place)
+        return used[place]
+
+    assert last_below(len(used), use) == sum(one <= 1 for one in used) - 1
+    assert len(asked) <= 2 * len(used).bit_length()
 
 
 def bounded(limit):

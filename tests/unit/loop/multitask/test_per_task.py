@@ -30,7 +30,7 @@ def looked(planner, options, widths, search):
     dense = {name: tuple(range(size)) for name, size in planner.graph.widths().items()}
     plan = search.planner.proposal(replace(search.proposal.allocation, widths=dict(widths)), math.inf).plan
     kept = dense | {name: tuple(group["kept"]) for name, group in plan.groups.items()}
-    return look.metrics(look.cut(dense)), look.metrics(look.cut(kept))
+    return look.metrics(dense), look.metrics(kept)
 
 
 def used(planner, dense, metrics):
