@@ -43,7 +43,7 @@ def run(case, seed, settings, folder=None):
     planner = another_process(case, seed)
     option = {"pagcp": settings} if isinstance(settings, Pagcp) else {"per_task": settings}
     # Two rounds, and one of tuning between them.
-    budget = "75%" if isinstance(settings, Pagcp) else "50%"
+    budget = "78%" if isinstance(settings, Pagcp) else "50%"
     tuning = FineTuning(epochs=1, lr=3e-3)
     return prune(
         case.model,
