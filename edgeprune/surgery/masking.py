@@ -177,7 +177,14 @@ class MaskedProgram(Interpreter):
             name = self._target_of.get(weight_node.name, weight_node.name)
             raise SurgeryError(f"{name} must not read units that the plan removes, found input channel {index}.")
         args[0] = x.masked_fill(masked_math.along(removed_in, channel, x.ndim).to(x.device) & ~elsewhere, 0.0)
+        slid = masked_math.gone_along(args[0], -1) if op == "aten.conv1d" else gone.new_zeros(1)
+        if slid.any() and not slid.all():
+            # Channels along the axis that a kernel slides over: a removed one is what lies beyond the ends.
+            args[0] = args[0].masked_fill(slid, 0.0)
         out = node.target(*args, **kwargs)  # type: ignore[operator]
+        if slid.any():
+            # Where results and what they read lie side by side, the removed ones are the same; else all depend on them.
+            out = out.masked_fill(slid if out.shape[-1] == x.shape[-1] else slid.any(), float("nan"))
         channel = out.ndim - 1 if op == "aten.linear" else out.ndim - weight.ndim + 1
         return out.masked_fill(masked_math.along(removed_out, channel, out.ndim), float("nan"))
 

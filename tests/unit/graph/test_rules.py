@@ -450,7 +450,10 @@ ROWS |= {
         lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 1)
     ),
     "conv1d over channels": row(
-        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 3, padding=1)
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 3, padding=1)
+    ),
+    "conv1d that sees fewer places than channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 3)
     ),
     "conv1d with a stride over channels": row(
         lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 1, 2)
@@ -481,7 +484,7 @@ COARSE = {
 
 MIXING = {
     "mean over channels", "mean over everything", "conv2d", "conv2d same", "conv2d transposed",
-    "conv1d", "conv1d same", "conv3d", "conv3d same", "conv1d transposed",
+    "conv1d", "conv1d same", "conv1d over channels", "conv3d", "conv3d same", "conv1d transposed",
     "conv3d transposed", "layer norm over channels", "rms norm", "group norm", "group norm of one group",
     "norm over channels", "softmax over channels", "matmul over channels", "addmm",
     "expand as over channels", "normalize over channels", "logsumexp over channels", "einsum over channels",
