@@ -106,8 +106,11 @@ class Propagation:
     def bind(self, call: Call, argument: str, axis: int, ids: Ids | None, role: str, event: int) -> None:
         """An axis of a tensor argument, mostly a weight, goes with these atoms; None where all of it stays."""
         node = call.node_of(argument)
-        if node is None:
-            return
+        if node is not None:
+            self.bind_node(node, axis, ids, role, event)
+
+    def bind_node(self, node: Node, axis: int, ids: Ids | None, role: str, event: int) -> None:
+        """The same of an argument that stands in a list."""
         name = self.parameters.get(node.name)
         if name is None:
             self.meet(self.label(node).axes[axis], ids, event)

@@ -217,6 +217,9 @@ class _NoDropout(TorchFunctionMode):
         name = str(getattr(func, "__name__", func)).partition(".")[0]
         if name.rstrip("_123d") in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"):
             return args[0] if args else kwargs["input"]
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            names = [one.name for one in torch.ops.aten.lstm.input._schema.arguments]
+            args = tuple(0.0 if names[place] == "dropout" else value for place, value in enumerate(args))
         return func(*args, **(kwargs or {}))
 
 

@@ -166,6 +166,10 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
             owner = model.get_submodule(path)
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = done[id(old)]
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            # What its forward reads is a list of its own, which follows attributes only where they are set one by one.
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def _places(plan: PruningPlan) -> str:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from edgeprune.errors import SurgeryError
-from edgeprune.surgery import masked_math
+from edgeprune.surgery import masked_math, masked_recurrence
 from edgeprune.surgery.plan import PruningPlan
 
 _CONVS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
@@ -117,9 +117,11 @@ class MaskedProgram(Interpreter):
             args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
         if op in _MATMULS:
             return masked_math.matmul(args[0], args[1])
-        if op in _DEFINED:
+        if op in _DEFINED or op in masked_recurrence.STEPS:
             named = {argument.name: argument.default_value for argument in n.target._schema.arguments}  # type: ignore[union-attr]
             named.update(zip(named, args, strict=False))
+            if op in masked_recurrence.STEPS:
+                return masked_recurrence.recurrence(op, named | kwargs)
             return _DEFINED[op](named | kwargs)
         found = n.target(*args, **kwargs)  # type: ignore[operator]
         return masked_math.marked(found, *args) if op in _REPLACING else found

@@ -203,7 +203,7 @@ def make_plan(
     attributes: dict[str, dict[str, int | list[int]]] = {}
     for name, old in shapes.items():
         path, _, leaf = name.rpartition(".")
-        if path in graph.modules and leaf in ("weight", "running_mean"):
+        if path in graph.modules and leaf in ("weight", "running_mean", "weight_ih_l0"):
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
             attributes[path] = attributes_after(graph.modules[path], old, new, kept.masks(name, 0))
     program, rewrites, note = edited_program(graph, kept, removed)

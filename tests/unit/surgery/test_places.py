@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,6 @@ def test_operations_of_two_plans_are_equal_where_their_places_are(
 
 
 def test_without_a_program_the_cut_is_refused(net: EfficientChannelAttention, plan: PruningPlan) -> None:
-    import dataclasses
-
     with pytest.raises(SurgeryError, match=r"aten\.conv1d\.default at .*test_places\.py:\d+"):
         edgeprune.apply(net, dataclasses.replace(plan, program=None, note="it was lost"))
 
