@@ -172,7 +172,15 @@ class Propagation:
         if ids is not None:
             self.kinds.append((ids, kind))
 
-    def produce(self, call: Call, ids: Ids, argument: str = "weight", conv_groups: int = 1, weight: str = "") -> None:
+    def produce(
+        self,
+        call: Call,
+        ids: Ids,
+        argument: str = "weight",
+        conv_groups: int = 1,
+        weight: str = "",
+        value: Node | None = None,
+    ) -> None:
         """Record that a layer makes these channels, and whether its conv groups must stay balanced.
 
         Args:
@@ -181,13 +189,14 @@ class Propagation:
             argument: Which of its arguments is the weight.
             conv_groups: Of a convolution.
             weight: Name of the weight's parameter, where no argument is one by itself.
+            value: The node that holds the channels, where the operation gives several tensors.
         """
         node = call.node_of(argument)
         parameter = weight if node is None else self.parameters.get(node.name, "")
         if conv_groups > 1 and parameter:
             self.balanced.add(parameter)
         path = parameter.rpartition(".")[0] or module_path(call.node) or parameter
-        self.producers.append(Producer(ids, path, call.node.name, parameter))
+        self.producers.append(Producer(ids, path, (value or call.node).name, parameter))
 
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch.fx import Node
@@ -57,7 +57,9 @@ def _sequence(walk: Propagation, call: Call) -> Label | list[Label]:
         for bias in biases:
             walk.bind_node(bias, 0, rows, "vector", event)
     if hidden is not None:
-        walk.produce(call, hidden, argument="", weight=names[0])
+        # The outputs of all steps, or the last state where nothing else is read.
+        value = min(call.node.users, key=lambda user: cast(int, user.args[1]), default=None)
+        walk.produce(call, hidden, argument="", weight=names[0], value=value)
     made, *states = call.shapes()
     found = None if hidden is None else np.tile(hidden, directions)
     kept_event = event if hidden is None else -1

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import edgeprune
+from edgeprune.criteria.readings import value_readings
 from edgeprune.errors import SurgeryError
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import PruningPlan, make_plan
@@ -131,6 +132,20 @@ def test_a_wrong_cut_of_a_layer_is_caught(bug: Any, words: str) -> None:
         return
     with pytest.raises(SurgeryError, match=words):
         edgeprune.check(net, plan, X)
+
+
+def test_what_a_layer_makes_can_be_seen_where_only_another_one_reads_it() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.end = nn.LSTM(4, 6), nn.GRU(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.end(self.two(self.one(x)[0])[1][0])
+
+    graph = edgeprune.trace(Stacked().eval(), torch.randn(5, 2, 4))
+    found = value_readings(graph, graph.groups)
+    assert [(list(reading.units), reading.axis) for reading in found] == [(["two"], 1), (["one"], 2)]
 
 
 class Continued(nn.Module):
