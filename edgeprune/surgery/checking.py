@@ -71,6 +71,7 @@ def check(
             tolerance.
     """
     require_own_plan(model, plan)
+    original = example_inputs
     twin = copy.deepcopy(model).to(dtype)
 
     def cast(values: Any) -> Any:
@@ -87,6 +88,8 @@ def check(
     try:
         captured = capture(traced, kwargs or args)
     except TraceError as error:
+        # Inputs that do not fit fail in any precision, and then that is what is wrong.
+        capture(*plan.traced(model, original))
         raise _unfit(dtype, error.message) from error
     if captured.failure is not None:
         raise _unfit(dtype, captured.failure.message)
