@@ -43,13 +43,10 @@ class Tagger(nn.Module):
 
 DEEP = {"num_layers": 2, "bidirectional": True, "dropout": 0.3}
 KINDS = {
-    "lstm": (nn.LSTM, {}),
     "deep lstm": (nn.LSTM, DEEP),
     "deep lstm in a program": (nn.LSTM, {**DEEP, "spelled": True}),
     "gru without biases": (nn.GRU, {"bias": False, "bidirectional": True}),
-    "deep gru in a program": (nn.GRU, {**DEEP, "spelled": True}),
-    "rnn": (nn.RNN, {"num_layers": 2}),
-    "rnn of relus": (nn.RNN, {"nonlinearity": "relu"}),
+    "deep rnn of relus": (nn.RNN, {"nonlinearity": "relu", "num_layers": 2}),
 }
 
 
