@@ -110,6 +110,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, found {type(model).__name__}.")
     args, kwargs = call_arguments(example_inputs)
+    _require_arguments_of(model, args, kwargs)
     kwargs = _as_in_forward(model, kwargs)
     try:
         return _whole(eval_copy(model), args, kwargs)
@@ -130,6 +131,26 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
             raise failure from error
         log.warning("captured in parts (%s): %s", ", ".join(part.path for part in parts), failure.message)
         return replace(captured, parts=parts, failure=failure)
+
+
+def _require_arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse example inputs that forward has no place for, or too few of them."""
+    if model._forward_pre_hooks:
+        return  # they may change the arguments
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        named = list(signature.parameters)
+        takes = ", ".join(named if len(named) <= 8 else [*named[:8], "..."])
+        found = [f"{len(args)} by position"] * bool(args) + [repr(name) for name in kwargs]
+        raise InputError(
+            f"example inputs must be arguments of forward({takes}), found {', '.join(found)} ({error}).",
+            hint="a tuple of positional arguments, or a dict by name",
+        ) from error
 
 
 def _as_in_forward(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:

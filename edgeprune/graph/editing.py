@@ -21,6 +21,7 @@ from edgeprune.graph.branches import ResidualBranch, idle
 from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.linear_layers import linear_chains
+from edgeprune.graph.places import Places
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
 from edgeprune.graph.rules.table import rule_for
 from edgeprune.graph.scaling import scaling_rows
@@ -91,6 +92,7 @@ def edited_program(
     nodes: list[dict[str, Any]] = []
     rewrites: list[dict[str, Any]] = []
     reason = ""
+    places = Places()
     copies = {branch.addition: branch.kept for branch in removed}
     for branch in removed:
         copies |= dict.fromkeys(idle(graph.program, branch), branch.addition)
@@ -100,12 +102,13 @@ def edited_program(
             nodes.append({"name": node.name, "op": "aten.clone.default", "args": args})
             continue
         edited, op = dict[str, Any](), _op_name(node)
+        change = None
         rule = rule_for(op)
         if rule is not None and rule.edit is not None:
             change = rule.edit(Call(node, graph.batch), kept)
             if change is not None:
                 edited, op = change.args, change.op or op
-                if not _follows_module(graph, node):
+                if change.in_place or not _follows_module(graph, node):
                     rewrites.append(_rewrite(graph, node, op, edited))
                     if op == _ATTENTION:
                         rewrites[-1]["fold"] = _fold(graph, node, kept)
@@ -115,11 +118,18 @@ def edited_program(
         except UnwritableError as error:
             reason = reason or str(error)
             continue
-        nodes.append({"name": node.name, "op": op, "args": args, **_training(graph, node, args)})
+        written = {"name": node.name, "op": op, "args": args, **_training(graph, node, args)}
+        if change is not None and change.in_place:
+            argument, source = next((name, one) for name, one in given.items() if isinstance(one, Node))
+            nodes += places.nodes(written, argument, source.meta["val"].ndim, change.in_place)
+        else:
+            nodes.append(written)
         if not op.startswith(("aten.", "operator.")):
             reason = reason or f"operation {op} has no written form"
     try:
         frame = _frame(graph, {name for branch in removed for name in branch.tensors})
+        frame["inputs"] += places.inputs
+        frame["constants"] |= places.constants
     except UnwritableError as error:
         reason = reason or str(error)
     return (None if reason else {**frame, "nodes": nodes}), rewrites, reason

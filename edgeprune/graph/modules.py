@@ -16,8 +16,8 @@ class ModuleFacts:
     """What tracing remembers of a module.
 
     Attributes:
-        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm``, ``group_norm``, ``layer_norm`` or ``prelu``.
-        groups: Conv groups, or groups of a group norm.
+        kind: ``conv``, ``conv_transpose``, ``linear``, ``norm``, ``group_norm``, ``layer_norm``, ``prelu`` or ``recurrent``.
+        groups: Conv groups, groups of a group norm, or gates of a recurrent layer.
         cumulative: Whether a batch norm averages cumulatively (``momentum=None``), which a program does not show.
     """
 
@@ -44,6 +44,8 @@ def module_facts(model: nn.Module) -> dict[str, ModuleFacts]:
             facts[path] = ModuleFacts("layer_norm")
         elif isinstance(module, nn.PReLU):
             facts[path] = ModuleFacts("prelu")
+        elif isinstance(module, nn.RNNBase):
+            facts[path] = ModuleFacts("recurrent", groups={"LSTM": 4, "GRU": 3}.get(module.mode, 1))
     return facts
 
 
@@ -71,6 +73,8 @@ def attributes_after(
         return {"normalized_shape": list(new)}
     if facts.kind == "prelu":
         return {"num_parameters": new[0]}
+    if facts.kind == "recurrent":
+        return {"input_size": new[1], "hidden_size": new[0] // facts.groups}
     if facts.kind == "conv":
         groups = facts.groups * new[0] // old[0] if facts.groups > 1 and old[1] == 1 else facts.groups
         return {"out_channels": new[0], "in_channels": new[1] * groups, "groups": groups}

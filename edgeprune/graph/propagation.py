@@ -106,8 +106,11 @@ class Propagation:
     def bind(self, call: Call, argument: str, axis: int, ids: Ids | None, role: str, event: int) -> None:
         """An axis of a tensor argument, mostly a weight, goes with these atoms; None where all of it stays."""
         node = call.node_of(argument)
-        if node is None:
-            return
+        if node is not None:
+            self.bind_node(node, axis, ids, role, event)
+
+    def bind_node(self, node: Node, axis: int, ids: Ids | None, role: str, event: int) -> None:
+        """The same of an argument that stands in a list."""
         name = self.parameters.get(node.name)
         if name is None:
             self.meet(self.label(node).axes[axis], ids, event)
@@ -169,7 +172,15 @@ class Propagation:
         if ids is not None:
             self.kinds.append((ids, kind))
 
-    def produce(self, call: Call, ids: Ids, argument: str = "weight", conv_groups: int = 1, weight: str = "") -> None:
+    def produce(
+        self,
+        call: Call,
+        ids: Ids,
+        argument: str = "weight",
+        conv_groups: int = 1,
+        weight: str = "",
+        value: Node | None = None,
+    ) -> None:
         """Record that a layer makes these channels, and whether its conv groups must stay balanced.
 
         Args:
@@ -178,13 +189,14 @@ class Propagation:
             argument: Which of its arguments is the weight.
             conv_groups: Of a convolution.
             weight: Name of the weight's parameter, where no argument is one by itself.
+            value: The node that holds the channels, where the operation gives several tensors.
         """
         node = call.node_of(argument)
         parameter = weight if node is None else self.parameters.get(node.name, "")
         if conv_groups > 1 and parameter:
             self.balanced.add(parameter)
         path = parameter.rpartition(".")[0] or module_path(call.node) or parameter
-        self.producers.append(Producer(ids, path, call.node.name, parameter))
+        self.producers.append(Producer(ids, path, (value or call.node).name, parameter))
 
     def freeze(self, call: Call, reason: str) -> Label | list[Label]:
         """Pin everything that an operation touches."""

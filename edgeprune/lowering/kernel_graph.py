@@ -25,6 +25,7 @@ from edgeprune.graph.capture import module_path, source_of
 from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.lowering.fitted_forms import FittedForms
+from edgeprune.lowering.places import sliding, with_places
 from edgeprune.lowering.removal import without_branches
 from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.parts import core_of
@@ -58,6 +59,7 @@ class KernelGraph:
         self.architecture, self.isa = architecture, tuple(isa)
         self.operators: OperatorGraph = backend.operators(dense_engine)
         self._nodes, self._inferring = _join(self.operators, graph, backend)
+        self._sliding = sliding(self.operators)
         self._idle = {branch.name: idle(graph.program, branch) for branch in graph.branches}
 
     def at(self, widths: Mapping[str, int]) -> list[Kernel]:
@@ -72,7 +74,8 @@ class KernelGraph:
                 branch that is not there; names the operator.
             PlanError: A group is unknown, a width is out of range, or a group without units lies in no branch that goes.
         """
-        return self.backend.layout_rule(self._operators(widths), self._shapes(widths), self.architecture, self.isa)
+        operators, shapes = self._candidate(widths)
+        return self.backend.layout_rule(operators, shapes, self.architecture, self.isa)
 
     def of_plan(self, plan: PruningPlan) -> list[Kernel]:
         """The kernels that run when a plan is applied, those of layers with tiles among them.
@@ -89,14 +92,14 @@ class KernelGraph:
         if plan.signature != self.graph.signature:
             raise PlanError("a plan must belong to the lowered model, found one with another signature.")
         widths, layouts = tiled_nodes(self.graph, plan)
-        operators, shapes = self._operators(widths), self._shapes(widths)
+        operators, shapes = self._candidate(widths)
         if layouts:
             operators, shapes = self.backend.tiled(operators, shapes, layouts)
         return self.backend.layout_rule(operators, shapes, self.architecture, self.isa)
 
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""
-        return self.backend.network_engine(self._operators(widths), self._shapes(widths))
+        return self.backend.network_engine(*self._candidate(widths))
 
     @cached_property
     def removable(self) -> tuple[ResidualBranch, ...]:
@@ -144,6 +147,14 @@ class KernelGraph:
         return without_branches(
             self.operators, removed, frozenset().union(*(self._idle[branch.name] for branch in removed))
         )
+
+    def _candidate(self, widths: Mapping[str, int]) -> tuple[OperatorGraph, dict[str, Shape]]:
+        """The graph at some widths before layouts are chosen, and the shapes of its tensors."""
+        operators, shapes = self._operators(widths), self._shapes(widths)
+        cut = [one for one in self._sliding if shapes[one.inputs[0]][-1] < self.operators.shapes[one.inputs[0]][-1]]
+        there = {operator.name for operator in operators.operators}
+        cut = [one for one in cut if one.name in there]
+        return with_places(operators, shapes, cut) if cut else (operators, shapes)
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         # What is not there has no shape that anyone asks for.

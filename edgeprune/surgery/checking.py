@@ -71,6 +71,7 @@ def check(
             tolerance.
     """
     require_own_plan(model, plan)
+    original = example_inputs
     twin = copy.deepcopy(model).to(dtype)
 
     def cast(values: Any) -> Any:
@@ -87,6 +88,8 @@ def check(
     try:
         captured = capture(traced, kwargs or args)
     except TraceError as error:
+        # Inputs that do not fit fail in any precision, and then that is what is wrong.
+        capture(*plan.traced(model, original))
         raise _unfit(dtype, error.message) from error
     if captured.failure is not None:
         raise _unfit(dtype, captured.failure.message)
@@ -217,6 +220,9 @@ class _NoDropout(TorchFunctionMode):
         name = str(getattr(func, "__name__", func)).partition(".")[0]
         if name.rstrip("_123d") in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"):
             return args[0] if args else kwargs["input"]
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            names = [one.name for one in torch.ops.aten.lstm.input._schema.arguments]
+            args = tuple(0.0 if names[place] == "dropout" else value for place, value in enumerate(args))
         return func(*args, **(kwargs or {}))
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.errors import InputError, PlanError, SurgeryError
 from edgeprune.surgery.comparing import Beside
 from edgeprune.surgery.following import followed
 from edgeprune.surgery.plan import PruningPlan
@@ -62,8 +62,16 @@ def require_own_plan(model: nn.Module, plan: PruningPlan) -> None:
     """Refuse a plan of another model.
 
     Raises:
-        PlanError: If names or shapes of parameters and buffers differ from those that the plan was made for.
+        PlanError: If names or shapes of parameters and buffers differ from those that the plan was made for, or what is given
+            is no plan.
+        InputError: If the model is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, found {type(model).__name__}.")
+    if not isinstance(plan, PruningPlan):
+        raise PlanError(
+            f"a plan must be a PruningPlan, found {type(plan).__name__}.", hint="edgeprune.PruningPlan.load(path)"
+        )
     if _signature(model) != plan.signature:
         raise PlanError(
             "a plan must be applied to the model that it was made for, found other parameter names or shapes "
@@ -166,6 +174,10 @@ def _cut_tensors(model: nn.Module, plan: PruningPlan) -> None:
             owner = model.get_submodule(path)
             table = owner._parameters if leaf in owner._parameters else owner._buffers
             table[leaf] = done[id(old)]
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            # What its forward reads is a list of its own, which follows attributes only where they are set one by one.
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def _places(plan: PruningPlan) -> str:

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from edgeprune.errors import SurgeryError
-from edgeprune.surgery import masked_math
+from edgeprune.surgery import masked_math, masked_recurrence
 from edgeprune.surgery.plan import PruningPlan
 
 _CONVS = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
@@ -117,9 +117,11 @@ class MaskedProgram(Interpreter):
             args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
         if op in _MATMULS:
             return masked_math.matmul(args[0], args[1])
-        if op in _DEFINED:
+        if op in _DEFINED or op in masked_recurrence.STEPS:
             named = {argument.name: argument.default_value for argument in n.target._schema.arguments}  # type: ignore[union-attr]
             named.update(zip(named, args, strict=False))
+            if op in masked_recurrence.STEPS:
+                return masked_recurrence.recurrence(op, named | kwargs)
             return _DEFINED[op](named | kwargs)
         found = n.target(*args, **kwargs)  # type: ignore[operator]
         return masked_math.marked(found, *args) if op in _REPLACING else found
@@ -177,7 +179,14 @@ class MaskedProgram(Interpreter):
             name = self._target_of.get(weight_node.name, weight_node.name)
             raise SurgeryError(f"{name} must not read units that the plan removes, found input channel {index}.")
         args[0] = x.masked_fill(masked_math.along(removed_in, channel, x.ndim).to(x.device) & ~elsewhere, 0.0)
+        slid = masked_math.gone_along(args[0], -1) if op == "aten.conv1d" else gone.new_zeros(1)
+        if slid.any() and not slid.all():
+            # Channels along the axis that a kernel slides over: a removed one is what lies beyond the ends.
+            args[0] = args[0].masked_fill(slid, 0.0)
         out = node.target(*args, **kwargs)  # type: ignore[operator]
+        if slid.any():
+            # Where results and what they read lie side by side, the removed ones are the same; else all depend on them.
+            out = out.masked_fill(slid if out.shape[-1] == x.shape[-1] else slid.any(), float("nan"))
         channel = out.ndim - 1 if op == "aten.linear" else out.ndim - weight.ndim + 1
         return out.masked_fill(masked_math.along(removed_out, channel, out.ndim), float("nan"))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +178,7 @@ def make_plan(
     from edgeprune.surgery.kept_tiles import checked_tiles
 
     whole = {name: _group(graph, name).size for name in kept_units}
+    kept_units = {name: _listed(name, units) for name, units in kept_units.items()}
     removed = removed_branches(graph.branches, {name: len(units) for name, units in kept_units.items()})
     gone = {name for branch in removed for name in branch.tensors}
     emptied = {name for branch in removed for name in branch.groups}
@@ -203,7 +206,7 @@ def make_plan(
     attributes: dict[str, dict[str, int | list[int]]] = {}
     for name, old in shapes.items():
         path, _, leaf = name.rpartition(".")
-        if path in graph.modules and leaf in ("weight", "running_mean"):
+        if path in graph.modules and leaf in ("weight", "running_mean", "weight_ih_l0"):
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
             attributes[path] = attributes_after(graph.modules[path], old, new, kept.masks(name, 0))
     program, rewrites, note = edited_program(graph, kept, removed)
@@ -260,7 +263,7 @@ def uniform_plan(
         multiple_of: Kept widths are rounded to the nearest multiple where the group is larger than it.
 
     Raises:
-        ConfigError: If the ratio is not in [0, 1).
+        ConfigError: If the ratio is not in [0, 1), or the graph is none.
         ConstraintError: If a pattern matches nothing.
         EmptyPlanError: If nothing is removed.
         PlanError: If scores are missing, of another shape, or NaN.
@@ -268,8 +271,14 @@ def uniform_plan(
     from edgeprune.surgery.constraints import resolve
     from edgeprune.surgery.magnitude import l2_norms
 
-    if not 0 <= ratio < 1:
-        raise ConfigError(f"the ratio must lie in [0, 1), found {ratio}.")
+    if not hasattr(graph, "groups"):
+        raise ConfigError(
+            f"a plan must be made for the graph of a model, found {type(graph).__name__}.",
+            hint="edgeprune.trace(model, example_inputs)",
+        )
+    given: Any = ratio
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < 1:
+        raise ConfigError(f"the ratio must lie in [0, 1), found {ratio!r}.")
     rules = resolve(constraints or Constraints(), graph)
     importance = scores if scores is not None else l2_norms(graph)
     widths: dict[str, int] = {}
@@ -313,6 +322,22 @@ def _group(graph: ChannelGraph, name: str) -> ChannelGroup:
         if axis.name == name and name not in graph.offset_of:
             raise PlanError(f"a plan must not name a frozen group, found {name!r}: {axis.reason}.")
     return graph.group(name)
+
+
+def _listed(name: str, units: Any) -> list[int]:
+    """Units as whole numbers."""
+    if isinstance(units, str | bytes | Mapping) or not isinstance(units, Iterable):
+        raise PlanError(
+            f"units of group {name!r} must be a list of whole numbers, found {type(units).__name__} (rule: whole numbers)."
+        )
+    found = list(units)
+    for unit in found:
+        if isinstance(unit, bool | np.bool_) or not hasattr(unit, "__index__"):
+            raise PlanError(
+                f"units of group {name!r} must be whole numbers, found {unit!r} (rule: whole numbers).",
+                hint="numpy.flatnonzero(mask), where it is a mask" if isinstance(unit, bool | np.bool_) else None,
+            )
+    return [operator.index(unit) for unit in found]
 
 
 def _mask(group: ChannelGroup, units: Sequence[int]) -> npt.NDArray[np.bool_]:

@@ -41,7 +41,7 @@ _ADDED: tuple[tuple[int, str, Any], ...] = ((5, "kept_tiles", {}), (5, "folds", 
 """Fields that a schema has added, and what they are in older plans."""
 _ATTRIBUTES = (
     *("in_features", "out_features", "num_features", "num_parameters", "in_channels", "out_channels", "groups"),
-    *("num_channels", "num_groups", "normalized_shape"),
+    *("num_channels", "num_groups", "normalized_shape", "input_size", "hidden_size"),
 )
 """Attributes of torch's layers that follow their parameters."""
 

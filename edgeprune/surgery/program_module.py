@@ -81,6 +81,7 @@ class ProgramModule(nn.Module):
         self._fixed: dict[str, Any] = {}
         self._tensors: dict[str, str] = {}
         placed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        device = next((tensor.device for tensor in tensors.values()), None)
         for item in program["inputs"]:
             name, kind, target = item["name"], item["kind"], item["target"]
             if kind == "input":
@@ -91,7 +92,7 @@ class ProgramModule(nn.Module):
             self._tensors[name] = target
             if kind == "constant":
                 constant = program["constants"][target]
-                value = torch.tensor(constant["data"], dtype=getattr(torch, constant["dtype"]))
+                value = torch.tensor(constant["data"], dtype=getattr(torch, constant["dtype"]), device=device)
             elif target in tensors:
                 value = tensors[target]
             else:

@@ -18,6 +18,10 @@ _TRAINING_ARGUMENT = {
     "aten.dropout_.default": "train",
     "aten.alpha_dropout.default": "train",
     "aten.feature_dropout.default": "train",
+    "aten.gru.input": "train",
+    "aten.lstm.input": "train",
+    "aten.rnn_relu.input": "train",
+    "aten.rnn_tanh.input": "train",
 }
 
 

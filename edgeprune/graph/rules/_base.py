@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +37,13 @@ class Edited:
     Attributes:
         args: Argument name to new value, for those that change.
         op: Another operation, where the original cannot say it (``chunk`` into unequal parts).
+        in_place: Axis of the first argument, and of the result, to the positions that stay, where these keep the places and
+            distances that they had: zeros stand for the others while the operation runs.
     """
 
     args: dict[str, Any]
     op: str | None = None
+    in_place: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Call:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeprune.graph.atoms import Ids
+from edgeprune.graph.capture import shape_of
 from edgeprune.graph.labels import Label
 from edgeprune.graph.rules._base import Call, Edited, Kept, Rule
 
@@ -63,7 +65,12 @@ def _channels(walk: Propagation, call: Call, x: Label, weight_rank: int) -> tupl
     """The channel axis, and the input with its spatial axes whole."""
     channel = len(x.shape) - weight_rank + 1
     event = walk.event(call, _COMBINED, x)
-    mixed = [channel + 1 + axis for axis in range(weight_rank - 2) if not _one_by_one(call, axis)]
+    in_place = () if walk.captured.parts else _slid_over(call, channel)
+    mixed = [
+        channel + 1 + axis
+        for axis in range(weight_rank - 2)
+        if not _one_by_one(call, axis) and channel + 1 + axis not in in_place
+    ]
     x = walk.keep_whole(x, mixed, walk.event(call, _MIXED, x))
     weight = call.node_of("weight")
     if weight is not None and walk.parameter(call, "weight") is None:
@@ -80,6 +87,21 @@ def _one_by_one(call: Call, axis: int) -> bool:
         return 0 if isinstance(value, str) else int(sizes[axis % len(sizes)])
 
     return _weight_shape(call)[2 + axis] == 1 and along("stride") == 1 and along("padding") == 0
+
+
+def _slid_over(call: Call, channel: int) -> tuple[int, ...]:
+    """The axis over which a ``conv1d`` slides, where each of its results has the place of what it reads in the middle.
+
+    Channels may lie there (ECA-Net: Wang et al., CVPR 2020, section 3.2, equation 9). A removed one then counts as the zeros
+    beyond either end do, and its neighbors stay as far apart as they were.
+    """
+    source = call.node_of("input")
+    assert source is not None
+    sizes = shape_of(source.meta["val"], call.batch)[channel + 1 :], call.shape()[channel + 1 :]
+    strides = call["stride"] if isinstance(call["stride"], list) else [call["stride"]]
+    if not call.op.startswith("aten.conv1d.") or sizes[0] != sizes[1] or strides != [1]:
+        return ()
+    return (channel + 1,)
 
 
 def _in_step(walk: Propagation, ids: Ids | None, groups: int, event: int) -> Ids | None:
@@ -124,6 +146,18 @@ def _with_bias(walk: Propagation, call: Call, x: Label, outputs: Ids | None, cha
     return Label(found.axes, shape, event if staying else -1)
 
 
+def _edit_conv(call: Call, kept: Kept) -> Edited | None:
+    """A conv that slides over channels needs zeros for those that are gone."""
+    edited = _conv_groups(call, kept) or Edited({})
+    source, weight = call.node_of("input"), call.node_of("weight")
+    if source is None or weight is None:
+        return edited if edited.args else None
+    channel = len(source.meta["val"].shape) - len(weight.meta["val"].shape) + 1
+    masks = {axis: kept.mask(source, axis) for axis in _slid_over(call, channel) if not _one_by_one(call, 0)}
+    edited = replace(edited, in_place={axis: mask for axis, mask in masks.items() if not mask.all()})
+    return edited if edited.args or edited.in_place else None
+
+
 def _conv_groups(call: Call, kept: Kept) -> Edited | None:
     """A depthwise conv has as many conv groups as channels are left."""
     node, weight = call.node_of("input"), call.node_of("weight")
@@ -137,7 +171,7 @@ def _conv_groups(call: Call, kept: Kept) -> Edited | None:
     return Edited({"groups": int(channels.sum())})
 
 
-_CONV = Rule(_conv, edit=_conv_groups)
+_CONV = Rule(_conv, edit=_edit_conv)
 _CONV_TRANSPOSE = Rule(_conv_transpose, edit=_conv_groups)
 
 TABLE = {

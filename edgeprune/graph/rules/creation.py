@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.graph.labels import Label, kept
 from edgeprune.graph.rules._base import Call, Rule
+from edgeprune.graph.rules.recurrent import edit_state
 
 if TYPE_CHECKING:
     from edgeprune.graph.propagation import Propagation
@@ -35,7 +36,7 @@ TABLE = {
     "aten.new_zeros.default": _FIXED,
     "aten.ones.default": _FIXED,
     "aten.scalar_tensor.default": _FIXED,
-    "aten.zeros.default": _FIXED,
+    "aten.zeros.default": Rule(_fixed, edit=edit_state),
     "aten.full_like.default": _LIKE,
     "aten.ones_like.default": _LIKE,
     "aten.zeros_like.default": _LIKE,

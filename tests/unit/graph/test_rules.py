@@ -439,6 +439,29 @@ ROWS |= {
         units=0,
         layer=lambda: nn.RNN(H * H, 5, nonlinearity="relu", batch_first=True),
     ),
+    "lstm over channels": row(
+        lambda layer, a, b: layer(_line(a).mT)[0], layer=lambda: nn.LSTM(C, 5, 2, batch_first=True, bidirectional=True)
+    ),
+    "gru over channels": row(lambda layer, a, b: layer(_line(a).mT)[0], layer=lambda: nn.GRU(C, 5, batch_first=True)),
+    "rnn over channels": row(lambda layer, a, b: layer(_line(a).mT)[0], layer=lambda: nn.RNN(C, 5, batch_first=True)),
+    "lstm with projections": row(
+        lambda layer, a, b: layer(_line(a).mT)[0], units=0, layer=lambda: nn.LSTM(C, 5, proj_size=2, batch_first=True)
+    ),
+    "gru with computed weights": row(
+        lambda layer, a, b: torch.gru(
+            _line(a).mT,
+            a.new_zeros(1, a.shape[0], 5),
+            [weight * 2 for weight in layer.parameters()],
+            True,
+            1,
+            0.0,
+            False,
+            False,
+            True,
+        )[0],
+        units=0,
+        layer=lambda: nn.GRU(C, 5),
+    ),
     "lstm cell": row(lambda layer, a, b: layer(a.mean((2, 3)))[0], units=0, layer=lambda: nn.LSTMCell(C, 5)),
     "gru cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.GRUCell(C, 5)),
     "rnn cell": row(lambda layer, a, b: layer(a.mean((2, 3))), units=0, layer=lambda: nn.RNNCell(C, 5)),
@@ -450,7 +473,10 @@ ROWS |= {
         lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 1)
     ),
     "conv1d over channels": row(
-        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 3, padding=1)
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), layer=lambda: nn.Conv1d(H * H, 4, 3, padding=1)
+    ),
+    "conv1d that sees fewer places than channels": row(
+        lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 3)
     ),
     "conv1d with a stride over channels": row(
         lambda layer, a, b: layer(_line(a).transpose(1, 2)), units=0, layer=lambda: nn.Conv1d(H * H, 4, 1, 2)
@@ -481,7 +507,8 @@ COARSE = {
 
 MIXING = {
     "mean over channels", "mean over everything", "conv2d", "conv2d same", "conv2d transposed",
-    "conv1d", "conv1d same", "conv3d", "conv3d same", "conv1d transposed",
+    "conv1d", "conv1d same", "conv1d over channels", "lstm over channels", "gru over channels",
+    "rnn over channels", "conv3d", "conv3d same", "conv1d transposed",
     "conv3d transposed", "layer norm over channels", "rms norm", "group norm", "group norm of one group",
     "norm over channels", "softmax over channels", "matmul over channels", "addmm",
     "expand as over channels", "normalize over channels", "logsumexp over channels", "einsum over channels",

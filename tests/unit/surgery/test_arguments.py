@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.errors import SurgeryError
+from edgeprune.errors import ConfigError, InputError, PlanError, SurgeryError, TraceError
 from edgeprune.graph.tracing import trace
 from edgeprune.surgery.checking import check
 from edgeprune.surgery.cutting import apply
@@ -70,3 +70,34 @@ def test_arguments_that_are_no_tensors_are_those_of_the_trace(tmp_path: Path) ->
     assert torch.equal(load(tmp_path)(**inputs), pruned(**inputs))
     with pytest.raises(SurgeryError, match="argument 'twice' must be True, as when the model was traced, found False"):
         pruned(**inputs | {"twice": False})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ((X, 1, X), r"arguments of forward\(images, scale\), found 3 by position \(too many positional arguments\)"),
+        ({"images": {"left": X}}, r"forward\(images, scale\), found 'images' \(missing a required argument: 'scale'\)"),
+    ],
+)
+def test_example_inputs_that_forward_does_not_take_are_named(inputs: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        trace(Nested(), inputs)
+
+
+def test_what_is_no_model_plan_or_graph_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)).eval()
+    graph: Any = trace(net, X)
+    plan: Any = uniform_plan(graph, 0.5)
+    other: Any = "plan.json"
+    for use in (lambda: apply(net, other), lambda: check(net, other, X)):
+        with pytest.raises(PlanError, match="a plan must be a PruningPlan, found str"):
+            use()
+    with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, found PruningPlan"):
+        apply(plan, plan)
+    with pytest.raises(ConfigError, match="must be made for the graph of a model, found Sequential"):
+        uniform_plan(net, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"the ratio must lie in \[0, 1\), found 'half'"):
+        uniform_plan(graph, "half")  # type: ignore[arg-type]
+    # Not that it does not run in float64: it runs in no precision on these.
+    with pytest.raises(TraceError, match="to have 3 channels, but got 5"):
+        check(net, plan, torch.randn(1, 5, 8, 8))

@@ -178,7 +178,7 @@ def test_a_state_that_torch_makes_in_float32_does_not_cost_the_own_class():
 
     net, sample = Recurrent().eval(), torch.randn(2, 5, 6)
     graph = edgeprune.trace(net, sample)
-    assert graph.widths() == {"wide": 8}
+    assert graph.widths() == {"cells": 10, "wide": 8}
     plan = edgeprune.uniform_plan(graph, ratio=0.5)
     assert type(edgeprune.apply(net, plan)) is Recurrent
     assert edgeprune.check(net, plan, sample) < 1e-9

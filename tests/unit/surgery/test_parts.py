@@ -107,6 +107,12 @@ def test_a_cut_detector_is_the_same_class_and_equals_the_masked_one(detector: De
     assert detector.backbone.stem[0].out_channels == 12
     found = pruned(*IMAGES)
     assert found[0]["boxes"].shape[1] == 4
+    # From end to end on others than it was traced with: more images, another number of boxes in each.
+    for count in (1, 3):
+        images = [torch.rand(3, 16, 16) + place for place in range(count)]
+        for one in pruned(images):
+            assert one["classes"].shape == (len(one["boxes"]), 3)
+            assert torch.equal(one["classes"], pruned.second(one["boxes"]))
     assert edgeprune.check(detector, plan, IMAGES) < 1e-9
 
 

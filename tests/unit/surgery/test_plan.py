@@ -60,6 +60,13 @@ def test_the_hash_covers_the_model_and_the_indices_only(nets: ModuleType, graph:
     [
         ({"grouped.0": []}, "group 'grouped.0' must keep at least one unit, found none (rule: emptied group)."),
         ({"grouped.0": [0, 4]}, "units of group 'grouped.0' must lie in [0, 4), found 4 (rule: out of range)."),
+        ({"grouped.0": [0.5, 1]}, "units of group 'grouped.0' must be whole numbers, found 0.5 (rule: whole numbers)."),
+        ({"grouped.0": [True, False]}, "units of group 'grouped.0' must be whole numbers, found True (rule: whole"),
+        (
+            {"grouped.0": None},
+            "units of group 'grouped.0' must be a list of whole numbers, found NoneType (rule: whole",
+        ),
+        ({"grouped.0": "01"}, "units of group 'grouped.0' must be a list of whole numbers, found str (rule: whole"),
         ({"grouped.0": [-1]}, "units of group 'grouped.0' must lie in [0, 4), found -1 (rule: out of range)."),
         ({"grouped.0": [1, 2, 1]}, "units of group 'grouped.0' must be named once, found 1 again (rule: duplicate)."),
         ({"grouped": [1]}, "a group must be one of the model's 3 groups, found 'grouped'. Try: one of 'grouped.0'"),
