@@ -148,11 +148,13 @@ def _int8(precision: str, snr: float | None, metric_loss: str | None) -> dict[st
             raise ConfigError(f"--snr must be a positive number of decibel, found {snr:g}.", hint="--snr 25")
         found["snr_db"] = snr
     if metric_loss is not None:
-        limit = parse_limit(metric_loss)
+        sentence = f"--metric-loss must be a share or percentage points, found {metric_loss!r}."
+        try:
+            limit = parse_limit(metric_loss)
+        except ConfigError as error:
+            raise ConfigError(sentence, hint="--metric-loss 1%") from error
         if not isinstance(limit, Tolerance):
-            raise ConfigError(
-                f"--metric-loss must be a share or percentage points, found {metric_loss!r}.", hint="--metric-loss 1%"
-            )
+            raise ConfigError(sentence, hint="--metric-loss 1%")
         found["metric_loss"] = limit
     return found
 

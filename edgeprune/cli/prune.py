@@ -238,7 +238,8 @@ def prune(
         return
     tile = None if tiles is None else tile_of(tiles)
     if model is None or (table is None and tile is None) or not any((latency, params, macs, energy, memory)):
-        needed = {"MODEL": model, "--table": table or tile, "--latency": latency or params or macs or energy or memory}
+        budget = latency or params or macs or energy or memory
+        needed = {"MODEL": model, "--table": table or tile, "--latency (or another budget)": budget}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -293,7 +294,18 @@ def prune(
         require_together([name for name in context.params if was_given(context, name)], options)
         begin_tiles(options, out, output)
         return
+    _require_known(criterion, allocator)
     begin(options, out, output)
+
+
+def _require_known(criterion: str | None, allocator: str) -> None:
+    """What only needs the command line is told before the model is loaded and traced."""
+    from edgeprune.allocation import registry as allocators
+    from edgeprune.criteria import registry as criteria
+
+    if criterion is not None:
+        criteria.get(criterion)
+    allocators.get(allocator)
 
 
 def _precision(text: str | None) -> Literal["bfloat16", "float16"] | None:

@@ -56,6 +56,7 @@ def test_int8_says_what_it_lost(words, tmp_path, capsys):
         ([], "int8 engines need calibration data, found none. Try: --task FACTORY"),
         (["--task", "net.py:task", "--snr", "-3"], "--snr must be a positive number of decibel, found -3"),
         (["--task", "net.py:task", "--metric-loss", "0.9"], "--metric-loss must be a share or percentage points"),
+        (["--task", "net.py:task", "--metric-loss", "-1%"], "points, found '-1%'. Try: --metric-loss 1%"),
         (["--precision", "fp32", "--snr", "30"], "--snr and --metric-loss are of int8 engines, found --precision fp32"),
         (["--backend", "tensorrt"], "int8 engines need calibration data, found none"),
         (["--precision", "fp16"], "onnxruntime must be one of fp32, int8, found 'fp16'"),
