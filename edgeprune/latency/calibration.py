@@ -42,7 +42,7 @@ OWN_NETWORKS = 3
 """A model with fewer networks than this shares the calibration of all."""
 
 KEPT_NETWORKS = 6
-"""With fewer networks than this nobody asks for how long weights are kept."""
+"""A model with fewer networks than this does not tell for how long weights are kept."""
 
 KEPT_GAIN = 6.6
 """By how much the sum of squares (in `TOLERANCE`, Huber) must fall for it: the 1 % point of chi-square with one degree."""
@@ -167,16 +167,27 @@ def fit_calibration(
     return Calibration(scale, per_kernel, fixed, dict(zip(ops, per_byte, strict=True)), len(totals), kept_ms)
 
 
-def kept_time(totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float) -> float:
-    """For how long weights are kept, as `Calibration.kept_ms`: the best of some times, where it is clearly better than 0."""
-    if len(totals) < KEPT_NETWORKS:
+def kept_time(
+    totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float, models: Sequence[Sequence[int]] = ()
+) -> float:
+    """For how long weights are kept, as `Calibration.kept_ms`: the best of some times, where it is clearly better than 0.
+
+    Models differ in what they pay besides, which must not pass for it: each is judged by a calibration of its own.
+    """
+    every = [rows for rows in models if len(rows) < len(totals)] or [range(len(totals))]
+    told = [list(rows) for rows in every if len(rows) >= KEPT_NETWORKS]
+    if not told:
         return 0.0
-    sums = [one.sum_ms for one in totals]
+    sums = [totals[row].sum_ms for rows in told for row in rows]
 
     def misses(kept_ms: float) -> float:
-        found = fit_calibration(totals, measured_ms, smallest_kernel_ms, kept_ms=kept_ms)
-        off = np.abs(np.array([found.ms(one) for one in totals]) / measured_ms - 1) / TOLERANCE
-        return float(np.where(off < 2, off**2, 4 * off - 4).sum())
+        found = 0.0
+        for rows in told:
+            known, times = _of(totals, rows), measured_ms[rows]
+            calibration = fit_calibration(known, times, smallest_kernel_ms, kept_ms=kept_ms)
+            off = np.abs(np.array([calibration.ms(one) for one in known]) / times - 1) / TOLERANCE
+            found += float(np.where(off < 2, off**2, 4 * off - 4).sum())
+        return found
 
     trials = np.geomspace(min(sums) / 2, max(sums), _KEPT_TRIALS).tolist()
     best = min(trials, key=misses)
@@ -202,7 +213,7 @@ def fit_calibrations(
     Returns:
         The calibration of all, and per model its own, or None where it has too few networks or all that there are.
     """
-    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms)
+    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms, models)
     common = fit_calibration(totals, measured_ms, smallest_kernel_ms, kept_ms=kept_ms)
     prior = fit_calibration(totals, measured_ms, smallest_kernel_ms, spreads=_NO_WEIGHTS)
     own: list[Calibration | None] = []
@@ -222,7 +233,7 @@ def leave_one_out(
 
     For how long weights are kept is asked of all networks: one of a dozen more or less says little about it.
     """
-    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms)
+    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms, models)
     model_of = {row: model for model in models for row in model if OWN_NETWORKS <= len(model) < len(totals)}
     found = []
     for index in range(len(totals)):
