@@ -73,7 +73,6 @@ def test_what_the_board_says_corrects_the_next_plan(board):
     )
     assert 1 <= len(found.rounds) <= 2
     assert all(turn.measured.board == board.name for turn in found.rounds)
-    assert all(0 < turn.measured.ratio < 1 for turn in found.rounds)
     taken = found.rounds[found.chosen]
     kept = {name: layer.kept for name, layer in found.layers.items()}
     assert kept == {name: taken.widths[name] for name in kept}
@@ -81,6 +80,6 @@ def test_what_the_board_says_corrects_the_next_plan(board):
         # Too slow there: aimed lower next; not used up: aimed higher.
         first, second = found.rounds
         assert first.widths != second.widths
-        assert first.aim_ms != second.aim_ms
+        assert (second.aim_ms < first.aim_ms) == (first.measured.ratio > 0.6)
         assert any("2 plans were tried on the board" in note for note in found.notes)
     assert found.measured is not None
