@@ -8,7 +8,7 @@ convolutions of blocked layout paid 0.06 ms for each megabyte in networks of 4 t
 
 A cache that others use too forgets: how much of the weights is still there the next time depends on how long that is away.
 So the price of a byte is d times ``1 - exp(-(sum / kept) ** 3)``, where ``kept`` is found with the rest where the networks tell
-it: on that CPU networks of 1.3 ms paid a quarter of d, those of 2.5 ms and more all of it. The exponent makes it a matter of
+it: on that CPU networks of 1.3 ms paid a fifth of d, those of 3 ms nearly all. The exponent makes it a matter of
 almost all or nothing, as in a cache that forgets what was not used for longest.
 
 Where a table holds networks of several models, each model with enough of them has a calibration of its own, drawn towards

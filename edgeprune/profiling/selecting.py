@@ -91,7 +91,7 @@ class Selection:
             record["wanted"],
             record["refine_s"],
             record["refine"],
-            record["passes"],
+            record.get("passes", 1),
         )
 
 
