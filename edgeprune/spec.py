@@ -291,7 +291,10 @@ class Constraints:
         for name in ("min_width", "multiple_of"):
             for pattern, value in getattr(self, name).items():
                 if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                    raise ConfigError(f"{name} of {pattern!r} must be a whole number of at least 1, found {value!r}.")
+                    raise ConfigError(
+                        f"{name} of {pattern!r} must be a whole number of at least 1, found {value!r}.",
+                        hint=f"{name}={{{pattern!r}: 8}}",
+                    )
 
 
 @dataclass(frozen=True)

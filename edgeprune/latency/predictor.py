@@ -200,6 +200,7 @@ class Predictor:
         found = copy.copy(self)
         found.calibration = self.calibration_of(kernels).at(sum_ms)
         found._own_calibrations = ()
+        found._report = None
         return found
 
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:

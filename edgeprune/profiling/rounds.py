@@ -8,6 +8,7 @@ to a board: `Ledger` is built from the journal's records alone, so a resumed run
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,9 +65,9 @@ def stretches(
     dice.shuffle(order)
     again = [name for name in order if name in often] if passes > 1 else []
     once = [name for name in order if name not in again]
-    count = max(1, -(-(len(once) + passes * len(again)) // every))
     if not again:
         return [tuple(once[start : start + every]) for start in range(0, len(once), every)] or [()]
+    count = math.ceil((len(once) + passes * len(again)) / every)
     parts: list[list[str]] = [[] for _ in range(count)]
     turns = min(passes, count)
     for place, name in enumerate(again):
