@@ -229,19 +229,17 @@ def fit_calibrations(
 def leave_one_out(
     totals: Sequence[Totals], measured_ms: Floats, smallest_kernel_ms: float, models: Sequence[Sequence[int]] = ()
 ) -> Sequence[Calibration]:
-    """For each network the calibration, of its model where that has its own, fitted to all others.
-
-    For how long weights are kept is asked of all networks: one of a dozen more or less says little about it.
-    """
-    kept_ms = kept_time(totals, measured_ms, smallest_kernel_ms, models)
+    """For each network the calibration, of its model where that has its own, that the others alone would give."""
     model_of = {row: model for model in models for row in model if OWN_NETWORKS <= len(model) < len(totals)}
     found = []
     for index in range(len(totals)):
-        kept = [row for row in range(len(totals)) if row != index]
+        rest = [row for row in range(len(totals)) if row != index]
+        others, times = _of(totals, rest), measured_ms[rest]
+        # Rows behind the one that is left out move up.
+        groups = [[row - (row > index) for row in model if row != index] for model in models]
+        kept_ms = kept_time(others, times, smallest_kernel_ms, groups)
         spreads = _NO_WEIGHTS if index in model_of else PRIOR_SPREADS
-        fitted = fit_calibration(
-            _of(totals, kept), measured_ms[kept], smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms
-        )
+        fitted = fit_calibration(others, times, smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms)
         if index in model_of:
             rows = [row for row in model_of[index] if row != index]
             mine = measured_ms[rows]

@@ -100,6 +100,7 @@ def make_report(
     models: Iterable[FamilyModel],
     network_residuals: Sequence[float],
     network_shares: Sequence[float],
+    network_noise: float,
 ) -> FitReport:
     """Report of a fitted predictor."""
     level = predictor.settings.level
@@ -114,7 +115,7 @@ def make_report(
     families = sorted((_family_row(model, timed, level) for model in models), key=lambda row: -row["n"])
     used = {network.name for network in predictor.calibrated_on}
     left_out = tuple(network.name for network in predictor.table.networks if network.name not in used)
-    total = _end_to_end_row(predictor, network_residuals, network_shares, level)
+    total = _end_to_end_row(predictor, network_residuals, network_shares, network_noise, level)
     edges = sorted(predictor.table.header.get("edges", ()), key=lambda edge: -abs(edge["at_ms"] - edge["below_ms"]))
     lender = None if predictor.source is None else predictor.source.table
     origin = None if lender is None else f"{lender.device}, {lender.header['runtime']} (table {lender.hash[:12]})"
@@ -139,7 +140,7 @@ def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float)
 
 
 def _end_to_end_row(
-    predictor: Predictor, residuals: Sequence[float], shares: Sequence[float], level: float
+    predictor: Predictor, residuals: Sequence[float], shares: Sequence[float], noise: float, level: float
 ) -> dict[str, Any] | None:
     networks = predictor.calibrated_on
     if not networks:
@@ -152,7 +153,7 @@ def _end_to_end_row(
     inside = []
     for row, residual in enumerate(residuals):
         others = [*residuals[:row], *residuals[row + 1 :]], [*shares[:row], *shares[row + 1 :]]
-        inside.append(abs(residual) <= network_half_width(*others, shares[row], level))
+        inside.append(abs(residual) <= network_half_width(*others, shares[row], level, noise))
     alone = np.abs(sums / measured - 1)
     return {
         "family": END_TO_END,

@@ -10,7 +10,8 @@ residuals give the scale of a Student distribution, mixed with a weak prior that
 sums that hold predicted kernels already, so the error of kernels is not added again: it only says how the scale of one
 network compares with that of the others. A residual
 beyond three robust standard deviations counts as three: one network that was measured while the board was busy must not
-widen the intervals of all.
+widen the intervals of all. A dozen residuals may be small by luck, but no prediction is nearer to a measurement than measurements
+are to each other; and what shifts a whole run shows in none of them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ UNKNOWN_ROUND_NOISE = 0.03
 PRIOR_NETWORKS, PRIOR_NETWORK_SPREAD = 1.0, 0.05
 """What is known of end-to-end errors before any network was measured: one network, 5 % off."""
 
-LEAST_NETWORK_SPREAD = 0.01
-"""Least relative standard deviation of end-to-end errors that do not come from predicted kernels."""
+RUN_SPREAD = 0.01
+"""Relative standard deviation between a run and the next, of all networks together: residuals of one run do not show it.
+Networks measured minutes after the run that the predictor was fitted to were off by 0.1 to 1.7 % on average
+(`benchmarks/predictor_board.py`, five families)."""
 
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""
@@ -67,14 +70,17 @@ def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> 
     return float(np.mean(np.concatenate(inside)))
 
 
-def network_half_width(residuals: Sequence[float], shares: Sequence[float], share: float, level: float) -> float:
-    """Half-width of a network's calibrated latency.
+def network_half_width(
+    residuals: Sequence[float], shares: Sequence[float], share: float, level: float, noise: float = 0.0
+) -> float:
+    """Half-width of a network's calibrated latency, for a measurement in another run.
 
     Args:
         residuals: Leave-one-out log errors of the measured networks; may be empty.
         shares: Relative standard deviation of each of their sums that comes from predicted kernels.
         share: The same of the network in question.
         level: In (0, 1).
+        noise: Relative standard deviation of a measurement, `network_noise`; the errors cannot be less.
     """
     count = len(residuals)
     degrees = PRIOR_NETWORKS + count
@@ -82,13 +88,23 @@ def network_half_width(residuals: Sequence[float], shares: Sequence[float], shar
     squares = [min(abs(value), most) ** 2 for value in residuals]
     variances = [value * value for value in shares]
     own = (PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(squares) - sum(variances)) / degrees
-    own = max(own, LEAST_NETWORK_SPREAD**2)
+    least = max(noise * noise, 1e-12)
+    own = max(own, least)
     ratios = PRIOR_NETWORKS + sum(
         square / (own + variance) for square, variance in zip(squares, variances, strict=True)
     )
-    # Networks that missed less than the least spread must not take it back by way of the ratios.
-    variance = max(ratios / degrees * (own + share * share), LEAST_NETWORK_SPREAD**2 + share * share)
+    # Networks that missed less than the noise must not take it back by way of the ratios.
+    variance = max(ratios / degrees * (own + share * share), least + share * share) + RUN_SPREAD**2
     return student_quantile(level, degrees) * math.sqrt(variance)
+
+
+def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:
+    """Relative standard deviation of a network's latency, the median of its rounds; 0 where no network has two."""
+    several = [rounds for rounds in all_rounds_ms if len(rounds) > 1]
+    if not several:
+        return 0.0
+    pooled = round_noise(several)
+    return math.sqrt(float(np.mean([(pooled * _of_median(len(rounds))) ** 2 for rounds in several])))
 
 
 def student_quantile(level: float, degrees: float) -> float:

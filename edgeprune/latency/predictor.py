@@ -28,7 +28,7 @@ from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Machine
-from edgeprune.latency.intervals import network_half_width
+from edgeprune.latency.intervals import network_half_width, network_noise
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.latency.table_rows import check_kernel
@@ -62,7 +62,7 @@ class FitSettings:
 
     seed: int = 0
     level: float = 0.9
-    method: int = 6
+    method: int = 7
 
 
 class Estimate(NamedTuple):
@@ -117,6 +117,7 @@ class Predictor:
         self._borrowed = dict(borrowed or {})
         self._network_residuals: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
+        self._network_noise = 0.0
         self._report: FitReport | None = None
         self.machine = Machine.from_header(table.header)
         self.energy: EnergyModel | None = None
@@ -221,7 +222,11 @@ class Predictor:
         listed = list(kernels)
         ms = self.network_ms(listed)
         width = network_half_width(
-            self._network_residuals, self._network_shares, self.kernel_share(listed), self.settings.level
+            self._network_residuals,
+            self._network_shares,
+            self.kernel_share(listed),
+            self.settings.level,
+            self._network_noise,
         )
         return ms, ms * math.exp(-width), ms * math.exp(width)
 
@@ -249,7 +254,9 @@ class Predictor:
         from edgeprune.latency.fit_report import make_report
 
         if self._report is None:
-            self._report = make_report(self, self._models.values(), self._network_residuals, self._network_shares)
+            self._report = make_report(
+                self, self._models.values(), self._network_residuals, self._network_shares, self._network_noise
+            )
         return self._report
 
     def held_out(self) -> tuple[list[HeldOut], list[HeldOut]]:
@@ -360,6 +367,7 @@ class Predictor:
         self.calibration, self.calibrated_on = calibration, tuple(networks)
         self._own_calibrations = tuple(own)
         self._network_residuals = tuple(residuals)
+        self._network_noise = network_noise([network.measurement.rounds_ms for network in networks])
         self._network_shares = tuple(
             self.kernel_share([Kernel.from_key(key) for key in network.kernels.elements()]) for network in networks
         )
