@@ -156,7 +156,7 @@ def draw(
 ) -> list[tuple[str, dict[str, int]]]:
     """Width vectors with where they come from; none of them runs the kernels of a network that the table holds."""
     graph = lowered.graph
-    dice = random.Random(f"unseen versions/{graph.signature}")
+    dice = random.Random(f"versions of another day/{graph.signature}")
     taken = {tuple(kernels) for kernels in held_kernels(table)}
     found: list[tuple[str, dict[str, int]]] = []
     rules = resolve(edgeprune.Constraints(), graph)
