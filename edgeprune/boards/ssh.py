@@ -70,6 +70,7 @@ class SshTransport(Transport):
         self._config = config
         self._timeout_s = connect_timeout_s
         self._runner: CommandRunner | None = None
+        self._has_sftp = True  # until its server says otherwise
         self._lock = threading.Lock()
 
     @cached_property
@@ -110,10 +111,10 @@ class SshTransport(Transport):
         return self._with_link(start)
 
     def put(self, local: Path, remote: str, *, progress: Progress | None = None) -> None:
-        self._copier().put(local, remote, progress)
+        self._copy(lambda copier: copier.put(local, remote, progress))
 
     def get(self, remote: str, local: Path) -> None:
-        self._copier().get(remote, local)
+        self._copy(lambda copier: copier.get(remote, local))
 
     def close(self) -> None:
         with self._lock:
@@ -121,13 +122,34 @@ class SshTransport(Transport):
                 self._runner.connection.close()
                 self._runner = None
 
-    def _copier(self) -> FileCopier:
-        from edgeprune.boards.ssh_files import FileCopier
+    def _copy(self, work: Callable[[FileCopier], None]) -> None:
+        """Copy over SFTP, or through the shell of a board whose server has none."""
+        from edgeprune.boards.ssh_files import FileCopier, NoSftpError
+        from edgeprune.boards.ssh_shell_files import ShellCopier
 
+        if self._has_sftp:
+            copier = self._copier(FileCopier)
+            runner, _ = self._link()
+            try:
+                work(copier)
+            except NoSftpError as error:
+                # A link that is lost at this moment looks the same; over one that is not, the guard answers.
+                runner.check(self._timeout_s)
+                logger.info("%s Files go through its shell.", error.message)
+                self._has_sftp = False
+            else:
+                return
+        work(self._copier(ShellCopier))
+
+    def _copier(self, kind: type[FileCopier]) -> FileCopier:
         # One harmless command finds out whether an old link still works, and opens a new one if not.
         self.run(["true"], timeout_s=self._timeout_s)
         runner, _ = self._link()
-        return FileCopier(runner.connection, lambda argv, seconds: self.run(argv, timeout_s=seconds), self._timeout_s)
+        return kind(
+            runner.connection,
+            lambda argv, seconds, stdin: self.run(argv, stdin=stdin, timeout_s=seconds),
+            self._timeout_s,
+        )
 
     def _link(self) -> tuple[CommandRunner, bool]:
         """The link, and whether it was opened just now."""
