@@ -92,7 +92,7 @@ class Board:
 
         Args:
             spec: ``"local"``, a configured name, ``"ssh://user@host:port"`` with the options ``?python=``, ``&root=``,
-                ``&identity=`` and ``&host_key=``, or a board that is open already: it stays open until everyone who
+                ``&identity=``, ``&host_key=`` and ``&jump=``, or a board that is open already: it stays open until everyone who
                 opened it has closed it.
             config: File with the configured boards instead of the user's.
 
@@ -120,6 +120,7 @@ class Board:
             entry.ssh,
             identity=Path(entry.identity).expanduser() if entry.identity else None,
             host_key=entry.host_key,
+            jump=entry.jump,
         )
         try:
             signers = Path(entry.signers).expanduser() if entry.signers else None

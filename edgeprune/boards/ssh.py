@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgeprune.boards.ssh_config import SshSettings, SshTarget, resolve, with_overrides
+from edgeprune.boards.ssh_config import SshSettings, SshTarget, jumps_of, resolve, with_overrides
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import ConfigError, ConnectError, RemoteError
 
@@ -43,6 +43,7 @@ class SshTransport(Transport):
         identity: Path | None = None,
         known_hosts: Path | None = None,
         config: Path | None = None,
+        jump: str | None = None,
         connect_timeout_s: float = 10.0,
     ) -> None:
         """Nothing is connected yet.
@@ -53,10 +54,11 @@ class SshTransport(Transport):
             identity: Private key file to use instead of the configured ones and the agent's.
             known_hosts: File with trusted host keys to use instead of the configured ones.
             config: ssh_config file to use instead of the user's (also: environment variable EDGEPRUNE_SSH_CONFIG).
+            jump: Hosts to go through instead of the configured ones, nearest first, as ``ssh -J`` takes them.
             connect_timeout_s: Limit for each of: reaching a hop, the handshake, logging in, seconds.
 
         Raises:
-            ConfigError: The target is not one, or holds a password; the fingerprint or the key file is not valid.
+            ConfigError: The target or a jump host is not one, or holds a password; the fingerprint or the key file is not valid.
         """
         SshTarget.parse(target)
         if host_key is not None and not host_key.startswith("SHA256:"):
@@ -68,6 +70,7 @@ class SshTransport(Transport):
         self._identity = identity
         self._known_hosts = known_hosts
         self._config = config
+        self._jumps = jumps_of(jump) if jump else ()
         self._timeout_s = connect_timeout_s
         self._runner: CommandRunner | None = None
         self._has_sftp = True  # until its server says otherwise
@@ -77,7 +80,7 @@ class SshTransport(Transport):
     def settings(self) -> SshSettings:
         """Where and as whom it connects, from the target and the ssh configuration."""
         found = resolve(self._target, config=self._config)
-        return with_overrides(found, identity=self._identity, known_hosts=self._known_hosts)
+        return with_overrides(found, identity=self._identity, known_hosts=self._known_hosts, jumps=self._jumps)
 
     @property
     def address(self) -> str:
