@@ -262,7 +262,13 @@ def noticed(table: LatencyTable, records: list[tuple[str, dict[str, Any]]]) -> d
     samples = [(journal, record) for journal, record in records if record.get("kind") == "sample"]
     shares = [share for _, record in samples for share in record["cpu_share"]]
     places = Counter(
-        (journal, record["round"], record["attempt"], record["stretch"], record["id"])  # networks come in several stretches
+        (
+            journal,
+            record["round"],
+            record["attempt"],
+            record["stretch"],
+            record["id"],
+        )  # networks come in several stretches
         for journal, record in samples
         if record["stretch"] is not None
     )

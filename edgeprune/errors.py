@@ -181,6 +181,10 @@ class UnstableMeasurementError(LatencyError):
     """The board was too noisy for a verdict."""
 
 
+class EmulatedProcessorError(LatencyError):
+    """The board's processor is emulated, so no latency of it means anything."""
+
+
 class PowerUnavailableError(LatencyError):
     """No power of the board can be read, or not what was asked for."""
 

@@ -77,7 +77,7 @@ class Board:
 
         Args:
             spec: ``"local"``, a configured name, ``"ssh://user@host:port"`` with the options ``?python=``, ``&root=``,
-                ``&identity=`` and ``&host_key=``, or a board that is open already: it stays open until everyone who
+                ``&identity=``, ``&host_key=`` and ``&jump=``, or a board that is open already: it stays open until everyone who
                 opened it has closed it.
             config: File with the configured boards instead of the user's.
 

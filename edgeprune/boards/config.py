@@ -14,13 +14,13 @@ from urllib.parse import parse_qsl
 import platformdirs
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
 
-from edgeprune.boards.ssh_config import SshTarget
+from edgeprune.boards.ssh_config import SshTarget, jumps_of
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import ConfigError, UnknownBoardError
 from edgeprune.files import write_text
 
 _HEADER = "# Boards of edgeprune. You may edit this file; `edgeprune device add|remove` rewrites it without comments.\n"
-_URL_OPTIONS = ("python", "root", "identity", "host_key")
+_URL_OPTIONS = ("python", "root", "identity", "host_key", "jump")
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -34,6 +34,8 @@ class BoardEntry(BaseModel):
         root: Folder on the board; a leading ``~`` is the board's user's home.
         host_key: ``SHA256:...`` fingerprint that the user accepted, or None to go by known_hosts alone.
         identity: Private key file on this machine, or None for the agent and the usual keys.
+        jump: Hosts to go through, nearest first, with commas between them, as ``ssh -J`` takes them; None for those of the ssh
+            configuration. What they need (keys, users) stands there too.
         signers: File on this machine with those who may sign what is deployed there (``ssh-keygen``'s allowed signers), or None.
     """
 
@@ -44,6 +46,7 @@ class BoardEntry(BaseModel):
     root: _Text = "~/.edgeprune"
     host_key: str | None = None
     identity: _Text | None = None
+    jump: _Text | None = None
     signers: _Text | None = None
 
     @field_validator("host_key")
@@ -57,6 +60,13 @@ class BoardEntry(BaseModel):
     @classmethod
     def _is_address(cls, value: str) -> str:
         SshTarget.parse(value)
+        return value
+
+    @field_validator("jump")
+    @classmethod
+    def _are_addresses(cls, value: str | None) -> str | None:
+        if value is not None:
+            jumps_of(value)
         return value
 
 

@@ -196,7 +196,9 @@ class KnownHosts:
                         hint="give the board a new host key, and ask who revoked the old one",
                     )
 
-    def check(self, names: Sequence[str], key_type: str, key: bytes, *, address: str, target: str) -> None:
+    def check(
+        self, names: Sequence[str], key_type: str, key: bytes, *, address: str, target: str, jump: bool = False
+    ) -> None:
         """Accept a host's key, or say why not.
 
         Args:
@@ -205,6 +207,7 @@ class KnownHosts:
             key: That key in wire format.
             address: How messages name the host.
             target: What the user calls the host, for the hint.
+            jump: Whether it is a host on the way to a board, of which only known_hosts tells.
 
         Raises:
             HostKeyError: If the key is revoked, differs from the known one, or the host is not known.
@@ -230,6 +233,9 @@ class KnownHosts:
         )
         raise HostKeyError(
             f"the host key of {address} must be known, found {shown} and no entry for {names[0]}{certified}.",
-            hint=f"compare the fingerprint with the board's own, then edgeprune device add NAME --ssh {target}"
+            # ssh takes a port only in a whole address.
+            hint=f"log in there once, ssh asks whether that is its key: ssh {'ssh://' * (':' in target)}{target}"
+            if jump
+            else f"compare the fingerprint with the board's own, then edgeprune device add NAME --ssh {target}"
             f" --host-key {fingerprint(key)}",
         )

@@ -56,6 +56,7 @@ def reached(spec: str, config: Path | None = None) -> Reached:
         entry.ssh,
         identity=Path(entry.identity).expanduser() if entry.identity else None,
         host_key=entry.host_key,
+        jump=entry.jump,
     )
     return Reached(transport, name, entry.python, entry.root, device, signers)
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from edgeprune.boards.ssh_config import SshSettings, SshTarget, resolve, with_overrides
+from edgeprune.boards.ssh_config import SshSettings, SshTarget, jumps_of, resolve, with_overrides
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
 from edgeprune.errors import ConfigError, ConnectError, RemoteError
 
@@ -43,6 +43,7 @@ class SshTransport(Transport):
         identity: Path | None = None,
         known_hosts: Path | None = None,
         config: Path | None = None,
+        jump: str | None = None,
         connect_timeout_s: float = 10.0,
     ) -> None:
         """Nothing is connected yet.
@@ -53,10 +54,11 @@ class SshTransport(Transport):
             identity: Private key file to use instead of the configured ones and the agent's.
             known_hosts: File with trusted host keys to use instead of the configured ones.
             config: ssh_config file to use instead of the user's (also: environment variable EDGEPRUNE_SSH_CONFIG).
+            jump: Hosts to go through instead of the configured ones, nearest first, as ``ssh -J`` takes them.
             connect_timeout_s: Limit for each of: reaching a hop, the handshake, logging in, seconds.
 
         Raises:
-            ConfigError: The target is not one, or holds a password; the fingerprint or the key file is not valid.
+            ConfigError: The target or a jump host is not one, or holds a password; the fingerprint or the key file is not valid.
         """
         SshTarget.parse(target)
         if host_key is not None and not host_key.startswith("SHA256:"):
@@ -68,15 +70,17 @@ class SshTransport(Transport):
         self._identity = identity
         self._known_hosts = known_hosts
         self._config = config
+        self._jumps = jumps_of(jump) if jump else ()
         self._timeout_s = connect_timeout_s
         self._runner: CommandRunner | None = None
+        self._has_sftp = True  # until its server says otherwise
         self._lock = threading.Lock()
 
     @cached_property
     def settings(self) -> SshSettings:
         """Where and as whom it connects, from the target and the ssh configuration."""
         found = resolve(self._target, config=self._config)
-        return with_overrides(found, identity=self._identity, known_hosts=self._known_hosts)
+        return with_overrides(found, identity=self._identity, known_hosts=self._known_hosts, jumps=self._jumps)
 
     @property
     def address(self) -> str:
@@ -110,10 +114,10 @@ class SshTransport(Transport):
         return self._with_link(start)
 
     def put(self, local: Path, remote: str, *, progress: Progress | None = None) -> None:
-        self._copier().put(local, remote, progress)
+        self._copy(lambda copier: copier.put(local, remote, progress))
 
     def get(self, remote: str, local: Path) -> None:
-        self._copier().get(remote, local)
+        self._copy(lambda copier: copier.get(remote, local))
 
     def close(self) -> None:
         with self._lock:
@@ -121,13 +125,34 @@ class SshTransport(Transport):
                 self._runner.connection.close()
                 self._runner = None
 
-    def _copier(self) -> FileCopier:
-        from edgeprune.boards.ssh_files import FileCopier
+    def _copy(self, work: Callable[[FileCopier], None]) -> None:
+        """Copy over SFTP, or through the shell of a board whose server has none."""
+        from edgeprune.boards.ssh_files import FileCopier, NoSftpError
+        from edgeprune.boards.ssh_shell_files import ShellCopier
 
+        if self._has_sftp:
+            copier = self._copier(FileCopier)
+            runner, _ = self._link()
+            try:
+                work(copier)
+            except NoSftpError as error:
+                # A link that is lost at this moment looks the same; over one that is not, the guard answers.
+                runner.check(self._timeout_s)
+                logger.info("%s Files go through its shell.", error.message)
+                self._has_sftp = False
+            else:
+                return
+        work(self._copier(ShellCopier))
+
+    def _copier(self, kind: type[FileCopier]) -> FileCopier:
         # One harmless command finds out whether an old link still works, and opens a new one if not.
         self.run(["true"], timeout_s=self._timeout_s)
         runner, _ = self._link()
-        return FileCopier(runner.connection, lambda argv, seconds: self.run(argv, timeout_s=seconds), self._timeout_s)
+        return kind(
+            runner.connection,
+            lambda argv, seconds, stdin: self.run(argv, stdin=stdin, timeout_s=seconds),
+            self._timeout_s,
+        )
 
     def _link(self) -> tuple[CommandRunner, bool]:
         """The link, and whether it was opened just now."""

@@ -274,12 +274,30 @@ def _paths(lines: Sequence[str]) -> list[str]:
     return found
 
 
+def jumps_of(text: str) -> tuple[str, ...]:
+    """Hosts of ``[user@]host[:port],...``, nearest first.
+
+    Raises:
+        ConfigError: One of them is no address.
+    """
+    hops = tuple(hop.strip() for hop in text.split(","))
+    for hop in hops:
+        SshTarget.parse(hop)
+    return hops
+
+
 def with_overrides(
-    settings: SshSettings, *, identity: Path | None = None, known_hosts: Path | None = None
+    settings: SshSettings,
+    *,
+    identity: Path | None = None,
+    known_hosts: Path | None = None,
+    jumps: tuple[str, ...] = (),
 ) -> SshSettings:
-    """The same settings with the key and the known_hosts file that the caller names instead of the configured ones."""
+    """The same settings with the key, the known_hosts file and the jump hosts that the caller names instead of the configured."""
     if identity is not None:
         settings = replace(settings, identities=(identity.expanduser(),), only_identities=True)
     if known_hosts is not None:
         settings = replace(settings, known_hosts=(known_hosts.expanduser(),))
+    if jumps:
+        settings = replace(settings, jumps=jumps, command=None)
     return settings

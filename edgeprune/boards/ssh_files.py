@@ -24,8 +24,8 @@ from edgeprune.boards.transport import CommandResult, Progress
 from edgeprune.errors import BoardFullError, ConnectError, RemoteError, TransferError
 from edgeprune.files import sha256_of
 
-Run = Callable[[Sequence[str], float], CommandResult]
-"""Runs a command on the board within so many seconds."""
+Run = Callable[[Sequence[str], float, bytes], CommandResult]
+"""Runs a command on the board within so many seconds, with this standard input."""
 
 _BLOCK_BYTES = 1 << 15  # the largest write that every SFTP server takes
 _IN_FLIGHT = 64  # as OpenSSH's sftp
@@ -39,14 +39,21 @@ _HASH = (
     'else python3 -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())"; fi'
 )
 
+# mv moves a file into a folder of that name; here the name must be the file's.
+_MOVE = 'if [ -d "$2" ]; then echo "$2 is a folder" >&2; exit 1; fi; mv -f -- "$1" "$2"'
+
 _TRIES = 5  # of a copy whose partial file somebody else keeps taking away
 
 
-class _Refused(Exception):  # noqa: N818 (it never leaves this module)
-    """The SFTP server said no, in so many words."""
+class NoSftpError(TransferError):
+    """The board's SSH server has no SFTP server."""
 
 
-class _Gone(Exception):  # noqa: N818 (it never leaves this module)
+class Refused(Exception):  # noqa: N818 (it never leaves a copier)
+    """The board said no, in so many words."""
+
+
+class Gone(Exception):  # noqa: N818 (it never leaves a copier)
     """The partial file was renamed or removed, or has just been made, by another host that copies the same content."""
 
 
@@ -74,14 +81,14 @@ class FileCopier:
                     try:
                         self._put_once(sftp, local, size, digest, partial, remote, progress)
                         return
-                    except _Gone:
+                    except Gone:
                         # Hosts that copy the same content write the same bytes into one partial file; the first renames it.
                         if self._remote_hash(remote, size + 1) == digest:
                             if progress is not None:
                                 progress(size, size)
                             return
-                raise _Refused(f"its partial file gone {_TRIES} times")
-            except _Refused as error:
+                raise Refused(f"its partial file gone {_TRIES} times")
+            except Refused as error:
                 free = self._free_bytes(posixpath.dirname(remote) or ".")
                 self._remove(sftp, partial)
                 if free is not None and free < _BLOCK_BYTES:
@@ -101,16 +108,16 @@ class FileCopier:
             # One byte more than there should be, so that a longer file is told apart.
             found = self._remote_hash(partial, size + 1)
             if found is None:
-                raise _Gone
+                raise Gone
             if found != digest and self._remote_hash(remote, size + 1) == digest:
                 # What was written to has been renamed; this partial file is the next host's, who is not through yet.
-                raise _Gone
+                raise Gone
             if found != digest:
-                raise _Refused(f"a copy with the hash {found}, not {digest}")
+                raise Refused(f"a copy with the hash {found}, not {digest}")
             self._rename(sftp, partial, remote)
-        except _Refused as error:
+        except Refused as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise _Gone from error
+                raise Gone from error
             raise
 
     def get(self, remote: str, local: Path) -> None:
@@ -122,7 +129,7 @@ class FileCopier:
             with self._sftp() as sftp, os.fdopen(handle, "wb") as writer:
                 try:
                     self._receive(sftp, remote, writer)
-                except _Refused as error:
+                except Refused as error:
                     raise TransferError(
                         f"{remote} on {self._address} must be a file that can be read, found: {error}."
                     ) from error
@@ -153,7 +160,7 @@ class FileCopier:
             return ConnectError(
                 f"the link to {self._address} must stay up, it was lost ({reason}).", hint="run it again"
             )
-        return TransferError(
+        return NoSftpError(
             f"{self._address} must have an SFTP server, found: {reason}.",
             hint="install openssh-sftp-server on the board",
         )
@@ -169,22 +176,22 @@ class FileCopier:
             ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
             if self._connection.alive and isinstance(error, OSError):
-                raise _Refused(error.strerror or one_line(error)) from error
+                raise Refused(error.strerror or one_line(error)) from error
             with self._connection.translated():
                 raise
 
     def _make_folder(self, sftp: Any, folder: str) -> None:
         missing = []
-        while folder and not _exists(sftp, folder, self._asked):
+        while folder and self._size(sftp, folder) is None:
             missing.append(folder)
             folder = posixpath.dirname(folder)
         for name in reversed(missing):
             try:
                 with self._asked():
                     sftp.mkdir(name)
-            except _Refused:
+            except Refused:
                 # Somebody else may have made it meanwhile.
-                if not _exists(sftp, name, self._asked):
+                if self._size(sftp, name) is None:
                     raise
 
     def _resume_at(self, sftp: Any, local: Path, partial: str, size: int) -> int | None:
@@ -192,19 +199,24 @@ class FileCopier:
 
         Another host may be writing to it right now: what it adds beyond these bytes does no harm.
         """
-        if not _exists(sftp, partial, self._asked):
+        left = self._size(sftp, partial)
+        if left is None:
             return None
-        try:
-            with self._asked():
-                left: int = sftp.stat(partial).st_size
-        except _Refused as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
         if left <= size and (left == 0 or self._remote_hash(partial, left) in (sha256_of(local, left), None)):
             return left
         self._remove(sftp, partial)
         return None
+
+    def _size(self, sftp: Any, path: str) -> int | None:
+        """Bytes of a file of the board; None where there is none."""
+        try:
+            with self._asked():
+                size: int = sftp.stat(path).st_size
+        except Refused as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        return size
 
     def _need_space(self, sftp: Any, partial: str, folder: str, needed: int) -> None:
         free = self._free_bytes(folder)
@@ -219,7 +231,7 @@ class FileCopier:
         )
 
     def _free_bytes(self, folder: str) -> int | None:
-        result = self._run(["sh", "-c", 'df -Pk -- "$1" || df -Pk "$1"', "sh", folder], 30.0)
+        result = self._run(["sh", "-c", 'df -Pk -- "$1" || df -Pk "$1"', "sh", folder], 30.0, b"")
         # Used, available, capacity; names before and after them may hold spaces.
         found = re.findall(r"\s(\d+)\s+(-?\d+)\s+(?:\d+%|-)\s", result.stdout.decode("utf-8", "replace"))
         return int(found[-1][1]) * 1024 if found else None
@@ -229,10 +241,10 @@ class FileCopier:
         try:
             with self._asked():
                 return sftp.open(partial, "wbx" if left is None else "r+b")
-        except _Refused as error:
+        except Refused as error:
             # SFTP has no status of its own for a file that exists.
-            if left is None and _exists(sftp, partial, self._asked):
-                raise _Gone from error
+            if left is None and self._size(sftp, partial) is not None:
+                raise Gone from error
             raise
 
     def _send(
@@ -261,7 +273,7 @@ class FileCopier:
                         sent.append((number, position))
                         continue
                     if not sent:
-                        raise _Refused(f"the file has become shorter, {position} of {size} bytes")
+                        raise Refused(f"the file has become shorter, {position} of {size} bytes")
                     number, end = sent.popleft()
                     with self._asked():
                         sftp._read_response(number)
@@ -269,15 +281,18 @@ class FileCopier:
                     if progress is not None:
                         progress(done, size)
         except ConnectError as error:
-            raise ConnectError(
-                f"the link to {self._address} must stay up, it was lost after {done} of {size} bytes of {local.name}"
-                f" ({self._connection.lost or 'the connection was closed'}).",
-                hint="run it again: the copy goes on where it stopped",
-            ) from error
+            raise self._lost(done, size, local.name) from error
         finally:
             # A link that is gone takes the handle with it.
-            with suppress(RemoteError, _Refused), self._asked():
+            with suppress(RemoteError, Refused), self._asked():
                 file.close()
+
+    def _lost(self, done: int, size: int, name: str) -> ConnectError:
+        return ConnectError(
+            f"the link to {self._address} must stay up, it was lost after {done} of {size} bytes of {name}"
+            f" ({self._connection.lost or 'the connection was closed'}).",
+            hint="run it again: the copy goes on where it stopped",
+        )
 
     def _receive(self, sftp: Any, remote: str, writer: IO[bytes]) -> None:
         """Read a file, so many blocks under way at a time.
@@ -317,12 +332,12 @@ class FileCopier:
                     return
                 writer.write(block)
         finally:
-            with suppress(RemoteError, _Refused), self._asked():
+            with suppress(RemoteError, Refused), self._asked():
                 file.close()
 
     def _remote_hash(self, path: str, size: int) -> str | None:
         """Hash of the first `size` bytes of a file of the board; None where there is no file."""
-        result = self._run(["sh", "-c", _HASH, "sh", path, str(size)], 60.0 + size / _HASH_BYTES_PER_S)
+        result = self._run(["sh", "-c", _HASH, "sh", path, str(size)], 60.0 + size / _HASH_BYTES_PER_S, b"")
         if result.stdout.strip() == b"absent":
             return None
         found = re.match(rb"\\?([0-9a-f]{64})\b", result.stdout)
@@ -342,29 +357,25 @@ class FileCopier:
                 if "unsupported" not in str(error).lower():
                     raise
                 # Plain SFTP renames never replace a file; rename(2) of mv does.
-                moved = self._run(["mv", "-f", "--", partial, remote], 30.0)
-                if moved.returncode:
-                    raise _Refused(one_line(Exception(moved.stderr.decode("utf-8", "replace")))) from error
+                self._move(partial, remote)
+
+    def _move(self, partial: str, remote: str) -> None:
+        moved = self._run(["sh", "-c", _MOVE, "sh", partial, remote], 30.0, b"")
+        if moved.returncode:
+            raise Refused(self._complaint(moved))
+
+    def _complaint(self, result: CommandResult) -> str:
+        text = " ".join(result.stderr.decode("utf-8", "replace").split()).rstrip(".")
+        return text or f"exit code {result.returncode}"
 
     def _remove(self, sftp: Any, path: str) -> None:
-        with suppress(_Refused), self._asked():
+        with suppress(Refused), self._asked():
             sftp.remove(path)
 
 
 def home_relative(remote: str) -> str:
     """A path as SFTP and commands both read it: they start in the home folder, and neither expands ``~``."""
     return remote[2:].lstrip("/") if remote.startswith("~/") else remote
-
-
-def _exists(sftp: Any, path: str, asked: Callable[[], Any]) -> bool:
-    try:
-        with asked():
-            sftp.stat(path)
-    except _Refused as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return False
-        raise
-    return True
 
 
 def _block(sftp: Any, number: int) -> bytes:

@@ -100,9 +100,9 @@ def preferred(known: KnownHosts, settings: SshSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(algorithm for name in types for algorithm in ALGORITHMS[name]))
 
 
-def check_host_key(known: KnownHosts, shown: ShownKey, settings: SshSettings) -> None:
+def check_host_key(known: KnownHosts, shown: ShownKey, settings: SshSettings, *, jump: bool = False) -> None:
     names = host_names(settings.host, settings.port, settings.host_key_alias)
-    known.check(names, shown.key_type, shown.key, address=settings.address, target=settings.target)
+    known.check(names, shown.key_type, shown.key, address=settings.address, target=settings.target, jump=jump)
 
 
 class NoSuchKeyError(ConnectError):
@@ -145,7 +145,7 @@ class Route:
             known = read_known_hosts(hop.known_hosts)
             transport, shown = self._handshake(hop, preferred(known, hop))
             self._open.append(transport)
-            check_host_key(known, shown, hop)
+            check_host_key(known, shown, hop, jump=True)
             log_in(transport, hop, self._timeout_s)
         transport, shown = self._handshake(self.settings, algorithms)
         self._open = [*self._open[:jumps], transport]

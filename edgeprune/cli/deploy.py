@@ -168,12 +168,19 @@ def keep_record(artifact: Path, done: Deployment, facts: Mapping[str, Any]) -> t
     return data, record
 
 
+def told_latency(done: Deployment) -> str:
+    """What was timed on the board, and where."""
+    if done.measured_ms is None:
+        return f"not measured: the processor of {done.board} is emulated"
+    return f"{done.measured_ms:.3f} ms, measured on {done.board}"
+
+
 def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:
     rows = [
         ["release", f"{done.release}" + ("" if done.changed else " (ran already)")],
         ["parity", f"largest difference {done.parity.max_abs:.2g}"],
         *([f"parity of {name}", str(one)] for name, one in done.parity.tasks.items()),
-        ["latency", f"{done.measured_ms:.3f} ms, measured on {done.board}"],
+        ["latency", told_latency(done)],
     ]
     if done.ratio is not None and done.dense_ms is not None:
         interval = f" ({done.ratio_low:.1%} to {done.ratio_high:.1%})" if done.ratio_low and done.ratio_high else ""
@@ -186,7 +193,9 @@ def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[lis
 
 def _verdict(done: Deployment, budget: Budget | None, tolerance: float) -> str:
     if budget is None:
-        return "none was given: the latency was measured, and held against nothing"
+        was = "not measured" if done.measured_ms is None else "measured"
+        return f"none was given: the latency was {was}, and held against nothing"
+    assert done.latency_ms is not None  # a budget is refused where nothing is timed
     if budget.latency_ms is not None:
         held, limit = f"{done.latency_ms:.3f} ms", f"{budget.latency_ms * (1 + tolerance):.3f} ms"
         if done.ratio is not None:

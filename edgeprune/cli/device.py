@@ -50,6 +50,12 @@ def add(
     host_key: Annotated[
         str | None, typer.Option("--host-key", metavar="SHA256:...", help="Expected host key, instead of being asked.")
     ] = None,
+    jump: Annotated[
+        str | None,
+        typer.Option(
+            "--jump", metavar="[user@]host[:port]", help="Host to go through, as ssh -J; else ~/.ssh/config's."
+        ),
+    ] = None,
     signers: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +87,7 @@ def add(
             "root": root,
             "identity": None if identity is None else str(identity.expanduser().absolute()),
             "host_key": host_key,
+            "jump": jump,
             "signers": None if signers is None else str(signers.expanduser().absolute()),
         }
     )
@@ -108,10 +115,10 @@ def _entry(fields: dict[str, str | None]) -> BoardEntry:
 
 def _accepted_host_key(entry: BoardEntry, out: Output) -> str:
     """Fingerprint of the host key that the user accepts: given, or shown and confirmed."""
-    from edgeprune.boards.ssh_config import resolve
+    from edgeprune.boards.ssh_config import jumps_of, resolve, with_overrides
     from edgeprune.boards.ssh_connection import show_host_key
 
-    settings = resolve(entry.ssh)
+    settings = with_overrides(resolve(entry.ssh), jumps=jumps_of(entry.jump) if entry.jump else ())
     with out.step(f"ask {settings.address} for its host key"):
         shown = show_host_key(settings, pinned=entry.host_key)
     if entry.host_key is not None:

@@ -117,7 +117,8 @@ def _keep(path: Path, data: Mapping[str, Any]) -> None:
 def _found(outcome: Outcome) -> str:
     done = outcome.deployment
     if done is not None:
-        return f"{done.measured_ms:.3f} ms, largest difference {done.parity.max_abs:.2g}"
+        timed = "not timed (emulated)" if done.measured_ms is None else f"{done.measured_ms:.3f} ms"
+        return f"{timed}, largest difference {done.parity.max_abs:.2g}"
     return " ".join(part for part in (outcome.message, outcome.hint and f"Try: {outcome.hint}") if part)
 
 

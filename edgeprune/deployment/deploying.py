@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgeprune.boards.board import Board
 from edgeprune.deployment import faults, gates, preflight
@@ -27,6 +28,7 @@ from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
     ConfigError,
     EdgepruneError,
+    EmulatedProcessorError,
     LatencyGateError,
     ParityError,
     TransferError,
@@ -35,6 +37,7 @@ from edgeprune.spec import Budget
 
 STATES = ("probe", "preflight", "lock", "upload", "stage", "parity", "latency", "activate", "health", "done")
 
+_TIMED = ("measured_ms", "dense_ms", "ratio", "ratio_low", "ratio_high", "latency_ms")
 _STORE_TIMEOUT_S = 60.0
 _SLOWEST_COPY_BYTES_S = 5e6
 
@@ -96,6 +99,8 @@ def deploy(
         ManifestError: The artifact's files are not what its manifest says.
         SignatureError: It is not signed as the list demands; nothing was activated.
         IncompatibleTargetError: The board lacks something; nothing was sent.
+        EmulatedProcessorError: A budget was given, and the board's processor is emulated; nothing was sent. Without a budget the
+            numbers are checked there, and nothing is timed.
         BoardFullError: There is not enough free space; nothing was activated.
         BoardBusyError: Another run holds the board.
         ParityError: Outputs on the board differ; it still runs what it ran.
@@ -114,7 +119,7 @@ def deploy(
     with Board.open(board) as opened:
         require_signed(opened_artifact, opened.signers if signers is None else Path(signers))
         run = _Run(opened, opened_artifact, dense, known_as, threads, progress)
-        run.prepare()
+        run.prepare(budget)
         with opened.hold(f"deploy {opened_artifact.manifest.name}"):
             faults.reached("lock")
             # Between the look before and the lock, another run may have switched.
@@ -131,7 +136,8 @@ def deploy(
             )
             switched = trial.activate(folder, checked_s=run.checked_s)
             tasks = {name: str(one) for name, one in parity.tasks.items()}
-            note = {"measured_ms": latency.measured_ms, "ratio": latency.ratio, "tasks": tasks}
+            timed: dict[str, Any] = {name: None if latency is None else getattr(latency, name) for name in _TIMED}
+            note = {"measured_ms": timed["measured_ms"], "ratio": timed["ratio"], "tasks": tasks}
             trial.decide(folder, switched, note)
             run.finish(keep)
     return Deployment(
@@ -141,13 +147,8 @@ def deploy(
         previous=switched.previous,
         changed=switched.changed,
         parity=parity,
-        measured_ms=latency.measured_ms,
-        dense_ms=latency.dense_ms,
-        ratio=latency.ratio,
-        ratio_low=latency.ratio_low,
-        ratio_high=latency.ratio_high,
-        latency_ms=latency.latency_ms,
-        conditions=latency.conditions,
+        **timed,
+        conditions={"emulated": True} if latency is None else latency.conditions,
         bytes_sent=run.bytes_sent,
         seconds=time.monotonic() - started,
     )
@@ -171,11 +172,19 @@ class _Run:
         self.tell: Progress = progress or (lambda state, done, total, message: None)
         self.cargo = Cargo(artifact, dense)
         self.before: BoardStatus
+        self.emulated = False
 
-    def prepare(self) -> None:
+    def prepare(self, budget: Budget | None) -> None:
         """Probe, then refuse before anything is sent."""
         self.tell("probe", 0, 0, f"probing board {self.board.name}")
         fingerprint = self.board.probe()
+        self.emulated = bool(fingerprint.facts.get("emulated"))
+        if self.emulated and budget is not None:
+            raise EmulatedProcessorError(
+                f"board {self.board.name} must have a real processor to be held to a budget of {budget}, its"
+                f" {fingerprint.architecture} is emulated.",
+                hint="deploy without a budget: numbers are checked there, nothing is timed",
+            )
         self.before = read_status(self.board, known_as=self.known_as)
         faults.reached("probe")
         self.tell("preflight", 0, 0, "checking what the artifact needs")
@@ -246,8 +255,11 @@ class _Run:
 
     def latency(
         self, budget: Budget | None, *, tolerance: float, rounds: int, dense_ms: float | None, percentile: int
-    ) -> Latency:
-        """Check B: milliseconds, interleaved with the dense engine."""
+    ) -> Latency | None:
+        """Check B: milliseconds, interleaved with the dense engine; None on an emulated processor, where none mean anything."""
+        if self.emulated:
+            self.tell("latency", 0, 0, "nothing is timed: the processor is emulated")
+            return None
 
         def measure(count: int) -> Latency:
             return gates.measure_latency(

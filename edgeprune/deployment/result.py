@@ -20,12 +20,12 @@ class Deployment:
         previous: Folder of the release that ran before and is kept, or None.
         changed: False when the board ran this release already.
         parity: What the parity check on the board found.
-        measured_ms: Median latency on the board, milliseconds.
+        measured_ms: Median latency on the board, milliseconds; None where nothing was timed, because its processor is emulated.
         dense_ms: Median of the dense engine in the same rounds; None without a reference.
         ratio: Release over dense, interleaved; None without a reference.
         ratio_low: Lower end of its 95 % confidence interval.
         ratio_high: Upper end.
-        latency_ms: What the budget was held against, milliseconds.
+        latency_ms: What the budget was held against, milliseconds; None where nothing was timed.
         conditions: State of the board before and after the measurement.
         bytes_sent: Bytes of files that the board did not have.
         seconds: How long it all took.
@@ -37,12 +37,12 @@ class Deployment:
     previous: str | None
     changed: bool
     parity: Parity
-    measured_ms: float
+    measured_ms: float | None
     dense_ms: float | None
     ratio: float | None
     ratio_low: float | None
     ratio_high: float | None
-    latency_ms: float
+    latency_ms: float | None
     conditions: Mapping[str, Any]
     bytes_sent: int
     seconds: float

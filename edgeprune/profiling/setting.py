@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.boards.board import Board
 from edgeprune.boards.installing import for_board
-from edgeprune.errors import BackendUnavailableError, ConfigError, TableMismatchError
+from edgeprune.errors import BackendUnavailableError, ConfigError, EmulatedProcessorError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import extending
@@ -103,12 +103,18 @@ def set_up(
         ConfigError: Models and inputs have different names.
         TableMismatchError: The table is of another device, runtime version or thread count.
         BackendUnavailableError: The board lacks the runtime.
+        EmulatedProcessorError: What is timed on the board means nothing.
         RemoteError: The board cannot be reached.
     """
     from edgeprune.latency.fitting import fit
 
     tell(0, 0, 60 * minutes, f"probing {board.name}")
     fingerprint = board.probe()
+    if fingerprint.facts.get("emulated"):
+        raise EmulatedProcessorError(
+            f"board {board.name} must have a real processor to be profiled, its {fingerprint.architecture} is emulated.",
+            hint="profile a board of the device type that you deploy to",
+        )
     _require_runtime(backend, fingerprint, board)
     if base is not None:
         extending.require_same(base, fingerprint.identity(backend), backend, threads)

@@ -109,7 +109,9 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
         deployment: As `edgeprune deploy` wrote it: the fields of `Deployment`.
     """
     ratio, timed_ms, dense_ms = deployment.get("ratio"), deployment["measured_ms"], deployment.get("dense_ms")
-    if not (ratio and dense_ms):
+    if timed_ms is None:
+        value, detail = "not measured", "its processor is emulated"
+    elif not (ratio and dense_ms):
         value, detail = f"{timed_ms:.3f} ms", "as timed, without a dense reference"
     elif data.dense_ms is None:
         value, detail = f"{timed_ms:.3f} ms", f"as timed; {ratio:.1%} of dense, interleaved"

@@ -347,5 +347,8 @@ def assert_gone(transport: Transport, pid: int, within_s: float = 5.0) -> None:
 
 
 def _state(transport: Transport, pid: int) -> str:
-    shown = transport.run(["ps", "-o", "stat=,args=", "-p", str(pid)]).stdout.decode().strip()
-    return "" if shown.startswith("Z") else shown
+    # BusyBox's ps knows none of these options; where there is a /proc it tells.
+    script = 'if [ -d /proc/self ]; then cat "/proc/$1/stat" 2> /dev/null; else ps -o stat=,args= -p "$1"; fi'
+    shown = transport.run(["sh", "-c", script, "sh", str(pid)]).stdout.decode("utf-8", "replace").strip()
+    # The name may hold anything, spaces and parentheses too; the state is what comes after it.
+    return "" if shown.rpartition(")")[2].strip().startswith("Z") else shown

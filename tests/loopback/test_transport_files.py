@@ -13,6 +13,8 @@ import pytest
 
 from edgeprune.boards.ssh import SshTransport
 from edgeprune.errors import BoardFullError, ConnectError, RemoteError, TransferError
+from edgeprune.testing.proxy import FaultyLink
+from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
 
@@ -246,10 +248,59 @@ def test_get_of_a_folder(board, folder, tmp_path):
     assert not (tmp_path / "copy").exists()
 
 
-def test_board_without_sftp_is_named(new_server, source, tmp_path):
-    server = new_server(sftp="/nowhere/sftp-server")
-    with SshTransport("board", config=server.config) as transport, pytest.raises(TransferError, match="SFTP server"):
-        transport.put(source, str(tmp_path / "copy"))
+@pytest.fixture
+def no_sftp(new_server) -> OpenSshServer:
+    """A server as small boards have them."""
+    return new_server(sftp="/nowhere/sftp-server")
+
+
+def test_board_without_sftp_gets_its_files_through_its_shell(no_sftp, source, folder, tmp_path):
+    with SshTransport("board", config=no_sftp.config) as transport:
+        transport.put(source, f"{folder}/deep/-n/two words")
+        assert (folder / "deep" / "-n" / "two words").read_bytes() == source.read_bytes()
+        transport.get(f"{folder}/deep/-n/two words", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+        transport.get("/proc/version", tmp_path / "version")
+        assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()
+        (tmp_path / "empty").write_bytes(b"")
+        transport.put(tmp_path / "empty", f"{folder}/deep/-n/two words")
+        assert (folder / "deep" / "-n" / "two words").read_bytes() == b""
+        assert [path.name for path in (folder / "deep" / "-n").iterdir()] == ["two words"]
+        with pytest.raises(TransferError, match="deep is a folder"):
+            transport.put(source, f"{folder}/deep")
+        with pytest.raises(TransferError, match="No such file"):
+            transport.get(f"{folder}/nothing-here", tmp_path / "back")
+
+
+def test_board_without_sftp_goes_on_where_a_cut_stopped_a_copy(no_sftp, source, folder, tmp_path):
+    known = tmp_path / "known_hosts"
+    with FaultyLink(no_sftp.host, no_sftp.port) as link:
+        known.write_text("".join(f"[{link.host}]:{link.port} {key}\n" for key in no_sftp.public_keys()))
+        target = f"{no_sftp.user}@{link.host}:{link.port}"
+        with SshTransport(target, identity=no_sftp.identity, known_hosts=known, connect_timeout_s=3) as transport:
+            transport.run(["true"])
+            link.cut_after(2_500_000)
+            with pytest.raises(ConnectError, match=r"goes on where it stopped"):
+                transport.put(source, f"{folder}/file")
+            (partial,) = folder.iterdir()
+            assert partial.read_bytes() == source.read_bytes()[: partial.stat().st_size]
+            seen: list[int] = []
+            transport.put(source, f"{folder}/file", progress=lambda done, total: seen.append(done))
+            assert seen[0] > 1_500_000
+    assert (folder / "file").read_bytes() == source.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_disk_that_fills_up_on_a_board_without_sftp(no_sftp, source, small_disk):
+    source.write_bytes(os.urandom(1_500_000))
+
+    def fill(done: int, total: int) -> None:
+        if done == 0:
+            (small_disk / "hog").write_bytes(bytes(1_200_000))
+
+    with SshTransport("board", config=no_sftp.config) as transport, pytest.raises(BoardFullError):
+        transport.put(source, f"{small_disk}/file", progress=fill)
+    assert [path.name for path in small_disk.iterdir()] == ["hog"]
 
 
 def test_get_of_a_file_that_says_it_is_empty(board, tmp_path):

@@ -280,8 +280,29 @@ def test_shown_host_key_behind_a_jump_host(two_servers, tmp_path):
 def test_unknown_jump_host_is_refused_even_if_the_board_is_known(two_servers, tmp_path):
     gate, inner = two_servers
     config = jump_config(tmp_path, gate, inner, trust_gate=False)
-    assert f"{gate.host}:{gate.port}" in refused(HostKeyError, SshTransport("inner", config=config))
+    message = refused(HostKeyError, SshTransport("inner", config=config))
+    assert f"{gate.host}:{gate.port}" in message
+    assert message.endswith("ssh gate"), "boards are pinned one by one, but a jump host is known by known_hosts alone"
     assert "Accepted publickey" not in inner.log
+
+
+def test_jump_host_that_is_named_with_the_board(two_servers, tmp_path):
+    gate, inner = two_servers
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host *\n IdentityFile {gate.identity}\n IdentitiesOnly yes\n UserKnownHostsFile {gate.known_hosts}\n"
+        " GlobalKnownHostsFile /dev/null\n"
+    )
+    pin = fingerprint_of(inner)
+    jump = f"{gate.user}@{gate.host}:{gate.port}"
+    through = {"config": config, "identity": inner.identity, "host_key": pin}
+    with SshTransport(inner.target, jump=jump, **through) as transport:
+        assert transport.run(["sh", "-c", "echo $WHERE"]).stdout == b"inner\n"
+    assert "Accepted publickey" in gate.log
+    settings = with_overrides(resolve(inner.target, config=config), jumps=(jump,))
+    assert show_host_key(settings, config=config).fingerprint == pin
+    with pytest.raises(ConfigError, match="must not hold a password"):
+        SshTransport(inner.target, jump="me:secret@gate")
 
 
 def test_board_that_the_jump_host_cannot_reach(two_servers, tmp_path):

@@ -38,6 +38,9 @@ VERBS = {
     "verify": "verifying",
 }
 
+TIMED = ("bench", "sustain", "energy")
+"""Verbs whose answers are times."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -49,6 +52,12 @@ def run(verb, line, emit):
         request = json.loads(line)
     except ValueError as error:
         raise Failure("CommandError", "the request must be one line of JSON, found %r (%s)." % (line[:80], error))
+    if verb in TIMED and importlib.import_module("processor").emulated():
+        raise Failure(
+            "EmulatedProcessorError",
+            "the processor must be a real one to time anything on it, found an emulated %s." % os.uname().machine,
+            "deploy without a budget checks the numbers there, and times nothing",
+        )
     request["verb"] = verb
     module = importlib.import_module(VERBS[verb])
     try:

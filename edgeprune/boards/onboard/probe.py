@@ -73,7 +73,7 @@ def main(request, emit):
                 "clocks": clocks,
                 "temperatures_celsius": temperatures,
                 "hypervisor": processor.hypervisor(tree, processors),
-                "emulated": processor.foreign(architecture, processors),
+                "emulated": processor.foreign(tree, architecture, processors),
             }
         ),
     }

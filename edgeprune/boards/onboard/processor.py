@@ -4,6 +4,8 @@ import os
 import re
 import struct
 
+from tree import Tree
+
 # What decides which kernels a runtime picks; the kernel's own names. Everything else in `flags` is noise to a table.
 X86_FLAGS = frozenset(
     "sse2 ssse3 sse4_1 sse4_2 avx avx2 fma f16c bmi1 bmi2 avx512f avx512dq avx512cd avx512bw avx512vl avx512vbmi"
@@ -51,20 +53,29 @@ def entries(tree):
     return blocks
 
 
-def foreign(architecture, processors):
-    """Whether cpuinfo describes another architecture than the process runs on: user-mode emulation.
+def foreign(tree, architecture, processors):
+    """Whether the kernel runs on another architecture than the process: user-mode emulation.
 
-    Emulators of that kind hand the host's file through (qemu-user did until version 8.2).
+    Such emulators answer ``uname`` themselves and hand most files through: cpuinfo (qemu-user until version 8.2), and the
+    kernel's own word since Linux 6.1.
     """
-    if not processors:
+    if not is_arm(architecture):
         return False
-    x86 = "vendor_id" in processors[0] and "flags" in processors[0]
-    return is_arm(architecture) and x86
+    kernel = tree.read("/proc/sys/kernel/arch")
+    if kernel:
+        return not is_arm(kernel.strip())
+    return bool(processors) and "vendor_id" in processors[0] and "flags" in processors[0]
+
+
+def emulated():
+    """Whether this process runs on an emulated processor, where nothing that is timed means anything."""
+    tree = Tree()
+    return foreign(tree, os.uname().machine, entries(tree))
 
 
 def cpu_model(tree, architecture, processors):
     """As the kernel names it; ARM part numbers get their names; clusters are counted: ``4x Cortex-A55 + 4x ...``."""
-    if foreign(architecture, processors):
+    if foreign(tree, architecture, processors):
         return "unknown"
     names = [processor["model name"] for processor in processors if processor.get("model name")]
     if names and not is_arm(architecture):
@@ -102,7 +113,7 @@ def isa(tree, architecture, processors):
     """
     if architecture == "aarch64":
         flags = hwcap_flags(tree.read_bytes("/proc/self/auxv"))
-        if flags or foreign(architecture, processors):
+        if flags or foreign(tree, architecture, processors):
             return sorted(flags)
     known = ARM_FLAGS if is_arm(architecture) else X86_FLAGS
     found = [set((p.get("flags") or p.get("Features") or p.get("isa") or "").split()) for p in processors]

@@ -19,6 +19,7 @@ ORIN = BoardEntry(
     root="~/somewhere",
     host_key="SHA256:" + "a" * 43,
     identity="~/.ssh/id_ed25519",
+    jump="ann@gate:2222,inner-gate",
 )
 
 

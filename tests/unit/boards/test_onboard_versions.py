@@ -126,10 +126,11 @@ FOUND = list(snippets())
 
 
 def test_all_scripts_for_shells_are_looked_at() -> None:
-    from edgeprune.boards import ssh_commands, ssh_files
+    from edgeprune.boards import ssh_commands, ssh_files, ssh_shell_files
 
     texts = {snippet.text for snippet in FOUND if snippet.known}
     assert {ssh_commands._LEAD, ssh_commands._COMMAND, ssh_commands._GUARD, ssh_files._HASH} <= texts
+    assert {ssh_shell_files._SIZE, ssh_shell_files._WRITE, ssh_shell_files._READ} <= texts
     assert {(snippet.file, snippet.text) for snippet in FOUND if not snippet.known} == GIVEN_BY_THE_USER
 
 

@@ -366,6 +366,12 @@ def test_an_emulated_arm_board_is_told_by_its_own_vector_and_not_by_the_host_s_c
     assert found.disturbances[0] == "the processor is emulated: results are right, but no latency means anything."
 
 
+def test_an_emulator_that_makes_up_cpuinfo_is_told_by_the_kernel_s_own_word(probe_tree: ProbeTree) -> None:
+    made_up = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
+    assert probe_tree({"/proc/cpuinfo": made_up, "/proc/sys/kernel/arch": "x86_64\n"}).facts["emulated"] is True
+    assert probe_tree({"/proc/cpuinfo": made_up, "/proc/sys/kernel/arch": "aarch64\n"}).facts["emulated"] is False
+
+
 def test_an_x86_board_is_told_with_caches_battery_hypervisor_and_throttling(probe_tree: ProbeTree) -> None:
     cache = "/sys/devices/system/cpu/cpu0/cache/index{}/{}"
     files = {
