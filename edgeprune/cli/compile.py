@@ -242,7 +242,7 @@ def _compile_run(
                 example,
                 out,
                 backend=chosen,
-                plan=plan if own else replace(plan, predicted={}),
+                plan=plan.with_prediction(threads=record.threads) if own else replace(plan, predicted={}),
                 predicted_ms=record.predicted_ms if own else None,
                 measured=_measured(record) if own else None,
                 progress=progress.told,
@@ -263,7 +263,12 @@ def _measured(record: PruningRecord) -> Any:
 
     if record.measured_ms is None:
         return None
-    return MeasuredCost(latency_ms=record.measured_ms, dense_ms=record.dense_ms, conditions=record.conditions)
+    return MeasuredCost(
+        latency_ms=record.measured_ms,
+        dense_ms=record.dense_ms,
+        conditions=record.conditions,
+        threads=record.threads,
+    )
 
 
 def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any], key: Path | None) -> None:

@@ -117,7 +117,8 @@ def _keep(path: Path, data: Mapping[str, Any]) -> None:
 def _found(outcome: Outcome) -> str:
     done = outcome.deployment
     if done is not None:
-        return f"{done.measured_ms:.3f} ms, largest difference {done.parity.max_abs:.2g}"
+        found = f"{done.measured_ms:.3f} ms, largest difference {done.parity.max_abs:.2g}"
+        return " ".join((found, *(f"Mind: {note}" for note in done.notes)))
     return " ".join(part for part in (outcome.message, outcome.hint and f"Try: {outcome.hint}") if part)
 
 

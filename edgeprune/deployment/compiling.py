@@ -358,6 +358,7 @@ def _predicted(plan: PruningPlan | None, predicted_ms: float | None) -> Predicte
         low_ms=None if low_ms is None else float(low_ms),
         high_ms=None if high_ms is None else float(high_ms),
         table=None if table is None else str(table),
+        threads=None if told.get("threads") is None else int(told["threads"]),
     )
 
 
