@@ -93,7 +93,7 @@ class NetAdapt:
             raise ConfigError(
                 f"steps that begin with {self.reduction:g} and decay by {self.decay:g} save at most "
                 f"{self.reduction / (1 - self.decay):.0%} of the latency, found that {share:.0%} has to be saved.",
-                hint=f"NetAdapt(reduction={self.reduction * 2:g})",
+                hint=f"without --netadapt, or a larger budget; NetAdapt(reduction={self.reduction * 2:g}) in Python",
             )
         return math.ceil(math.log(left) / math.log(self.decay) - 1e-9)
 
@@ -123,7 +123,8 @@ class NetAdapt:
             raise ConfigError(
                 f"netadapt may take {self.most_tunings} short tunings, found that {steps} steps with "
                 f"{groups} groups take about {steps * groups}.",
-                hint=f"NetAdapt(reduction={2 * self.reduction:g}), or a larger most_tunings",
+                hint="--keep some layers, or a larger budget; "
+                f"NetAdapt(reduction={2 * self.reduction:g}) or a larger most_tunings in Python",
             )
         return steps * groups
 

@@ -103,7 +103,7 @@ class SoftMasking:
         if self.epochs > settings.epochs:
             raise ConfigError(
                 f"soft masking takes {self.epochs} of the epochs of fine-tuning, found {settings.epochs}.",
-                hint=f"--epochs {self.epochs + 1}, or FineTuning(epochs=...)",
+                hint=f"--epochs {self.epochs + 1}; FineTuning(epochs=...) in Python",
             )
         if settings.precision == "float16":
             raise ConfigError(
