@@ -13,11 +13,11 @@ from edgeprune.spec import Fingerprint, Requirement
 def requirement(fingerprint: Fingerprint, threads: int) -> Requirement:
     """A core for each thread, of those that the board lets its user have."""
     there = int(fingerprint.facts.get("cores_there") or fingerprint.cores)
-    found = counted(fingerprint.cores, "core")
+    ours = str(fingerprint.cores)
     return Requirement(
         "cores",
-        f"{counted(threads, 'core')} for {counted(threads, 'thread')}",
-        f"{fingerprint.cores} of its {there} that we may use" if there > fingerprint.cores else found,
+        f"{threads} (one for each thread)",
+        f"{ours} of its {there} that we may use" if there > fingerprint.cores else ours,
         threads <= fingerprint.cores,
         f"--threads {fingerprint.cores}, or let its user have more cores (taskset, cpuset)",
     )
@@ -31,9 +31,8 @@ def require_cores(fingerprint: Fingerprint, threads: int, *, board: str, hint: s
     """
     needed = requirement(fingerprint, threads)
     if not needed.met:
-        raise ConfigError(
-            f"board {board} must have {needed.needed}, found {needed.found}.", hint=hint or needed.hint
-        )
+        wanted = f"{counted(threads, 'core')} for {counted(threads, 'thread')}"
+        raise ConfigError(f"board {board} must have {wanted}, found {needed.found}.", hint=hint or needed.hint)
 
 
 def quota_note(fingerprint: Fingerprint, threads: int, *, board: str) -> str | None:

@@ -108,7 +108,8 @@ def compile(  # noqa: A001 - the verb's name
         return
     if dense is not None:
         raise ConfigError(
-            "--dense needs a folder of prune, found a model.", hint=command_line("edgeprune", "compile", model, "--out", dense)
+            "--dense needs a folder of prune, found a model.",
+            hint=command_line("edgeprune", "compile", model, "--out", dense),
         )
     if ":" not in model:
         raise ConfigError(
@@ -189,7 +190,7 @@ def require_compilable(backend: Any, precision: str, *, has_task: bool) -> None:
     """
     from edgeprune.backends import registry
 
-    chosen = registry.get(backend).for_precision(precision)  # type: ignore[arg-type]  # a text to be refused
+    registry.get(backend).for_precision(precision)  # type: ignore[arg-type]  # a text to be refused
     if precision == "int8" and not has_task:
         raise ConfigError(
             "int8 engines need calibration data, found none.", hint="--task FACTORY, whose training data are taken"
@@ -301,7 +302,9 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
     if told is not None:
         ratio = "no difference" if told["snr_db"] is None else f"{told['snr_db']:.1f} dB"
         samples = f", calibrated with {told['samples']} samples" if "samples" in told else ""
-        output.say(f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float{samples}")
+        output.say(
+            f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float{samples}"
+        )
         if told["kept"]:
             output.say(f"  in float stay {', '.join(told['kept'])}")
     for name, metric in artifact.manifest.metrics.items():

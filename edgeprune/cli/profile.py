@@ -129,7 +129,7 @@ def profile(
     if "protocol" in (run := measured.header.get("runs", [measured.header])[-1]):
         whole_s, spent_s = time.monotonic() - begun_s, run["protocol"].get("spent_s", 0.0)
         output.say(
-            f"measuring took {spent_s:.0f} s of the {60 * minutes:.0f} s asked for, all of it {whole_s:.0f} s with set-up and fits"
+            f"measuring took {spent_s:.0f} s of the {60 * minutes:.0f} s asked for; with set-up and fits it was {whole_s:.0f} s"
         )
     output.finish(
         _facts(measured, target_path),

@@ -167,7 +167,9 @@ def _carry_out(
             for note in told:
                 output.say(note)
             if budget.bounds_latency and not budget.bounds_more and dense.ms <= budget.resolve_ms(dense.ms):
-                output.say(f"the dense model takes {dense.ms:.4g} ms, within the budget of {budget}: there is nothing to prune")
+                output.say(
+                    f"the dense model takes {dense.ms:.4g} ms, within the budget of {budget}: there is nothing to prune"
+                )
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration
             from edgeprune.loop.multitask.pagcp import Pagcp
@@ -228,8 +230,8 @@ def _carry_out(
     _tell(output, budget, result, module, told)
     if result.unchanged:
         output.say(
-            f"nothing to prune: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy go on "
-            "as usual; a smaller budget prunes"
+            f"nothing to prune: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy "
+            "go on as usual; a smaller budget prunes"
         )
     output.wrote(out / records.PLAN_NAME, "plan that removes nothing" if result.unchanged else "plan")
     output.wrote(out / records.MODEL_FOLDER, "dense model" if result.unchanged else "pruned model")
@@ -403,8 +405,8 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
     if checked is not None:
         output.say(
             f"the latency to quote is {result.measured_ms:.3f} ms ({checked.ratio:.1%} of the dense model's "
-            f"{result.dense_ms:.3f} ms), measured on {checked.board}: the predicted one only chose the widths, and those as timed "
-            "hold for that minute"
+            f"{result.dense_ms:.3f} ms), measured on {checked.board}: the predicted one only chose the widths, and those "
+            "as timed hold for that minute"
         )
     else:
         output.say(f"the latency to quote is {result.predicted_ms:.3f} ms, predicted; no board has measured it yet")

@@ -26,7 +26,9 @@ SAMPLES = 32
 
 SAMPLE = "sample"
 
-_SAMPLES_HINT = "a --task whose batches have the shape and type of the example inputs (--input); golden_inputs= in Python"
+_SAMPLES_HINT = (
+    "a --task whose batches have the shape and type of the example inputs (--input); golden_inputs= in Python"
+)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,10 @@ class Kept:
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers by name, tied ones under each of their names."""
-    named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    named = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     return {name: tensor.detach() for name, tensor in named.items()}
 
 

@@ -320,7 +320,9 @@ class _Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; the weights are where they were then already."""
-        self.sums, self.squares = ({name: np.array(of) for name, of in state[key].items()} for key in ("sums", "squares"))
+        self.sums, self.squares = (
+            {name: np.array(of) for name, of in state[key].items()} for key in ("sums", "squares")
+        )
         self.counted, self.samples = state["counted"]
         self.reduction = state["reduction"]
         self.kept = {name: tuple(units) for name, units in state["kept"].items()}

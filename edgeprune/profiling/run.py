@@ -236,7 +236,9 @@ def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> S
 
 def _core_share(quick: MeasuredRun, threads: int) -> float:
     """Share of a core that the measuring process got; 1 where it is about all of it, or cannot be told (several threads)."""
-    timed = [pair for found in quick.measurements.values() for pair in zip(found.times_ms, found.cpu_share, strict=True)]
+    timed = [
+        pair for found in quick.measurements.values() for pair in zip(found.times_ms, found.cpu_share, strict=True)
+    ]
     whole_ms = sum(ms for ms, _ in timed)
     if threads > 1 or not whole_ms:
         return 1.0

@@ -75,7 +75,9 @@ def require_possible(constraints: Constraints, model: nn.Module) -> None:
 
     from edgeprune.graph.channel_graph import raise_unknown_pattern
 
-    layers = [name for name, module in model.named_modules() if name and next(module.parameters(False), None) is not None]
+    layers = [
+        name for name, module in model.named_modules() if name and next(module.parameters(False), None) is not None
+    ]
     known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
     known |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}

@@ -46,7 +46,10 @@ def test_every_error_has_a_next_step_on_the_command_line(name: str) -> None:
         ("where={...: 2}, and one table for each", "--where COLUMN=2, and one table for each"),
         ("latency_us='latency_us'", "--latency-us latency_us"),
         ('latency_ms="latency_ms"', "--latency-ms latency_ms"),
-        ("latency_us= or latency_s=, if the column is in these", "--latency-us or --latency-s, if the column is in these"),
+        (
+            "latency_us= or latency_s=, if the column is in these",
+            "--latency-us or --latency-s, if the column is in these",
+        ),
         ("skip_invalid=True, if that marks a failed run", "--skip-invalid, if that marks a failed run"),
         ("min_width={'layers.*': 8}", "--min-width 'layers.*=8'"),
         ("--input x=1x3:float32", "--input x=1x3:float32"),

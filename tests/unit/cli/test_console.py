@@ -49,7 +49,7 @@ def test_stages_are_one_share_of_the_time_that_never_falls() -> None:
     assert len(shares) == len(steps)
     assert shares == sorted(shares)
     assert shares[-1] < 100
-    assert said[1] == "  profile: round 1 (10 of 100), 40%, about 0:45 left"
+    assert said[1] == "  profile: round 1 (10 of 100), 57%, about 0:45 left"
     assert "left" not in said[0]
 
 

@@ -56,7 +56,7 @@ def run(tabled, seed, folder=None, progress=None, **search):
     return prune(
         planner.model,
         EXAMPLE,
-        "50%",
+        "45%",
         planner=planner,
         fine_tuning=FineTuning(epochs=epochs, lr=3e-3),
         checkpoint=folder,
@@ -94,7 +94,7 @@ def test_netadapt_goes_on_after_the_last_cut(tabled, tmp_path, monkeypatch):
         return original(*arguments, **options)
 
     monkeypatch.setattr(netadapts, "fine_tune", counted)
-    settings = NetAdapt(reduction=0.2, tuning_steps=2, batches=2)
+    settings = NetAdapt(reduction=0.08, decay=0.9, tuning_steps=2, batches=2)
     usual = run(tabled, 1, netadapt=settings)
     in_all = len(tuned)
     assert in_all >= 5
