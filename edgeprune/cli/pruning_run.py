@@ -230,8 +230,8 @@ def _carry_out(
     _tell(output, budget, result, module, told)
     if result.unchanged:
         output.say(
-            f"nothing to prune: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy "
-            "go on as usual; a smaller budget prunes"
+            f"nothing was pruned: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy "
+            "go on as usual"
         )
     output.wrote(out / records.PLAN_NAME, "plan that removes nothing" if result.unchanged else "plan")
     output.wrote(out / records.MODEL_FOLDER, "dense model" if result.unchanged else "pruned model")
