@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -45,7 +46,11 @@ class Extensions(Generic[T]):
             if point.name == name:
                 found = point.load()(**options)
                 return found
-        raise ConfigError(f"{self.what} must be one of {', '.join(self.names())}, found {name!r}.")
+        names = self.names()
+        near = difflib.get_close_matches(name, names, n=1) or names[:1]
+        raise ConfigError(
+            f"{self.what} must be one of {', '.join(names)}, found {name!r}.", hint=near[0] if near else None
+        )
 
     def _plugins(self) -> Iterator[EntryPoint]:
         return iter(entry_points(group=self.group))

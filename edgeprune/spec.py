@@ -114,6 +114,13 @@ _BOUNDS = (
     ("energy", "energy_mj", "energy_ratio", " mJ"),
     ("memory", "memory_bytes", "memory_ratio", " bytes"),
 )
+_OPTIONS = {
+    "latency": "--latency",
+    "parameter": "--params",
+    "multiply-accumulate": "--macs",
+    "energy": "--energy",
+    "memory": "--memory",
+}
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 # Option, field, field of the share, units, and an example.
@@ -160,13 +167,18 @@ class Budget:
                 raise ConfigError(f"a budget must have exactly one of {amount} and {share}, found both.")
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ConfigError(
-                    f"{'an' if what == 'energy' else 'a'} {what} budget must be greater than 0{unit}, found {number}."
+                    f"{'an' if what == 'energy' else 'a'} {what} budget must be greater than 0{unit}, found {number}.",
+                    hint=f"{_OPTIONS[what]} 50%, or a number that the dense model has some of",
                 )
             if ratio is not None and not 0 < ratio <= 1:
-                raise ConfigError(f"a relative {what} budget must lie in (0 %, 100 %], found {ratio:.3%}.")
+                raise ConfigError(
+                    f"a relative {what} budget must lie in (0 %, 100 %], found {ratio:.3%}.",
+                    hint=f"{_OPTIONS[what]} 50%, which is half of the dense model's",
+                )
         if not self.bounds_latency and not self.bounds_more:
             raise ConfigError(
-                "a budget must bound something: exactly one of latency_ms and latency_ratio, or another cost."
+                "a budget must bound something: exactly one of latency_ms and latency_ratio, or another cost.",
+                hint="--latency 12ms or --latency 50%",
             )
 
     @property

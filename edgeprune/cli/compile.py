@@ -100,14 +100,16 @@ def compile(  # noqa: A001 - the verb's name
     if Path(model).is_dir():
         if input_ or inputs or weights or plan:
             raise ConfigError(
-                "--input, --inputs, --weights and --plan are known from a folder of prune, leave them out."
+                "--input, --inputs, --weights and --plan are known from a folder of prune, found some of them too.",
+                hint=f"{command_line('edgeprune', 'compile', model)}, without them",
             )
         other = backend if was_given(context, "backend") else None
         _compile_run(Path(model), output, out, dense, board, (other, dla), extras, sign, task)
         return
     if dense is not None:
         raise ConfigError(
-            "--dense needs a folder of prune, found a model.", hint=f"edgeprune compile {model} --out DENSE"
+            "--dense needs a folder of prune, found a model.",
+            hint=command_line("edgeprune", "compile", model, "--out", dense),
         )
     if ":" not in model:
         raise ConfigError(
@@ -116,6 +118,7 @@ def compile(  # noqa: A001 - the verb's name
             hint="edgeprune prune, or --out of the run that wrote another folder",
         )
     chosen = _backend(backend, dla)
+    require_compilable(chosen, precision, has_task=task is not None)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
     extras["task"] = None if task is None else load_task(task)
@@ -141,7 +144,9 @@ def _int8(precision: str, snr: float | None, metric_loss: str | None) -> dict[st
     from edgeprune.tasks.limits import Tolerance, parse_limit
 
     if precision != "int8" and (snr is not None or metric_loss is not None):
-        raise ConfigError(f"--snr and --metric-loss are of int8 engines, found --precision {precision}.")
+        raise ConfigError(
+            f"--snr and --metric-loss are of int8 engines, found --precision {precision}.", hint="--precision int8"
+        )
     found: dict[str, Any] = {}
     if snr is not None:
         if not snr > 0:
@@ -170,10 +175,26 @@ def _backend(name: str, dla: int | None) -> Any:
     if dla is None:
         return name
     if name != "tensorrt":
-        raise ConfigError(f"--dla needs --backend tensorrt, found {name}.")
+        raise ConfigError(f"--dla needs --backend tensorrt, found {name}.", hint="--backend tensorrt --precision fp16")
     from edgeprune.backends.tensorrt.backend import TensorRt
 
     return TensorRt(dla_core=dla)
+
+
+def require_compilable(backend: Any, precision: str, *, has_task: bool) -> None:
+    """Refuse what needs neither model nor trace to be refused.
+
+    Raises:
+        ConfigError: The backend does not compile for that precision, or int8 has nothing to be calibrated with.
+        BackendUnavailableError: The backend is not installed here.
+    """
+    from edgeprune.backends import registry
+
+    registry.get(backend).for_precision(precision)  # type: ignore[arg-type]  # a text to be refused
+    if precision == "int8" and not has_task:
+        raise ConfigError(
+            "int8 engines need calibration data, found none.", hint="--task FACTORY, whose training data are taken"
+        )
 
 
 def _compile_run(
@@ -209,13 +230,14 @@ def _compile_run(
             f"the run was for {' '.join(meant)}: what it takes with {name} {precision} was neither predicted nor measured, "
             "deploy does so"
         )
+    chosen = _backend(name, backend[1])
+    if task is None and precision == "int8":
+        task = options.task
+    require_compilable(chosen, precision, has_task=task is not None)
     if board is None and not registry.get(name).portable:
         board = record.board
     original: torch.nn.Module = load_model(options.model, options.weights, seed=options.seed)
     more: dict[str, Any] = {}
-    chosen = _backend(name, backend[1])
-    if task is None and extras["precision"] == "int8":
-        task = options.task
     extras["task"] = None if task is None else load_task(task)
     # An objective whose loss reads no output has none to check.
     extras["tasks"] = {name: places for name, places in record.outputs.items() if places}
@@ -242,7 +264,7 @@ def _compile_run(
                 example,
                 out,
                 backend=chosen,
-                plan=plan if own else replace(plan, predicted={}),
+                plan=plan.with_prediction(threads=record.threads) if own else replace(plan, predicted={}),
                 predicted_ms=record.predicted_ms if own else None,
                 measured=_measured(record) if own else None,
                 progress=progress.told,
@@ -263,7 +285,12 @@ def _measured(record: PruningRecord) -> Any:
 
     if record.measured_ms is None:
         return None
-    return MeasuredCost(latency_ms=record.measured_ms, dense_ms=record.dense_ms, conditions=record.conditions)
+    return MeasuredCost(
+        latency_ms=record.measured_ms,
+        dense_ms=record.dense_ms,
+        conditions=record.conditions,
+        threads=record.threads,
+    )
 
 
 def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, Any], key: Path | None) -> None:
@@ -274,7 +301,10 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
     told = artifact.manifest.quantization
     if told is not None:
         ratio = "no difference" if told["snr_db"] is None else f"{told['snr_db']:.1f} dB"
-        output.say(f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float")
+        samples = f", calibrated with {told['samples']} samples" if "samples" in told else ""
+        output.say(
+            f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float{samples}"
+        )
         if told["kept"]:
             output.say(f"  in float stay {', '.join(told['kept'])}")
     for name, metric in artifact.manifest.metrics.items():
@@ -309,7 +339,12 @@ def _json(path: Path | None, kind: type, option: str) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{option} must name a JSON file, {path} cannot be read as one.") from error
+        raise ConfigError(
+            f"{option} must name a JSON file, {path} cannot be read as one.", hint=f"python -m json.tool {path}"
+        ) from error
     if not isinstance(value, kind):
-        raise ConfigError(f"{option} must hold a JSON {'list' if kind is list else 'object'}, {path} does not.")
+        example = '["cat", "dog"]' if kind is list else '{"mean": [0.5], "std": [0.2]}'
+        raise ConfigError(
+            f"{option} must hold a JSON {'list' if kind is list else 'object'}, {path} does not.", hint=example
+        )
     return value

@@ -99,7 +99,8 @@ class Progress:
     ) -> None:
         self._text, self._bar, self._say, self._clock = text, bar, say, clock
         self._task = None if bar is None else bar.add_task(text, total=None, left="")
-        self._said_s = clock()
+        self._begun_s = self._said_s = clock()
+        self._share = 0.0
 
     def said(self, text: str) -> None:
         """A sentence that stays."""
@@ -110,6 +111,15 @@ class Progress:
         """Items done, items in all, seconds left, what happens now."""
         minutes, seconds = divmod(max(0, round(left_s)), 60)
         self._show(message, done, total, f"about {minutes}:{seconds:02d} left" if total else "")
+
+    def timed(self, done: int, total: int, left_s: float, message: str) -> None:
+        """As `counted`, of items that come in stages: the share is that of the time, of all stages, and never falls."""
+        passed_s = self._clock() - self._begun_s
+        if left_s > 0:
+            self._share = max(self._share, min(passed_s / (passed_s + left_s), 0.99))
+        minutes, seconds = divmod(max(0, round(left_s)), 60)
+        told = f"{message} ({done} of {total})" if total else message
+        self._show(told, round(1000 * self._share), 1000, f"about {minutes}:{seconds:02d} left" if total else "")
 
     def share(self, done: int, total: int) -> None:
         """Units done (steps, bytes) and units in all."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.boards.cores import counted
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, ThreadsOption, VerboseOption, was_given
+from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, VerboseOption, was_given
 from edgeprune.cli.record import deployment_record
 from edgeprune.errors import ConfigError
 from edgeprune.files import write_text
@@ -39,7 +40,12 @@ def deploy(
         float | None, typer.Option("--dense-ms", help="Dense latency that a budget in ms was chosen against.")
     ] = None,
     tolerance: Annotated[float, typer.Option("--tolerance", help="Share by which the budget may be exceeded.")] = 0.05,
-    threads: ThreadsOption = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Threads of the runtime on the board; those that the artifact is for by default."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of the latency comparison.")] = 20,
     keep: Annotated[int, typer.Option("--keep", min=2, help="Releases that the board keeps.")] = 3,
     percentile: Annotated[
@@ -133,7 +139,7 @@ def deploy(
             from edgeprune.boards.config import BoardConfig
             from edgeprune.cli.rehearsal import rehearse_on_many
 
-            rehearse_on_many(loaded, BoardConfig().members(to), reference, output)
+            rehearse_on_many(loaded, BoardConfig().members(to), reference, threads, output)
             return
         deploy_to_fleet(loaded, to, output, options, facts, canary=canary, max_failures=max_failures, at_once=at_once)
         return
@@ -143,11 +149,13 @@ def deploy(
     if dry_run:
         from edgeprune.cli.rehearsal import rehearse_on
 
-        rehearse_on(loaded, board, reference, output)
+        rehearse_on(loaded, board, reference, threads, output)
         return
     with output.step(f"deploy to {board}") as progress:
         done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)
     output.table("", ["checked on the board", "result"], _rows(done, budget, tolerance))
+    for note in done.notes:
+        output.say(f"mind: {note}")
     data, record = keep_record(artifact, done, facts)
     if record is not None:
         output.wrote(record, RECORD_HOLDS)
@@ -172,7 +180,13 @@ def told_latency(done: Deployment) -> str:
     """What was timed on the board, and where."""
     if done.measured_ms is None:
         return f"not measured: the processor of {done.board} is emulated"
-    return f"{done.measured_ms:.3f} ms, measured on {done.board}"
+    made_for = ""
+    if done.made_for_threads is not None:
+        same = done.made_for_threads == done.threads
+        made_for = (
+            ", as the artifact is for" if same else f"; the artifact is for {counted(done.made_for_threads, 'thread')}"
+        )
+    return f"{done.measured_ms:.3f} ms, measured on {done.board} with {counted(done.threads, 'thread')}{made_for}"
 
 
 def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:
@@ -205,4 +219,6 @@ def _verdict(done: Deployment, budget: Budget | None, tolerance: float) -> str:
         held, limit = f"{done.ratio or 0.0:.1%}", f"{(budget.latency_ratio or 0.0) * (1 + tolerance):.1%}"
         within = (done.ratio or 0.0) <= (budget.latency_ratio or 0.0)
     verdict = "met" if within else "within the tolerance"
+    if done.made_for_threads not in (None, done.threads):
+        verdict += f" with {counted(done.threads, 'thread')} (mind below)"
     return f"{verdict}: {held} for {budget}; the upper end of the interval may be up to {limit} (--tolerance {tolerance:g})"

@@ -17,6 +17,8 @@ from edgeprune.cli.options import (
     ModelArgument,
     SeedOption,
     VerboseOption,
+    WeightsOption,
+    given,
     input_flags,
 )
 
@@ -34,25 +36,30 @@ def explain(
         Path | None, typer.Option("--table", help="Latency table, or settings of `edgeprune fit`: adds latency shares.")
     ] = None,
     backend: BackendOption = "onnxruntime",
+    weights: WeightsOption = None,
     seed: SeedOption = 0,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Trace a model and print its channel groups, what is left alone, and why."""
     import edgeprune
+    from edgeprune.backends import registry as backends
     from edgeprune.cli.inputs import example_inputs
     from edgeprune.cli.loading import load_model
 
+    if table is not None:
+        backends.get(backend)
     out = Output(json_output)
     with out.step("trace"):
-        module = load_model(model, seed=seed)
+        module = load_model(model, weights, seed=seed)
         graph = edgeprune.trace(module, example_inputs(module, input_, inputs, seed=seed))
     shares = None
     if table is not None:
         with out.step("share out the latency"):
             shares = _shares(table, backend, graph, module)
     out.say(graph.explain(shares))
-    flags = input_flags(input_, inputs)
+    other = backend if backend != "onnxruntime" else None
+    flags: list[object] = [*input_flags(input_, inputs), *given(weights=weights, seed=seed or None, backend=other)]
     out.finish(
         {
             "model": model,

@@ -118,7 +118,8 @@ def _found(outcome: Outcome) -> str:
     done = outcome.deployment
     if done is not None:
         timed = "not timed (emulated)" if done.measured_ms is None else f"{done.measured_ms:.3f} ms"
-        return f"{timed}, largest difference {done.parity.max_abs:.2g}"
+        found = f"{timed}, largest difference {done.parity.max_abs:.2g}"
+        return " ".join((found, *(f"Mind: {note}" for note in done.notes)))
     return " ".join(part for part in (outcome.message, outcome.hint and f"Try: {outcome.hint}") if part)
 
 

@@ -130,5 +130,39 @@ def _run_once(
         reason = reason if len(reason) <= _REASON_CHARS else reason[:_REASON_CHARS].rstrip() + " ..."
         raise InputError(
             f"the model must run on its example inputs, with {given} it raised {type(error).__name__}: {reason}",
-            hint=f"--input {_FORM} with the shape that the model takes, batch first",
+            hint=_wanted(model, error) or f"--input {_FORM} with the shape that the model takes, batch first",
         ) from error
+
+
+def _wanted(model: torch.nn.Module, error: BaseException) -> str | None:
+    """What the layer takes that refused its input, by the traceback; None where it is no layer of which that is known."""
+    from torch import nn
+
+    names = {id(module): name for name, module in model.named_modules()}
+    layer: nn.Module | None = None
+    step = error.__traceback__
+    while step is not None:
+        found = step.tb_frame.f_locals.get("self")
+        if isinstance(found, nn.Module) and id(found) in names:
+            layer = found
+        step = step.tb_next
+    if layer is None:
+        return None
+    convolutions = {nn.Conv1d: "length", nn.Conv2d: "height x width", nn.Conv3d: "depth x height x width"}
+    sizes = next((told for kind, told in convolutions.items() if isinstance(layer, kind)), None)
+    if sizes is not None:
+        takes = f"batch x {layer.in_channels} x {sizes}"
+    elif isinstance(layer, nn.Linear):
+        takes = f"{layer.in_features} features last"
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        takes = f"{layer.num_features} channels, second"
+    elif isinstance(layer, nn.LayerNorm):
+        takes = f"{' x '.join(map(str, layer.normalized_shape))} last"
+    elif isinstance(layer, nn.Embedding):
+        takes = f"whole numbers below {layer.num_embeddings} (--input NAME=1x16:int64)"
+    else:
+        return None
+    first = next((name for name, module in model.named_modules() if not [*module.children()]), "")
+    where = "the first layer" if names[id(layer)] == first else "the layer"
+    made = "" if where == "the first layer" else ", which comes of another size of the input"
+    return f"--input {_FORM}; {where} {names[id(layer)] or 'that is the model'} ({type(layer).__name__}) takes {takes}{made}"

@@ -114,6 +114,7 @@ def _invoke(words: list[str], interrupts: _Interrupts) -> int:
 
     from edgeprune.cli.commands import root
     from edgeprune.cli.console import report_error, reserve_stdout
+    from edgeprune.cli.hints import next_step
     from edgeprune.errors import DeployError, EdgepruneError
 
     # click's UsageError; typer carries its own copy of click since 0.26, so it is found through a name that both have.
@@ -131,7 +132,7 @@ def _invoke(words: list[str], interrupts: _Interrupts) -> int:
             # Some library took the interrupt for a failure. What became of a board is told all the same.
             return INTERRUPTED
         if isinstance(error, EdgepruneError):
-            message, hint, exit_code = error.message, error.hint, error.exit_code
+            message, hint, exit_code = error.message, next_step(error, words), error.exit_code
         elif isinstance(error, OSError):
             where = f" {os.fspath(error.filename)!r}" if error.filename else ""
             message, hint, exit_code = f"the system refused{where}: {error.strerror or error}.", None, 1

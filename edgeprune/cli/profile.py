@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,9 @@ def profile(
     minutes: Annotated[
         float,
         typer.Option(
-            "--minutes", help="Time for measuring; more time, more kernels. Start-up and slow lowering are not counted."
+            "--minutes",
+            help="Time for measuring on the board; more time, more kernels. Set-up (tracing, lowering, engines) comes on top "
+            "where it takes more than half of it.",
         ),
     ] = 2.0,
     table: Annotated[
@@ -84,22 +87,27 @@ def profile(
     With --table, a further model is added to the table of another. Interrupted, the same command goes on where it stopped.
     """
     import edgeprune
+    from edgeprune.backends import registry as backends
     from edgeprune.profiling.run import preview
 
     if meter is not None and not energy:
         raise ConfigError("--meter must come with --energy, found it alone.", hint="--energy --meter COMMAND")
+    if not minutes > 0:
+        raise ConfigError(f"--minutes must be greater than 0, found {minutes:g}.", hint="--minutes 2")
+    backends.get(backend)
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
     target_path = out or table or Path("table.parquet")
     arguments: dict[str, Any] = {"table": table, "threads": threads, "seed": seed}
     if dry_run:
         with output.step(f"look at {board}") as progress, edgeprune.Board.open(board) as target:
-            seen = preview(modules, examples, target, backend, minutes, progress=progress.counted, **arguments)
+            seen = preview(modules, examples, target, backend, minutes, progress=progress.timed, **arguments)
         output.say(str(seen))
         facts = {"wanted": seen.wanted, "known": seen.known, "to_measure": seen.to_measure}
         output.finish({**facts, "kernels": seen.kernels, "networks": seen.networks, "minutes": seen.minutes})
         return
     target_path.parent.mkdir(parents=True, exist_ok=True)
+    begun_s = time.monotonic()
     with output.step(f"profile on {board}") as progress, edgeprune.Board.open(board) as target:
         measured = edgeprune.profile(
             modules,
@@ -110,7 +118,7 @@ def profile(
             sustained=sustained,
             lock_clocks=lock_clocks,
             out=target_path,
-            progress=progress.counted,
+            progress=progress.timed,
             told=progress.said,
             energy=energy,
             meter=meter,
@@ -118,6 +126,11 @@ def profile(
             **arguments,
         )
     _tell(output, measured, target_path)
+    if "protocol" in (run := measured.header.get("runs", [measured.header])[-1]):
+        whole_s, spent_s = time.monotonic() - begun_s, run["protocol"].get("spent_s", 0.0)
+        output.say(
+            f"measuring took {spent_s:.0f} s of the {60 * minutes:.0f} s asked for; with set-up and fits it was {whole_s:.0f} s"
+        )
     output.finish(
         _facts(measured, target_path),
         next_command=command_line(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from edgeprune.cli.console import Output
+from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import (
     BackendOption,
     InputOption,
@@ -232,7 +232,7 @@ def prune(
         if refused:
             raise ConfigError(
                 f"--resume goes on with the settings of the run in {out}, found {', '.join(map(_spelled, refused))} too.",
-                hint=f"edgeprune prune --resume --out {out}",
+                hint=command_line("edgeprune", "prune", "--resume", "--out", out),
             )
         go_on(out, board if was_given(context, "board") else None, output)
         return
@@ -294,15 +294,17 @@ def prune(
         require_together([name for name in context.params if was_given(context, name)], options)
         begin_tiles(options, out, output)
         return
-    _require_known(criterion, allocator)
+    _require_known(criterion, allocator, backend)
     begin(options, out, output)
 
 
-def _require_known(criterion: str | None, allocator: str) -> None:
+def _require_known(criterion: str | None, allocator: str, backend: str) -> None:
     """What only needs the command line is told before the model is loaded and traced."""
     from edgeprune.allocation import registry as allocators
+    from edgeprune.backends import registry as backends
     from edgeprune.criteria import registry as criteria
 
+    backends.get(backend)
     if criterion is not None:
         criteria.get(criterion)
     allocators.get(allocator)
@@ -315,7 +317,7 @@ def _precision(text: str | None) -> Literal["bfloat16", "float16"] | None:
         return "bfloat16"
     if text == "float16":
         return "float16"
-    raise ConfigError(f"--amp must be bfloat16 or float16, found {text!r}.")
+    raise ConfigError(f"--amp must be bfloat16 or float16, found {text!r}.", hint="--amp bfloat16")
 
 
 def _spelled(name: str) -> str:

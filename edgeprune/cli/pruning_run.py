@@ -51,6 +51,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
     table = meant_table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
+    _require_possible(options, module)
     example = example_inputs(module, options.input, options.inputs, seed=options.seed)
     _carry_out(options, budget, out, output, module, example, table, None)
 
@@ -87,7 +88,7 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
     if record.options.tiles is not None:
         raise ConfigError(
             f"a run that removed tiles is measured by compiling and deploying it, {out} is one: there is nothing to go on with.",
-            hint=f"edgeprune compile {out}",
+            hint=command_line("edgeprune", "compile", out),
         )
     if record.weights_hash != records.file_hash(record.options.weights):
         raise ConfigError(
@@ -98,7 +99,7 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
     if not record.unfinished:
         raise ConfigError(
             f"a run to go on with must have a plan that was not measured, every plan of {out} was.",
-            hint=f"edgeprune compile {out}",
+            hint=command_line("edgeprune", "compile", out),
         )
     if options.board == "none":
         raise ConfigError(
@@ -161,9 +162,14 @@ def _carry_out(
             device = predictor.table.target()
             kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
             # Known before the long steps: who gave the wrong table need not wait for them.
-            told = tuple(table_notes(predictor, kernel_graph, dense_latency(predictor, kernel_graph)))
+            dense = dense_latency(predictor, kernel_graph)
+            told = tuple(table_notes(predictor, kernel_graph, dense))
             for note in told:
                 output.say(note)
+            if budget.bounds_latency and not budget.bounds_more and dense.ms <= budget.resolve_ms(dense.ms):
+                output.say(
+                    f"the dense model takes {dense.ms:.4g} ms, within the budget of {budget}: there is nothing to prune"
+                )
         with output.step(f"prune to {budget}") as progress:
             from edgeprune.criteria.calibration import DamageCalibration
             from edgeprune.loop.multitask.pagcp import Pagcp
@@ -222,8 +228,13 @@ def _carry_out(
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     interruption.discard()
     _tell(output, budget, result, module, told)
-    output.wrote(out / records.PLAN_NAME, "plan")
-    output.wrote(out / records.MODEL_FOLDER, "pruned model")
+    if result.unchanged:
+        output.say(
+            f"nothing was pruned: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy "
+            "go on as usual"
+        )
+    output.wrote(out / records.PLAN_NAME, "plan that removes nothing" if result.unchanged else "plan")
+    output.wrote(out / records.MODEL_FOLDER, "dense model" if result.unchanged else "pruned model")
     output.wrote(out / records.INPUTS_NAME, "example inputs")
     output.wrote(out / stored.FILE_NAME, "data of the report")
     output.wrote(out / records.FILE_NAME, "settings and figures of the run, for compile")
@@ -242,6 +253,13 @@ def _carry_out(
         },
         next_command=_next(result, options, out),
     )
+
+
+def _require_possible(options: PruneOptions, module: torch.nn.Module) -> None:
+    """What needs the names of modules alone is told before the model is traced."""
+    from edgeprune.surgery.constraints import require_possible
+
+    require_possible(options.constraints, module)
 
 
 def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
@@ -384,6 +402,14 @@ def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module
         for one in result.spent
     ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
+    if checked is not None:
+        output.say(
+            f"the latency to quote is {result.measured_ms:.3f} ms ({checked.ratio:.1%} of the dense model's "
+            f"{result.dense_ms:.3f} ms), measured on {checked.board}: the predicted one only chose the widths, and those "
+            "as timed hold for that minute"
+        )
+    else:
+        output.say(f"the latency to quote is {result.predicted_ms:.3f} ms, predicted; no board has measured it yet")
     if result.plan.removed:
         names = ", ".join(str(branch["name"]) for branch in result.plan.removed)
         output.say(f"residual blocks removed: {names}")

@@ -18,24 +18,28 @@ if TYPE_CHECKING:
     from edgeprune.deployment.rehearsing import Rehearsal
 
 
-def rehearse_on(artifact: Artifact, board: str, reference: Path | None, out: Output) -> None:
+def rehearse_on(artifact: Artifact, board: str, reference: Path | None, threads: int | None, out: Output) -> None:
     """Say what a deployment to one board would do, and end the verb."""
     from edgeprune.deployment.rehearsing import rehearse
 
     with out.step(f"look at {board}"):
-        found = rehearse(artifact, board, reference=reference)
+        found = rehearse(artifact, board, reference=reference, threads=threads)
     rows = [[need.field, need.needed, need.found] for need in found.requirements]
     out.table("", ["the artifact needs", "needed", "found"], rows)
     if found.missing:
         rows = [[name, f"{size / 1e6:.2f}"] for name, size in found.missing.items()]
         out.table("", ["the board lacks", "size, MB"], rows)
     out.say(_sentence(found))
+    for note in found.notes:
+        out.say(f"mind: {note}")
     out.finish(
         {"dry_run": True, **asdict(found)}, next_command=command_line("edgeprune", *_without_dry_run(sys.argv[1:]))
     )
 
 
-def rehearse_on_many(artifact: Artifact, boards: Sequence[str], reference: Path | None, out: Output) -> None:
+def rehearse_on_many(
+    artifact: Artifact, boards: Sequence[str], reference: Path | None, threads: int | None, out: Output
+) -> None:
     """The same of each of many boards; ends with the gravest of their exit codes."""
     from edgeprune.deployment.rehearsing import rehearse
 
@@ -45,13 +49,13 @@ def rehearse_on_many(artifact: Artifact, boards: Sequence[str], reference: Path 
     for board in boards:
         try:
             with out.step(f"look at {board}"):
-                found = rehearse(artifact, board, reference=reference)
+                found = rehearse(artifact, board, reference=reference, threads=threads)
         except EdgepruneError as error:
             worst = max(worst, error.exit_code)
             rows.append([board, error.message + ("" if error.hint is None else f" Try: {error.hint}")])
             data.append({"board": board, "error": type(error).__name__, "message": error.message, "hint": error.hint})
         else:
-            rows.append([board, _sentence(found)])
+            rows.append([board, " ".join((_sentence(found), *found.notes))])
             data.append({**asdict(found), "board": board})
     out.table("", ["board", "found"], rows)
     following = None if worst else command_line("edgeprune", *_without_dry_run(sys.argv[1:]))

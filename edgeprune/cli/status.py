@@ -12,7 +12,7 @@ from edgeprune.cli.options import BoardOption, JsonOption, VerboseOption
 from edgeprune.errors import RemoteError
 
 if TYPE_CHECKING:
-    from edgeprune.deployment.status import BoardStatus
+    from edgeprune.deployment.status import BoardStatus, Release
 
 
 def status(board: BoardOption = "local", json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
@@ -44,8 +44,14 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
     if found.releases:
         out.table(
             "",
-            ["release", "state", "model", "compiled", "size, MB"],
-            [[one.folder, one.state, one.name, one.created, f"{one.size_bytes / 1e6:.2f}"] for one in found.releases],
+            ["release", "state", "model", "engine", "latency", "threads", "budget", "compiled", "size, MB"],
+            [
+                [
+                    *(one.folder, one.state, one.name, f"{one.backend} {one.precision}".strip(), *_cost(one)),
+                    *(one.created, f"{one.size_bytes / 1e6:.2f}"),
+                ]
+                for one in found.releases
+            ],
         )
     data: dict[str, Any] = asdict(found)
     # Going back is a choice, not the next step: whoever follows the printed commands must not undo what they deployed.
@@ -56,6 +62,22 @@ def show(found: BoardStatus, board: str, out: Output) -> None:
     out.finish({**data, "rollback": back}, next_command=deploying if found.current is None else None)
     if not found.online:
         raise typer.Exit(RemoteError.exit_code)
+
+
+def _cost(release: Release) -> tuple[str, str, str]:
+    """Latency, threads, and budget of a release: as its deployment found them on the board, else as its manifest has them."""
+    checked, measured, predicted = release.checked, release.measured, release.predicted
+    if checked.get("measured_ms"):
+        which = "" if checked.get("percentile", 50) == 50 else f" (p{checked['percentile']})"
+        share = f", {checked['ratio']:.1%} of dense" if checked.get("ratio") else ""
+        latency, cost = f"{checked['measured_ms']:.3f} ms here{which}{share}", checked
+    elif measured.get("latency_ms"):
+        latency, cost = f"{measured['latency_ms']:.3f} ms {str(measured['conditions']).partition(' (')[0]}", measured
+    elif predicted.get("latency_ms"):
+        latency, cost = f"{predicted['latency_ms']:.3f} ms predicted", predicted
+    else:
+        latency, cost = "-", {}
+    return latency, str(cost.get("threads") or "-"), str(checked.get("budget") or "-")
 
 
 def _trial(window: Mapping[str, Any]) -> str:

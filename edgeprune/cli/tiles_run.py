@@ -100,8 +100,11 @@ def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
         require_known(options.board)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
+    from edgeprune.surgery.constraints import require_possible
+
     table = meant_table(options)
     module = load_model(options.model, options.weights, seed=options.seed)
+    require_possible(options.constraints, module)
     example = example_inputs(module, options.input, options.inputs, seed=options.seed)
     task = load_task(options.task).with_limits(parse_limits(options.limit))
     predictor = None

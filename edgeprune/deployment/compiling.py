@@ -61,6 +61,13 @@ INT8_SAMPLES = 320
 _SNR_MARGIN_DB = 5.0
 """The golden samples are other ones, and fewer, than those that the layers of int8 are chosen by."""
 
+_FEW_SAMPLES = 32
+"""Fewer samples than this rarely show the ranges of numbers that a deployed model meets."""
+_PARITY_HINTS: dict[Precision, str] = {
+    "fp32": "edgeprune doctor, then the same command with --verbose, and report what it prints",
+    "fp16": "--precision fp32",
+    "int8": "--snr 30 (or more) keeps more layers in float, or --precision fp32",
+}
 _PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "apache-tvm")
 _PARITY_TIMEOUT_S = 600.0
 
@@ -154,7 +161,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         if task is not None and plan.parts:
             raise ConfigError(
                 "a task's data are inputs of a whole model, found a plan for parts of one.",
-                hint="leave the task out; golden_inputs= takes inputs of the parts in Python",
+                hint="leave --task out; golden_inputs= takes inputs of the parts in Python",
             )
         module, example_inputs = plan.traced(module, example_inputs)
     inputs = positional(module, example_inputs)
@@ -164,13 +171,23 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         golden_inputs = samples_of(task, module, INT8_SAMPLES if precision == "int8" else SAMPLES)
     if edge_cases is None:
         edge_cases = INT8_EDGE_CASES if precision == "int8" else EDGE_CASES
+    samples = 0
     if precision == "int8":
         if golden_inputs is None:
             raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
         # What the golden samples must reach is a little less than what those do that the layers are chosen by.
         tolerance = tolerance or _relaxed(TOLERANCES[precision], snr_db)
+        cases = list(zip(*cut(golden_inputs, inputs), strict=True))
+        samples = len(cases) * (int(inputs[0].shape[0]) if inputs[0].ndim else 1)
+        if samples < _FEW_SAMPLES:
+            _log.warning(
+                "int8 is calibrated with %d samples only, at least %d should show what the deployed model meets: ranges of its "
+                "numbers may be too narrow, which neither parity nor a metric on few samples shows",
+                samples,
+                _FEW_SAMPLES,
+            )
         chosen = chosen.calibrated(
-            list(zip(*cut(golden_inputs, inputs), strict=True)),
+            cases,
             needed_db=snr_db,
             told=lambda message: tell("quantize", message),
         )
@@ -197,7 +214,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             requires=preflight.needs_of(chosen, engine, (*input_specs, *output_specs)),
             tolerance=tolerance or TOLERANCES[precision],
             tasks=_tasks(tasks or {}, tolerances or {}, [one.name for one in output_specs]),
-            quantization=chosen.quantization(engine) if precision == "int8" else None,
+            quantization=_quantization(chosen, engine, samples) if precision == "int8" else None,
             host_parity={},
             versions=_versions(),
             plan_hash=None if plan is None else plan.hash,
@@ -213,7 +230,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             if not parity.passed:
                 raise ParityError(
                     f"the engine of {manifest.name!r} on this host {parity.complaint()}.",
-                    hint="another precision, or tolerance= with a reason; edge_cases=() if only an edge case differs",
+                    hint=_PARITY_HINTS[precision] + "; tolerance= with a reason or edge_cases=() in Python",
                 )
             # What depends on the machine (times, memory) stays out: equal inputs give equal artifacts.
             unequal = ("load_ms", "peak_memory_bytes")
@@ -289,6 +306,12 @@ def _in_float(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module).cpu().float().eval()
 
 
+def _quantization(backend: Backend, engine: Path, samples: int) -> dict[str, Any] | None:
+    """What an int8 engine says of its layers, and how many samples it was calibrated and judged with."""
+    told = backend.quantization(engine)
+    return None if told is None else {**told, "samples": samples}
+
+
 def _relaxed(tolerance: Tolerance, snr_db: float) -> Tolerance:
     return tolerance.model_copy(update={"snr_db": min(tolerance.snr_db, max(0.0, snr_db - _SNR_MARGIN_DB))})
 
@@ -358,6 +381,7 @@ def _predicted(plan: PruningPlan | None, predicted_ms: float | None) -> Predicte
         low_ms=None if low_ms is None else float(low_ms),
         high_ms=None if high_ms is None else float(high_ms),
         table=None if table is None else str(table),
+        threads=None if told.get("threads") is None else int(told["threads"]),
     )
 
 
@@ -380,5 +404,7 @@ def _created() -> str:
         try:
             moment = datetime.fromtimestamp(int(epoch), timezone.utc)
         except (ValueError, OverflowError, OSError) as error:
-            raise ConfigError(f"SOURCE_DATE_EPOCH must be seconds since 1970, found {epoch!r}.") from error
+            raise ConfigError(
+                f"SOURCE_DATE_EPOCH must be seconds since 1970, found {epoch!r}.", hint="unset SOURCE_DATE_EPOCH"
+            ) from error
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

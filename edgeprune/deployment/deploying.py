@@ -24,6 +24,7 @@ from edgeprune.deployment.gates import Latency
 from edgeprune.deployment.result import Deployment
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
+from edgeprune.deployment.threads import thread_notes, threads_for
 from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
     ConfigError,
@@ -56,7 +57,7 @@ def deploy(
     reference: Artifact | str | Path | None = None,
     dense_ms: float | None = None,
     tolerance: float = 0.05,
-    threads: int = 1,
+    threads: int | None = None,
     rounds: int = 20,
     keep: int = 3,
     percentile: int = 50,
@@ -78,7 +79,8 @@ def deploy(
         dense_ms: Dense latency that `budget_ms` was chosen against, milliseconds: the verdict is on ratio times this, which
             does not depend on how fast the board happens to be today. By default as timed beside the release.
         tolerance: Share by which the budget may be exceeded.
-        threads: Threads inside one operation.
+        threads: Threads inside one operation, at most as many as the board lets us have cores; by default those that the
+            artifact's latency was measured or predicted with, else 1.
         rounds: Rounds of the latency comparison.
         keep: Releases that the board keeps, the current and the previous one included.
         percentile: Of the latency that the budget is for; above 50 one of single inferences, see
@@ -98,7 +100,7 @@ def deploy(
     Raises:
         ManifestError: The artifact's files are not what its manifest says.
         SignatureError: It is not signed as the list demands; nothing was activated.
-        IncompatibleTargetError: The board lacks something; nothing was sent.
+        IncompatibleTargetError: The board lacks something, e.g. a core for each thread; nothing was sent.
         EmulatedProcessorError: A budget was given, and the board's processor is emulated; nothing was sent. Without a budget the
             numbers are checked there, and nothing is timed.
         BoardFullError: There is not enough free space; nothing was activated.
@@ -115,6 +117,7 @@ def deploy(
     watched = Health(health, reload, health_window_s, steady_s)
     opened_artifact = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
     dense = engine_of(reference)
+    threads = threads_for(opened_artifact.manifest, threads)
     known_as = board if isinstance(board, str) else board.name
     with Board.open(board) as opened:
         require_signed(opened_artifact, opened.signers if signers is None else Path(signers))
@@ -137,7 +140,14 @@ def deploy(
             switched = trial.activate(folder, checked_s=run.checked_s)
             tasks = {name: str(one) for name, one in parity.tasks.items()}
             timed: dict[str, Any] = {name: None if latency is None else getattr(latency, name) for name in _TIMED}
-            note = {"measured_ms": timed["measured_ms"], "ratio": timed["ratio"], "tasks": tasks}
+            note = {
+                "measured_ms": timed["measured_ms"],
+                "ratio": timed["ratio"],
+                "threads": threads,
+                "percentile": percentile,
+                "budget": None if budget is None else str(budget),
+                "tasks": tasks,
+            }
             trial.decide(folder, switched, note)
             run.finish(keep)
     return Deployment(
@@ -151,6 +161,9 @@ def deploy(
         conditions={"emulated": True} if latency is None else latency.conditions,
         bytes_sent=run.bytes_sent,
         seconds=time.monotonic() - started,
+        threads=threads,
+        made_for_threads=opened_artifact.manifest.threads,
+        notes=run.notes,
     )
 
 
@@ -169,6 +182,7 @@ class _Run:
         self.board, self.artifact, self.dense, self.known_as, self.threads = board, artifact, dense, known_as, threads
         self.bytes_sent = 0
         self.checked_s = 0.0
+        self.notes: tuple[str, ...] = ()
         self.tell: Progress = progress or (lambda state, done, total, message: None)
         self.cargo = Cargo(artifact, dense)
         self.before: BoardStatus
@@ -189,7 +203,11 @@ class _Run:
         faults.reached("probe")
         self.tell("preflight", 0, 0, "checking what the artifact needs")
         new_bytes = self.cargo.new_bytes(self.cargo.missing(self.board), self.before)
-        preflight.check(self.artifact.manifest, fingerprint, board=self.board.name, new_bytes=new_bytes)
+        manifest, name = self.artifact.manifest, self.board.name
+        preflight.check(manifest, fingerprint, board=name, new_bytes=new_bytes, threads=self.threads)
+        self.notes = thread_notes(manifest, fingerprint, self.threads, board=name)
+        for note in self.notes:
+            _log.warning("%s: %s", name, note)
         faults.reached("preflight")
 
     def upload_and_stage(self) -> str:

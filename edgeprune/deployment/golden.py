@@ -26,6 +26,10 @@ SAMPLES = 32
 
 SAMPLE = "sample"
 
+_SAMPLES_HINT = (
+    "a --task whose batches have the shape and type of the example inputs (--input); golden_inputs= in Python"
+)
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -158,7 +162,9 @@ def _arrays(samples: Any) -> list[np.ndarray[Any, Any]]:
 def _cut(samples: list[np.ndarray[Any, Any]], examples: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
     """Samples as whole cases; a last chunk that does not fill a deployment batch is left out."""
     if len(samples) != len(examples):
-        raise InputError(f"golden inputs must be given for {len(examples)} inputs, found {len(samples)}.")
+        raise InputError(
+            f"golden inputs must be given for {len(examples)} inputs, found {len(samples)}.", hint=_SAMPLES_HINT
+        )
     columns = []
     for index, (array, example) in enumerate(zip(samples, examples, strict=True)):
         if array.shape[1:] == example.shape:
@@ -169,10 +175,13 @@ def _cut(samples: list[np.ndarray[Any, Any]], examples: list[np.ndarray[Any, Any
         else:
             raise InputError(
                 f"golden inputs must have shape (samples, {', '.join(map(str, example.shape[1:]))}) for input {index}, "
-                f"found {array.shape}."
+                f"found {array.shape}.",
+                hint=_SAMPLES_HINT,
             )
         if not np.can_cast(array.dtype, example.dtype, "same_kind"):
-            raise InputError(f"golden inputs must be {example.dtype} for input {index}, found {array.dtype}.")
+            raise InputError(
+                f"golden inputs must be {example.dtype} for input {index}, found {array.dtype}.", hint=_SAMPLES_HINT
+            )
         columns.append(cases.astype(example.dtype))
     if len({len(cases) for cases in columns}) != 1:
         raise InputError(f"golden inputs must be as many for each input, found {[len(cases) for cases in columns]}.")

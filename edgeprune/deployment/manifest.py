@@ -37,6 +37,7 @@ def _relative_path(name: str) -> str:
 FileName = Annotated[str, AfterValidator(_relative_path)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PositiveMs = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveCount = Annotated[int, Field(gt=0)]
 
 
 class _Record(BaseModel):
@@ -58,6 +59,8 @@ class PredictedCost(_Record):
     high_ms: PositiveMs | None = None
     table: str | None = None
     """sha256 of the latency table."""
+    threads: PositiveCount | None = None
+    """Threads of the runtime that it holds for."""
 
 
 class MeasuredCost(_Record):
@@ -68,6 +71,8 @@ class MeasuredCost(_Record):
     """The dense model, in the same rounds."""
     conditions: Annotated[str, Field(pattern=r"^(measured on|emulated|replayed)\b")]
     """E.g. ``"measured on local (AMD EPYC, 1 thread)"``."""
+    threads: PositiveCount | None = None
+    """Threads of the runtime that it was measured with."""
 
 
 class Tolerance(_Record):
@@ -153,6 +158,12 @@ class Manifest(_Record):
                 raise ValueError(f"{name!r} cannot be both a file and a folder")
         return self
 
+    @property
+    def threads(self) -> int | None:
+        """Threads of the runtime that its latency was measured or predicted for; None where nothing says so."""
+        costs = (self.measured, self.predicted)
+        return next((cost.threads for cost in costs if cost is not None and cost.threads is not None), None)
+
     def tolerance_of(self, output: str) -> Tolerance:
         """What parity demands of an output: that of the tasks that read it, the strictest where they are several."""
         own = [one.tolerance or self.tolerance for one in self.tasks.values() if output in one.outputs] or [
@@ -166,6 +177,9 @@ class Manifest(_Record):
         for name in ("tasks", "quantization", "metrics"):
             if not fields[name]:
                 del fields[name]
+        for cost in (fields["predicted"], fields["measured"]):
+            if cost is not None and cost["threads"] is None:
+                del cost["threads"]
         return canonical_json(fields)
 
     @property

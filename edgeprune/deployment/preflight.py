@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
+from edgeprune.boards import cores
 from edgeprune.boards.installing import for_board
 from edgeprune.deployment.manifest import Manifest
 from edgeprune.errors import BoardFullError, IncompatibleTargetError
@@ -45,8 +46,8 @@ def needs_of(backend: Backend, engine: Path, tensors: Sequence[TensorSpec]) -> d
     return {**needs, **backend.needs(engine)}
 
 
-def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requirement]:
-    """Everything that the artifact needs, each with whether the board has it."""
+def requirements(manifest: Manifest, fingerprint: Fingerprint, threads: int | None = None) -> list[Requirement]:
+    """Everything that the artifact needs, with so many threads where they are known, each with whether the board has it."""
     needs = manifest.requires
     found = registry.get(manifest.backend).requirements(fingerprint, needs)
     architecture = needs.get("architecture")
@@ -71,6 +72,8 @@ def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requireme
                 "compile the artifact for this board",
             )
         )
+    if threads is not None:
+        found.append(cores.requirement(fingerprint, threads))
     memory = int(needs.get("memory_bytes", 0))
     # What other programs have taken is not there for the engine; a board that tells neither may have enough.
     free = fingerprint.facts.get("memory_available_bytes") or fingerprint.memory_bytes
@@ -87,7 +90,9 @@ def requirements(manifest: Manifest, fingerprint: Fingerprint) -> list[Requireme
     return found
 
 
-def check(manifest: Manifest, fingerprint: Fingerprint, *, board: str, new_bytes: int = 0) -> None:
+def check(
+    manifest: Manifest, fingerprint: Fingerprint, *, board: str, new_bytes: int = 0, threads: int | None = None
+) -> None:
     """Refuse a board that cannot run an artifact.
 
     Args:
@@ -96,12 +101,13 @@ def check(manifest: Manifest, fingerprint: Fingerprint, *, board: str, new_bytes
         board: What errors call it.
         new_bytes: Bytes that a deployment would write: twice the artifact's size when it is new there, because the store and
             the release hold a copy each.
+        threads: Threads that the engine is to run with: the board must have a core for each.
 
     Raises:
         IncompatibleTargetError: Names the field, what is needed and what was found.
         BoardFullError: Less free disk than `new_bytes` and a reserve.
     """
-    for requirement in requirements(manifest, fingerprint):
+    for requirement in requirements(manifest, fingerprint, threads):
         _log.debug("%s: %s needs %s", board, requirement.field, requirement.needed)
         if not requirement.met:
             raise IncompatibleTargetError(

@@ -12,6 +12,7 @@ from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.cargo import Cargo, engine_of
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import read_status
+from edgeprune.deployment.threads import thread_notes, threads_for
 from edgeprune.spec import Requirement
 
 
@@ -30,6 +31,7 @@ class Rehearsal:
         bytes_to_send: What would be sent of them: without what an upload that broke off left there.
         new_bytes: What the deployment would write on the board's disk.
         free_bytes: What is free there.
+        notes: Sentences on threads that a person must know.
     """
 
     board: str
@@ -42,6 +44,7 @@ class Rehearsal:
     bytes_to_send: int
     new_bytes: int
     free_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 def rehearse(
@@ -50,6 +53,7 @@ def rehearse(
     *,
     reference: Artifact | str | Path | None = None,
     signers: str | Path | None = None,
+    threads: int | None = None,
 ) -> Rehearsal:
     """Say what a deployment would do. No file is written on the board, its lock is not taken, and nothing is switched.
 
@@ -59,7 +63,8 @@ def rehearse(
         artifact: The artifact, or its folder.
         board: As in `Board.open`.
         reference: The dense model that would be sent too, to be timed.
-        signers: See `edgeprune.deployment.deploying.deploy`.
+        signers: See `edgeprune.deployment.deploying.deploy`, as for `threads`.
+        threads: Threads that it would be timed and checked with.
 
     Raises:
         ManifestError: The artifact is damaged.
@@ -70,6 +75,7 @@ def rehearse(
     """
     loaded = Artifact.load(artifact.folder if isinstance(artifact, Artifact) else artifact)
     cargo = Cargo(loaded, engine_of(reference))
+    threads = threads_for(loaded.manifest, threads)
     known_as = board if isinstance(board, str) else board.name
     with Board.open(board) as opened, opened.untouched():
         require_signed(loaded, opened.signers if signers is None else Path(signers))
@@ -77,7 +83,7 @@ def rehearse(
         before = read_status(opened, known_as=known_as)
         lack = cargo.missing(opened)
         new_bytes = cargo.new_bytes(lack, before)
-        preflight.check(loaded.manifest, fingerprint, board=opened.name, new_bytes=new_bytes)
+        preflight.check(loaded.manifest, fingerprint, board=opened.name, new_bytes=new_bytes, threads=threads)
     names = {entry.sha256: name for name, entry in cargo.files.items()}
     return Rehearsal(
         board=opened.name,
@@ -85,9 +91,10 @@ def rehearse(
         release=loaded.release,
         runs=None if before.current is None else before.current.folder,
         again=before.current is not None and before.current.folder[:16] == loaded.release,
-        requirements=tuple(preflight.requirements(loaded.manifest, fingerprint)),
+        requirements=tuple(preflight.requirements(loaded.manifest, fingerprint, threads)),
         missing={names.get(sha256, "reference"): size for sha256, size in lack.sizes.items()},
         bytes_to_send=lack.total_bytes - lack.begun_bytes,
         new_bytes=new_bytes,
         free_bytes=fingerprint.free_disk_bytes,
+        notes=thread_notes(loaded.manifest, fingerprint, threads, board=opened.name),
     )

@@ -29,6 +29,9 @@ class Deployment:
         conditions: State of the board before and after the measurement.
         bytes_sent: Bytes of files that the board did not have.
         seconds: How long it all took.
+        threads: Threads that it was timed and checked with.
+        made_for_threads: Those that the artifact's own latency is of; None where nothing says so.
+        notes: Sentences that a person must know beside the verdict.
     """
 
     board: str
@@ -46,3 +49,6 @@ class Deployment:
     conditions: Mapping[str, Any]
     bytes_sent: int
     seconds: float
+    threads: int = 1
+    made_for_threads: int | None = None
+    notes: tuple[str, ...] = ()

@@ -26,6 +26,12 @@ class Release:
             ``"refused"`` (it did not pass a check), or ``"incomplete"`` (its deployment ended before it was switched to);
             empty where this machine remembers what an older version asked for.
         tasks: Where it has several tasks: by task what parity found on the board when the release was confirmed.
+        precision: Arithmetic of its engine.
+        backend: What runs it.
+        predicted: Its manifest's, see `edgeprune.deployment.manifest.PredictedCost`.
+        measured: Its manifest's, see `edgeprune.deployment.manifest.MeasuredCost`.
+        checked: What was found on this board when it was confirmed: ``measured_ms``, ``ratio``, ``threads``, ``percentile``,
+            ``budget``.
     """
 
     folder: str
@@ -34,6 +40,11 @@ class Release:
     size_bytes: int
     state: str = ""
     tasks: Mapping[str, str] = field(default_factory=dict)
+    precision: str = ""
+    backend: str = ""
+    predicted: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    checked: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.folder} ({self.name})" if self.name else self.folder
@@ -79,6 +90,11 @@ class BoardStatus:
                 entry["size_bytes"],
                 entry.get("state", ""),
                 entry.get("tasks", {}),
+                entry.get("precision", ""),
+                entry.get("backend", ""),
+                entry.get("predicted", {}),
+                entry.get("measured", {}),
+                entry.get("checked", {}),
             )
             for entry in result["releases"]
         )

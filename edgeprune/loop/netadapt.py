@@ -26,14 +26,17 @@ from edgeprune.criteria.damage import best_units
 from edgeprune.criteria.slices import makers, parameter_members, unit_sums
 from edgeprune.errors import ConfigError
 from edgeprune.graph.branches import emptied
+from edgeprune.loop.multitask.journal import identity_of_search
+from edgeprune.loop.netadapt_kept import Kept, put_into
 from edgeprune.loop.searched import Searched
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.generators import Generators
 from edgeprune.surgery.constraints import without
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
 from edgeprune.tasks.batches import device_of, labeled_batches
-from edgeprune.tasks.task import Task
+from edgeprune.tasks.task import Objective, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +96,7 @@ class NetAdapt:
             raise ConfigError(
                 f"steps that begin with {self.reduction:g} and decay by {self.decay:g} save at most "
                 f"{self.reduction / (1 - self.decay):.0%} of the latency, found that {share:.0%} has to be saved.",
-                hint=f"NetAdapt(reduction={self.reduction * 2:g})",
+                hint=f"without --netadapt, or a larger budget; NetAdapt(reduction={self.reduction * 2:g}) in Python",
             )
         return math.ceil(math.log(left) / math.log(self.decay) - 1e-9)
 
@@ -104,8 +107,8 @@ class NetAdapt:
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on from where it was interrupted: no."""
-        return False
+        """Whether it goes on from where it was interrupted: after the last cut that was tuned."""
+        return True
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model: all of it."""
@@ -123,7 +126,8 @@ class NetAdapt:
             raise ConfigError(
                 f"netadapt may take {self.most_tunings} short tunings, found that {steps} steps with "
                 f"{groups} groups take about {steps * groups}.",
-                hint=f"NetAdapt(reduction={2 * self.reduction:g}), or a larger most_tunings",
+                hint="--keep some layers, or a larger budget; "
+                f"NetAdapt(reduction={2 * self.reduction:g}) or a larger most_tunings in Python",
             )
         return steps * groups
 
@@ -163,7 +167,7 @@ class NetAdapt:
             proposal: Its plan, of which only the latency is taken.
             fine_tuning: How short tunings are done, but for their length; all of it is left for the cut model.
             distill: Losses on the outputs by which the dense model teaches.
-            checkpoint: Not read.
+            checkpoint: Folder for what an interrupted search goes on from.
             progress: Called with (step, short tunings done, about how many there will be).
 
         Raises:
@@ -174,7 +178,7 @@ class NetAdapt:
         """
         self.require(planner, proposal.aim_ms)
         settings = fine_tuning or FineTuning()
-        found = _Search(self, planner, replace(settings, select_best=False), distill, progress)
+        found = _Search(self, planner, replace(settings, select_best=False), distill, checkpoint, progress)
         return found.run(proposal.aim_ms)
 
 
@@ -187,6 +191,7 @@ class _Search:
         planner: Planner,
         tuning: FineTuning,
         distill: Sequence[Distillation],
+        folder: Path | None,
         progress: Progress | None,
     ) -> None:
         assert planner.task is not None
@@ -210,15 +215,21 @@ class _Search:
         )
         self.tunings = 0
         self.history: list[dict[str, Any]] = []
+        identity = {} if folder is None else identity_of_search(settings, planner, self.tuning, distill)
+        self.memory = Kept(folder, identity, Generators.of(planner.task, device))
 
     def run(self, budget_ms: float) -> Searched:
         assert self.planner.task is not None
         planned = self.settings.tunings(self.planner, budget_ms)
         before = evaluate(self.model, self.planner.task)
         least_ms = self.settings.reduction * self.planner.dense_ms
+        if (kept := self.memory.step(self.model)) is not None:
+            before, least_ms = kept["before"], kept["least_ms"]
+            self._go_on(kept)
         while (now_ms := self.cost.ms(self.widths)) > budget_ms:
             self._step(now_ms, least_ms, budget_ms, planned)
             least_ms *= self.settings.decay
+            self._keep(before, least_ms)
         scores = self._scores(self.model)
         for name, values in scores.items():
             gone = np.ones(len(values), dtype=bool)
@@ -245,6 +256,32 @@ class _Search:
         note = f"NetAdapt: {len(self.history)} cuts were kept out of {self.tunings} that were tried with a short tuning each."
         return Searched(planner, proposal, record, (note,))
 
+    def _keep(self, before: Mapping[str, float], least_ms: float) -> None:
+        values = {
+            "steps": len(self.history),
+            "before": dict(before),
+            "least_ms": least_ms,
+            "widths": self.widths,
+            "kept": {name: list(units) for name, units in self.kept.items()},
+            "tunings": self.tunings,
+            "history": self.history,
+        }
+        self.memory.keep_step(self.model, values)
+
+    def _go_on(self, values: Mapping[str, Any]) -> None:
+        """Be where the search was after its last finished step; the model has its weights already."""
+        self.widths = {name: int(width) for name, width in values["widths"].items()}
+        self.kept = {name: tuple(units) for name, units in values["kept"].items()}
+        self.tunings, self.history = values["tunings"], list(values["history"])
+        plan = self._plan(self.widths, self.kept)
+        self._put_into_left(cut_program(self.model, plan), plan)
+
+    def _put_into_left(self, module: ProgramModule, plan: PruningPlan) -> None:
+        with torch.no_grad():
+            for parameter in self.left.parameters():
+                parameter.zero_()
+        write_back(self.left, module, plan)
+
     def _step(self, now_ms: float, least_ms: float, budget_ms: float, planned: int) -> None:
         """Keep the best of all cuts that save enough, each alone and tuned for a short time."""
         cuts: list[tuple[Choice, dict[str, int]]] = []
@@ -260,7 +297,14 @@ class _Search:
         scores = self._scores(self.left)
         best: tuple[float, float] | None = None
         taken: tuple[dict[str, int], dict[str, tuple[int, ...]], PruningPlan, ProgramModule] | None = None
-        for choice, widths in cuts:
+        step = len(self.history)
+        tried = self.memory.cuts(step)
+        known = len(tried.ranks)
+        first_best = tried.ranks.index(max(tried.ranks)) if known else None
+        self.tunings += known
+        for place, (choice, widths) in enumerate(cuts):
+            if place < known and place != first_best:
+                continue  # it was tuned before an interruption, and another one was better
             kept = dict(self.kept) | {
                 name: self._best(scores[name], name, width) if width else ()
                 for name, width in widths.items()
@@ -268,37 +312,48 @@ class _Search:
             }
             plan = self._plan(widths, kept)
             module = cut_program(self.model, plan)
-            # Another part of the data at every step, the same for all cuts of one.
-            tuned = fine_tune(
-                module,
-                self.task,
-                self.tuning,
-                teacher=self.teacher,
-                distillation=self.distill,
-                seed=self.tuning.seed + len(self.history),
-            )
-            self.tunings += 1
-            if self.progress is not None:
-                self.progress("trying cuts", self.tunings, max(self.tunings, planned))
-            figure = tuned.after[lead.name] if lead.higher_is_better else -tuned.after[lead.name]
-            # Of equally good ones the fastest; the last digits of a mean over batches are rounding.
-            rank = (float(f"{figure:.6g}"), -self.cost.ms(widths))
+            if place < known:
+                rank = tried.ranks[place]
+                put_into(module, tried.tensors)
+            else:
+                rank = self._tuned(module, lead, widths, step)
+                tried.ranks.append(rank)
+                self.tunings += 1
             if best is None or rank > best:
                 best, taken = rank, (widths, kept, plan, module)
                 chosen = choice.groups[0]
+            if place >= known:
+                assert taken is not None
+                self.memory.keep_cuts(step, tried.ranks, taken[3])
+                if self.progress is not None:
+                    self.progress("trying cuts", self.tunings, max(self.tunings, planned))
         assert best is not None
         assert taken is not None
         self.widths, self.kept, plan, module = taken
         write_back(self.model, module, plan)
-        with torch.no_grad():
-            for parameter in self.left.parameters():
-                parameter.zero_()
-        write_back(self.left, module, plan)
+        self._put_into_left(module, plan)
         metric = best[0] if lead.higher_is_better else -best[0]
         self.history.append(
             {"group": chosen, "width": self.widths[chosen], "predicted_ms": -best[1], lead.name: metric}
         )
         _log.info("%s goes to %d: %.4g ms, %s %.4f", chosen, self.widths[chosen], -best[1], lead.name, metric)
+
+    def _tuned(
+        self, module: ProgramModule, lead: Objective, widths: Mapping[str, int], step: int
+    ) -> tuple[float, float]:
+        """Tune a cut for a short time: its metric, higher is better, and minus its latency."""
+        # Another part of the data at every step, the same for all cuts of one.
+        tuned = fine_tune(
+            module,
+            self.task,
+            self.tuning,
+            teacher=self.teacher,
+            distillation=self.distill,
+            seed=self.tuning.seed + step,
+        )
+        figure = tuned.after[lead.name] if lead.higher_is_better else -tuned.after[lead.name]
+        # Of equally good ones the fastest; the last digits of a mean over batches are rounding.
+        return float(f"{figure:.6g}"), -self.cost.ms(widths)
 
     def _cuts(self, at_most_ms: float) -> list[tuple[Choice, dict[str, int]]]:
         """Per decision the widest candidate with which the network takes at most so long."""

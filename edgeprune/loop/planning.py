@@ -395,6 +395,7 @@ class Planner:
             "high_ms": high_ms,
             "dense_ms": self.dense_ms,
             "table": self.predictor.table_hash,
+            "threads": self.predictor.table.header["threads"],
             "criterion": self.criterion.name,
             "allocator": self.allocator.name,
         }

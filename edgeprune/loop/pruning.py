@@ -24,6 +24,7 @@ from edgeprune.recovery.precision import MixedPrecision
 from edgeprune.recovery.taps import require_known
 from edgeprune.recovery.teaching import Distillations, made
 from edgeprune.spec import Budget, Constraints
+from edgeprune.surgery.constraints import require_possible
 from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import device_of
 
@@ -231,6 +232,8 @@ def prune(
 
             target = stack.enter_context(Board.open(board)) if isinstance(board, str) else board
             require_same_device(predictor.table, target)
+        if constraints is not None:
+            require_possible(constraints, model)
         if kernel_graph is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-lower-")))
             kernel_graph = lowered(
@@ -289,12 +292,16 @@ def _search(
     if not asked:
         return None
     if len(asked) > 1:
-        raise ConfigError(f"{' and '.join(asked)} each choose the widths, found that both are asked for.")
+        raise ConfigError(
+            f"{' and '.join(asked)} each choose the widths, found that both are asked for.",
+            hint=f"{next(iter(asked))} alone",
+        )
     (name, search), *_ = asked.items()
     if task is None:
         raise ConfigError(f"{name} needs a task, for its data, found none.", hint="--task FILE.py:FACTORY")
     if refit and search.trains:
         raise ConfigError(
-            f"layers are refitted to the dense model's outputs, which {name} has trained away from, found both asked for."
+            f"layers are refitted to the dense model's outputs, which {name} has trained away from, found both asked for.",
+            hint=f"{name} without --refit and --refit-biases",
         )
     return search

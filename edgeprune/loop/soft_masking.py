@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.utils import _pytree as pytree
 
+from edgeprune.allocation._base import Allocation, Certificate
 from edgeprune.criteria.damage import best_units
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.loop.searched import Searched
@@ -34,7 +35,6 @@ from edgeprune.tasks.batches import call, device_of, mode, objective_batches
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.allocation._base import Allocation
     from edgeprune.graph.branches import ResidualBranch
     from edgeprune.loop.planning import Planner, Progress, Proposal
     from edgeprune.recovery.distillation._base import Distillation
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 MASKED_TOLERANCE = 1e-3
 """Largest difference between masked and cut outputs, as a share of the largest, that rounding explains."""
 
+_EPOCHS = "masked.safetensors"
 _LEAST_STEPS = 2
 """A scatter needs as many."""
 _LEAST_SHARE = 1e-9
@@ -103,7 +104,7 @@ class SoftMasking:
         if self.epochs > settings.epochs:
             raise ConfigError(
                 f"soft masking takes {self.epochs} of the epochs of fine-tuning, found {settings.epochs}.",
-                hint=f"--epochs {self.epochs + 1}, or FineTuning(epochs=...)",
+                hint=f"--epochs {self.epochs + 1}; FineTuning(epochs=...) in Python",
             )
         if settings.precision == "float16":
             raise ConfigError(
@@ -123,8 +124,8 @@ class SoftMasking:
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on from where it was interrupted: no."""
-        return False
+        """Whether it goes on from where it was interrupted: after the last finished epoch under masks."""
+        return True
 
     def left(self, settings: FineTuning, task: Task) -> FineTuning:
         """What of the fine-tuning is left for the cut model.
@@ -170,7 +171,7 @@ class SoftMasking:
             proposal: Its plan, which fixes the target and the branches that go.
             fine_tuning: Of which `epochs` are trained here.
             distill: Losses on the outputs by which the dense model teaches.
-            checkpoint: Not read.
+            checkpoint: Folder for what an interrupted search goes on from.
             progress: Called with (step, done, in all).
 
         Raises:
@@ -180,7 +181,8 @@ class SoftMasking:
         if planner.task is None:
             raise ConfigError("soft masking trains, so it needs a task, found none.", hint="--task FILE.py:FACTORY")
         masked, _ = self.split(fine_tuning or FineTuning(), planner.task)
-        return _Run(self, planner, proposal).train(masked, distill=distill, progress=progress)
+        path = None if checkpoint is None else checkpoint / _EPOCHS
+        return _Run(self, planner, proposal).train(masked, distill=distill, checkpoint=path, progress=progress)
 
 
 def loss_changes(
@@ -245,7 +247,9 @@ class _Run:
         self.ever = {group.name: np.zeros(group.size, dtype=bool) for group in self.groups if group.name not in inside}
         self.reallocations: list[dict[str, Any]] = []
 
-    def train(self, masked: FineTuning, *, distill: Sequence[Distillation], progress: Progress | None) -> Searched:
+    def train(
+        self, masked: FineTuning, *, distill: Sequence[Distillation], checkpoint: Path | None, progress: Progress | None
+    ) -> Searched:
         task = self.dense.task
         assert task is not None
 
@@ -260,8 +264,10 @@ class _Run:
             masked,
             teacher=self.dense.model if distill else None,
             distillation=distill,
+            checkpoint=checkpoint,
             progress=told,
             watch=self.watch,
+            companion=self,
         )
         steps = int(tuned.details["steps"])
         if self.allocation is None or self.reduction < 1:
@@ -294,6 +300,40 @@ class _Run:
                 "something runs over units that were cut (a norm, a mean), and saw them until then."
             )
         return Searched(self.planner, proposal, record, tuple(notes))
+
+    def state(self) -> dict[str, Any]:
+        """Sums since the last allocation, masks, and what was allocated, as JSON values."""
+        allocation = self.allocation
+        return {
+            "sums": {name: values.tolist() for name, values in self.sums.items()},
+            "squares": {name: values.tolist() for name, values in self.squares.items()},
+            "counted": [self.counted, self.samples],
+            "reduction": self.reduction,
+            "kept": {name: [int(unit) for unit in units] for name, units in self.kept.items()},
+            "ever": {name: values.tolist() for name, values in self.ever.items()},
+            "reallocations": self.reallocations,
+            "allocation": None if allocation is None else [allocation.widths, asdict(allocation.certificate)],
+            "scores": None
+            if allocation is None
+            else {name: np.asarray(values).tolist() for name, values in self.planner.scores.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; the weights are where they were then already."""
+        self.sums, self.squares = (
+            {name: np.array(of) for name, of in state[key].items()} for key in ("sums", "squares")
+        )
+        self.counted, self.samples = state["counted"]
+        self.reduction = state["reduction"]
+        self.kept = {name: tuple(units) for name, units in state["kept"].items()}
+        self.ever = {name: np.array(values, dtype=bool) for name, values in state["ever"].items()}
+        self.reallocations = list(state["reallocations"])
+        if state["allocation"] is not None:
+            widths, certificate = state["allocation"]
+            self.allocation = Allocation(dict(widths), Certificate(**certificate))
+            scores = {name: np.array(values) for name, values in state["scores"].items()}
+            self.planner = self.dense.rescored(self.model, scores, criterion="fisher", rules=self.rules)
+            self.masks.keep(self.kept)
 
     def watch(self, step: int, total: int) -> None:
         """Take in the gradients of a step; at every so many choose units anew."""

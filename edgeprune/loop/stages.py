@@ -98,7 +98,7 @@ class Stages:
         if tunes and not any(parameter.requires_grad for parameter in self._model.parameters()):
             raise TaskError(
                 "fine-tuning needs parameters that require gradients, found none.",
-                hint="requires_grad_(True), or FineTuning(epochs=0)",
+                hint="requires_grad_(True) in the factory, or --epochs 0; FineTuning(epochs=0) in Python",
             )
         by_features = any(one.reads == "features" for one in self._settings.distillations)
         if by_features and tunes:

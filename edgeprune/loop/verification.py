@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from edgeprune.boards.cores import require_cores
 from edgeprune.errors import RemoteError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.result import LatencyCheck
@@ -40,11 +41,13 @@ def require_same_device(table: LatencyTable, board: Board) -> None:
     """Refuse a board whose latencies the table does not describe.
 
     Raises:
+        ConfigError: It lets us use fewer cores than the table has threads.
         TableMismatchError: Names what differs.
         RemoteError: The board was lost.
     """
     runtime = str(table.header["runtime"])
-    wanted, found = table.header["identity"], board.probe().identity(runtime)
+    fingerprint = board.probe()
+    wanted, found = table.header["identity"], fingerprint.identity(runtime)
     differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
     if differing:
         # Instruction sets and hashes are long: their names say enough.
@@ -56,6 +59,8 @@ def require_same_device(table: LatencyTable, board: Board) -> None:
             f"the latency table must have been measured on a board like {board.name}, found another {values}.",
             hint=f"edgeprune profile --board {board.name}",
         )
+    more = f"edgeprune profile --board {board.name} --threads {fingerprint.cores}, or let its user have more cores"
+    require_cores(fingerprint, int(table.header["threads"]), board=board.name, hint=more)
 
 
 def measure_ratio(

@@ -9,9 +9,11 @@ new one takes its place.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DENSE", "Preview", "Selection", "preview", "profile"]
 
+_OWN_CORE, _LEAST_SHARE = 0.85, 0.2
+"""Above the first, a core counts as one's own; below the second, what is measured would be too little to fit anything to."""
+
+_WATCHED_MS = 300.0
+"""For about so long a core is watched: some time slices of other programs, some periods of a quota."""
+
 logger = logging.getLogger("edgeprune.profiling")
 
 
@@ -80,7 +88,8 @@ def profile(
             same names.
         board: An open board, or what `Board.open` takes.
         backend: Which runtime executes the kernels.
-        minutes: How long all of it may take; more kernels are measured in more time.
+        minutes: How long it may take; more kernels are measured in more time. Tracing, lowering and building engines are
+            counted up to half of it: what is left, at least the other half, is the board's.
         table: A table to extend, or its path: only what it lacks, or predicts with a wide interval, is measured. Its rows
             stay as they are; new times are related to them by kernels that are measured again.
         threads: Threads inside one operation.
@@ -214,15 +223,35 @@ def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> S
         subject.network(0): subject.kernel_graph.network_engine(space.group_sizes(subject.kernel_graph))
         for subject in setting.subjects
     }
-    quick = _quick(board, setting, engines)
+    longest_ms = max(5.0, *guessed_dense_ms(setting.subjects, None))
+    quick = _quick(board, setting, engines, samples=max(3, min(40, math.ceil(_WATCHED_MS / longest_ms))))
     tell(0, 0, seconds, "choosing kernels and networks")
     # Half of a short time may already be gone: what was asked for still gets the other half.
     left_s = max(0.5 * seconds, seconds - (time.monotonic() - begun) - 0.05 * seconds)
-    return select(setting.subjects, [quick.measurements[name].median_ms for name in engines], left_s, seed=seed)
+    dense_ms = [quick.measurements[name].median_ms for name in engines]
+    # What fits is reckoned for a core of one's own; of a slower one, or one that is shared, there is less in the same time.
+    share = _core_share(quick, setting.threads)
+    return replace(select(setting.subjects, dense_ms, share * left_s, seed=seed), budget_s=left_s)
+
+
+def _core_share(quick: MeasuredRun, threads: int) -> float:
+    """Share of a core that the measuring process got; 1 where it is about all of it, or cannot be told (several threads)."""
+    timed = [
+        pair for found in quick.measurements.values() for pair in zip(found.times_ms, found.cpu_share, strict=True)
+    ]
+    whole_ms = sum(ms for ms, _ in timed)
+    if threads > 1 or not whole_ms:
+        return 1.0
+    share = sum(ms * share for ms, share in timed) / whole_ms
+    return 1.0 if share > _OWN_CORE else max(share, _LEAST_SHARE)
 
 
 def _quick(
-    board: Board, setting: Setting, engines: Mapping[str, bytes | Path], kernels: Sequence[str] = ()
+    board: Board,
+    setting: Setting,
+    engines: Mapping[str, bytes | Path],
+    kernels: Sequence[str] = (),
+    samples: int = 3,
 ) -> MeasuredRun:
     """One round, before anything is decided."""
     return measure(
@@ -231,7 +260,7 @@ def _quick(
         runtime=setting.runtime,
         threads=setting.threads,
         rounds=1,
-        samples=3,
+        samples=samples,
         max_repeats=0,
         kernels=kernels,
     )

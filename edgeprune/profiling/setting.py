@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry
 from edgeprune.boards.board import Board
+from edgeprune.boards.cores import quota_note, require_cores
 from edgeprune.boards.installing import for_board
 from edgeprune.errors import BackendUnavailableError, ConfigError, EmulatedProcessorError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
+
+_log = logging.getLogger("edgeprune.profiling.setting")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def set_up(
     """Probe the board, trace and lower the models, and fit the table that is extended.
 
     Raises:
-        ConfigError: Models and inputs have different names.
+        ConfigError: Models and inputs have different names, or the board has no core for each thread.
         TableMismatchError: The table is of another device, runtime version or thread count.
         BackendUnavailableError: The board lacks the runtime.
         EmulatedProcessorError: What is timed on the board means nothing.
@@ -116,6 +120,10 @@ def set_up(
             hint="profile a board of the device type that you deploy to",
         )
     _require_runtime(backend, fingerprint, board)
+    require_cores(fingerprint, threads, board=board.name)
+    held_up = quota_note(fingerprint, threads, board=board.name)
+    if held_up is not None:
+        _log.warning("%s", held_up)
     if base is not None:
         extending.require_same(base, fingerprint.identity(backend), backend, threads)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-profile-")))

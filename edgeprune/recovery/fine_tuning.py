@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,19 @@ AVERAGED_BATCHES = 64
 
 Watch = Callable[[int, int], None]
 """Called with (number of this step, steps in all)."""
+
+
+class Companion(Protocol):
+    """What goes on beside a training, step by step (`Watch`), and must be where it was when the training goes on."""
+
+    def state(self) -> Any:
+        """Where it is, as JSON values; asked for after each epoch."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Be where it was."""
+        ...
+
 
 _log = logging.getLogger("edgeprune.recovery")
 
@@ -104,6 +117,7 @@ def fine_tune(
     checkpoint: Path | str | None = None,
     progress: StepProgress | None = None,
     watch: Watch | None = None,
+    companion: Companion | None = None,
     **changes: Any,
 ) -> RecoveryRecord:
     """Train all parameters that require gradients, in place.
@@ -129,6 +143,7 @@ def fine_tune(
             same call then gives the same result at once.
         progress: Told the steps done.
         watch: Called in every step when its gradients are there and nothing was done with them yet; those of float16 are scaled.
+        companion: What is kept in the checkpoint too, and told where it was when the training goes on.
         changes: Single settings, e.g. ``epochs=5``.
 
     Returns:
@@ -152,7 +167,8 @@ def fine_tune(
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(chosen.seed)
-        run = _Run(model, task, chosen, teaching, None if checkpoint is None else Path(checkpoint), progress, watch)
+        path = None if checkpoint is None else Path(checkpoint)
+        run = _Run(model, task, chosen, teaching, path, progress, watch, companion)
         return run.go()
 
 
@@ -168,9 +184,11 @@ class _Run:
         path: Path | None,
         progress: StepProgress | None,
         watch: Watch | None,
+        companion: Companion | None,
     ) -> None:
         self.model, self.task, self.settings = model, task, settings
         self.teaching, self.path, self.progress, self.watch = teaching, path, progress, watch
+        self.companion = companion
         self.lead = task.objectives[0]
         self.before: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
@@ -250,6 +268,8 @@ class _Run:
         if self.path is None:
             return
         tensors, values = trainer.state()
+        if self.companion is not None:
+            values["companion"] = self.companion.state()
         # Where the weights of now are the ones to keep, they are there already.
         if (self.kept_epoch, self.kept_weights) != (len(self.history), "trained"):
             tensors |= {f"kept.{number}": value for number, value in enumerate(self.snapshot.values)}
@@ -273,6 +293,8 @@ class _Run:
             return False
         tensors, values = found
         trainer.restore(tensors, values)
+        if self.companion is not None:
+            self.companion.restore(values["companion"])
         self.before, self.history = values["before"], values["history"]
         self.kept_epoch, self.kept_weights, self.best = values["kept"]
         kept = [tensors[name] for name in (f"kept.{n}" for n in range(len(self.snapshot.values))) if name in tensors]

@@ -120,6 +120,9 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
         detail = f"{ratio:.1%} of dense, interleaved; as timed there {dense_ms:.3f} → {timed_ms:.3f} ms"
     if deployment.get("budget") and deployment.get("tolerance") is not None:
         detail = f"{detail}; budget {deployment['budget']}, +{deployment['tolerance']:.0%} tolerated"
+    timed_with, made_for = deployment.get("threads"), deployment.get("made_for_threads")
+    if timed_with and made_for and made_for != timed_with:
+        detail = f"{detail}; timed with {threads(timed_with)}, the artifact is for {threads(made_for)}"
     parity = deployment["parity"]
     board = deployment["board"]
     cards = (

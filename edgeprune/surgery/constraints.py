@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -12,6 +14,8 @@ from edgeprune.errors import ConstraintError
 from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.graph.branches import ResidualBranch
     from edgeprune.graph.channel_graph import ChannelGraph, ChannelGroup
 
@@ -56,6 +60,55 @@ class WidthRule:
             if width % self.multiple_of == 0 and width % also_multiple_of == 0
         ]
         return allowed if size in allowed else [*allowed, size]
+
+
+def require_possible(constraints: Constraints, model: nn.Module) -> None:
+    """Refuse patterns that can match no group of a model, before it is traced; `resolve` has the last word.
+
+    Groups and frozen axes are named after modules and weights, with a suffix (``"attn heads"``, ``"fc[0:64]"``), or after
+    operations and inputs where no layer makes them. A pattern that could still be one of these passes.
+
+    Raises:
+        ConstraintError: A pattern matches nothing that the model has; near names are listed.
+    """
+    from inspect import signature
+
+    from edgeprune.graph.channel_graph import raise_unknown_pattern
+
+    layers = [
+        name for name, module in model.named_modules() if name and next(module.parameters(False), None) is not None
+    ]
+    known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
+    known |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    inputs = set(signature(model.forward).parameters)
+    asked = {
+        "keep": constraints.keep,
+        "min_width": tuple(constraints.min_width),
+        "multiple_of": tuple(constraints.multiple_of),
+        "same_as": (*constraints.same_as, *constraints.same_as.values()),
+    }
+    for what, patterns in asked.items():
+        for pattern in patterns:
+            if not _may_match(pattern, known) and pattern not in inputs and not _is_operation(pattern):
+                raise_unknown_pattern(pattern, layers, what)
+
+
+def _may_match(pattern: str, names: Collection[str]) -> bool:
+    """Whether a pattern matches a name, or could one that goes on behind it."""
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    if any(_matches(name, pattern) or (literal.startswith(name) and pattern[len(name)] in " [*?") for name in names):
+        return True
+    return literal == "" and (pattern.startswith("[") or "." not in pattern or " " in pattern)
+
+
+def _is_operation(pattern: str) -> bool:
+    """Whether a pattern could be a node of a traced program: ``"add_3"``."""
+    import torch
+
+    literal = re.split(r"[*?\[ ]", pattern, maxsplit=1)[0]
+    name = re.sub(r"(_\d+)+$", "", literal)
+    return bool(name) and "." not in name and (hasattr(torch.ops.aten, name) or hasattr(operator, name))
 
 
 def resolve(constraints: Constraints, graph: ChannelGraph) -> dict[str, WidthRule]:

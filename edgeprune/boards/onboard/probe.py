@@ -65,6 +65,8 @@ def main(request, emit):
                 "python_abi": (sysconfig.get_config_var("SOABI") or None) if tree.live else None,
                 "environment": environment.own(root) if tree.live else None,
                 "python_bits": struct.calcsize("P") * 8 if tree.live else None,
+                "cores_there": len(processors) or None,
+                "cores_quota": processor.quota(tree),
                 "memory_available_bytes": meminfo(tree, "MemAvailable"),
                 "power_mode_id": mode_id,
                 "l4t": l4t,
@@ -90,8 +92,8 @@ def disturbances(tree, result, governors):
     found.extend(sensors.throttling(tree))
     if (result["load"] or 0.0) > LOAD_LIMIT * result["cores"]:
         found.append(
-            "other programs are running: the load is %.2f on %d cores, and should be below %.1f per core."
-            % (result["load"], result["cores"], LOAD_LIMIT)
+            "other programs are running: the load is %.2f on %d core%s, and should be below %.1f per core."
+            % (result["load"], result["cores"], "" if result["cores"] == 1 else "s", LOAD_LIMIT)
         )
     slow = [name for name in governors if name != "performance"]
     if slow:

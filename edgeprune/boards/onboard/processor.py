@@ -153,6 +153,29 @@ def cores(tree, processors):
     return len(processors) or 1
 
 
+def quota(tree):
+    """Cores' worth of time that control groups leave this process, e.g. 1.5, or None where they do not bound it.
+
+    The kernel's ``cpu.max`` (cgroup v2) and ``cpu.cfs_quota_us`` (v1); those of all parents hold too.
+    """
+    found = []
+    for line in (tree.read("/proc/self/cgroup") or "").splitlines():
+        fields = line.split(":", 2)
+        if len(fields) < 3 or not (fields[1] == "" or "cpu" in fields[1].split(",")):
+            continue
+        parts = [part for part in fields[2].split("/") if part]
+        for count in range(len(parts) + 1):
+            below = "".join("/" + part for part in parts[:count])
+            if fields[1] == "":
+                words = (tree.read("/sys/fs/cgroup%s/cpu.max" % below) or "").split()
+            else:
+                folder = "/sys/fs/cgroup/cpu%s/cpu.cfs_" % below
+                words = [tree.read(folder + name) or "" for name in ("quota_us", "period_us")]
+            if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
+                found.append(int(words[0]) / float(words[1]))
+    return min(found) if found else None
+
+
 def hypervisor(tree, processors):
     """What the machine is a guest of, or None."""
     vendor = tree.read("/sys/class/dmi/id/sys_vendor") or ""

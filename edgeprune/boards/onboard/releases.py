@@ -237,8 +237,9 @@ def confirm(root, request):
 def status(root, request):
     """What the board holds; reads only.
 
-    Result: ``current``, ``previous``, ``releases`` (each with its ``state``, and ``tasks``: what parity found of each task when
-    it was confirmed), ``confirmed``, ``window`` (see `window.state`).
+    Result: ``current``, ``previous``, ``releases`` (each with its ``state``, what its manifest says of precision, backend and
+    latency, ``tasks``: what parity found of each task when it was confirmed, and ``checked``: the rest that was kept then, e.g.
+    the latency that was measured), ``confirmed``, ``window`` (see `window.state`).
     """
     current = switching.target(root, "current")
     notes = {line.get("release"): line.get("note", {}) for line in journal.read(root) if line.get("event") == "confirmed"}
@@ -246,6 +247,7 @@ def status(root, request):
     for folder in _folders(root):
         path = os.path.join(root, "releases", folder)
         contents = release_files.manifest(path)[1]
+        note = dict(notes.get(folder, {}))
         releases.append(
             {
                 "folder": folder,
@@ -253,7 +255,12 @@ def status(root, request):
                 "name": contents.get("name", ""),
                 "created": contents.get("created", ""),
                 "size_bytes": sum(entry["size_bytes"] for entry in contents.get("files", {}).values()),
-                "tasks": notes.get(folder, {}).get("tasks", {}),
+                "precision": contents.get("precision", ""),
+                "backend": contents.get("backend", ""),
+                "predicted": contents.get("predicted") or {},
+                "measured": contents.get("measured") or {},
+                "tasks": note.pop("tasks", {}),
+                "checked": note,
             }
         )
     return {

@@ -188,7 +188,7 @@ class Looking:
                 if not sum(counts):
                     raise TaskError(
                         f"the training batches that a search reads must have labels for objective {name!r}, found none.",
-                        hint="more batches: Pagcp(batches=...)",
+                        hint="larger batches in the task; Pagcp(batches=...) in Python",
                     )
         return found
 

@@ -269,6 +269,40 @@ def test_the_library_is_hashed_once_and_again_when_it_changes(
 # Other boards -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, None),
+        (
+            {
+                "/proc/self/cgroup": "0::/a/b\n",
+                "/sys/fs/cgroup/a/cpu.max": "50000 100000\n",
+                "/sys/fs/cgroup/a/b/cpu.max": "400000 100000\n",
+            },
+            0.5,
+        ),
+        (
+            {
+                "/proc/self/cgroup": "5:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n",
+                "/sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "200000\n",
+                "/sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            2.0,
+        ),
+    ],
+)
+def test_time_that_control_groups_leave_is_told(
+    probe_tree: ProbeTree, files: dict[str, str | bytes], quota: float | None
+) -> None:
+    found = probe_tree({**RASPBERRY_PI_5, **files})
+    assert found.facts.get("cores_quota") == quota
+    assert found.facts["cores_there"] == 4
+
+
 def test_a_raspberry_pi_5_is_told_from_its_files_and_its_firmware(probe_tree: ProbeTree) -> None:
     found = probe_tree(RASPBERRY_PI_5, {"/usr/bin/vcgencmd": VCGENCMD})
     assert found.cpu_model == "Cortex-A76"

@@ -36,6 +36,23 @@ def test_without_a_terminal_a_long_step_says_now_and_then_how_far_it_is() -> Non
     assert said[-1] == "going on: 3 measurements kept"
 
 
+def test_stages_are_one_share_of_the_time_that_never_falls() -> None:
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress("profile", say=said.append, clock=clock)
+    # Set-up, a first stage whose end is not the end, and a second one whose items are counted anew.
+    steps = [(0, 0, 60.0), (10, 100, 45.0), (100, 100, 30.0), (0, 0, 30.0), (1, 20, 40.0), (20, 20, 0.0), (1, 5, 5.0)]
+    for number, (done, total, left_s) in enumerate(steps):
+        clock.now_s = (number + 1) * PLAIN_EVERY_S
+        progress.timed(done, total, left_s, "round 1")
+    shares = [int(text.partition("%")[0].rpartition(" ")[2]) for text in said]
+    assert len(shares) == len(steps)
+    assert shares == sorted(shares)
+    assert shares[-1] < 100
+    assert said[1] == "  profile: round 1 (10 of 100), 57%, about 0:45 left"
+    assert "left" not in said[0]
+
+
 def test_on_a_terminal_the_bar_shows_it_and_sentences_stay_above() -> None:
     screen = io.StringIO()
     with Bar(console=Console(file=screen, force_terminal=True, width=100, highlight=False)) as bar:

@@ -190,6 +190,21 @@ def test_inputs_by_parameter_name_become_keywords_and_others_positions(net_file:
     assert [tuple(value.shape) for value in placed] == [(1, 4), (1, 4)]
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ("1x4x8x8", "the first layer 0 (Conv2d) takes batch x 3 x height x width"),
+        ("1x3x9x9", "the layer 2 (Linear) takes 144 features last, which comes of another size of the input"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_told_by_the_layer_that_refused_it(shape: str, said: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    with pytest.raises(InputError) as caught:
+        example_inputs(net, [f"x={shape}"], None)
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(said)
+
+
 def test_inputs_come_from_a_file_of_arrays(net_file: Path, tmp_path: Path) -> None:
     model = load_model(f"{net_file}:build")
     array = np.arange(3 * 8 * 8, dtype=np.float32).reshape(1, 3, 8, 8)

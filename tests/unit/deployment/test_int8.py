@@ -172,3 +172,23 @@ def test_a_task_is_of_whole_models(trained, tmp_path):
     plan = replace(uniform_plan(trace(net, torch.randn(1, 3, 12, 12)), ratio=0.5), parts=("0",))
     with pytest.raises(ConfigError, match="a task's data are inputs of a whole model, found a plan for parts of one"):
         compile_artifact(net, torch.randn(1, 3, 12, 12), tmp_path / "out", plan=plan, task=task)
+
+
+def test_few_samples_are_warned_of_and_told(trained, tmp_path, caplog):
+    net, task = trained
+    few = replace(task, objectives=(replace(task.objectives[0], train=[(x[:8], y[:8]) for x, y in batches(1, 1)]),))
+    artifact = compile_artifact(
+        net,
+        torch.randn(1, 3, 12, 12),
+        tmp_path / "few",
+        precision="int8",
+        task=few,
+        snr_db=5.0,
+        metric_loss=Tolerance(0.5),
+    )
+    assert artifact.manifest.quantization["samples"] == 8
+    assert "int8 is calibrated with 8 samples only" in caplog.text
+    wrong = replace(task, objectives=(replace(task.objectives[0], train=[(torch.randn(8, 1, 5, 5), torch.zeros(8))]),))
+    with pytest.raises(InputError, match="golden inputs must have shape") as caught:
+        compile_artifact(net, torch.randn(1, 3, 12, 12), tmp_path / "wrong", precision="int8", task=wrong)
+    assert caught.value.hint.startswith("a --task whose batches have the shape")

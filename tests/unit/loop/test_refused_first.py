@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 
-from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
+from edgeprune.errors import BudgetInfeasibleError, ConfigError, ConstraintError, TaskError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget
+from edgeprune.spec import Budget, Constraints
+from edgeprune.surgery.constraints import require_possible
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -88,3 +89,14 @@ def test_a_dense_model_that_suffices_costs_no_measured_losses(tabled):
 def test_what_would_not_be_used_is_not_refused(tabled):
     options = {"distill": "features", "taps": ("head",), "netadapt": NetAdapt(most_tunings=1)}
     assert pruned(tabled, Budget(latency_ms=2 * tabled.dense_ms), [], **options).unchanged
+
+
+def test_a_pattern_that_matches_nothing_is_told_before_the_model_is_lowered(tabled):
+    told = []
+    constraints = Constraints(keep=("nolayer",))
+    with pytest.raises(ConstraintError, match=r"keep must match at least one group, 'nolayer' matches none"):
+        prune(tabled.model, EXAMPLE, "60%", predictor=tabled.predictor, constraints=constraints, progress=told.append)
+    assert told == []
+    # Every name that a trace gives passes.
+    names = [*(group.name for group in tabled.graph.groups), *(axis.name for axis in tabled.graph.frozen)]
+    require_possible(Constraints(keep=tuple(names)), tabled.model)

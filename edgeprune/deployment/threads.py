@@ -1,0 +1,27 @@
+"""How many threads an engine is timed and checked with, beside those that its artifact was made for."""
+
+from __future__ import annotations
+
+from edgeprune.boards.cores import counted, quota_note
+from edgeprune.deployment.manifest import Manifest
+from edgeprune.spec import Fingerprint
+
+
+def threads_for(manifest: Manifest, asked: int | None) -> int:
+    """Threads to time and check with: what was asked for, else those that the artifact's latency is of, else 1."""
+    return asked or manifest.threads or 1
+
+
+def thread_notes(manifest: Manifest, fingerprint: Fingerprint, threads: int, *, board: str) -> tuple[str, ...]:
+    """Sentences on threads that a person must know beside a verdict; none where all is as the artifact was made for."""
+    found = []
+    made_for = manifest.threads
+    if made_for is not None and made_for != threads:
+        was = "measured" if manifest.measured is not None and manifest.measured.threads is not None else "predicted"
+        found.append(
+            f"{counted(threads, 'thread')} asked for, but the latency of this artifact was {was} with "
+            f"{counted(made_for, 'thread')}: its widths were chosen for that, and only what was timed now holds for {threads}; "
+            f"deploy with --threads {made_for}, or profile with --threads {threads} and prune with that table."
+        )
+    held_up = quota_note(fingerprint, threads, board=board)
+    return tuple(found) if held_up is None else (*found, held_up)
