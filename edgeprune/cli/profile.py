@@ -47,6 +47,9 @@ def profile(
             "--minutes", help="Time for measuring; more time, more kernels. Start-up and slow lowering are not counted."
         ),
     ] = 2.0,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="fp32|int8", help="Of the engines that are measured.")
+    ] = "fp32",
     table: Annotated[
         Path | None,
         typer.Option("--table", help="Latency table to extend: only what it does not know is measured."),
@@ -91,7 +94,7 @@ def profile(
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
     target_path = out or table or Path("table.parquet")
-    arguments: dict[str, Any] = {"table": table, "threads": threads, "seed": seed}
+    arguments: dict[str, Any] = {"precision": precision, "table": table, "threads": threads, "seed": seed}
     if dry_run:
         with output.step(f"look at {board}") as progress, edgeprune.Board.open(board) as target:
             seen = preview(modules, examples, target, backend, minutes, progress=progress.counted, **arguments)
