@@ -7,6 +7,7 @@ Nothing is timed, so neighbors do not matter. A network that is done is not run 
     PYTHONPATH=. python benchmarks/lowering.py                   # everything, into benchmarks/results/lowering/
     PYTHONPATH=. python benchmarks/lowering.py --only densenet   # one family
     PYTHONPATH=. python benchmarks/lowering.py --table           # only print what is there
+    PYTHONPATH=. python benchmarks/lowering.py --precision int8  # of quantized models, into results/lowering-int8/
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ from predictor_networks import families
 import edgeprune
 from edgeprune.files import write_text
 from edgeprune.lowering.trained_form import in_trained_form
-from edgeprune.spec import Kernel
+from edgeprune.spec import Kernel, Precision
 from edgeprune.surgery.plan import make_plan
 
-RESULTS = Path(__file__).parent / "results" / "lowering"
+RESULTS = Path(__file__).parent / "results"
 
 
-def run(family: str, count: int) -> None:
+def results(precision: Precision) -> Path:
+    return RESULTS / ("lowering" if precision == "fp32" else f"lowering-{precision}")
+
+
+def run(family: str, count: int, precision: Precision) -> None:
     """Agreement of one family, written after every network; goes on from what is there."""
-    path = RESULTS / f"{family}.json"
+    path = results(precision) / f"{family}.json"
     row: dict[str, Any] = {"family": family, "runtime": onnxruntime.__version__, "networks": 0, "differences": {}}
     row |= dict.fromkeys(("without_a_difference", "kernels_told", "kernels_run", "kernels_agreed"), 0)
     if path.exists():
@@ -45,7 +50,7 @@ def run(family: str, count: int) -> None:
     dice = random.Random(f"lowering/{family}")
     wrong = Counter(row["differences"])
     with tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
-        lowered = edgeprune.lower(graph, model=model, workdir=Path(folder))
+        lowered = edgeprune.lower(graph, model=model, precision=precision, workdir=Path(folder))
         for number in range(count):
             widths = {group.name: drawn(group.size, number % 3 == 0, dice) for group in graph.groups}
             if number < row["networks"]:
@@ -100,15 +105,17 @@ def main() -> None:
     parser.add_argument("--only", choices=list(families.FAMILIES), help="one family instead of all")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--networks", type=int, default=50, help="per family")
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="of the engines")
     arguments = parser.parse_args()
     names = [arguments.only] if arguments.only else list(families.FAMILIES)
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    folder = results(arguments.precision)
+    folder.mkdir(parents=True, exist_ok=True)
     for name in [] if arguments.table else names:
-        run(name, arguments.networks)
-    there = [name for name in names if (RESULTS / f"{name}.json").exists()]
-    print(markdown([json.loads((RESULTS / f"{name}.json").read_text()) for name in there]))
+        run(name, arguments.networks, arguments.precision)
+    there = [name for name in names if (folder / f"{name}.json").exists()]
+    print(markdown([json.loads((folder / f"{name}.json").read_text()) for name in there]))
     done = {
-        name: json.loads((RESULTS / f"{name}.json").read_text())["networks"] if name in there else 0 for name in names
+        name: json.loads((folder / f"{name}.json").read_text())["networks"] if name in there else 0 for name in names
     }
     if missing := [f"{arguments.networks - done[name]} of {name}" for name in names if done[name] < arguments.networks]:
         print(f"missing: {', '.join(missing)}")

@@ -31,6 +31,7 @@ ALONE = (
     "unit/cli/test_verbs.py",
     "unit/deployment/test_deploying.py",
     "unit/loop/test_closing_on_a_board.py",
+    "unit/loop/test_int8_on_a_board.py",
     "unit/loop/test_pruning.py",
     "unit/loop/test_tiles_on_a_board.py",
     "unit/profiling/test_bench.py",

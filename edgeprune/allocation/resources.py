@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.lowering.kernel_graph import KernelGraph
 
-_CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
-_PRODUCTS = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+_CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv"})
+_PRODUCTS = frozenset({"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"})
 
 
 class Parameters:

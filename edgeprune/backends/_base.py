@@ -122,6 +122,15 @@ class Backend(ABC):
         """
         return self
 
+    @property
+    def precision(self) -> Precision:
+        """Of its engines; see `for_precision`."""
+        return "fp32"
+
+    def for_timing(self) -> Backend:
+        """The backend whose engines have the kernels of its own, and numbers that need not mean anything: int8 without data."""
+        return self
+
     def for_precision(self, precision: Precision) -> Backend:
         """The backend whose engines have a precision.
 

@@ -50,6 +50,9 @@ def profile(
             "where it takes more than half of it.",
         ),
     ] = 2.0,
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="fp32|int8", help="Of the engines that are measured.")
+    ] = "fp32",
     table: Annotated[
         Path | None,
         typer.Option("--table", help="Latency table to extend: only what it does not know is measured."),
@@ -98,7 +101,7 @@ def profile(
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
     target_path = out or table or Path("table.parquet")
-    arguments: dict[str, Any] = {"table": table, "threads": threads, "seed": seed}
+    arguments: dict[str, Any] = {"precision": precision, "table": table, "threads": threads, "seed": seed}
     if dry_run:
         with output.step(f"look at {board}") as progress, edgeprune.Board.open(board) as target:
             seen = preview(modules, examples, target, backend, minutes, progress=progress.timed, **arguments)

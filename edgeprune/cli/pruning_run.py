@@ -125,6 +125,7 @@ def _carry_out(
     import edgeprune
     from edgeprune.loop.dense import dense_latency
     from edgeprune.loop.interruption import Interruption
+    from edgeprune.loop.lowering import precision_of
     from edgeprune.loop.notes import table_notes
     from edgeprune.recovery.checkpoint import different
     from edgeprune.report import pruning, stored
@@ -160,7 +161,14 @@ def _carry_out(
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)
             device = predictor.table.target()
-            kernel_graph = edgeprune.lower(graph, options.backend, model=module, device=device, workdir=Path(scratch))
+            kernel_graph = edgeprune.lower(
+                graph,
+                options.backend,
+                model=module,
+                device=device,
+                precision=precision_of(predictor),
+                workdir=Path(scratch),
+            )
             # Known before the long steps: who gave the wrong table need not wait for them.
             dense = dense_latency(predictor, kernel_graph)
             told = tuple(table_notes(predictor, kernel_graph, dense))
@@ -251,7 +259,7 @@ def _carry_out(
             "unchanged": result.unchanged,
             "notes": list(result.notes),
         },
-        next_command=_next(result, options, out),
+        next_command=_next(result, record.options, out),
     )
 
 
@@ -293,10 +301,17 @@ def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
 def _next(result: Result, options: PruneOptions, out: Path) -> str:
     if result.measured is None and options.board != "none":
         return command_line("edgeprune", "prune", "--resume", "--out", out)
+    precision = _not_fp32(options.precision)
     return command_line(
         *("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
-        *given(seed=options.seed or None),
+        *given(seed=options.seed or None, precision=precision),
+        # What int8 is calibrated with, where the run has none of its own.
+        *given(task="FACTORY" if precision == "int8" and options.task is None else None),
     )
+
+
+def _not_fp32(precision: str | None) -> str | None:
+    return None if precision == "fp32" else precision
 
 
 def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Result:
@@ -340,13 +355,14 @@ def _parameters(module: torch.nn.Module) -> int:
 
 
 def _record(result: Result, predictor: Predictor, options: PruneOptions) -> PruningRecord:
-    from edgeprune.report.pruning import threads
+    from edgeprune.loop.lowering import precision_of
+    from edgeprune.report.pruning import engines, threads
 
     header = predictor.table.header
     checked = result.measured
     cpu = header["identity"].get("cpu_model", "unknown")
     return PruningRecord(
-        options=options,
+        options=options.model_copy(update={"precision": _not_fp32(precision_of(predictor))}),
         table_hash=predictor.table_hash,
         weights_hash=records.file_hash(options.weights),
         budget_ms=result.budget_ms,
@@ -358,7 +374,7 @@ def _record(result: Result, predictor: Predictor, options: PruneOptions) -> Prun
         threads=header["threads"],
         conditions=""
         if checked is None
-        else f"measured on {checked.board} ({cpu}, {header['runtime']}, {threads(header['threads'])})",
+        else f"measured on {checked.board} ({cpu}, {engines(header)}, {threads(header['threads'])})",
         plan_hash=result.plan.hash,
         rounds=result.rounds,
         chosen=result.chosen,

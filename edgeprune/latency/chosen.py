@@ -69,13 +69,15 @@ def as_chosen(
         )
     if precision is not None and precision not in PRECISIONS:
         raise ConfigError(f"the precision must be one of {', '.join(PRECISIONS)}, found {precision!r}.")
-    held = sorted({row["precision"] for row in table.rows})
+    # Of networks, where there are any: some kernels of an int8 network are in fp32.
+    networks = [row for row in table.rows if row["kind"] == "network"]
+    held = sorted({row["precision"] for row in networks or table.rows})
     wanted = Chosen(percentile, sustained, precision or table.header["precision"])
     if precision is not None and precision not in held:
         raise TableMismatchError(
             f"the latency table must hold {wanted.precision} kernels for --precision {wanted.precision}, it holds "
             f"{', '.join(held)}.",
-            hint=f"--precision {held[0]}, which is what edgeprune profile measured",
+            hint=f"--precision {held[0]}, which is what edgeprune profile measured; another precision has a table of its own",
         )
     if wanted == Chosen.of(table.header):
         return table

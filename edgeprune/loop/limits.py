@@ -29,6 +29,7 @@ def limits_of(budget: Budget, kernel_graph: KernelGraph, predictor: Predictor | 
         predictor: Of the board; only a budget of energy needs it.
 
     Raises:
+        ConfigError: Memory is bounded, and the engines are not in fp32.
         TableMismatchError: Energy is bounded, and the predictor's table holds none.
         UnsupportedKernelError: Multiply-accumulates or memory are bounded, and some cannot be counted at other widths.
     """
@@ -53,6 +54,11 @@ def _limits(budget: Budget, kernel_graph: KernelGraph, predictor: Predictor | No
         at_most = budget.macs or (budget.macs_ratio or 1.0) * cost.value({})
         yield Limit("multiply-accumulates", cost, at_most, option="--macs {}")
     if budget.memory_bytes is not None or budget.memory_ratio is not None:
+        if kernel_graph.backend.precision != "fp32":
+            raise ConfigError(
+                f"a budget of memory is counted for fp32 engines, found {kernel_graph.backend.precision}.",
+                hint="--params, of which an int8 engine holds a byte each",
+            )
         held = Memory(kernel_graph)
         at_most = budget.memory_bytes or (budget.memory_ratio or 1.0) * held.value({})
         yield Limit("memory", held, at_most, "bytes", "--memory {}B")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.planning import Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
+    from edgeprune.spec import Precision
 
 
 def lowered(
@@ -48,9 +49,16 @@ def lowered(
         graph = trace(model, example_inputs)
         _tell(progress, "tracing", 1)
     _tell(progress, "lowering", 0)
-    lowered = lower(graph, backend, model=model, device=device, workdir=folder)
+    precision = precision_of(predictor)
+    lowered = lower(graph, backend, model=model, device=device, precision=precision, workdir=folder)
     _tell(progress, "lowering", 1)
     return lowered
+
+
+def precision_of(predictor: Predictor) -> Precision:
+    """Of the latency that a predictor's table is of, and so of the engines that are compared on a board."""
+    precision: Precision = Chosen.of(predictor.table.header).precision  # type: ignore[assignment]  # a header has no other
+    return precision
 
 
 def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
@@ -66,12 +74,12 @@ def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
             hint=f"edgeprune profile --backend {kernel_graph.backend.name}",
         )
     wanted = Chosen.of(predictor.table.header).precision
-    compiled = sorted({kernel.precision for kernel in kernel_graph.at(kernel_graph.graph.widths())})
-    if compiled != [wanted]:
+    compiled = kernel_graph.backend.precision
+    if compiled != wanted:
         raise TableMismatchError(
             f"the latency that is meant must be of engines as {kernel_graph.backend.name} compiles them, in "
-            f"{', '.join(compiled)}, found {wanted}.",
-            hint=f"--precision {compiled[0]}",
+            f"{compiled}, found {wanted}.",
+            hint=f"a table of {compiled}, or lower(precision={wanted!r})",
         )
 
 

@@ -113,6 +113,11 @@ def table_notes(predictor: Predictor, kernel_graph: KernelGraph, dense: DenseLat
     chosen = Chosen.of(predictor.table.header)
     if not chosen.plain:
         yield f"All latencies are {chosen}."
+    if chosen.precision == "int8":
+        yield (
+            "All latencies are of engines with every layer in int8, and metrics are of the model in float: compile leaves the "
+            "layers in float that int8 would make too noisy, and says what int8 does to the metrics."
+        )
     kernels = kernel_graph.at(kernel_graph.graph.widths())
     predicted = predictor.predict(kernels)
     guessed = predicted["source"] == "fallback"

@@ -240,6 +240,11 @@ def prune(
                 model, example_inputs, backend, predictor, graph=graph, folder=folder, progress=progress
             )
         require_runtime(predictor, kernel_graph)
+        if blocks and kernel_graph.backend.precision != "fp32":
+            raise ConfigError(
+                f"what removing whole blocks saves is known of fp32 engines, found {kernel_graph.backend.precision}.",
+                hint="without --blocks, or a table of fp32",
+            )
         if planner is None:
             planner = Planner(
                 model,

@@ -29,7 +29,7 @@ from edgeprune.lowering.places import sliding, with_places
 from edgeprune.lowering.removal import without_branches
 from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.parts import core_of
-from edgeprune.spec import Fingerprint, Kernel
+from edgeprune.spec import Fingerprint, Kernel, Precision
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +144,10 @@ class KernelGraph:
         removed = removed_branches(self.graph.branches, widths)
         if not removed:
             return self.operators
+        if self.backend.precision != "fp32":
+            raise UnsupportedKernelError(
+                f"a removed branch must be in fp32 to be told beforehand, found {removed[0].name!r} in {self.backend.precision}."
+            )
         return without_branches(
             self.operators, removed, frozenset().union(*(self._idle[branch.name] for branch in removed))
         )
@@ -154,6 +158,11 @@ class KernelGraph:
         cut = [one for one in self._sliding if shapes[one.inputs[0]][-1] < self.operators.shapes[one.inputs[0]][-1]]
         there = {operator.name for operator in operators.operators}
         cut = [one for one in cut if one.name in there]
+        if cut and self.backend.precision != "fp32":
+            raise UnsupportedKernelError(
+                f"a convolution over channels that are cut must be in fp32 to be told beforehand, found {cut[0].name!r} in "
+                f"{self.backend.precision}."
+            )
         return with_places(operators, shapes, cut) if cut else (operators, shapes)
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
@@ -175,6 +184,7 @@ def lower(
     *,
     model: torch.nn.Module | None = None,
     device: Fingerprint | Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
     workdir: Path | None = None,
 ) -> KernelGraph:
     """Lower a traced model for a backend, as it is when it is trained (`edgeprune.lowering.trained_form`).
@@ -185,23 +195,29 @@ def lower(
         model: The traced model, where it is not the one that the graph remembers.
         device: What will run it: a probed board, or the ``identity`` in the header of its latency table; None means this
             machine.
+        precision: Of the arithmetic. The dense engine of another than fp32 is for timing only: in int8 every layer is
+            quantized, with the ranges of the example inputs, since latency does not depend on them.
         workdir: Folder for the dense engine; None means a temporary one, which goes with the kernel graph.
 
     Raises:
         BackendUnavailableError: The backend is not installed on this host.
+        ConfigError: It has no such precision.
+        CompileError: In int8: no layer has weights.
         ExportError: The model cannot be exported.
         UnsupportedKernelError: An operator's shape cannot be told from the widths.
     """
     if workdir is None:
         folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-"))
         try:
-            made = lower(graph, backend, model=model, device=device, workdir=folder)
+            made = lower(graph, backend, model=model, device=device, precision=precision, workdir=folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
         return made
     chosen = registry.get(backend).for_board(device)
+    if precision != "fp32":
+        chosen = chosen.for_precision(precision).for_timing()
     workdir.mkdir(parents=True, exist_ok=True)
     engine = workdir / f"dense{chosen.suffix}"
     whole = in_trained_form(graph.model if model is None else model)

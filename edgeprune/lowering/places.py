@@ -15,6 +15,8 @@ from edgeprune.spec import AttributeValue
 
 Shape = tuple[int, ...]
 
+_CONVOLUTIONS = ("Conv", "FusedConv", "QLinearConv", "microsoft.QLinearConv")
+
 _SETTINGS = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"), "Clip": ("operand1", "operand2")}
 """What the numbers of a fused activation are when it stands alone."""
 
@@ -89,7 +91,7 @@ def sliding(graph: OperatorGraph) -> tuple[Operator, ...]:
         attributes = dict(operator.attributes)
         kernel = attributes.get("kernel")
         if (
-            operator.op in ("Conv", "FusedConv")
+            operator.op in _CONVOLUTIONS
             and isinstance(kernel, tuple)
             and len(kernel) == 1
             and kernel != (1,)

@@ -73,7 +73,7 @@ def table_of(profiled: Profiled) -> LatencyTable:
         "fingerprint": asdict(profiled.fingerprint),
         "runtime": profiled.subjects[0].kernel_graph.backend.name,
         "threads": profiled.request["settings"][1],
-        "precision": "fp32",
+        "precision": profiled.subjects[0].kernel_graph.backend.precision,
         "label": "measured",
         "model": {"signature": profiled.request["models"][0][0], "inputs": profiled.request["models"][0][1]},
         **_statement(profiled, profiled.networks, None),
@@ -144,8 +144,9 @@ def _rows(profiled: Profiled, networks: Mapping[str, tuple[int, Widths]], link: 
     ]
     whole = profiled.parts[0].run.measurements
     for name, (place, widths) in networks.items():
-        kernels = profiled.subjects[place].kernel_graph.at(widths)
-        rows.append(network_row(name, kernels, kept(whole[name]), widths))
+        kernel_graph = profiled.subjects[place].kernel_graph
+        kernels, precision = kernel_graph.at(widths), kernel_graph.backend.precision
+        rows.append(network_row(name, kernels, kept(whole[name]), widths, precision))
     return rows
 
 

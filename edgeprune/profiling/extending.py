@@ -45,20 +45,21 @@ MOST = 0.25
 _SHORTEST_ANCHOR_MS = 0.02
 
 
-def require_same(table: LatencyTable, identity: Mapping[str, Any], runtime: str, threads: int) -> None:
+def require_same(table: LatencyTable, identity: Mapping[str, Any], runtime: str, threads: int, precision: str) -> None:
     """See that a table may be extended on this board.
 
     Raises:
-        TableMismatchError: It is of another device, runtime, runtime version or thread count; names the field.
+        TableMismatchError: It is of another device, runtime, runtime version, thread count or precision; names the field.
     """
     header = table.header
-    held = {**header["identity"], "runtime": header["runtime"], "threads": header["threads"]}
-    wanted = {**identity, "runtime": runtime, "threads": threads}
+    held = {**header["identity"], **{name: header[name] for name in ("runtime", "threads", "precision")}}
+    wanted = {**identity, "runtime": runtime, "threads": threads, "precision": precision}
     for name in sorted(set(held) | set(wanted)):
         if held.get(name) != wanted.get(name):
+            where = "asked for" if name == "precision" else "on the board"
             raise TableMismatchError(
                 f"a table can only be extended on the device and runtime it was measured with; {name} is "
-                f"{_short(held.get(name))} in the table and {_short(wanted.get(name))} on the board.",
+                f"{_short(held.get(name))} in the table and {_short(wanted.get(name))} {where}.",
                 hint="profile into another table: --out other.parquet, without --table",
             )
 

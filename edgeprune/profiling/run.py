@@ -40,6 +40,7 @@ from edgeprune.profiling.staging import assembled, beside, kernel_engines, measu
 from edgeprune.profiling.subjects import DENSE
 from edgeprune.profiling.sustaining import sustained as heat
 from edgeprune.profiling.sustaining import with_sustained
+from edgeprune.spec import Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,6 +67,7 @@ def profile(
     backend: str = "onnxruntime",
     minutes: float = 2.0,
     *,
+    precision: Precision = "fp32",
     table: LatencyTable | Path | str | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -90,6 +92,8 @@ def profile(
         backend: Which runtime executes the kernels.
         minutes: How long it may take; more kernels are measured in more time. Tracing, lowering and building engines are
             counted up to half of it: what is left, at least the other half, is the board's.
+        precision: Of the engines that are measured. In int8 every layer is quantized, in the form that suits the board's
+            processor; ranges are those of the example inputs, since latency does not depend on them.
         table: A table to extend, or its path: only what it lacks, or predicts with a wide interval, is measured. Its rows
             stay as they are; new times are related to them by kernels that are measured again.
         threads: Threads inside one operation.
@@ -112,13 +116,14 @@ def profile(
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
 
     Raises:
-        ConfigError: `minutes` is not positive, models and inputs have different names, or the device type does not say
-            how clocks are locked.
+        ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, or the
+            device type does not say how clocks are locked.
+        CompileError: In int8: no layer of a model has weights.
         PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
         ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
         CommandError: The board does not let its user lock clocks, and nothing was measured.
-        TableMismatchError: `table` is of another device, runtime version or thread count, or the board is now much quicker
-            or slower than it was.
+        TableMismatchError: `table` is of another device, runtime version, thread count or precision, or the board is now much
+            quicker or slower than it was.
         UnstableMeasurementError: Kernels of `table` changed, and not all alike.
         BackendUnavailableError: The board lacks the runtime.
         BoardBusyError: Another run holds the board.
@@ -129,7 +134,19 @@ def profile(
     base = checked(minutes, table)
     with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
         setting = set_up(
-            stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, graph, kernel_graph
+            stack,
+            model,
+            example_inputs,
+            target,
+            backend,
+            minutes,
+            base,
+            threads,
+            seed,
+            tell,
+            graph,
+            kernel_graph,
+            precision=precision,
         )
         power = target.power(meter=meter) if energy else None
         if power is not None:
@@ -184,6 +201,7 @@ def preview(
     backend: str = "onnxruntime",
     minutes: float = 2.0,
     *,
+    precision: Precision = "fp32",
     table: LatencyTable | Path | str | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -196,14 +214,17 @@ def preview(
 
     Raises:
         ConfigError: As `profile`.
-        TableMismatchError: `table` is of another device, runtime version or thread count.
+        TableMismatchError: `table` is of another device, runtime version, thread count or precision.
         BackendUnavailableError: The board lacks the runtime.
         RemoteError: The board cannot be reached.
     """
     tell = progress or _silent
     base = checked(minutes, table)
     with Board.open(board) as target, ExitStack() as stack:
-        setting = set_up(stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, None, None)
+        setting = set_up(
+            *(stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, None, None),
+            precision=precision,
+        )
         tell(0, 0, 0.0, "choosing kernels and networks")
         dense_ms = guessed_dense_ms(setting.subjects, setting.predictor)
         selection = select(setting.subjects, dense_ms, 60 * minutes, seed=seed, predictor=setting.predictor)

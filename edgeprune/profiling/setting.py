@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,13 +15,19 @@ from edgeprune.backends import registry
 from edgeprune.boards.board import Board
 from edgeprune.boards.cores import quota_note, require_cores
 from edgeprune.boards.installing import for_board
-from edgeprune.errors import BackendUnavailableError, ConfigError, EmulatedProcessorError, TableMismatchError
+from edgeprune.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    EmulatedProcessorError,
+    TableMismatchError,
+    UnsupportedKernelError,
+)
 from edgeprune.latency.chosen import Chosen
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import extending
 from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.subjects import Subject, lowered_subjects
-from edgeprune.spec import Fingerprint
+from edgeprune.spec import Fingerprint, Kernel, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +64,10 @@ class Setting:
     @property
     def seconds(self) -> float:
         return float(60 * self.request["settings"][0])
+
+    @property
+    def precision(self) -> Precision:
+        return self.subjects[0].kernel_graph.backend.precision
 
     @property
     def threads(self) -> int:
@@ -100,18 +111,23 @@ def set_up(
     tell: Progress,
     graph: ChannelGraph | Mapping[str, ChannelGraph] | None,
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None,
+    *,
+    precision: Precision = "fp32",
 ) -> Setting:
     """Probe the board, trace and lower the models, and fit the table that is extended.
 
     Raises:
-        ConfigError: Models and inputs have different names, or the board has no core for each thread.
-        TableMismatchError: The table is of another device, runtime version or thread count.
+        ConfigError: Models and inputs have different names, the backend has no such precision, a kernel graph has another, or
+            the board has no core for each thread.
+        TableMismatchError: The table is of another device, runtime version, thread count or precision.
+        UnsupportedKernelError: A model cannot be lowered, or not be timed in int8.
         BackendUnavailableError: The board lacks the runtime.
         EmulatedProcessorError: What is timed on the board means nothing.
         RemoteError: The board cannot be reached.
     """
     from edgeprune.latency.fitting import fit
 
+    registry.get(backend).for_precision(precision)  # refused now, not after the board was probed
     tell(0, 0, 60 * minutes, f"probing {board.name}")
     fingerprint = board.probe()
     if fingerprint.facts.get("emulated"):
@@ -125,22 +141,60 @@ def set_up(
     if held_up is not None:
         _log.warning("%s", held_up)
     if base is not None:
-        extending.require_same(base, fingerprint.identity(backend), backend, threads)
+        extending.require_same(base, fingerprint.identity(backend), backend, threads, precision)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-profile-")))
     tell(0, 0, 60 * minutes, "lowering the model")
     subjects = lowered_subjects(
-        model, example_inputs, backend, fingerprint, folder, graph=graph, kernel_graph=kernel_graph, table=base
+        model,
+        example_inputs,
+        backend,
+        fingerprint,
+        folder,
+        precision=precision,
+        graph=graph,
+        kernel_graph=kernel_graph,
+        table=base,
     )
+    for subject in subjects if precision != "fp32" else ():
+        require_timeable(subject, folder)
     request = {
         "identity": fingerprint.identity(backend),
         "board": board.name,
         "models": [[subject.kernel_graph.graph.signature, subject.shapes()] for subject in subjects],
         "settings": [minutes, threads, seed],
         "table": None if base is None else base.hash,
+        **({} if precision == "fp32" else {"precision": precision}),
     }
     if base is not None:
         tell(0, 0, 60 * minutes, "fitting the table that is there")
     return Setting(subjects, fingerprint, request, base, None if base is None else fit(base, seed=seed))
+
+
+def require_timeable(subject: Subject, folder: Path) -> None:
+    """See that what is timed as a whole network runs the int8 kernels that the model does.
+
+    Of a network for timing the runtime sees what it made of the model, and makes of that what it can once more.
+
+    Args:
+        subject: A model in int8.
+        folder: For an engine.
+
+    Raises:
+        UnsupportedKernelError: It would run others; names their operations.
+    """
+    kernel_graph, engine = subject.kernel_graph, folder / "timed"
+    whole = kernel_graph.graph.widths()
+    engine.write_bytes(kernel_graph.network_engine(whole))
+    wanted, found = (
+        Counter(kernel.key for kernel in kernels if kernel.precision == "int8")
+        for kernels in (kernel_graph.at(whole), kernel_graph.backend.parse_engine(engine))
+    )
+    if wanted != found:
+        names = ", ".join(sorted({Kernel.from_key(key).op for key in (wanted - found) + (found - wanted)}))
+        raise UnsupportedKernelError(
+            f"a network for timing must run the int8 kernels of the model {subject.name}, found others of {names}.",
+            hint="--precision fp32",
+        )
 
 
 def _require_runtime(backend: str, fingerprint: Fingerprint, board: Board) -> None:

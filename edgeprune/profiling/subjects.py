@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
 from edgeprune.profiling import space
-from edgeprune.spec import Fingerprint, Kernel
+from edgeprune.spec import Fingerprint, Kernel, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +63,7 @@ def lowered_subjects(
     fingerprint: Fingerprint,
     folder: Path,
     *,
+    precision: Precision = "fp32",
     graph: ChannelGraph | Mapping[str, ChannelGraph] | None = None,
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     table: LatencyTable | None = None,
@@ -75,12 +76,14 @@ def lowered_subjects(
         backend: Which runtime executes the kernels.
         fingerprint: Of the board.
         folder: For the dense engines.
+        precision: Of the engines.
         graph: The traced model or models, where the caller has them.
         kernel_graph: The lowered model or models, where the caller has them.
         table: The table that is extended.
 
     Raises:
-        ConfigError: There is no model, or models and inputs have different names.
+        ConfigError: There is no model, models and inputs have different names, the backend has no such precision, or a kernel
+            graph has another.
     """
     models = _by_name(model, example_inputs)
     taken = set() if table is None else {network.name for network in table.networks}
@@ -89,7 +92,9 @@ def lowered_subjects(
         given = kernel_graph.get(name) if isinstance(kernel_graph, Mapping) else kernel_graph
         if given is None:
             traced = graph.get(name) if isinstance(graph, Mapping) else graph
-            given = _lower(module, inputs, backend, fingerprint, traced, folder / str(number))
+            given = _lower(module, inputs, backend, fingerprint, precision, traced, folder / str(number))
+        if given.backend.precision != precision:
+            raise ConfigError(f"the model must be lowered for {precision}, found {given.backend.precision}.")
         prefix = "" if not taken and not subjects else _free_prefix(name, taken, subjects)
         subjects.append(Subject(prefix.rstrip("/") or name, prefix, given))
     return subjects
@@ -119,6 +124,7 @@ def _lower(
     example_inputs: Any,
     backend: str,
     fingerprint: Fingerprint,
+    precision: Precision,
     graph: ChannelGraph | None,
     folder: Path,
 ) -> KernelGraph:
@@ -126,4 +132,4 @@ def _lower(
     from edgeprune.lowering.kernel_graph import lower
 
     traced = trace(model, example_inputs) if graph is None else graph
-    return lower(traced, backend, model=model, device=fingerprint, workdir=folder)
+    return lower(traced, backend, model=model, device=fingerprint, precision=precision, workdir=folder)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeprune.boards import fingerprint
+from edgeprune.latency.chosen import Chosen
 from edgeprune.report import collecting, tasks
 from edgeprune.report.data import Candidate, Card, ReportData, Round
 
@@ -41,7 +42,7 @@ def from_result(
     widths = result.plan.widths()
     header = predictor.table.header
     probed = fingerprint.from_facts(header["fingerprint"])
-    device = f"{predictor.table.board} ({probed.cpu_model}, {header['runtime']}, {threads(header['threads'])})"
+    device = f"{predictor.table.board} ({probed.cpu_model}, {engines(header)}, {threads(header['threads'])})"
     parameters_after = sum(parameter.numel() for parameter in result.module.parameters())
     kernels, networks = collecting.held_out_predictions(predictor)
     report = predictor.report()
@@ -94,6 +95,12 @@ def metric_card(verdict: MetricVerdict) -> Card:
     if verdict.kept is None:
         return Card(verdict.objective, value, detail)
     return Card(verdict.objective, value, f"{detail}; {verdict.asked}", "good" if verdict.kept else "bad")
+
+
+def engines(header: Mapping[str, Any]) -> str:
+    """Runtime of a table's engines, and their precision where it is not fp32."""
+    precision = Chosen.of(header).precision
+    return str(header["runtime"]) if precision == "fp32" else f"{header['runtime']} in {precision}"
 
 
 def threads(count: int) -> str:

@@ -14,7 +14,7 @@ from edgeprune.backends._base import CALIBRATION, Backend, Case, Operator, Opera
 from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
 from edgeprune.backends.onnxruntime.versions import OnnxVersions, oldest_reader, written_for
 from edgeprune.boards.installing import SETUP
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
@@ -47,6 +47,17 @@ class OnnxRuntime(Backend):
     ) -> None:
         self._runtime, self._precision, self._numbers = runtime, precision, numbers
         self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
+        self._for_timing = False
+
+    @property
+    def precision(self) -> Precision:
+        """See `Backend.precision`."""
+        return self._precision
+
+    @property
+    def numbers(self) -> Int8Numbers:
+        """Form of int8 engines' numbers: the board's, or where none is known this host's."""
+        return self._numbers or Int8Numbers.of_host()
 
     @property
     def versions(self) -> OnnxVersions:
@@ -82,6 +93,12 @@ class OnnxRuntime(Backend):
             return super().calibrated(cases, needed_db=needed_db, told=told)  # type: ignore[return-value]  # it raises
         made = OnnxRuntime(self._runtime, self._precision, self._numbers)
         made._calibration = (cases, needed_db, told)
+        return made
+
+    def for_timing(self) -> OnnxRuntime:
+        """See `Backend.for_timing`."""
+        made = OnnxRuntime(self._runtime, self._precision, self._numbers)
+        made._for_timing = True
         return made
 
     def availability(self) -> str | None:
@@ -133,16 +150,19 @@ class OnnxRuntime(Backend):
 
         if self._precision != "int8":
             return exporting.export(module, example_inputs, path, self.versions)
-        if self._calibration is None:
+        if self._calibration is None and not self._for_timing:
             raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
-        from edgeprune.backends.onnxruntime.quantizing import quantize
+        from edgeprune.backends.onnxruntime.quantizing import quantize, quantize_for_timing
 
-        cases, needed_db, told = self._calibration
         with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
             exact = Path(folder) / f"float{self.suffix}"
             specs = exporting.export(module, example_inputs, exact, self.versions)
-            numbers = self._numbers or Int8Numbers.of_host()
-            quantize(exact, cases, path, needed_db=needed_db, numbers=numbers, told=told)
+            if self._calibration is None:
+                case = tuple(tensor.detach().cpu().numpy() for tensor in example_inputs)
+                quantize_for_timing(exact, case, path, numbers=self.numbers)
+            else:
+                cases, needed_db, told = self._calibration
+                quantize(exact, cases, path, needed_db=needed_db, numbers=self.numbers, told=told)
         return specs
 
     def quantization(self, engine: Path) -> dict[str, Any] | None:
@@ -163,22 +183,27 @@ class OnnxRuntime(Backend):
         return lambda arrays: list(opened.run(None, dict(zip(names, arrays, strict=True))))
 
     def operators(self, engine: Path) -> OperatorGraph:
-        from edgeprune.backends.onnxruntime import engines
+        from edgeprune.backends.onnxruntime import engines, int8_graph
 
-        return engines.operators(engine)
+        return int8_graph.operators(engine) if self._precision == "int8" else engines.operators(engine)
 
     def infer_shapes(
         self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, tuple[int, ...]] | None:
         """See `Backend.infer_shapes`."""
+        from edgeprune.backends.onnxruntime import int8_graph
         from edgeprune.backends.onnxruntime.shapes import inferred
 
+        if self._precision == "int8":
+            return int8_graph.infer_shapes(operator, graph, shapes)
         return inferred(operator, graph.shapes, shapes)
 
     def tiled(
         self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], layouts: Mapping[str, TileLayout]
     ) -> tuple[OperatorGraph, dict[str, tuple[int, ...]]]:
         """See `Backend.tiled`."""
+        if self._precision == "int8":
+            raise UnsupportedKernelError("layers with tiles must be in fp32 to be told beforehand, found int8.")
         from edgeprune.backends.onnxruntime.tiling import tiled
 
         return tiled(graph, shapes, layouts)
@@ -201,18 +226,22 @@ class OnnxRuntime(Backend):
         return layout.kernels(graph, shapes, layout.block_size(architecture, isa))
 
     def parse_engine(self, engine: Path) -> list[Kernel]:
-        from edgeprune.backends.onnxruntime import engines
+        from edgeprune.backends.onnxruntime import engines, int8_graph
 
-        return engines.parse(engine)
+        return int8_graph.parse(engine) if self._precision == "int8" else engines.parse(engine)
 
     def kernel_engine(self, kernel: Kernel) -> bytes:
-        from edgeprune.backends.onnxruntime import engines
+        from edgeprune.backends.onnxruntime import engines, int8_graph
 
+        if kernel.precision == "int8":
+            return int8_graph.kernel_engine(kernel, self.numbers, self.versions)
         return engines.kernel_engine(kernel, self.versions)
 
     def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-        from edgeprune.backends.onnxruntime import engines
+        from edgeprune.backends.onnxruntime import engines, int8_graph
 
+        if self._precision == "int8":
+            return int8_graph.network_engine(graph, shapes, self.numbers, self.versions)
         return engines.network_engine(graph, shapes, self.versions)
 
 

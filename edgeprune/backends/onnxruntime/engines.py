@@ -37,21 +37,33 @@ Shape = tuple[int, ...]
 _OPSETS = [("com.microsoft", 1), ("com.microsoft.nchwc", 1)]
 
 
-def optimized(engine: Path | bytes, level: str) -> onnx.ModelProto:
+def optimized(
+    engine: Path | bytes, level: str, settings: Mapping[str, str] | None = None, *, without: Sequence[str] = ()
+) -> onnx.ModelProto:
     """What ONNX Runtime on this host makes of an engine at an optimization level (``BASIC``, ``EXTENDED`` or ``ALL``).
+
+    Args:
+        engine: ONNX file, or its content.
+        level: Of optimization.
+        settings: Of the session, by the names that ONNX Runtime has for them.
+        without: Names of its optimizers that are left out.
 
     Raises:
         CompileError: ONNX Runtime refuses the file.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, value)
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
         target = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(target)
         source = engine if isinstance(engine, bytes) else str(engine)
         try:
-            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+            )
         # The runtime's own exceptions share no base class but Exception.
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200]
@@ -73,7 +85,7 @@ def operators(engine: Path, level: str = "EXTENDED") -> OperatorGraph:
     values = _typed(model, before)
     known = {value.name: _shape(value) for value in values}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = tuple(read(node, constants) for node in _in_order(model.graph, original.graph))
+    found = tuple(read(node, constants) for node in in_order(model.graph, original.graph))
     shapes: dict[str, Shape] = {}
     for name in {name for operator in found for name in (*operator.inputs, *operator.outputs)}:
         if name in known:
@@ -102,7 +114,7 @@ def operators(engine: Path, level: str = "EXTENDED") -> OperatorGraph:
     )
 
 
-def _in_order(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[onnx.NodeProto]:
+def in_order(graph: onnx.GraphProto, original: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Nodes in an order in which they can run, as close to the original one as can be.
 
     ONNX Runtime writes nodes in an order of its own; which of two convolutions takes a sum goes by the original one. What
@@ -216,7 +228,7 @@ def kernel_engine(kernel: Kernel, versions: OnnxVersions = WRITTEN) -> bytes:
         TensorSpec(f"output{index}", shape, output_dtype(kernel)) for index, shape in enumerate(output_shapes(kernel))
     ]
     nodes = write(kernel, [spec.name for spec in inputs], [spec.name for spec in outputs], "kernel")
-    return _model(nodes, inputs, outputs, versions)
+    return model_of(nodes, inputs, outputs, versions)
 
 
 def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: OnnxVersions = WRITTEN) -> bytes:
@@ -228,7 +240,7 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: 
     constants -= {name for operator in graph.operators for name in operator.outputs}
     for index, name in enumerate(sorted(constants)):
         dtype = graph.dtypes.get(name, "float32")
-        nodes += filled(name, shapes[name], _unlike(index) if dtype == "float32" else 0, dtype)
+        nodes += filled(name, shapes[name], unlike(index) if dtype == "float32" else 0, dtype)
     for index, operator in enumerate(graph.operators):
         kernel = Kernel(
             op=operator.op,
@@ -237,9 +249,9 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: 
             output=shapes[operator.outputs[0]],
             attributes=tuple(sorted(resized(operator, graph, shapes).items())),
         )
-        nodes += write(kernel, list(operator.inputs), list(operator.outputs), f"operator{index}", _unlike(index))
+        nodes += write(kernel, list(operator.inputs), list(operator.outputs), f"operator{index}", unlike(index))
     inner = [name for operator in graph.operators for name in operator.outputs if name in shapes]
-    return _model(
+    return model_of(
         nodes,
         [TensorSpec(spec.name, shapes[spec.name], spec.dtype) for spec in graph.inputs],
         [TensorSpec(name, shapes[name], graph.dtypes.get(name, "float32")) for name in graph.outputs],
@@ -248,7 +260,7 @@ def network_engine(graph: OperatorGraph, shapes: Mapping[str, Shape], versions: 
     )
 
 
-def _unlike(index: int) -> float:
+def unlike(index: int) -> float:
     """Another number close to 1 for each index.
 
     Of two layers with equal weights and one input the runtime computes only one, and it leaves out the sum with a zero.
@@ -257,7 +269,7 @@ def _unlike(index: int) -> float:
     return 1.0 + 0.05 * ((index + 1) * 0.6180339887498949 % 1.0 - 0.5)
 
 
-def _model(
+def model_of(
     nodes: list[onnx.NodeProto],
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],

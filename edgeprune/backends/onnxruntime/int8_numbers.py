@@ -30,6 +30,11 @@ class Int8Numbers:
     narrow: bool
     symmetric: bool = False
 
+    @property
+    def dtype(self) -> str:
+        """NumPy name of the type of activations."""
+        return "uint8" if self.unsigned else "int8"
+
     @classmethod
     def of(cls, architecture: str, isa: Sequence[str]) -> Int8Numbers:
         """For a processor: its architecture as `platform.machine` names it, and its instruction set flags as Linux does."""

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprune.backends._base import Operator, OperatorGraph
-from edgeprune.backends.onnxruntime import transposes
+from edgeprune.backends.onnxruntime import int8_graph, transposes
 from edgeprune.backends.onnxruntime.operators import CONV_DEFAULTS, VIEWS, family, resized
-from edgeprune.spec import AttributeValue, Kernel
+from edgeprune.spec import AttributeValue, Kernel, Precision
 
 Shape = tuple[int, ...]
 
@@ -73,6 +73,7 @@ class _Step:
     output: Shape
     attributes: dict[str, AttributeValue]
     origin: tuple[str, ...]
+    precision: Precision = "fp32"
     operator: Operator | None = None
     """The operator that runs as it is, in plain layout; None for blocked steps."""
     reads: str = ""
@@ -93,7 +94,8 @@ class _Walk:
 
     def run(self) -> list[_Step]:
         for operator in self.graph.operators:
-            if not (self.block > 1 and self._transform(operator)):
+            floating = self.block > 1 and not int8_graph.in_int8(operator, self.graph)
+            if not (floating and self._transform(operator)):
                 self._plain(operator)
         for name, tensor in self.blocked.items():
             if tensor.served < tensor.uses:
@@ -276,10 +278,14 @@ class _Walk:
     def _plain(self, operator: Operator) -> None:
         if operator.op in VIEWS:
             return
-        attributes = resized(operator, self.graph, self.shapes)
-        inputs = [self.shapes[name] for name in operator.inputs]
-        output = self.shapes[operator.outputs[0]]
-        self.steps.append(_Step(operator.op, inputs, output, attributes, self._origin(operator), operator))
+        sizes = int8_graph.told(operator, self.graph, self.shapes)
+        attributes = dict(int8_graph.attributes_at(operator, self.graph, self.shapes))
+        inputs = [sizes[name] for name in operator.inputs]
+        precision: Precision = "int8" if int8_graph.in_int8(operator, self.graph) else "fp32"
+        origin = self._origin(operator)
+        self.steps.append(
+            _Step(operator.op, inputs, sizes[operator.outputs[0]], attributes, origin, precision, operator)
+        )
 
     def _fuse_plain_sums(self) -> None:
         """Convolutions that stayed in plain layout take the sum behind them, and its activation, if they have a bias.
@@ -323,7 +329,11 @@ class _Walk:
         target = operator.outputs[0]
         shape = self.shapes[target]
         self.steps.append(
-            _Step(op, inputs, self._padded(shape), attributes, self._origin(operator), None, operator.inputs[0], target)
+            _Step(
+                *(op, inputs, self._padded(shape), attributes, self._origin(operator)),
+                reads=operator.inputs[0],
+                makes=target,
+            )
         )
         self.blocked[target] = _Blocked(target, shape, len(self.steps) - 1 if conv else None, self.uses[target])
 
@@ -372,6 +382,7 @@ def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], block: int) -> li
             inputs=tuple(step.inputs),
             output=step.output,
             attributes=tuple(sorted(step.attributes.items())),
+            precision=step.precision,
             origin=step.origin,
         )
         for step in _Walk(graph, shapes, block).run()

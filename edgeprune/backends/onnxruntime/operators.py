@@ -47,23 +47,27 @@ IN_PLACE = frozenset(
 (onnxruntime/core/providers/cpu/math/element_wise_ops.cc, .../activation/activations.cc, .../math/clip.cc)."""
 
 _FAMILIES = {
-    "conv": {"Conv", "FusedConv", "ConvTranspose"},
-    "gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"},
-    "pool": {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"},
+    "conv": {"Conv", "FusedConv", "ConvTranspose", "QLinearConv"},
+    "gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"},
+    "pool": {
+        *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+        *("NhwcMaxPool", "QLinearAveragePool", "QLinearGlobalAveragePool"),
+    },
     "reduce": {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"},
     "layout": {"ReorderInput", "ReorderOutput", "Transpose"},
-    "concat": {"Concat", "Split", "Slice", "Gather", "Pad", "Expand", "Tile"},
+    "concat": {"Concat", "Split", "Slice", "Gather", "Pad", "Expand", "Tile", "QLinearConcat"},
     "norm": {
         *("LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "LpNormalization"),
         *("InstanceNormalization", "GroupNorm", "GroupNormalization"),
     },
-    "softmax": {"Softmax", "LogSoftmax"},
+    "softmax": {"Softmax", "LogSoftmax", "QLinearSoftmax"},
     "elementwise": {
         *("Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Pow", "Sqrt", "Exp", "Neg", "Abs", "Where"),
         *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"),
         *("Softplus", "Erf", "Gelu", "QuickGelu", "FastGelu", "BiasGelu", "Mish", "BatchNormalization"),
         *("Softsign", "Sin", "Cos", "Log", "Floor", "Reciprocal"),
         *("Equal", "Less", "Greater", "And", "Or", "Not", "Cast"),
+        *("QuantizeLinear", "DequantizeLinear", "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu"),
     },
 }
 FAMILY = {op: family for family, ops in _FAMILIES.items() for op in ops}
@@ -169,7 +173,7 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
         constants: Name to value of the graph's initializers.
     """
     op = op_name(node.domain, node.op_type)
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     weighted = base(op) in WEIGHTED and len(node.input) > 1 and node.input[1] in constants
     inputs: list[str] = []
     if weighted:
@@ -211,7 +215,8 @@ def _largest_setting(op: str, rank: int) -> int:
     return _SMALL
 
 
-def _attributes(node: NodeProto) -> dict[str, AttributeValue]:
+def attributes_of(node: NodeProto) -> dict[str, AttributeValue]:
+    """The attributes of a node that decide its time, by the names of the field."""
     found: dict[str, AttributeValue] = {}
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
@@ -254,6 +259,8 @@ def resized(
     if operator.op == "Split" and "operand1" in attributes:
         axis = int(attributes.get("axis", 0))  # type: ignore[arg-type]
         attributes["operand1"] = tuple(shapes[name][axis] for name in operator.outputs)
+    if operator.op == "Slice" and (moved := _moved_slice(attributes, source, target)):
+        attributes |= moved
     if operator.op == "Pad" and isinstance(pads := attributes.get("operand1"), tuple) and len(pads) == 2 * len(target):
         # Where the number of padded channels changed, all of them go behind: it takes the same time.
         rank = len(target)
@@ -261,6 +268,20 @@ def resized(
         begin = [pads[axis] if same[axis] else 0 for axis in range(rank)]
         attributes["operand1"] = (*begin, *(target[axis] - source[axis] - begin[axis] for axis in range(rank)))
     return attributes
+
+
+def _moved_slice(
+    attributes: Mapping[str, AttributeValue], source: tuple[int, ...], target: tuple[int, ...]
+) -> dict[str, AttributeValue]:
+    """Begin and end of a slice of one axis, step by step, at other sizes; what begins within the axis ends with it."""
+    start, end, axes, step = (attributes.get(f"operand{place}") for place in range(1, 5))
+    if not (isinstance(start, tuple) and isinstance(end, tuple) and isinstance(axes, tuple)) or len(axes) != 1:
+        return {}
+    axis = int(axes[0])
+    if step not in (None, (1,)) or len(range(source[axis])[int(start[0]) : int(end[0])]) == target[axis]:
+        return {}
+    begin = 0 if start[0] == 0 else source[axis] - target[axis]
+    return {"operand1": (begin,), "operand2": (begin + target[axis],)}
 
 
 def output_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
@@ -323,16 +344,21 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str, we
         nodes.append(_literal(name, value))
         names += [""] * (position - len(names))
         names.insert(position, name)
-    onnx_attributes: dict[str, Any] = {
+    made = onnx_attributes(attributes)
+    if kernel.op == "nchwc.ReorderOutput":
+        made["channels"] = kernel.output[-1 if attributes.get("channels_last") else 1]
+    domain = onnx_domain(kernel.op)
+    nodes.append(helper.make_node(base(kernel.op), names, outputs, name=prefix, domain=domain, **made))
+    return nodes
+
+
+def onnx_attributes(attributes: Mapping[str, AttributeValue]) -> dict[str, Any]:
+    """Attributes by the names of ONNX; constant operands and an activation that is none are left out."""
+    return {
         _ONNX_NAME.get(name, name): value
         for name, value in attributes.items()
         if not name.startswith("operand") and not (name == "activation" and not value)
     }
-    if kernel.op == "nchwc.ReorderOutput":
-        onnx_attributes["channels"] = kernel.output[-1 if attributes.get("channels_last") else 1]
-    domain = onnx_domain(kernel.op)
-    nodes.append(helper.make_node(base(kernel.op), names, outputs, name=prefix, domain=domain, **onnx_attributes))
-    return nodes
 
 
 def _both_data(kernel: Kernel) -> bool:

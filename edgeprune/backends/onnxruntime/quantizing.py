@@ -98,12 +98,7 @@ def quantize(
 
     tell = told or (lambda message: None)
     model = onnx.load(str(engine))
-    layers = _layers(model)
-    if not layers:
-        raise CompileError(
-            "int8 needs a model with convolutions or linear layers that hold weights, found none.",
-            hint="--precision fp32",
-        )
+    layers = _required_layers(model)
     if len(cases) < 2:
         raise ConfigError(
             f"int8 engines need at least 2 deployment batches of calibration data, found {len(cases)}.",
@@ -146,6 +141,30 @@ def quantize(
     return found
 
 
+def quantize_for_timing(engine: Path, case: Case, path: Path, *, numbers: Int8Numbers) -> None:
+    """Write an int8 engine of a float one for timing only: every layer is quantized, with the ranges of one case.
+
+    The time of an inference does not depend on ranges, as long as all that can be quantized is; the outputs mean nothing.
+
+    Args:
+        engine: The float engine, with weights inside.
+        case: Any inputs that it takes.
+        path: File to write; it appears whole or not at all.
+        numbers: Form of the numbers.
+
+    Raises:
+        CompileError: There is no layer with weights.
+    """
+    import onnx
+
+    model = onnx.load(str(engine))
+    layers = _required_layers(model)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
+        made = _Work(model, _ranges(engine, [case], "MinMax", Path(folder)), numbers).quantized(set(layers))
+    with replacing(path) as partial:
+        partial.write_bytes(made.SerializeToString())
+
+
 def quantization(engine: Path) -> Quantization | None:
     """What an engine says of itself; None where it is no int8 engine of ours."""
     import onnx
@@ -157,10 +176,16 @@ def quantization(engine: Path) -> Quantization | None:
     return None
 
 
-def _layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that hold weights, in their order."""
+def _required_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that hold weights, in their order; at least one."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
+    found = [node.name for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
+    if not found:
+        raise CompileError(
+            "int8 needs a model with convolutions or linear layers that hold weights, found none.",
+            hint="--precision fp32",
+        )
+    return found
 
 
 def _module_paths(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:

@@ -61,6 +61,11 @@ class TensorRt(Backend):
         """
         return BuildOptions(self._precision, self._dla_core, self._workspace_mib)
 
+    @property
+    def precision(self) -> Precision:
+        """See `Backend.precision`."""
+        return self._precision
+
     def for_precision(self, precision: Precision) -> TensorRt:
         """See `Backend.for_precision`."""
         super().for_precision(precision)

@@ -63,12 +63,12 @@ def predictor() -> Predictor:
     ],
 )
 def test_table_of_another_device_or_runtime_is_refused(change: dict[str, str], named: str) -> None:
-    extending.require_same(table(), IDENTITY, "onnxruntime", 1)
+    extending.require_same(table(), IDENTITY, "onnxruntime", 1, "fp32")
     with pytest.raises(TableMismatchError, match=named) as caught:
-        extending.require_same(table(), {**IDENTITY, **change}, "onnxruntime", 1)
+        extending.require_same(table(), {**IDENTITY, **change}, "onnxruntime", 1, "fp32")
     assert "without --table" in str(caught.value)
     with pytest.raises(TableMismatchError, match="threads is 1 in the table and 2"):
-        extending.require_same(table(), IDENTITY, "onnxruntime", 2)
+        extending.require_same(table(), IDENTITY, "onnxruntime", 2, "fp32")
 
 
 def test_what_is_measured_or_predicted_closely_is_known(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
