@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.boards.board import Board
+from edgeprune.boards.installing import for_board
 from edgeprune.deployment import faults, gates, preflight
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact
@@ -24,7 +25,7 @@ from edgeprune.deployment.gates import Latency
 from edgeprune.deployment.result import Deployment
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import BoardStatus, read_status, remember_status
-from edgeprune.deployment.threads import thread_notes, threads_for
+from edgeprune.deployment.threads import slower_note, thread_notes, threads_for
 from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
     ConfigError,
@@ -39,6 +40,9 @@ from edgeprune.spec import Budget
 STATES = ("probe", "preflight", "lock", "upload", "stage", "parity", "latency", "activate", "health", "done")
 
 _TIMED = ("measured_ms", "dense_ms", "ratio", "ratio_low", "ratio_high", "latency_ms")
+MEDIAN = 50
+"""The percentile that predictions and measurements of a manifest are of, unless they say otherwise."""
+
 _STORE_TIMEOUT_S = 60.0
 _SLOWEST_COPY_BYTES_S = 5e6
 
@@ -134,6 +138,8 @@ def deploy(
                     latency = run.latency(
                         budget, tolerance=tolerance, rounds=rounds, dense_ms=dense_ms, percentile=percentile
                     )
+                if latency is not None and percentile == MEDIAN:
+                    run.mind(slower_note(opened_artifact.manifest, latency.measured_ms, threads))
             trial = Trial(
                 run.board, run.artifact, run.before, run.tell, known_as=known_as, threads=threads, health=watched
             )
@@ -209,6 +215,13 @@ class _Run:
         for note in self.notes:
             _log.warning("%s: %s", name, note)
         faults.reached("preflight")
+
+    def mind(self, note: str | None) -> None:
+        """Keep a sentence that a person must know beside the verdict, where there is one."""
+        if note is not None:
+            note = for_board(note, self.known_as)
+            self.notes = (*self.notes, note)
+            _log.info("%s: %s", self.board.name, note)
 
     def upload_and_stage(self) -> str:
         """Send what the board lacks, build the release there; returns its folder."""

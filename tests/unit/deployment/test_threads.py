@@ -13,7 +13,7 @@ from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.manifest import MeasuredCost, PredictedCost
 from edgeprune.deployment.rehearsing import rehearse
 from edgeprune.deployment.status import status
-from edgeprune.deployment.threads import thread_notes, threads_for
+from edgeprune.deployment.threads import slower_note, thread_notes, threads_for
 from edgeprune.errors import ConfigError, IncompatibleTargetError
 
 
@@ -46,7 +46,7 @@ def test_more_threads_than_cores_are_refused_before_anything_is_sent(artifacts, 
 def test_an_artifact_for_two_threads_says_so_beside_what_was_measured_with_one(for_two, root, core, capsys):
     done = deploy(for_two, "local", threads=1, rounds=1)
     assert (done.threads, done.made_for_threads) == (1, 2)
-    (note,) = done.notes
+    note = done.notes[0]
     assert note.startswith("1 thread asked for, but the latency of this artifact was predicted with 2 threads:")
     assert "deploy with --threads 2, or profile with --threads 1" in note
     found = status("local")
@@ -75,6 +75,15 @@ def test_threads_that_the_artifact_is_for_need_no_word(for_two, artifacts):
         ConfigError, match=r"board b must have 5 cores for 5 threads, found 4 of its 8 that we may use\."
     ):
         require_cores(replace(probed, facts={"cores_there": 8}), 5, board="b")
+
+
+def test_an_engine_that_takes_a_multiple_of_what_was_predicted_is_told(for_two, artifacts):
+    assert slower_note(for_two.manifest, 2.4, 2) is None
+    note = slower_note(for_two.manifest, 5.0, 2)
+    assert note.startswith(
+        "the engine took 5 ms with 2 threads, 4.0 times the 1.25 ms that were predicted for this artifact"
+    )
+    assert slower_note(artifacts[0].manifest, 5.0, 1) is None
 
 
 def test_a_manifest_names_threads_only_where_they_are_known(for_two, forge):
