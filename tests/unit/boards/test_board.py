@@ -105,7 +105,10 @@ def test_a_name_that_is_not_configured_is_refused_with_the_command_that_adds_it(
     ("url", "words"),
     [
         ("http://board", r"must read ssh://user@host:port .*found http://"),
-        ("ssh://user@host?pyhton=/x", r"with the options python, root, identity, host_key, jump, found the option pyhton"),
+        (
+            "ssh://user@host?pyhton=/x",
+            r"with the options python, root, identity, host_key, jump, found the option pyhton",
+        ),
         ("ssh://user@host?python=", r"found the option python"),
         ("ssh://user@host:99999", r"an ssh target must be"),
         ("ssh://user@host?host_key=MD5:12", r"host_key of a board's address breaks a rule"),
