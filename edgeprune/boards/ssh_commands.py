@@ -26,10 +26,11 @@ from edgeprune.errors import CommandError, ConfigError, ConnectError, RemoteErro
 # Login shells differ. What is quoted here holds in those of the POSIX sh family (sh, dash, bash, ash, ksh, zsh), and in fish
 # but for backslashes within single quotes; csh is not supported.
 
-# Become the leader of a process group, where the server did not see to that; what follows is the arguments of sh -c.
+# Become the leader of a process group, where the server did not see to that; what follows is the arguments of sh -c. No group
+# is 0: that says qemu-user, which makes this file up, and to which setsid must not be left: as a leader it goes on as another.
 _LEAD = (
     "{ read -r a b c d g e < /proc/$$/stat; } 2> /dev/null; "
-    '[ "${g:-$$}" = "$$" ] || exec setsid sh -c "$@"; exec sh -c "$@"'
+    'case ${g:-0} in 0|$$) ;; *) exec setsid sh -c "$@";; esac; exec sh -c "$@"'
 )
 # The tag comes first on both streams, so that what the account's start-up files print can be told from the output.
 # Nothing starts before the word go: a link that is lost until then leaves nothing behind.
