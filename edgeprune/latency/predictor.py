@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edgeprune.errors import (
-    ConfigError,
-    TableFormatError,
-    TableMismatchError,
-    TableMissingError,
-    UnsupportedKernelError,
-)
-from edgeprune.files import write_text
+from edgeprune.errors import UnsupportedKernelError
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
@@ -285,25 +277,9 @@ class Predictor:
         Raises:
             ConfigError: `path` does not end in ``.json``: the table beside it could be the same file.
         """
-        import sklearn
+        from edgeprune.latency import predictor_file
 
-        path = Path(path)
-        if path.suffix != ".json":
-            raise ConfigError(
-                f"predictor settings must be a .json file, found {path}.", hint=f"{path.with_suffix('.json')}"
-            )
-        table = self.table.save(path.with_suffix(".parquet"))
-        document: dict[str, Any] = {
-            "schema": 1,
-            "table": table.name,
-            "table_hash": self.table_hash,
-            "settings": asdict(self.settings),
-            "scikit_learn": sklearn.__version__,
-        }
-        if self.source is not None:
-            document["source"] = self.source.save(path.with_suffix(".source.json")).name
-        write_text(path, json.dumps(document, indent=2, sort_keys=True) + "\n")
-        return path
+        return predictor_file.write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
@@ -314,37 +290,9 @@ class Predictor:
             TableFormatError: One of them cannot be read, or was written by a release with another fitting method.
             TableMismatchError: The table beside it is not the one that it was fitted to.
         """
-        import sklearn
+        from edgeprune.latency import predictor_file
 
-        from edgeprune.latency.fitting import fit_with
-
-        path = Path(path)
-        if not path.is_file():
-            raise TableMissingError(f"there must be a predictor at {path}, found no file.", hint="edgeprune fit")
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            settings = FitSettings(**document["settings"])
-            name, digest = str(document["table"]), str(document["table_hash"])
-            lender = None if document.get("source") is None else path.parent / str(document["source"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TableFormatError(
-                f"a predictor must be JSON written by Predictor.save, found {path} ({error}).", hint="edgeprune fit"
-            ) from error
-        if document.get("schema") != 1 or settings.method != FitSettings.method:
-            raise TableFormatError(
-                f"predictor {path} must have schema 1 and method {FitSettings.method}, found "
-                f"{document.get('schema')!r} and {settings.method!r}.",
-                hint="edgeprune fit",
-            )
-        table = LatencyTable.load(path.parent / name)
-        if table.hash != digest:
-            raise TableMismatchError(
-                f"predictor {path} must stand beside the table it was fitted to ({digest[:12]}), found {table.hash[:12]}.",
-                hint="edgeprune fit",
-            )
-        if document.get("scikit_learn") != sklearn.__version__:
-            logger.info("fitted with scikit-learn %s, now %s", document.get("scikit_learn"), sklearn.__version__)
-        return fit_with(table, settings, None if lender is None else cls.load(lender))
+        return predictor_file.read(Path(path))
 
     def __repr__(self) -> str:
         return f"Predictor({len(self._known)} kernels known, table {self.table_hash[:12]}, {self.calibration})"
