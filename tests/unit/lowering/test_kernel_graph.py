@@ -109,3 +109,25 @@ def test_a_temporary_folder_goes_with_its_kernel_graph(net, monkeypatch, tmp_pat
     with pytest.raises(EdgepruneError):
         edgeprune.lower(graph, model=nn.Linear(2, 2))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_slice_ends_where_the_channels_that_are_left_do(tmp_path):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.end = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.wide(x)
+            return self.end(torch.cat([torch.sigmoid(x), torch.tanh(x)], 1)[:, :32])
+
+    net = Net().eval()
+    lowered = edgeprune.lower(edgeprune.trace(net, torch.zeros(1, 8)))
+    (group,) = lowered.graph.groups
+    widths = {group.name: 20}
+    cut = edgeprune.apply(net, make_plan(lowered.graph, {group.name: range(20)}))
+    lowered.backend.export(in_trained_form(cut), lowered.graph.example_inputs, tmp_path / "cut.onnx")
+    executed = Counter(kernel.key for kernel in lowered.backend.parse_engine(tmp_path / "cut.onnx"))
+    assert Counter(kernel.key for kernel in lowered.at(widths)) == executed
+    (tmp_path / "timed.onnx").write_bytes(lowered.network_engine(widths))
+    assert Counter(kernel.key for kernel in lowered.backend.parse_engine(tmp_path / "timed.onnx")) == executed
