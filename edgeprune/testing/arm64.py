@@ -30,14 +30,13 @@ _DEBOOTSTRAP_S = 1800.0
 # Source: qemu, scripts/qemu-binfmt-conf.sh (aarch64_magic, aarch64_mask).
 _MAGIC = r"\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
 _MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
-_ENTRY = "ep-qemu-aarch64"
 _KINDS = "/proc/sys/fs/binfmt_misc"
 # An emulator that this machine has registered itself is used. F: opened now, so that it is found in any root folder.
 # Source: Linux, Documentation/admin-guide/binfmt-misc.rst.
 _REGISTER = (
     f"[ -e {_KINDS}/register ] || mount -t binfmt_misc binfmt_misc {_KINDS} || exit 91; "
-    f"grep -qs '^flags: .*F' {_KINDS}/qemu-aarch64 || [ -e {_KINDS}/{_ENTRY} ] || "
-    f"printf %s ':{_ENTRY}:M::{_MAGIC}:{_MASK}:'\"$1\"':POF' > {_KINDS}/register || exit 92; shift; "
+    f"grep -qs '^flags: .*F' {_KINDS}/qemu-aarch64 || [ -e {_KINDS}/$2 ] || "
+    f"printf %s ':'\"$2\"':M::{_MAGIC}:{_MASK}:'\"$1\"':POF' > {_KINDS}/register || exit 92; shift 2; "
 )
 _LACKING = {
     91: "no binfmt_misc can be mounted here",
@@ -48,7 +47,7 @@ _LACKING = {
 """What the exit codes of the scripts above mean."""
 _UNREGISTER = (
     f"[ -e {_KINDS}/register ] || mount -t binfmt_misc binfmt_misc {_KINDS} || exit 0; "
-    f"[ ! -e {_KINDS}/{_ENTRY} ] || echo -1 > {_KINDS}/{_ENTRY}"
+    f"[ ! -e {_KINDS}/$1 ] || echo -1 > {_KINDS}/$1"
 )
 _ENTER = (
     _REGISTER + 'mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$3" || exit 93; '
@@ -78,7 +77,7 @@ def userland(cache: Path) -> Path:
     command = [debootstrap, "--arch=arm64", "--variant=minbase", "--include=python3", _SUITE, str(partial), mirror]
     with log.open("wb") as said:
         done = subprocess.run(
-            [*with_own_mounts(), "/bin/sh", "-c", _REGISTER + 'exec "$@"', "sh", qemu, *command],
+            [*with_own_mounts(), "/bin/sh", "-c", _REGISTER + 'exec "$@"', "sh", qemu, _entry(), *command],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -117,7 +116,7 @@ class Arm64Board(OpenSshServer):
         super().__init__(folder, environment={"QEMU_CPU": cpu}, options=[f'ChrootDirectory "{self.root}"'])
 
     def _command(self) -> list[str]:
-        words = [self._qemu, str(self._lower), str(self._layer), str(self.root)]
+        words = [self._qemu, _entry(), str(self._lower), str(self._layer), str(self.root)]
         return [*with_own_mounts(), "/bin/sh", "-c", _ENTER, "sh", *words, *super()._command()]
 
     def _write_configuration(self) -> None:
@@ -172,7 +171,12 @@ class _SameUserland(OpenSshServer):
 
 def unregister() -> None:
     """Take qemu out of the kernel's list of interpreters, if this module has put it there."""
-    subprocess.run([*with_own_mounts(), "/bin/sh", "-c", _UNREGISTER], capture_output=True, check=False)
+    subprocess.run([*with_own_mounts(), "/bin/sh", "-c", _UNREGISTER, "sh", _entry()], capture_output=True, check=False)
+
+
+def _entry() -> str:
+    """Name of what this process registers: runs of tests beside each other must not take qemu from one another."""
+    return f"ep-qemu-aarch64-{os.getpid()}"
 
 
 def _emulator() -> str:

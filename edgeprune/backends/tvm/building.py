@@ -109,7 +109,10 @@ def _link(linker: str, path: str, objects: list[str]) -> None:
         raise CompileError(f"{linker} must link TVM's code within {_LINK_TIMEOUT_S:.0f} s, found: {error}.") from error
     if done.returncode != 0:
         said = " ".join(done.stderr.split())[-300:] or f"exit code {done.returncode}"
-        raise CompileError(f"{linker} must link TVM's code, it says: {said}.")
+        # Debian's cross compiler comes without the C library that it links with, unless recommended packages are installed.
+        bare = "aarch64" in linker and "crti.o" in done.stderr
+        hint = "apt-get install libc6-dev-arm64-cross" if bare else None
+        raise CompileError(f"{linker} must link TVM's code, it says: {said}.", hint=hint)
 
 
 def _functions(module: Any) -> tuple[str, ...]:
