@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgeprune.allocation.tiles.slope import at_price
 from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.loop.aims import within_budget
 from edgeprune.loop.tile_costs import plan_of
-from edgeprune.lowering.tile_choice import TileChoice, worthwhile_tiles
+from edgeprune.lowering.tile_choice import worthwhile_tiles
 from edgeprune.lowering.tile_clusters import clustered_tiles
+from edgeprune.surgery.plan import make_plan
 
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
     from edgeprune.criteria.tiles.sums import Floats
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
-
-_MOST_AIMS = 10
-_UNUSED = 0.01
-"""Share of the budget that may be left over."""
+    from edgeprune.surgery.plan import PruningPlan
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,17 @@ class Aimed:
 
     Attributes:
         allocation: Of the search.
-        choice: Its plan.
-        merged: Weight to products before and after.
+        plan: Its plan.
+        cost: Predicted latency of the plan as a whole, milliseconds.
         damage: Of the allocation, and of merging.
+        merged: Weight to products before and after.
     """
 
     allocation: TileAllocation
-    choice: TileChoice
-    merged: Mapping[str, tuple[int, int]]
+    plan: PruningPlan
+    cost: float
     damage: float
+    merged: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def within_latency(
@@ -65,44 +66,27 @@ def within_latency(
         BudgetInfeasibleError: No plan was within it; says what the fastest one takes.
     """
     curves = {name: layer.curve for name, layer in problem.layers.items()}
-    met, missed = problem.smallest, problem.dense
-    aim = max(budget_ms, met) if budget_ms < missed else (met + missed) / 2
-    best: Aimed | None = None
-    fastest_ms, fastest = float("inf"), {name: curve.tiles for name, curve in curves.items()}
-    for _ in range(_MOST_AIMS):
-        allocation = search.search(problem, aim)
+
+    def at(aim_ms: float) -> Aimed:
+        allocation = search.search(problem, aim_ms)
         if all(count == curves[name].tiles for name, count in allocation.counts.items()):
-            latency_ms = predictor.network_ms(kernel_graph.at({}))
-        else:
-            plan = plan_of(kernel_graph, curves, allocation.counts)
-            price = at_price(problem, aim)[1] if damages else 0.0
-            clusters = clustered_tiles(kernel_graph, predictor, plan, damages or {}, price)
-            choice = worthwhile_tiles(kernel_graph, predictor, clusters.plan)
-            latency_ms = choice.latency_ms
-            damage = allocation.damage + clusters.damage
-        if latency_ms < fastest_ms:
-            fastest_ms, fastest = latency_ms, allocation.counts
-        if latency_ms <= budget_ms:
-            if best is None or damage <= best.damage:
-                left = {name: counts for name, counts in clusters.merged.items() if name in choice.plan.kept_tiles}
-                best = Aimed(allocation, choice, left, damage)
-            if latency_ms >= (1 - _UNUSED) * budget_ms:
-                break
-            met = aim
-        elif aim <= problem.smallest:
-            break
-        else:
-            missed = aim
-        wanted = aim * budget_ms / latency_ms
-        # Between an aim that was met and one that was missed; the smallest one is tried before it is given up.
-        inside = met < wanted < missed
-        aim = wanted if inside else met if best is None and wanted <= met else (met + missed) / 2
+            dense = make_plan(kernel_graph.graph, {}, allow_empty=True)
+            return Aimed(allocation, dense, predictor.network_ms(kernel_graph.at({})), allocation.damage)
+        plan = plan_of(kernel_graph, curves, allocation.counts)
+        price = at_price(problem, aim_ms)[1] if damages else 0.0
+        clusters = clustered_tiles(kernel_graph, predictor, plan, damages or {}, price)
+        choice = worthwhile_tiles(kernel_graph, predictor, clusters.plan)
+        left = {name: counts for name, counts in clusters.merged.items() if name in choice.plan.kept_tiles}
+        return Aimed(allocation, choice.plan, choice.latency_ms, allocation.damage + clusters.damage, left)
+
+    best, fastest = within_budget(at, budget_ms, problem.smallest, problem.dense)
     if best is None:
+        assert fastest is not None  # the search refuses an aim that is out of reach
         raise BudgetInfeasibleError(
             f"the predicted latency must be <= {budget_ms:.4g} ms, the fastest plan of tiles that was found has "
-            f"{fastest_ms:.4g} ms.",
-            best_ms=fastest_ms,
-            widths=fastest,
+            f"{fastest.cost:.4g} ms.",
+            best_ms=fastest.cost,
+            widths=fastest.allocation.counts,
             hint="a larger budget, or tiles of another size",
         )
     return best

@@ -165,7 +165,7 @@ class TileChoosing(Choosing):
             found = within_latency(
                 self._problem, self._search, self.kernel_graph, self.predictor, at_most, self._damages
             )
-            return Chosen(found.allocation, found.choice.plan, found.choice.latency_ms, at_most, found.merged)
+            return Chosen(found.allocation, found.plan, found.cost, at_most, found.merged)
         allocation = self._search.search(self._problem, at_most)
         plan = plan_of(self.kernel_graph, self._curves, allocation.counts)
         if self.predictor is not None:

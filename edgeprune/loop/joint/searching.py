@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeprune.allocation.tiles.options import least_damage
 from edgeprune.errors import BudgetInfeasibleError
+from edgeprune.loop.aims import UNUSED, within_budget
 from edgeprune.lowering.tile_choice import worthwhile_tiles
 from edgeprune.lowering.tile_clusters import clustered_tiles
 
@@ -19,13 +20,9 @@ if TYPE_CHECKING:
     from edgeprune.loop.joint.prices import Prices, Timed
     from edgeprune.surgery.plan import PruningPlan
 
-_MOST_AIMS = 10
 _MOST_TRIES = 24
-_UNUSED = 0.01
-"""Share of the budget that may be left over."""
 _STEP = 0.02
 """Share of the dense cost over which the price of a unit is told."""
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -109,40 +106,26 @@ class JointSearch:
             BudgetInfeasibleError: No plan was within it; says what the cheapest one costs.
         """
         dense = self.prices.dense
-        met, missed = self.smallest, dense
-        aim, bound = max(budget, met), None
-        best: Found | None = None
-        cheapest = float("inf")
-        for _ in range(_MOST_AIMS):
+        bounds: dict[float, float] = {}
+
+        def search(aim: float) -> Found | None:
             picked = least_damage(self._costs, self._damages, aim - dense)
             if picked is None:
-                break
-            if bound is None and aim == budget:
-                bound = picked.bound
-            found = self._whole(picked.options, self._price(aim, picked.damage))
-            cheapest = min(cheapest, found.cost)
-            if found.cost <= budget * (1 + _ROUNDING):
-                if best is None or found.damage < best.damage:
-                    best = found
-                if self.prices.exact or found.cost >= (1 - _UNUSED) * budget:
-                    break
-                met = aim
-            elif aim <= self.smallest * (1 + 1e-9):
-                break
-            else:
-                missed = aim
-            wanted = aim * budget / found.cost
-            inside = met < wanted < missed
-            aim = wanted if inside else met if best is None and wanted <= met else (met + missed) / 2
+                return None
+            bounds[aim] = picked.bound
+            return self._whole(picked.options, self._price(aim, picked.damage))
+
+        best, cheapest = within_budget(search, budget, self.smallest, dense, exact=self.prices.exact)
         if best is None:
+            least = float("inf") if cheapest is None else cheapest.cost
             raise BudgetInfeasibleError(
                 f"the cost must be <= {budget:.6g} {self.prices.unit}, the smallest plan of widths and tiles that was found has "
-                f"{cheapest:.6g} {self.prices.unit}.",
-                best_ms=cheapest if self.prices.unit == "ms" else float("nan"),
+                f"{least:.6g} {self.prices.unit}.",
+                best_ms=least if self.prices.unit == "ms" else float("nan"),
                 hint="a larger budget, tiles of another size, or --blocks",
             )
         best = self._spent(best, budget)
-        return replace(best, bound=min(best.damage, bound or 0.0))
+        return replace(best, bound=min(best.damage, bounds.get(budget, 0.0)))
 
     def _price(self, aim: float, damage: float) -> float:
         """Damage that a unit of cost is worth at an aim: what a slightly smaller one loses."""
@@ -182,7 +165,7 @@ class JointSearch:
                 for other in range(len(self.options[section]))
                 if (section, other) not in refused
                 and self._damages[section][other] < self._damages[section][place]
-                and self._costs[section][other] - self._costs[section][place] <= budget - best.cost + _UNUSED * budget
+                and self._costs[section][other] - self._costs[section][place] <= budget - best.cost + UNUSED * budget
             ]
             if not moves:
                 break
