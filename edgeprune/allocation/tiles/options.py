@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgeprune.allocation.solver import solve
 from edgeprune.criteria.tiles.sums import Floats
 
 Ints = npt.NDArray[np.int64]
@@ -138,7 +139,7 @@ def _solved(
         gap: Relative.
         time_limit_s: Seconds.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, LinearConstraint
     from scipy.sparse import csr_array
 
     owners = np.repeat(np.arange(len(lists)), [len(cost) for cost, _ in lists])
@@ -147,7 +148,7 @@ def _solved(
     left = max(left, 0.0)
     unit, scale = max(left, 1e-300), max(float(damage.max()), 1e-300)
     choose = csr_array((np.ones(len(owners)), (owners, np.arange(len(owners)))), shape=(len(lists), len(owners)))
-    found = milp(
+    found = solve(
         damage / scale,
         integrality=np.ones(len(owners)),
         bounds=Bounds(0, np.where(cost > left, 0, 1)),
