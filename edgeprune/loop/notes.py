@@ -51,15 +51,39 @@ def latency_notes(
     elif unchanged:
         yield f"No smaller widths come closer to the budget of {budget_ms:.4g} ms: nothing was pruned."
     if measured is None:
-        yield f"The latency is unverified: it is predicted, {lost or 'no board was given to measure it on.'}"
+        yield unverified_note(lost)
         return
-    if budget.bounds_latency and measured.ratio * dense.ms > budget_ms:
+    if budget.bounds_latency:
+        yield from missed_notes(budget, dense, measured, predicted_ms)
+    if lost:
+        yield f"The latency is that of the cut model before it was tuned; afterwards {lost}"
+
+
+def unverified_note(lost: str, *, predicted: bool = True) -> str:
+    """That no board has measured the latency.
+
+    Args:
+        lost: A clause on why the board did not answer; empty where there was none.
+        predicted: Whether there is a prediction.
+    """
+    known = "predicted" if predicted else "not known"
+    return f"The latency is unverified: it is {known}, {lost or 'no board was given to measure it on.'}"
+
+
+def missed_notes(budget: Budget, dense: DenseLatency, measured: LatencyCheck, predicted_ms: float) -> Iterator[str]:
+    """That a budget of latency is not met, where it is not.
+
+    Args:
+        budget: As it was asked for.
+        dense: Latency of the dense model.
+        measured: What a board said.
+        predicted_ms: Predicted latency of the pruned model, milliseconds.
+    """
+    if measured.ratio * dense.ms > budget.resolve_ms(dense.ms):
         yield (
             f"The budget of {budget} is not met as measured on {measured.board}: {measured.ratio:.1%} of the dense model's "
             f"{dense.ms:.4g} ms, where {predicted_ms:.4g} ms were predicted."
         )
-    if lost:
-        yield f"The latency is that of the cut model before it was tuned; afterwards {lost}"
 
 
 def round_notes(closed: Closed, dense: DenseLatency, budget_ms: float) -> Iterator[str]:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from edgeprune.allocation._base import Certificate
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from edgeprune.recovery.evaluation import RecoveryRecord
-    from edgeprune.surgery.plan import PruningPlan
+from edgeprune.loop.pruned import Pruned
 
 
 @dataclass(frozen=True)
@@ -138,13 +132,14 @@ class PruningRound:
         return math.inf if self.measured is None else self.measured.ratio_high * dense_ms
 
 
-@dataclass(frozen=True)
-class Result:
-    """A pruned model and everything that is known about it.
+@dataclass(frozen=True, kw_only=True)
+class Result(Pruned):
+    """A pruned model and everything that is known about it: what `edgeprune.loop.pruned.Pruned` has, and the budget.
+
+    Its `module` is the dense one, copied, when `unchanged`; `measured` is of `module` itself where it was tuned and the board was
+    still there, else of its round.
 
     Attributes:
-        module: The pruned model; the dense one, copied, when `unchanged`.
-        plan: What was cut.
         budget_ms: Latency that was asked for, milliseconds; a share was taken of `dense_ms`, which it is where only other
             costs were bounded.
         dense_ms: Latency of the dense model that the budget refers to, milliseconds.
@@ -155,26 +150,13 @@ class Result:
         measured_ms: `dense_ms` times the ratio to the dense engine, timed interleaved on the board in the end, milliseconds:
             on the scale of the budget and of `predicted_ms`, however fast the board happened to be. None where no board
             measured it: it is *unverified*.
-        measured: The comparison that `measured_ms` comes from, with the milliseconds as timed: of `module` itself where it
-            was tuned and the board was still there, else of its round.
         budget_met: Whether `measured_ms` is within the budget; None where it was not measured, or the latency is not bounded.
-        rounds: What was tried, in order.
-        chosen: Index of the round whose plan was taken.
         certificate: How good the widths are.
-        check_max_abs: Largest difference between the cut model's outputs and the masked one's, before recovery.
-        metrics_before: Validation metric of the dense model by objective; empty without a task.
-        metrics_after: The same of `module`.
-        verdicts: Per objective both, its limit and whether it is kept. The validation data have decided nothing, but for the
-            epoch that is kept where fine-tuning selects the best.
-        recovery: What each recovery step did.
         spent: What the plan takes of budgets besides the latency.
         unchanged: Whether the dense model already meets the budget, so that nothing was cut.
-        notes: Sentences that a person should read.
         serves: Which objectives what of the dense model serves; None where there are not several, or it cannot be told.
     """
 
-    module: nn.Module
-    plan: PruningPlan
     budget_ms: float
     dense_ms: float
     dense_measured: bool
@@ -182,16 +164,7 @@ class Result:
     predicted_ms: float
     measured_ms: float | None
     budget_met: bool | None
-    rounds: tuple[PruningRound, ...]
     certificate: Certificate
-    check_max_abs: float
-    metrics_before: Mapping[str, float] = field(default_factory=dict)
-    metrics_after: Mapping[str, float] = field(default_factory=dict)
-    recovery: tuple[RecoveryRecord, ...] = ()
-    measured: LatencyCheck | None = None
-    chosen: int = 0
     spent: tuple[Spent, ...] = ()
     unchanged: bool = False
-    notes: tuple[str, ...] = ()
-    verdicts: tuple[MetricVerdict, ...] = ()
     serves: Serves | None = None

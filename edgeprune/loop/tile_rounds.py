@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeprune.allocation._base import Allocation, Certificate
 from edgeprune.loop.closing import ClosedLoop
 from edgeprune.loop.dense import dense_latency
-from edgeprune.loop.notes import round_notes
+from edgeprune.loop.notes import missed_notes, round_notes
 from edgeprune.loop.planning import Proposal
 
 if TYPE_CHECKING:
@@ -48,13 +48,9 @@ class TriedPlans:
 
     def notes(self, measured: LatencyCheck | None) -> Iterator[str]:
         """What a person should know of the rounds, and of a budget that is not met by what was measured in the end."""
-        budget_ms = self.budget.resolve_ms(self.dense.ms)
-        yield from round_notes(self.closed, self.dense, budget_ms)
-        if measured is not None and measured.ratio * self.dense.ms > budget_ms:
-            yield (
-                f"The budget of {self.budget} is not met as measured on {measured.board}: {measured.ratio:.1%} of the dense "
-                f"model's {self.dense.ms:.4g} ms, where {self.chosen.cost:.4g} ms were predicted."
-            )
+        yield from round_notes(self.closed, self.dense, self.budget.resolve_ms(self.dense.ms))
+        if measured is not None:
+            yield from missed_notes(self.budget, self.dense, measured, self.chosen.cost)
 
 
 def tried_on(

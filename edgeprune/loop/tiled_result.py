@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import nn
+from edgeprune.loop.pruned import Pruned
 
+if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation
     from edgeprune.criteria.tiles.curves import TileCurve
-    from edgeprune.loop.result import LatencyCheck, MetricVerdict, PruningRound
-    from edgeprune.recovery.evaluation import RecoveryRecord
     from edgeprune.surgery.plan import PruningPlan
 
 
@@ -50,52 +48,31 @@ def tiled_layers_of(curves: Mapping[str, TileCurve], plan: PruningPlan) -> dict[
     return found
 
 
-@dataclass(frozen=True)
-class TiledResult:
-    """A model without some tiles of its linear layers, and what is known about it.
+@dataclass(frozen=True, kw_only=True)
+class TiledResult(Pruned):
+    """A model without some tiles of its linear layers: what `edgeprune.loop.pruned.Pruned` has, and what is left of each layer.
+
+    Its `rounds` are there where a board tried plans for a budget of latency. Of its `recovery`, ``"tile_reconstruction"`` says in
+    its details whether it was taken.
 
     Attributes:
-        module: The pruned model.
-        plan: Which tiles stay.
         allocation: Of the search; the plan has the tiles of layers that are faster dense back, and some products merged.
         share: What the plan keeps of the budgeted cost, as predicted: of the model's multiply-accumulates, or of its predicted
             latency.
         layers: Name of each weight that was cut into tiles to what is left of it.
         dense: Name of the weights of linear layers that keep everything, with the reason.
-        check_max_abs: Largest difference between cut and masked model, before recovery.
-        metrics_before: Validation metric of the dense model by objective.
-        metrics_after: The same of `module`.
-        recovery: Metrics before and after each step: ``"cut"``, ``"tile_reconstruction"`` (whose details say whether it was
-            taken), ``"fine_tuning"``.
         refitted: Whether the layers refitted by least squares were taken.
-        verdicts: Per objective both metrics, its limit and whether it is kept.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds; None without a predictor.
         predicted_ms: The same of `module`.
-        measured: Dense and pruned engine timed interleaved on the board; None where no board did: the latency is *unverified*.
-        rounds: Plans that were tried on the board before one was tuned, in order; none without a board, or where the budget is
-            no latency.
-        chosen: Index of the one that was taken.
-        notes: Sentences that a person should read.
     """
 
-    module: nn.Module
-    plan: PruningPlan
     allocation: TileAllocation
     share: float
     layers: Mapping[str, TiledLayer]
     dense: Mapping[str, str]
-    check_max_abs: float
-    metrics_before: Mapping[str, float]
-    metrics_after: Mapping[str, float]
-    recovery: tuple[RecoveryRecord, ...]
     refitted: bool
-    verdicts: tuple[MetricVerdict, ...]
     dense_predicted_ms: float | None = None
     predicted_ms: float | None = None
-    measured: LatencyCheck | None = None
-    rounds: tuple[PruningRound, ...] = ()
-    chosen: int = 0
-    notes: tuple[str, ...] = ()
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:

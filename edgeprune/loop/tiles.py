@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation.tiles.exact import ExactTiles
-from edgeprune.errors import (
-    ConfigError,
-    ReconstructionError,
-    RemoteError,
-    TableMissingError,
-)
+from edgeprune.errors import ConfigError, ReconstructionError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS
 from edgeprune.loop.lowering import require_runtime
-from edgeprune.loop.notes import limit_notes
+from edgeprune.loop.notes import limit_notes, unverified_note
 from edgeprune.loop.realizing import checked
 from edgeprune.loop.tile_choosing import TileChoosing
 from edgeprune.loop.tile_refit import calibration_of, refitted
@@ -352,26 +347,20 @@ def _measured(
     rounds: int,
     progress: Progress | None,
 ) -> tuple[LatencyCheck | None, str]:
-    """What the board says, or a clause on why it did not."""
+    """What the board says, or a clause on why it did not; none without a board."""
     if board is None:
-        return None, "no board was given to measure it on"
+        return None, ""
     from edgeprune.latency.chosen import Chosen
-    from edgeprune.loop.verification import measure_ratio
+    from edgeprune.loop.verification import ratio_or_lost
 
     header = None if predictor is None else predictor.table.header
     count = threads or (1 if header is None else int(header["threads"]))
     which = None if header is None else Chosen.of(header)
-    try:
-        return measure_ratio(
-            board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress
-        ), ""
-    except RemoteError as error:
-        # A lost board must not take the plan or the tuned model along.
-        return None, f"{board.name} could not measure it: {error.message.removesuffix('.')}"
+    return ratio_or_lost(board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress)
 
 
 def _latency_notes(measured: LatencyCheck | None, lost: str, predicted_ms: float | None) -> Iterator[str]:
     if measured is None:
-        yield f"The latency is unverified: it is {'predicted' if predicted_ms is not None else 'not known'}, {lost}."
+        yield unverified_note(lost, predicted=predicted_ms is not None)
     elif measured.ratio_low > 1:
         yield f"The tiled engine is slower than the dense one on {measured.board}: {measured.ratio:.1%} of its latency."

@@ -158,16 +158,54 @@ def measured_or_lost(
     Raises:
         ExportError: The pruned model cannot be exported.
     """
-    threads = int(planner.predictor.table.header["threads"])
+    header = planner.predictor.table.header
+    return ratio_or_lost(
+        board,
+        planner.kernel_graph,
+        pruned,
+        threads=int(header["threads"]),
+        rounds=rounds,
+        precision=PRECISION,
+        chosen=Chosen.of(header),
+        progress=progress,
+    )
+
+
+def ratio_or_lost(
+    board: Board,
+    kernel_graph: KernelGraph,
+    pruned: nn.Module | None,
+    *,
+    threads: int,
+    rounds: int,
+    precision: float = 1.0,
+    chosen: Chosen | None = None,
+    progress: Progress | None = None,
+) -> tuple[LatencyCheck | None, str]:
+    """As `measure_ratio`; None and a clause on what happened where the board is lost.
+
+    Args:
+        board: See `measure_ratio`, as the others.
+        kernel_graph: As there.
+        pruned: As there.
+        threads: As there.
+        rounds: As there.
+        precision: As there.
+        chosen: As there.
+        progress: Told the items done.
+
+    Raises:
+        ExportError: The pruned model cannot be exported.
+    """
     try:
         found = measure_ratio(
             board,
-            planner.kernel_graph,
+            kernel_graph,
             pruned,
             threads=threads,
             rounds=rounds,
-            precision=PRECISION,
-            chosen=Chosen.of(planner.predictor.table.header),
+            precision=precision,
+            chosen=chosen,
             progress=progress,
         )
     except RemoteError as error:
