@@ -6,22 +6,20 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation._base import Allocation
 from edgeprune.errors import ConfigError, TaskError
-from edgeprune.loop.closing import Closed, ClosedLoop, unmeasured
+from edgeprune.loop.closing import Closed, ClosedLoop
+from edgeprune.loop.concluding import concluded, told_serving
 from edgeprune.loop.dense import DenseLatency, dense_latency
 from edgeprune.loop.interruption import Begun, Interruption, identity_of
-from edgeprune.loop.limits import spent
-from edgeprune.loop.notes import accuracy_notes, latency_notes, round_notes, search_notes, table_notes
 from edgeprune.loop.planning import ALLOCATOR, Planner, Progress, Proposal
 from edgeprune.loop.realizing import Realized, cut, tuned
-from edgeprune.loop.result import LatencyCheck, PruningRound, Result, Serves
-from edgeprune.loop.serving import serving
-from edgeprune.loop.verdicts import verdicts
+from edgeprune.loop.result import LatencyCheck, Result
+from edgeprune.loop.taken import Taken
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.generators import Generators
 from edgeprune.recovery.taps import require_places
@@ -29,7 +27,6 @@ from edgeprune.tasks.batches import device_of
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
-    from edgeprune.loop.searched import Searched
     from edgeprune.loop.settings import Settings
 
 _WITHOUT_SEARCH = (
@@ -37,33 +34,6 @@ _WITHOUT_SEARCH = (
 )
 
 _log = logging.getLogger("edgeprune.loop")
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """The plan that is gone on with.
-
-    Attributes:
-        planner: That made it; its model has the weights that are cut.
-        proposal: The plan.
-        closed: What the rounds on the board came to, or None without a board.
-        searched: What a search that trains came to, or None.
-        begun: What an interrupted run came to, or None.
-    """
-
-    planner: Planner
-    proposal: Proposal
-    closed: Closed | None
-    searched: Searched | None = None
-    begun: Begun | None = None
-
-    @property
-    def rounds(self) -> tuple[PruningRound, ...]:
-        return (unmeasured(self.proposal),) if self.closed is None else self.closed.rounds
-
-    @property
-    def chosen(self) -> int:
-        return 0 if self.closed is None else self.closed.chosen
 
 
 class Stages:
@@ -158,15 +128,17 @@ class Stages:
         if realized.recovery:
             metrics_after = realized.recovery[-1].after
         measured, lost = self._measured(taken, realized, unchanged=unchanged)
-        notes = [replaced] if replaced else []
-        return self._result(
+        return concluded(
             taken,
             realized,
+            budget=self._settings.budget,
+            dense=self._dense,
             metrics=(metrics_before, metrics_after),
             measured=measured,
             lost=lost,
             unchanged=unchanged,
-            notes=(*notes, *realized.notes),
+            serves=told_serving(self._task, self._model, self._planner),
+            notes=(*([replaced] if replaced else ()), *realized.notes),
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -202,7 +174,7 @@ class Stages:
             return None
         return kept.searching(identity, Generators.of(self._task, device_of(self._model)))
 
-    def _taken_again(self, begun: Begun) -> _Taken:
+    def _taken_again(self, begun: Begun) -> Taken:
         """The plan of an interrupted run."""
         assert self._interruption is not None
         _log.info("going on with the interrupted run in %s", self._interruption.folder)
@@ -213,9 +185,9 @@ class Stages:
         closed = None
         if self._board is not None:
             closed = Closed(begun.rounds, begun.chosen, proposal, None, begun.lost, begun.ended)
-        return _Taken(self._planner, proposal, closed, begun=begun)
+        return Taken(self._planner, proposal, closed, begun=begun)
 
-    def _taken(self, search: Path | None) -> _Taken:
+    def _taken(self, search: Path | None) -> Taken:
         """The plan by the predictor, by a search where one is asked for, and by the board where there is one."""
         settings, planner, earlier = self._settings, self._planner, self._earlier
         settle_ms = None
@@ -242,7 +214,7 @@ class Stages:
             planner, proposal = searched.planner, searched.proposal
             self._write(proposal)
         if self._board is None:
-            return _Taken(planner, proposal, None, searched)
+            return Taken(planner, proposal, None, searched)
         loop = ClosedLoop(
             planner,
             self._dense,
@@ -261,7 +233,7 @@ class Stages:
             closed = loop.run(proposal, earlier.rounds[:-1], {earlier.chosen: earlier.plan})
         if closed.proposal.plan.hash != proposal.plan.hash:
             self._write(closed.proposal)
-        return _Taken(planner, closed.proposal, closed, searched)
+        return Taken(planner, closed.proposal, closed, searched)
 
     def _first(self, planner: Planner) -> Proposal:
         """The plan to begin with: the one that an earlier run left unmeasured, or the best by the predictor."""
@@ -281,7 +253,7 @@ class Stages:
             proposal.plan.save(self._plan_path)
             _log.info("plan written to %s", self._plan_path)
 
-    def _realized(self, taken: _Taken, metrics_before: dict[str, float], identity: dict[str, Any]) -> Realized:
+    def _realized(self, taken: Taken, metrics_before: dict[str, float], identity: dict[str, Any]) -> Realized:
         """The plan's model, cut and tuned."""
         settings, earlier, kept = self._settings, self._earlier, self._interruption
         if earlier is not None and earlier.plan.hash == taken.proposal.plan.hash:
@@ -325,7 +297,7 @@ class Stages:
             progress=self._progress,
         )
 
-    def _measured(self, taken: _Taken, realized: Realized, *, unchanged: bool) -> tuple[LatencyCheck | None, str]:
+    def _measured(self, taken: Taken, realized: Realized, *, unchanged: bool) -> tuple[LatencyCheck | None, str]:
         """What is handed over is the tuned model, so that one has the last word; and a clause on why it has not."""
         measured = taken.rounds[taken.chosen].measured
         lost = taken.closed.lost if taken.closed is not None and measured is None else ""
@@ -341,77 +313,6 @@ class Stages:
             progress=self._progress,
         )
         return again or measured, lost
-
-    def _serving(self) -> tuple[Serves | None, tuple[str, ...]]:
-        """What of the dense model serves which objectives, where there are several, and sentences on it."""
-        if self._task is None or len(self._task.objectives) == 1:
-            return None, ()
-        try:
-            found = serving(self._task, self._model, self._planner.graph)
-        except TaskError as error:
-            # What was pruned is not lost for a sentence.
-            return None, (f"Which objectives need what cannot be told: {error.message}",)
-        if found is None:
-            return None, ()
-        return found.told(self._planner.cost), tuple(found.sentences(self._planner.cost))
-
-    def _result(
-        self,
-        taken: _Taken,
-        realized: Realized,
-        *,
-        metrics: tuple[Mapping[str, float], Mapping[str, float]],
-        measured: LatencyCheck | None,
-        lost: str,
-        unchanged: bool,
-        notes: tuple[str, ...],
-    ) -> Result:
-        planner, proposal, budget, dense = taken.planner, taken.proposal, self._settings.budget, self._dense
-        measured_ms = None if measured is None else measured.ratio * dense.ms
-        timed = measured_ms is not None and budget.bounds_latency
-        before, after = (dict(one) for one in metrics)
-        found = verdicts(self._task, before, after)
-        serves, sentences = self._serving()
-        return Result(
-            module=realized.module,
-            plan=proposal.plan,
-            budget_ms=self._budget_ms,
-            dense_ms=dense.ms,
-            dense_measured=dense.measured,
-            dense_predicted_ms=dense.predicted_ms,
-            predicted_ms=proposal.predicted_ms,
-            measured_ms=measured_ms,
-            measured=measured,
-            budget_met=measured_ms <= self._budget_ms if timed and measured_ms is not None else None,
-            rounds=taken.rounds,
-            chosen=taken.chosen,
-            certificate=proposal.allocation.certificate,
-            check_max_abs=realized.check_max_abs,
-            metrics_before=before,
-            metrics_after=after,
-            recovery=realized.recovery,
-            spent=spent(planner.limits, proposal.plan.widths()),
-            unchanged=unchanged,
-            verdicts=found,
-            serves=serves,
-            notes=(
-                *table_notes(planner.predictor, planner.kernel_graph, dense),
-                *latency_notes(
-                    budget,
-                    dense,
-                    budget_ms=self._budget_ms,
-                    predicted_ms=proposal.predicted_ms,
-                    measured=measured,
-                    unchanged=unchanged,
-                    lost=lost,
-                ),
-                *(round_notes(taken.closed, dense, self._budget_ms) if taken.closed and budget.bounds_latency else ()),
-                *notes,
-                *sentences,
-                *accuracy_notes(planner, found),
-                *search_notes(proposal.allocation.certificate, unchanged),
-            ),
-        )
 
 
 def _aimed(dense: DenseLatency, margin: float) -> float:
