@@ -9,8 +9,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,34 +16,21 @@ from typing import Any
 
 from edgeprune.boards import fingerprint
 from edgeprune.boards.carrying import carried
-from edgeprune.boards.config import BoardConfig, entry_of_url
-from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.greeting import GREETING, answer_of
 from edgeprune.boards.holding import Hold
 from edgeprune.boards.installing import for_board
 from edgeprune.boards.power import BoardPower
+from edgeprune.boards.reaching import DEFAULT_ROOT, reached
 from edgeprune.boards.runner_events import crash, error_of, parse_event
 from edgeprune.boards.runner_package import runner_package
+from edgeprune.boards.storing import stored, temporary
 from edgeprune.boards.transport import CommandResult, Process, Progress, Transport
-from edgeprune.errors import (
-    BoardFullError,
-    ConfigError,
-    IncompatibleTargetError,
-    TransferError,
-)
-from edgeprune.files import sha256_of
+from edgeprune.errors import ConfigError, IncompatibleTargetError
 from edgeprune.spec import DeviceSpec, Fingerprint
 
 logger = logging.getLogger("edgeprune.boards.board")
 
-LOCAL = "local"
-"""The board that this machine is."""
-DEFAULT_ROOT = "~/.edgeprune"
-ROOT_VARIABLE = "EDGEPRUNE_ROOT"
-"""Environment variable with the root folder of the board ``local``."""
-
 _OLDEST_PYTHON = (3, 6)
-_RESERVE_BYTES = 1 << 20
 _TIMED_VERBS = frozenset({"bench", "energy", "sustain"})
 
 
@@ -104,28 +89,18 @@ class Board:
         if isinstance(spec, Board):
             spec._users += 1
             return spec
-        if spec == LOCAL:
-            from edgeprune.boards.local import LocalTransport
-
-            root = os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
-            return cls(LocalTransport(), name=spec, python=sys.executable, root=root, device=_own_device())
-        if "://" in spec:
-            name, entry = entry_of_url(spec)
-        else:
-            name, entry = spec, BoardConfig(config).get(spec)
-        device = device_type(entry.type) if entry.type is not None else None
-        from edgeprune.boards.ssh import SshTransport
-
-        transport = SshTransport(
-            entry.ssh,
-            identity=Path(entry.identity).expanduser() if entry.identity else None,
-            host_key=entry.host_key,
-        )
+        found = reached(spec, config)
         try:
-            signers = Path(entry.signers).expanduser() if entry.signers else None
-            return cls(transport, name=name, python=entry.python, root=entry.root, device=device, signers=signers)
+            return cls(
+                found.transport,
+                name=found.name,
+                python=found.python,
+                root=found.root,
+                device=found.device,
+                signers=found.signers,
+            )
         except BaseException:
-            transport.close()
+            found.transport.close()
             raise
 
     def close(self) -> None:
@@ -337,33 +312,7 @@ class Board:
             BoardFullError: It does not fit; nothing was sent.
             TransferError: What arrived is not what was sent.
         """
-        if isinstance(content, bytes):
-            with _temporary(content) as path:
-                return self.push(path, progress=progress)
-        size = content.stat().st_size
-        sha256 = sha256_of(content)
-        state = self.call("store", {"action": "missing", "blobs": {sha256: size}})
-        if not state["missing"]:
-            if progress is not None:
-                progress(size, size)
-            return sha256
-        needed = size - state["incoming_bytes"] + _RESERVE_BYTES
-        if state["free_bytes"] < needed:
-            raise BoardFullError(
-                f"board {self.name} must have {needed / 1e6:.1f} MB free under {self.root} to take {size / 1e6:.1f} MB, "
-                f"found {state['free_bytes'] / 1e6:.1f} MB.",
-                hint="free some space there, or give the board another root folder",
-            )
-        try:
-            self.transport.put(content, f"{self.root}/incoming/{sha256}", progress=progress)
-        except TransferError:
-            # Another host that pushed the same file may have been faster, and moved it on into the store.
-            if self.call("store", {"action": "missing", "blobs": {sha256: size}})["missing"]:
-                raise
-            return sha256
-        # Hashing is at least 20 MB/s on the slowest board that counts.
-        self.call("store", {"action": "adopt", "blobs": [sha256]}, timeout_s=60.0 + size / 20e6)
-        return sha256
+        return stored(self, content, progress=progress)
 
     def _at_home(self, path: str) -> str:
         """A path with a leading ``~/`` made absolute on the board: every word of a command is quoted, and none expanded."""
@@ -398,7 +347,7 @@ class Board:
         package = runner_package()
         path = f"{self.root}/runner/{package.name}"
         if not self._runner_ready:
-            with _temporary(package.content) as local:
+            with temporary(package.content) as local:
                 self.transport.put(local, path)
             self._runner_ready = True
         return path
@@ -423,23 +372,8 @@ class Board:
         return self.transport.open_process([self.python, self._runner(), purpose], stdin=request)
 
 
-def _own_device() -> DeviceSpec | None:
-    """Device type of this machine, where there is a general one for its architecture."""
-    name = {"x86_64": "x86-64-host"}.get(os.uname().machine)
-    return next((spec for spec in device_types() if spec.name == name), None)
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):
         return f"user {os.getuid()}"
-
-
-@contextlib.contextmanager
-def _temporary(content: bytes) -> Iterator[Path]:
-    """A file with this content for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-        path = Path(folder) / "content"
-        path.write_bytes(content)
-        yield path

@@ -168,9 +168,9 @@ def list_(
 @device.command()
 def show(name: NameArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Show how a board is configured and what is known of its type; the board is not contacted."""
-    from edgeprune.boards.board import DEFAULT_ROOT, LOCAL, ROOT_VARIABLE
     from edgeprune.boards.config import BoardConfig
     from edgeprune.boards.device_types import device_type
+    from edgeprune.boards.reaching import DEFAULT_ROOT, LOCAL, ROOT_VARIABLE
 
     out = Output(json_output)
     probing = command_line("edgeprune", "device", "probe", name)
