@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from edgeprune.errors import TableFormatError, TableMismatchError
 from edgeprune.latency import table_file
+from edgeprune.latency.table_header import SCHEMA, validated_header
 from edgeprune.latency.table_rows import (
     COLUMNS,
-    PRECISIONS,
     Row,
     canonical_json,
-    combined,
     hashed,
     network_key,
     row_measurement,
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from edgeprune.latency.table_diff import TableDiff
-
-SCHEMA = 1
-"""Version of header and columns that this release reads and writes."""
 
 
 class Network(NamedTuple):
@@ -61,7 +57,7 @@ class LatencyTable:
     header: dict[str, Any]
 
     def __init__(self, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
-        self.header = _validated_header(header)
+        self.header = validated_header(header)
         self._rows: tuple[Row, ...] = validated_rows(rows)
 
     @classmethod
@@ -303,38 +299,9 @@ class LatencyTable:
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.
         """
-        mine, theirs = comparable(self.header), comparable(other.header)
-        for name in sorted(set(mine) | set(theirs)):
-            if mine.get(name) != theirs.get(name):
-                raise TableMismatchError(
-                    f"tables that are merged must agree in {name}, found {mine.get(name)!r} and {theirs.get(name)!r}.",
-                    hint="profile the device again with the runtime that is installed now",
-                )
-        if other.hash == self.hash:
-            return self
-        rows = {(row["kind"], row["key"]): row for row in self._rows}
-        for row in other._rows:
-            row = dict(row)
-            known = rows.get((row["kind"], row["key"]))
-            if known is not None and known["kernels"] != row["kernels"]:
-                row["key"] += "-" + hashlib.sha256(row["kernels"].encode()).hexdigest()[:8]
-                known = rows.get((row["kind"], row["key"]))
-            if known is not None:
-                both = combined(row_measurement(known), row_measurement(row))
-                row = {**known, **{name: getattr(both, name) for name in both.__dataclass_fields__}}
-            rows[row["kind"], row["key"]] = row
-        header = {**other.header, **self.header}
-        for name in ("flags", "unsupported", "energy", "percentiles"):
-            if name in header:
-                header[name] = _united(self.header.get(name, {}), other.header.get(name, {}))
-        if "sustained" in header:
-            networks = (table.header.get("sustained", {}).get("networks", {}) for table in (self, other))
-            header["sustained"] = {**header["sustained"], "networks": _united(*networks)}
-        imports = [*self.header.get("imported", ()), *other.header.get("imported", ())]
-        if imports:
-            header["imported"] = imports
-        header["merged"] = [*self.header.get("merged", [self.hash]), *other.header.get("merged", [other.hash])]
-        return LatencyTable(header, rows.values())
+        from edgeprune.latency.table_merge import merged
+
+        return merged(self, other)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -354,61 +321,3 @@ class LatencyTable:
         table = LatencyTable(self.header, ())
         table._rows = tuple(rows)
         return table
-
-
-def _validated_header(header: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(header, Mapping):
-        raise TableFormatError(f"the header of a latency table must be a JSON object, found {type(header).__name__}.")
-    try:
-        clean: dict[str, Any] = json.loads(canonical_json(dict(header)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TableFormatError(
-            f"the header of a latency table must be JSON, found one that is not: {error}."
-        ) from error
-    if clean.get("schema") != SCHEMA or isinstance(clean.get("schema"), bool):
-        raise TableFormatError(
-            f"a latency table must have schema {SCHEMA}, found {clean.get('schema')!r}.",
-            hint="upgrade edgeprune, or edgeprune profile",
-        )
-    checks: dict[str, tuple[bool, str]] = {
-        "identity": (isinstance(clean.get("identity"), dict) and bool(clean["identity"]), "the device's identity"),
-        "runtime": (isinstance(clean.get("runtime"), str) and bool(clean["runtime"]), "the name of the runtime"),
-        "threads": (type(clean.get("threads")) is int and clean["threads"] >= 1, "a number of threads from 1"),
-        "precision": (clean.get("precision") in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-        "energy": (isinstance(clean.get("energy", {}), dict), "records by network"),
-        "percentiles": (_records(clean.get("percentiles", {}), "ratio"), "records by network, each with its ratios"),
-        "sustained": (isinstance(clean.get("sustained", {}), dict), "a record with its networks"),
-        "latency": (
-            isinstance(clean.get("latency", {}), dict)
-            and set(clean.get("latency", {})) <= {"percentile", "sustained", "precision"},
-            "a percentile, a state and a precision",
-        ),
-    }
-    for name, (valid, expected) in checks.items():
-        if not valid:
-            raise TableFormatError(
-                f"{name} in the header of a latency table must be {expected}, found {clean.get(name)!r}."
-            )
-    return clean
-
-
-def _records(value: Any, field: str) -> bool:
-    """Whether it is records by name, each of which has an object in some field."""
-    return isinstance(value, dict) and all(
-        isinstance(one, dict) and isinstance(one.get(field), dict) for one in value.values()
-    )
-
-
-def _united(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of both; lists are joined, of other values mine stand."""
-    both = {**theirs, **mine}
-    lists = [name for name in both if isinstance(mine.get(name), list) and isinstance(theirs.get(name), list)]
-    return {**both, **{name: sorted({*mine[name], *theirs[name]}) for name in lists}}
-
-
-def comparable(header: Mapping[str, Any]) -> dict[str, Any]:
-    """What two tables must agree in to be merged, by the name of the field."""
-    fields = {name: header[name] for name in ("runtime", "threads", "precision")}
-    if "latency" in header:
-        fields["latency"] = header["latency"]
-    return {**{f"identity.{name}": value for name, value in header["identity"].items()}, **fields}

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeprune.latency.intervals import round_noise
-from edgeprune.latency.table import LatencyTable, comparable
+from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_header import comparable
 
 
 class Difference(NamedTuple):
