@@ -11,19 +11,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.changes import changes
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
+from edgeprune.profiling.measured import MeasuredRun, measured_run
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
-from edgeprune.profiling.statistics import UNDISTURBED, Samples, full_share, summarize
 from edgeprune.profiling.uploads import Entry, content_hash, upload
-from edgeprune.spec import Measurement
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
@@ -34,9 +31,6 @@ logger = logging.getLogger("edgeprune.profiling")
 
 Progress = Callable[[int, int, float, str], None]
 """Called with (items done, items in all, seconds left, what happens now)."""
-
-TRUST = 0.5
-"""A kernel whose own time is below this share of an empty call's cost is flagged."""
 
 
 @dataclass(frozen=True)
@@ -63,43 +57,6 @@ class Protocol:
     max_repeats: int = 2
     per_call: int = 256
     passes: int = 1
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """What a measuring run found.
-
-    Attributes:
-        measurements: Id to its summary; kernels without the cost of the call itself.
-        rounds: Id to the median of each time that it was measured, milliseconds, in the order of the rounds.
-        conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
-        disturbances: What became of the board meanwhile, in sentences; see `changes.changes`.
-        drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
-        repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
-        overhead_ms: Cost of an empty call, milliseconds.
-        sentinel: Id of the sentinel.
-        spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
-        level_ms: Median of all sentinels, milliseconds.
-        sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
-        flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
-            own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
-            (warm-up never settled).
-        unusable: Id to the reason why the board could not run it.
-    """
-
-    measurements: Mapping[str, Measurement]
-    rounds: Mapping[str, tuple[float, ...]]
-    conditions: Mapping[str, Any]
-    drift: float
-    repeated_rounds: int
-    overhead_ms: float
-    sentinel: str
-    spent_s: float = 0.0
-    level_ms: float = 0.0
-    sentinels_ms: tuple[float, ...] = ()
-    disturbances: tuple[str, ...] = ()
-    flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unusable: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure(
@@ -229,7 +186,15 @@ class _Run:
         self._repeat(layouts)
         self.total = min(self.ledger.measured, self.total)
         self._tell("measured")
-        return self._result(layouts)
+        return measured_run(
+            self.ledger,
+            layouts,
+            self.engines,
+            self.kernels,
+            self.sentinel,
+            drift_limit=self.protocol.drift_limit,
+            threads=self.threads,
+        )
 
     def _layout(self, number: int) -> list[tuple[str, ...]]:
         names = [name for name in self.engines if name != self.sentinel]
@@ -353,63 +318,6 @@ class _Run:
             left_s = min(left_s, max(self.budget_s - self.ledger.spent_s, pace_s * due, 0.0))
         self.progress(done, self.total, left_s if left else 0.0, message)
 
-    def _result(self, layouts: Sequence[Sequence[Sequence[str]]]) -> MeasuredRun:
-        samples: dict[str, list[Samples]] = {name: [] for name in self.engines}
-        doubts: dict[str, set[str]] = {name: set() for name in self.engines}
-        records: dict[str, list[dict[str, Any]]] = {name: [] for name in self.engines}
-        worst = 0.0
-        for number, layout in enumerate(layouts):
-            marks: dict[int, dict[str, Any]] = {}
-            for stretch in range(len(layout)):
-                choice = self.ledger.chosen(number, stretch, self.protocol.drift_limit)
-                if choice is None:
-                    continue
-                place, kept, drift = choice
-                worst = max(worst, drift)
-                marks.update((id(record), record) for record in self.ledger.sentinels(place))
-                for name, record in self.ledger.samples(place).items():
-                    samples[name].append(Samples.of(record))
-                    records[name].append(record)
-                    if not kept:
-                        doubts[name].add("drifted")
-            samples[self.sentinel].append(Samples.of(*marks.values()))
-            records[self.sentinel] += marks.values()
-        overhead_ms = median(self.ledger.overheads_ms)
-        measurements = {
-            name: summarize(taken, overhead_ms if name in self.kernels else 0.0, self.threads)
-            for name, taken in samples.items()
-            if taken
-        }
-        for name, found in measurements.items():
-            doubts[name] |= _doubts(records[name], self.threads)
-            if name in self.kernels and found.median_ms < TRUST * overhead_ms:
-                doubts[name].add("below-overhead")
-        return MeasuredRun(
-            measurements=measurements,
-            rounds={name: found.rounds_ms for name, found in measurements.items()},
-            conditions={"before": self.ledger.conditions[0], "after": self.ledger.conditions[-1]},
-            disturbances=changes(self.ledger.conditions),
-            drift=worst,
-            repeated_rounds=self.ledger.repeated,
-            overhead_ms=overhead_ms,
-            sentinel=self.sentinel,
-            spent_s=self.ledger.spent_s,
-            level_ms=self.ledger.median_ms,
-            sentinels_ms=tuple(self.ledger.sentinels_ms),
-            flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
-            unusable=dict(self.ledger.unusable),
-        )
-
 
 def _where(slot: Slot) -> dict[str, int | None]:
     return {"stretch": slot.stretch, "opens": slot.opens, "closes": slot.closes}
-
-
-def _doubts(records: Sequence[Mapping[str, Any]], threads: int) -> set[str]:
-    found = set()
-    least = UNDISTURBED * full_share((share for record in records for share in record["cpu_share"]), threads)
-    if sum(max(record["cpu_share"]) < least for record in records) * 2 > len(records):
-        found.add("preempted")
-    if sum(record["stable"] is False for record in records) * 2 > len(records):
-        found.add("unstable")
-    return found
