@@ -17,6 +17,36 @@ def recorded():
     return lambda name: (DATA / name).read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def model():
+    """An ONNX model of one node, with what the backend knows of it."""
+    onnx = pytest.importorskip("onnx")
+    from edgeprune.backends.tensorrt.building import Model
+
+    info = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"], name="node_relu")
+    tensors = [info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    made.ir_version = 8
+    return Model(made.SerializeToString(), {"node_relu": "Relu"}, {"node_relu": "relu"})
+
+
+@pytest.fixture
+def build():
+    """Builds a model's engine on the board `local`, with the TensorRT that is found there; returns the record."""
+    from edgeprune.backends.tensorrt import building
+    from edgeprune.backends.tensorrt.flags import BuildOptions
+    from edgeprune.boards.board import Board
+
+    def made(model, path, options=None, gpu=None):
+        with Board.open("local") as board:
+            version = building.version_on(board)
+            return building.build(board, version, model, options or BuildOptions(), path, gpu=gpu)
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def known_libraries(tmp_path_factory):
     """What a probe remembers of the runtimes of this machine: importing them takes seconds."""

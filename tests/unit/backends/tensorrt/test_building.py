@@ -9,37 +9,19 @@ import time
 
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
-from edgeprune.backends.tensorrt import building, versions  # noqa: E402 (after the skip)
-from edgeprune.backends.tensorrt.flags import BuildOptions  # noqa: E402
-from edgeprune.boards.board import Board  # noqa: E402
-from edgeprune.errors import (  # noqa: E402
+from edgeprune.backends.tensorrt import building, versions
+from edgeprune.backends.tensorrt.flags import BuildOptions
+from edgeprune.boards.board import Board
+from edgeprune.errors import (
     BackendUnavailableError,
     BoardBusyError,
     CompileError,
     IncompatibleTargetError,
     RemoteTimeoutError,
 )
-from edgeprune.files import sha256_of  # noqa: E402
-
-
-@pytest.fixture
-def model():
-    """An ONNX model of one node."""
-    info = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Relu", ["x"], ["y"], name="node_relu")
-    tensors = [info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
-    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    made.ir_version = 8
-    return building.Model(made.SerializeToString(), {"node_relu": "Relu"}, {"node_relu": "relu"})
-
-
-def build(model, path, options=None):
-    with Board.open("local") as board:
-        version = building.version_on(board)
-        return building.build(board, version, model, options or BuildOptions(), path)
+from edgeprune.files import sha256_of
 
 
 def held(board):
@@ -59,7 +41,7 @@ def held(board):
     ("version", "options"),
     [("8.6.1", BuildOptions("fp16")), ("10.3.0", BuildOptions()), ("11.1.0", BuildOptions("fp16", dla_core=0))],
 )
-def test_an_engine_is_built_timed_and_recorded(stand_in, model, tmp_path, version, options):
+def test_an_engine_is_built_timed_and_recorded(stand_in, build, model, tmp_path, version, options):
     stand_in(version)
     path = tmp_path / "engine.plan"
     record = build(model, path, options)
@@ -75,7 +57,7 @@ def test_an_engine_is_built_timed_and_recorded(stand_in, model, tmp_path, versio
     assert not [item for item in tmp_path.iterdir() if item.name.startswith(".")]
 
 
-def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(stand_in, model, tmp_path):
+def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(stand_in, build, model, tmp_path):
     stand_in()
     first = build(model, tmp_path / "first.plan")
     assert (tmp_path / "root" / "store" / first["engine_sha256"]).is_file()
@@ -89,7 +71,7 @@ def test_the_engine_is_in_the_store_already_and_what_is_finished_is_taken_up(sta
     assert sum("bytes of timing cache from" in log for log in logs) == 1
 
 
-def test_a_finished_build_is_taken_up_only_as_it_was_written(stand_in, model, tmp_path):
+def test_a_finished_build_is_taken_up_only_as_it_was_written(stand_in, build, model, tmp_path):
     stand_in()
     first = build(model, tmp_path / "first.plan")
     (engine,) = (tmp_path / "root" / "tensorrt").glob("*/engine.plan")
@@ -112,7 +94,7 @@ def test_an_engine_of_another_gpu_is_another_build(stand_in, model, tmp_path):
     assert hashes[0] == hashes[2] != hashes[1]
 
 
-def test_a_finished_engine_that_cannot_be_timed_is_built_anew(stand_in, model, tmp_path):
+def test_a_finished_engine_that_cannot_be_timed_is_built_anew(stand_in, build, model, tmp_path):
     stand_in("8.6.1")
     first = build(model, tmp_path / "first.plan", BuildOptions())
     (folder,) = (path.parent for path in (tmp_path / "root" / "tensorrt").glob("*/engine.plan"))
@@ -129,7 +111,7 @@ def test_a_finished_engine_that_cannot_be_timed_is_built_anew(stand_in, model, t
     assert third["engine_sha256"] == sha256_of(tmp_path / "third.plan") != first["engine_sha256"]
 
 
-def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
+def test_a_build_outlives_its_host_and_is_taken_up(stand_in, build, model, tmp_path):
     stand_in(build_s=2.5)
     code = (
         "import sys\n"
@@ -165,7 +147,7 @@ def test_a_build_outlives_its_host_and_is_taken_up(stand_in, model, tmp_path):
     assert next(iter(records.glob("*/build.json"))).read_text() == started, "it was started a second time"
 
 
-def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, model, tmp_path, monkeypatch):
+def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, build, model, tmp_path, monkeypatch):
     stand_in(build_s=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(building, "_BUILD_S", 0.7)
@@ -176,7 +158,7 @@ def test_a_build_that_takes_too_long_goes_on_and_is_taken_up(stand_in, model, tm
 
 
 @pytest.mark.parametrize(("failing", "named"), [("memory", "15485 MB"), ("killed", "SIGKILL")])
-def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_path, failing, named, caplog):
+def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, build, model, tmp_path, failing, named, caplog):
     stand_in(failing=failing)
     with caplog.at_level("INFO", "edgeprune.backends.tensorrt"), pytest.raises(CompileError) as caught:
         build(model, tmp_path / "engine.plan")
@@ -191,7 +173,7 @@ def test_a_build_that_fails_tells_why_and_leaves_no_file(stand_in, model, tmp_pa
     assert (tmp_path / "engine.plan").is_file()
 
 
-def test_a_build_that_ends_well_without_an_engine_is_refused(stand_in, model, tmp_path):
+def test_a_build_that_ends_well_without_an_engine_is_refused(stand_in, build, model, tmp_path):
     program = stand_in(name="thorough")
     forgetful = program.with_name("trtexec")
     forgetful.write_text(
@@ -205,7 +187,7 @@ def test_a_build_that_ends_well_without_an_engine_is_refused(stand_in, model, tm
     assert caught.value.log_tail
 
 
-def test_an_export_that_cannot_be_read_leaves_the_engine_and_says_so(stand_in, model, tmp_path):
+def test_an_export_that_cannot_be_read_leaves_the_engine_and_says_so(stand_in, build, model, tmp_path):
     damaged = tmp_path / "damaged.json"
     damaged.write_text('{"Layers": [{"Na')
     stand_in(layers=damaged)

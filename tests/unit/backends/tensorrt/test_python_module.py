@@ -1,5 +1,6 @@
 """A board with TensorRT's Python module and no trtexec: a stand-in that has what each release's bindings have, and no more."""
 
+import functools
 import inspect
 import json
 import subprocess
@@ -9,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
-from edgeprune.backends.tensorrt import building, flags, versions  # noqa: E402 (after the skip)
-from edgeprune.backends.tensorrt.flags import BuildOptions  # noqa: E402
-from edgeprune.boards.board import Board  # noqa: E402
-from edgeprune.errors import BackendUnavailableError, CompileError, IncompatibleTargetError  # noqa: E402
-from edgeprune.files import sha256_of  # noqa: E402
-from edgeprune.testing import tensorrt_module, trtexec  # noqa: E402
+from edgeprune.backends.tensorrt import building, flags, versions
+from edgeprune.backends.tensorrt.flags import BuildOptions
+from edgeprune.boards.board import Board
+from edgeprune.errors import BackendUnavailableError, CompileError, IncompatibleTargetError
+from edgeprune.files import sha256_of
+from edgeprune.testing import tensorrt_classes, tensorrt_module, trtexec
 
 DATA = Path(__file__).parents[3] / "data" / "trtexec"
 ONBOARD = Path(trtexec.__file__).parents[1] / "boards" / "onboard"
@@ -43,29 +44,16 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def model():
-    """An ONNX model of one node."""
-    info = onnx.helper.make_tensor_value_info
-    node = onnx.helper.make_node("Relu", ["x"], ["y"], name="node_relu")
-    tensors = [info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
-    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    made.ir_version = 8
-    return building.Model(made.SerializeToString(), {"node_relu": "Relu"}, {"node_relu": "relu"})
-
-
-def build(model, path, options=None):
-    with Board.open("local") as board:
-        return building.build(
-            board, building.version_on(board), model, options or BuildOptions(), path, gpu={"gpu": "Orin"}
-        )
+def build(build):
+    """The same for a board that is not asked for its GPU."""
+    return functools.partial(build, gpu={"gpu": "Orin"})
 
 
 @pytest.mark.parametrize(
     ("version", "options"),
     [("8.6.1", BuildOptions("fp16", workspace_mib=64)), ("11.1.0", BuildOptions("fp16", dla_core=0))],
 )
-def test_an_engine_is_built_timed_recorded_and_run_as_with_trtexec(module, model, tmp_path, version, options):
+def test_an_engine_is_built_timed_recorded_and_run_as_with_trtexec(module, build, model, tmp_path, version, options):
     module(version)
     path = tmp_path / "engine.plan"
     record = build(model, path, options)
@@ -81,7 +69,7 @@ def test_an_engine_is_built_timed_recorded_and_run_as_with_trtexec(module, model
     assert build(model, tmp_path / "again.plan", options)["engine_sha256"] == record["engine_sha256"]
 
 
-def test_outputs_have_all_their_digits_and_times_are_the_devices(module, model, tmp_path, monkeypatch):
+def test_outputs_have_all_their_digits_and_times_are_the_devices(module, build, model, tmp_path, monkeypatch):
     module()
     path = tmp_path / "engine.plan"
     build(model, path)
@@ -112,7 +100,7 @@ def test_outputs_have_all_their_digits_and_times_are_the_devices(module, model, 
 @pytest.mark.parametrize(
     ("failing", "named"), [("memory", "must have memory to build"), ("node", "none of /model/model.6/Conv")]
 )
-def test_a_build_that_fails_tells_what_trtexec_would(module, model, tmp_path, failing, named):
+def test_a_build_that_fails_tells_what_trtexec_would(module, build, model, tmp_path, failing, named):
     module(failing=failing)
     with pytest.raises(CompileError, match=named) as caught:
         build(model, tmp_path / "engine.plan")
@@ -120,7 +108,7 @@ def test_a_build_that_fails_tells_what_trtexec_would(module, model, tmp_path, fa
     assert caught.value.log_tail
 
 
-def test_an_engine_of_another_release_is_refused(module, model, tmp_path):
+def test_an_engine_of_another_release_is_refused(module, build, model, tmp_path):
     module("8.6.1")
     path = tmp_path / "engine.plan"
     build(model, path)
@@ -159,7 +147,7 @@ def test_it_knows_every_option_that_trtexec_is_given(version, monkeypatch):
 @pytest.mark.parametrize("version", RELEASES)
 def test_the_stand_in_has_no_name_and_no_argument_that_the_bindings_lack(version):
     known = tensorrt_module.api(version)["classes"]
-    for made in tensorrt_module._MODELLED:
+    for made in tensorrt_classes.MODELLED:
         methods = known[made.__name__.lstrip("_")].get("methods", {})
         for name, function in vars(made).items():
             if callable(function) and (name in methods) and name != "deserialize_cuda_engine":  # it has overloads
