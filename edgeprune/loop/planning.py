@@ -20,6 +20,7 @@ from edgeprune.criteria._base import Criterion, Scores
 from edgeprune.criteria.damage import DamageCurves, best_units, damage_curves
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, EmptyPlanError
 from edgeprune.graph.branches import emptied
+from edgeprune.loop.fronts import front_by_bands
 from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import WidthRule, resolve, with_removable
 from edgeprune.surgery.plan import PruningPlan, make_plan
@@ -323,17 +324,17 @@ class Planner:
     def front(self, points: int = 20) -> tuple[Proposal, ...]:
         """Plans along the Pareto front of damage and predicted latency, from the fastest to the dense one.
 
+        Each is priced at about its own latency (`edgeprune.loop.fronts`).
+
         Args:
             points: Number of latencies, evenly from the smallest that was found to the dense one; a plan that is the best at
                 several of them is there once.
         """
         _ = self.damage  # scoring tells its own progress
         self._tell("allocating", 0)
-        found: dict[tuple[int, ...], Allocation] = {}
-        for allocation in self._ready.front(points):
-            found.setdefault(tuple(allocation.widths.values()), allocation)
+        found = front_by_bands(self.cost.as_long_as({}), self._ready_at, points)
         self._tell("allocating", 1)
-        return tuple(self.proposal(allocation, allocation.certificate.budget_ms) for allocation in found.values())
+        return tuple(self._priced_at(one.widths).proposal(one, one.certificate.budget_ms) for one in found)
 
     def proposal(self, allocation: Allocation, aim_ms: float, plan: PruningPlan | None = None) -> Proposal:
         """The plan for widths from any allocator: in each group the units with the best scores are kept.
@@ -375,6 +376,16 @@ class Planner:
     @cached_property
     def _ready(self) -> Ready:
         return self.allocator.prepare(self.graph.groups, self.damage, self.cost, self.rules, self.limits)
+
+    def _ready_at(self, cost: CostModel) -> Ready:
+        if cost is self.cost:
+            return self._ready
+        return self.allocator.prepare(self.graph.groups, self.damage, cost, self.rules, self.limits)
+
+    def _priced_at(self, widths: Mapping[str, int]) -> Planner:
+        found = copy.copy(self)
+        found.cost = self.cost.as_long_as(widths)
+        return found
 
     def _information(self, widths: Mapping[str, int]) -> dict[str, object]:
         predicted_ms, low_ms, high_ms = self.cost.interval(widths)
