@@ -33,8 +33,8 @@ class Exact(Allocator):
         corrections: How often the tables are shifted at most.
         max_variables: Programs with more columns are solved in blocks of decisions, with the bound of the linear
             relaxation.
-        max_evaluations: Latencies that the refinement at the end may look up, where tables are not the cost itself; 0 leaves
-            it out.
+        max_evaluations: Latencies that may be looked up at the end, where tables are not the cost itself: for single widths
+            that are raised and traded, and for all states that could be better where there are few; 0 leaves it out.
         most_buckets: Most ranges of a sum over three or more decisions; more are tighter and slower.
     """
 

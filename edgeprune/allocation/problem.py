@@ -120,6 +120,18 @@ class Problem:
             for one in self._worst
         ]
 
+    def damages_at(self, options: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Total damage of many states, shape (states,), given as indices into the candidates, shape (states, decisions)."""
+
+        def added(curves: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+            total = np.zeros(len(options))
+            for index, curve in enumerate(curves):
+                total += curve[options[:, index]]
+            return total
+
+        total = added([self.damages(index) for index in range(len(self.candidates))])
+        return total + np.max([added(curves) for curves in self.worst()], axis=0) if self._worst else total
+
     def unproven(self, method: str, state: State, budget_ms: float, note: str) -> Allocation:
         """A state as the result of a search that proves nothing."""
         return unproven(

@@ -13,6 +13,7 @@ import numpy as np
 from edgeprune.allocation._base import Allocation, Certificate, Cost, Damage, Rules, infeasible
 from edgeprune.allocation.decompose import SAME, TRIALS, decompose
 from edgeprune.allocation.descent import Descent
+from edgeprune.allocation.enumeration import enumerate_better
 from edgeprune.allocation.infeasibility import limit_infeasible, together_infeasible
 from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem, State
@@ -151,7 +152,10 @@ class Prepared:
         better = min([found.state, *fitting], key=self.problem.damage)
         # Within the gap by tables that are the cost itself there is next to nothing to gain.
         if self.settings.max_evaluations and not (self.exact and found.finished and not found.rescued):
-            better = refine(self.problem, better, budget_ms, self.problem.evaluations + self.settings.max_evaluations)
+            most = self.problem.evaluations + self.settings.max_evaluations
+            better = refine(self.problem, better, budget_ms, most)
+            error = max(self.error, self._off(better))
+            better = enumerate_better(self.problem, self.tables[0], better, budget_ms, error, most)
         return self._allocation(replace(found, state=better), budget_ms)
 
     def front(self, budgets_ms: Sequence[float] | int) -> list[Allocation]:
@@ -303,12 +307,15 @@ class Prepared:
         widths = self.problem.widths(state)
         return np.array([self.problem.ms(state), *(limit.cost.value(widths) for limit in self.limits)])
 
+    def _off(self, state: State) -> float:
+        """By what share the table of the latency is wrong at a state."""
+        options = [widths.index(width) for widths, width in zip(self.problem.candidates, state, strict=True)]
+        said, true = float(self.tables[0].total(np.array([options]))[0]), self.problem.ms(state)
+        return abs(said / true - 1) if true > 0 else 0.0
+
     def _allocation(self, found: _Found, budget_ms: float, note: str = "") -> Allocation:
         damage = self.problem.damage(found.state)
-        options = [widths.index(width) for widths, width in zip(self.problem.candidates, found.state, strict=True)]
-        predicted_ms = self.problem.ms(found.state)
-        said = float(self.tables[0].total(np.array([options]))[0])
-        off = abs(said / predicted_ms - 1) if predicted_ms > 0 else 0.0
+        predicted_ms, off = self.problem.ms(found.state), self._off(found.state)
         exact = self.error <= SAME and off <= SAME
         # Damage is never negative, whatever the solver proved.
         proven = max(0.0, found.bound)

@@ -266,8 +266,8 @@ def test_a_block_of_several_groups_goes_by_the_width_of_one(deeper):
         assert found.predicted_ms <= budget_ms
         certificate = found.allocation.certificate
         missed = certificate.damage / best - 1
-        # More than two decisions change what a layout costs here: then tables are not exact, and the certificate says so.
-        assert missed <= 2e-3 or (missed <= 0.06 and certificate.table_error > missed)
+        # More than two decisions change what a layout costs here: tables are not exact, and what could be better is looked up.
+        assert missed <= 2e-3 or (missed <= 0.02 and certificate.table_error > missed)
         assert found.allocation.widths == found.plan.widths()
         for branch in deeper.graph.branches:
             assert len({found.allocation.widths[name] == 0 for name in branch.groups}) == 1, "all or none"
