@@ -1,4 +1,4 @@
-"""The command line as a subprocess, and what every refusal owes the user: one line, an exit code, and nothing touched."""
+"""The command line in processes of its own, and what every refusal owes the user: one line, an exit code, and nothing touched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_TIMEOUT_S = 180.0
+from edgeprune.testing import forking
+
+_TIMEOUT_S = 300.0
 _PARTIAL = re.compile(r"(\.part|\.partial|\.tmp|\.draft)$")
 
 # What a board may gain without anything of the user's having changed: the runner, who held it, what is known of it.
@@ -65,14 +67,8 @@ class CommandLine:
         )
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """A command that has ended."""
-        with self.start(*arguments, environment=environment) as process:
-            try:
-                out, err = process.communicate(timeout=_TIMEOUT_S)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        """A command that has ended, in a process that was forked ready (`edgeprune.testing.forking`)."""
+        return forking.run(arguments, self.folder, {**self.environment, **(environment or {})}, _TIMEOUT_S)
 
     def succeed(self, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
         """Run a command that must work; returns what it printed."""

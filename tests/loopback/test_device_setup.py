@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgeprune.deployment.manifest import Tolerance
 from edgeprune.errors import BackendUnavailableError, BoardFullError, CommandError, ParityError
 from edgeprune.files import sha256_of
 from edgeprune.spec import Fingerprint
+from edgeprune.testing import forking
 from edgeprune.testing.sshd import OpenSshServer
 from edgeprune.testing.wheels import write_wheel
 
@@ -241,12 +241,7 @@ def test_a_board_without_space_is_refused_before_anything_is_sent(ready: Path, r
 
 
 def test_the_command_line_plans_without_sending_anything(index: Path, root: Path, url: str) -> None:
-    planned = subprocess.run(
-        [sys.executable, "-m", "edgeprune", "device", "setup", url, "--dry-run", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    planned = forking.run(("device", "setup", url, "--dry-run", "--json"), Path.cwd(), os.environ, 120)
     assert planned.returncode == 0, planned.stderr
     answer = json.loads(planned.stdout)
     assert answer["dry_run"]

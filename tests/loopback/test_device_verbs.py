@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgeprune.testing import forking
 from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
@@ -25,19 +25,10 @@ def edgeprune(tmp_path: Path) -> Run:
         **os.environ,
         "EDGEPRUNE_CONFIG": str(tmp_path / "boards.toml"),
         "EDGEPRUNE_STATE": str(tmp_path / "state"),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "edgeprune", "device", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return forking.run(("device", *arguments), Path.cwd(), environment, 60)
 
     return run
 

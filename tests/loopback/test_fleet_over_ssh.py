@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.fleet import FleetReport, Outcome, deploy_to
 from edgeprune.errors import ConfigError
+from edgeprune.testing import forking
 from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
@@ -168,13 +168,8 @@ def test_verb_reports_every_board_and_ends_with_the_gravest_code(artifacts: list
     folder = boards / "two words"
     artifacts[0].folder.rename(folder)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgeprune", "deploy", str(folder), "--to", "away,a", "--rounds", "1", "--json"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        command = ("deploy", str(folder), "--to", "away,a", "--rounds", "1", "--json")
+        done = forking.run(command, Path.cwd(), os.environ, 120)
     finally:
         kept = json.loads((boards / "two words.fleet.json").read_text())
         folder.rename(artifacts[0].folder)

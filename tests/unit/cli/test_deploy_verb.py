@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from edgeprune.cli.console import Output
 from edgeprune.cli.status import show
 from edgeprune.deployment.status import BoardStatus, Release
+from edgeprune.testing import forking
 
 torch = pytest.importorskip("torch")
 
@@ -39,21 +39,12 @@ def edgeprune(folder: Path, tmp_path: Path) -> Run:
     """Runs a verb there, with a board of this test's own."""
 
     def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "edgeprune", *words],
-            cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(sys.path),
-                "EDGEPRUNE_ROOT": str(tmp_path / "board"),
-                "EDGEPRUNE_STATE": str(tmp_path / "state"),
-                "EDGEPRUNE_CONFIG": str(tmp_path / "boards.toml"),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        own = {
+            "EDGEPRUNE_ROOT": str(tmp_path / "board"),
+            "EDGEPRUNE_STATE": str(tmp_path / "state"),
+            "EDGEPRUNE_CONFIG": str(tmp_path / "boards.toml"),
+        }
+        return forking.run(words, folder, {**os.environ, **own, **environment}, 120)
 
     return run
 

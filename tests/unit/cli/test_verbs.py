@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgeprune.deployment import state
+from edgeprune.testing.command_line import CommandLine
 
 INPUT = ("--input", "image=1x3x16x16:float32")
 MODEL_FILE = """
@@ -63,21 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def edgeprune(folder: Path) -> Run:
     """Runs one command line in that folder, with a board, settings and state of its own."""
-    environment = {
-        **os.environ,
-        "EDGEPRUNE_CONFIG": str(folder / "boards.toml"),
-        "EDGEPRUNE_ROOT": str(folder / "board"),
-        "EDGEPRUNE_STATE": str(folder / "state"),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edgeprune", *arguments]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    return run
+    return CommandLine(folder, folder / "board").run
 
 
 def succeed(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from edgeprune.boards.board import Board
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.rehearsing import rehearse
 from edgeprune.errors import IncompatibleTargetError
+from edgeprune.testing import forking
 
 
 def everything(root):
@@ -71,13 +71,8 @@ def test_a_file_of_the_runners_names_in_the_working_directory_is_not_run(root, t
 
 def test_the_verb_says_what_would_be_sent_and_the_command_that_sends_it(artifacts, root):
     def run(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "edgeprune", "deploy", str(artifacts[0].folder), "--dry-run", *words],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        command = ("deploy", str(artifacts[0].folder), "--dry-run", *words)
+        return forking.run(command, Path.cwd(), os.environ, 120)
 
     done = run()
     assert done.returncode == 0, done.stderr
