@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, VerboseOption
 from edgeprune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edgeprune.latency.table_diff import RatioRow
 
 table = typer.Typer(
     add_completion=False,
@@ -189,11 +186,6 @@ def _json_or_text(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _ratio_cells(row: RatioRow) -> list[object]:
-    ratios = [f"{value:.3f}" for value in (row.median, row.low, row.high)]
-    return [row.family, row.count, *ratios, f"{row.noise_percent:.1f}"]
 
 
 def _short(value: object) -> str:

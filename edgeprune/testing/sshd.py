@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -201,7 +200,3 @@ class OpenSshServer:
             f'  IdentityFile "{self.identity}"\n  IdentitiesOnly yes\n'
             f'  UserKnownHostsFile "{self.known_hosts}"\n  GlobalKnownHostsFile /dev/null\n'
         )
-
-    def ssh_command(self) -> str:
-        """A shell command that logs in with OpenSSH's client, for a person who looks into a failed test."""
-        return shlex.join(["ssh", "-F", str(self.config), "board"])
