@@ -25,35 +25,43 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from damage_curves import accuracy, images, load_model, padded_behind
+from damage_curves import load_model, padded_behind
+from equal_latency import (
+    OVER,
+    SCORING_IMAGES,
+    Candidate,
+    DenseModel,
+    aimed,
+    heading,
+    missing_seeds,
+    read,
+    row,
+    write,
+)
 from pruning_rivals import torch_pruning_peer as peer
 from quickstart import host
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.boards.board import Board
 from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.planning import Planner, Proposal
-from edgeprune.loop.verification import measure_ratio
 from edgeprune.recovery.batch_norm import reestimate_batch_norm
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.recovery.reconstruction import reconstruct
-from edgeprune.surgery.plan import PruningPlan, make_plan
-from edgeprune.tasks.task import Task
+from edgeprune.surgery.plan import make_plan
 
 RESULTS = Path(__file__).parent / "results" / "pruning_quality"
 SPEEDUPS = (1.5, 2.0, 3.0)
-IMAGES, TEST_IMAGES, BATCH = 2_000, 10_000, 100
+KEY = "epoch_seed"
 TURNS = 4
 """Most plans of one method that are measured to meet one target."""
 OURS: dict[str, dict[str, Any]] = {
@@ -71,63 +79,14 @@ NETADAPT = NetAdapt(reduction=0.1, tuning_steps=5, batches=4)
 METHODS = (*OURS, *peer.METHODS)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A cut model that meets a target.
-
-    Attributes:
-        module: It.
-        plan: By which it is reconstructed; None where it cannot be.
-        ratio: Measured share of the dense latency.
-        details: What is written down of it.
-    """
-
-    module: nn.Module
-    plan: PruningPlan | None
-    ratio: float
-    details: dict[str, Any]
-
-
-class Bench:
+class Bench(DenseModel):
     """One network on the machine at hand."""
 
     def __init__(self, weights: Path, data: Path, minutes: float, board: Board, folder: Path) -> None:
-        self.name, self.board = weights.stem, board
-        self.model = padded_behind(load_model(weights))
-        self.example = torch.zeros(1, 3, 32, 32)
-        self.data = data
-        self.graph = edgeprune.trace(self.model, self.example)
-        self.kernels = edgeprune.lower(self.graph, model=self.model, device=board.probe(), workdir=folder)
-        path = RESULTS / f"{self.name}.parquet"
-        if path.exists():
-            self.table = edgeprune.LatencyTable.load(path)
-        else:
-            self.table = edgeprune.profile(
-                self.model, self.example, board, minutes=minutes, out=path, graph=self.graph, kernel_graph=self.kernels
-            )
-        self.predictor = edgeprune.fit(self.table)
+        self.name = weights.stem
+        model = padded_behind(load_model(weights))
+        super().__init__(model, data, RESULTS / f"{self.name}.parquet", minutes, board, folder)
         self._planners: dict[str, Planner] = {}
-
-    @cached_property
-    def task(self) -> Task:
-        train, test = (self._split(split, count) for split, count in (("train", IMAGES), ("test", TEST_IMAGES)))
-        return Task.single(train=train, validation=test, loss=F.cross_entropy, metric=accuracy, name="accuracy")
-
-    @cached_property
-    def every_image(self) -> Task:
-        inputs, labels = images(self.data / "train.parquet", 50_000)
-        train = _Flipped(inputs, labels)
-        test = self.task.objectives[0].validation
-        return Task.single(train=train, validation=test, loss=F.cross_entropy, metric=accuracy, name="accuracy")
-
-    def _split(self, split: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        parts = (torch.split(part, BATCH) for part in images(self.data / f"{split}.parquet", count))
-        return list(zip(*parts, strict=True))
-
-    def ratio(self, module: nn.Module, rounds: int = 12, precision: float = 0.01) -> float:
-        """Measured share of the dense latency."""
-        found = measure_ratio(self.board, self.kernels, module, threads=1, rounds=rounds, precision=precision)
-        return found.ratio
 
     def planner(self, method: str) -> Planner:
         """Scores and damage are computed once for all targets."""
@@ -147,20 +106,21 @@ class Bench:
         if method in OURS:
             kept = {name: tuple(units) for name, units in json.loads(found["kept"]).items()}
             plan = make_plan(self.graph, kept)
-            return Candidate(edgeprune.apply(self.model, plan), plan, found["ratio"], {})
+            return Candidate(edgeprune.apply(self.model, plan), found["ratio"], {}, plan)
         module = self._cut(method, found["pruning_ratio"])
-        return Candidate(module, peer.as_plan(self.graph, module), found["ratio"], {})
+        return Candidate(module, found["ratio"], {}, peer.as_plan(self.graph, module))
 
     def _ours(self, method: str, target: float) -> Candidate | None:
         planner = self.planner(method)
-        aim_ms, best = target * planner.dense_ms, None
+        first_ms = target * planner.dense_ms
         if OURS[method].get("settle"):
-            planner = planner.settled(aim_ms)
+            planner = planner.settled(first_ms)
         seen: set[str] = set()
-        for _ in range(TURNS):
+
+        def attempt(aim_ms: float) -> Candidate | None:
             proposal = _proposed(planner, aim_ms, target)
             if proposal is None or proposal.plan.hash in seen:
-                break
+                return None
             seen.add(proposal.plan.hash)
             module = edgeprune.apply(self.model, proposal.plan)
             ratio = self.ratio(module)
@@ -169,22 +129,18 @@ class Bench:
                 proposal = found.proposal
                 module = edgeprune.apply(found.planner.model, proposal.plan)
                 ratio = self.ratio(module)
-            if ratio <= 1.01 * target and (best is None or ratio > best.ratio):
-                certificate = proposal.allocation.certificate
-                details = {
-                    "predicted_share": proposal.predicted_ms / planner.dense_ms,
-                    "damage": certificate.damage,
-                    "gap": certificate.gap,
-                    "blocks_removed": len(proposal.plan.removed),
-                    "kept": json.dumps({name: group["kept"] for name, group in proposal.plan.groups.items()}),
-                }
-                # Reconstruction aims at the dense model, which NetAdapt has trained away from.
-                plan = None if OURS[method].get("netadapt") else proposal.plan
-                best = Candidate(module, plan, ratio, details)
-            if abs(ratio / target - 1) <= 0.01:
-                break
-            aim_ms *= target / ratio
-        return best
+            certificate = proposal.allocation.certificate
+            details = {
+                "predicted_share": proposal.predicted_ms / planner.dense_ms,
+                "damage": certificate.damage,
+                "gap": certificate.gap,
+                "blocks_removed": len(proposal.plan.removed),
+                "kept": json.dumps({name: group["kept"] for name, group in proposal.plan.groups.items()}),
+            }
+            # Reconstruction aims at the dense model, which NetAdapt has trained away from.
+            return Candidate(module, ratio, details, None if OURS[method].get("netadapt") else proposal.plan)
+
+        return aimed(target, first_ms, attempt, TURNS)
 
     def _cut(self, method: str, ratio: float) -> nn.Module:
         return peer.cut(method, self.model, "linear", ratio, self.task.objectives[0].train)
@@ -204,8 +160,8 @@ class Bench:
         for ratio in peer.mildest(target, curve, look):
             module = self._cut(method, ratio)
             measured = self.ratio(module)
-            if measured <= 1.01 * target:
-                return Candidate(module, peer.as_plan(self.graph, module), measured, {"pruning_ratio": ratio})
+            if measured <= OVER * target:
+                return Candidate(module, measured, {"pruning_ratio": ratio}, peer.as_plan(self.graph, module))
         return None
 
 
@@ -220,23 +176,6 @@ def _proposed(planner: Planner, aim_ms: float, target: float) -> Proposal | None
             return planner.propose(error.best_ms * (1 + 1e-9))
         except BudgetInfeasibleError:
             return None
-
-
-class _Flipped:
-    """All training images in random order, flipped and moved by up to four pixels."""
-
-    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor, batch: int = 128) -> None:
-        self.inputs, self.labels, self.batch = inputs, labels, batch
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for chosen in torch.split(torch.randperm(len(self.labels)), self.batch):
-            x = F.pad(self.inputs[chosen], (4, 4, 4, 4))
-            top, left = torch.randint(0, 9, (2,)).tolist()
-            x = x[:, :, top : top + 32, left : left + 32]
-            yield (x.flip(3) if torch.rand(()) < 0.5 else x), self.labels[chosen]
 
 
 def recovered(bench: Bench, candidate: Candidate) -> dict[str, Any]:
@@ -259,7 +198,7 @@ def refit(bench: Bench, candidate: Candidate) -> nn.Module:
     if candidate.plan is not None:
         own = edgeprune.apply(bench.model, candidate.plan)
         own.load_state_dict(module.state_dict())
-        reconstruct(own, bench.graph, candidate.plan, bench.example, train, samples=IMAGES)
+        reconstruct(own, bench.graph, candidate.plan, bench.example, train, samples=SCORING_IMAGES)
         return own
     reestimate_batch_norm(module, train)
     return module
@@ -283,7 +222,7 @@ def cell(
             path = trained(bench.name, speedup, method)
             save_file(candidate.module.state_dict(), path)
         yield found
-    for seed in missing_seeds(found, seeds):
+    for seed in missing_seeds(found, seeds, KEY):
         if candidate is None:
             candidate = bench.again(method, found)
             if method in OURS and (path := trained(bench.name, speedup, method)).exists():
@@ -291,27 +230,13 @@ def cell(
                 candidate = replace(candidate, plan=None)
         module = refit(bench, candidate)
         fine_tune(module, bench.every_image, FineTuning(epochs=1, seed=seed), teacher=bench.model)
-        found = found | {f"epoch_seed{seed}": evaluate(module, bench.task)["accuracy"]}
+        found = found | {f"{KEY}{seed}": evaluate(module, bench.task)["accuracy"]}
         yield found
-
-
-def missing_seeds(found: dict[str, Any], seeds: list[int]) -> list[int]:
-    """Those that a cell was not trained with yet."""
-    if found.get("reachable") is False:
-        return []
-    return [seed for seed in seeds if f"epoch_seed{seed}" not in found]
 
 
 def trained(name: str, speedup: float, method: str) -> Path:
     """Where the weights are of a method that trains on the way."""
     return place(name, speedup, method).with_suffix(".safetensors")
-
-
-def write(path: Path, values: dict[str, Any]) -> None:
-    """In one step."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
 
 
 def place(name: str, speedup: float, method: str) -> Path:
@@ -323,24 +248,33 @@ def place(name: str, speedup: float, method: str) -> Path:
 def table(name: str) -> None:
     """Print what is there, and what is missing."""
     missing = []
-    print("| network | target | method | measured | parameters | cut | batch norm | reconstruction | one epoch |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = (
+        "network",
+        "target",
+        "method",
+        "measured",
+        "parameters",
+        "cut",
+        "batch norm",
+        "reconstruction",
+        "one epoch",
+    )
+    heading(*columns)
     for speedup in SPEEDUPS:
         for method in METHODS:
             path = place(name, speedup, method)
             if not path.exists():
                 missing.append(path.stem)
                 continue
-            row = json.loads(path.read_text())
-            if not row["reachable"]:
-                print(f"| {name} | {speedup:g}x | {method} | not reachable | | | | | |")
+            found, first = read(path), (name, f"{speedup:g}x", method)
+            if not found["reachable"]:
+                row(*first, "not reachable", *("" for _ in columns[4:]))
                 continue
-            figures = [f"{row[key]:.1%}" if key in row else "-" for key in ("plain", "batch_norm", "reconstruction")]
-            last = ", ".join(f"{value:.1%}" for key, value in row.items() if key.startswith("epoch_seed")) or "-"
-            print(
-                f"| {name} | {speedup:g}x | {method} | {1 / row['ratio']:.2f}x | {row['parameters']:,} | "
-                f"{' | '.join(figures)} | {last} |"
-            )
+            figures = [
+                f"{found[key]:.1%}" if key in found else "-" for key in ("plain", "batch_norm", "reconstruction")
+            ]
+            last = ", ".join(f"{value:.1%}" for key, value in found.items() if key.startswith(KEY)) or "-"
+            row(*first, f"{1 / found['ratio']:.2f}x", f"{found['parameters']:,}", *figures, last)
     if missing:
         print(f"missing: {', '.join(missing)}")
 
@@ -375,11 +309,11 @@ def _run(bench: Bench, methods: list[str], options: argparse.Namespace) -> None:
     for speedup in options.speedup or SPEEDUPS:
         for method in methods:
             path = place(bench.name, speedup, method)
-            found = json.loads(path.read_text()) if path.exists() else {}
+            found = read(path)
             seeds = options.seeds if options.epoch else []
-            if found and not missing_seeds(found, seeds):
+            if found and not missing_seeds(found, seeds, KEY):
                 continue
-            if missing_seeds(found, seeds) and found and method in OURS and "kept" not in found:
+            if missing_seeds(found, seeds, KEY) and found and method in OURS and "kept" not in found:
                 found = {}  # of an earlier version, which did not say what it kept
             for done in cell(bench, method, speedup, seeds, found):
                 write(path, done)

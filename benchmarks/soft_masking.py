@@ -30,7 +30,8 @@ from typing import Any
 import pruning_quality
 import torch
 from damage_curves import accuracy, images
-from pruning_quality import Bench, write
+from equal_latency import Flipped, write
+from pruning_quality import Bench
 from quickstart import host
 from torch.nn import functional as F
 
@@ -46,8 +47,6 @@ from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "soft_masking"
 METHODS = ("one shot", "one shot same rates", "soft masking")
-SCORING_BATCHES = 20
-"""Of 100 images: those that the other benchmarks score with."""
 
 
 class Trial(Bench):
@@ -60,7 +59,7 @@ class Trial(Bench):
     @cached_property
     def tuning_task(self) -> Task:
         inputs, labels = images(self.data / "train.parquet", self.options.images)
-        train = pruning_quality._Flipped(inputs, labels)
+        train = Flipped(inputs, labels)
         # Test images decide nothing, and 500 of them are enough to see that training goes well.
         seen = [self.task.objectives[0].validation[index] for index in range(5)]
         return Task.single(train=train, validation=seen, loss=F.cross_entropy, metric=accuracy, name="accuracy")
@@ -97,7 +96,7 @@ class Trial(Bench):
         if method == "soft masking":
             soft = SoftMasking(epochs=options.masked, every=options.every)
             searched = soft.search(planner, proposal, fine_tuning=tuning)
-            planner, proposal, tuning = searched.planner, searched.proposal, searched.fine_tuning
+            planner, proposal, tuning = searched.planner, searched.proposal, soft.left(tuning, self.tuning_task)
             ratio = self.ratio(apply(planner.model, proposal.plan))
             details = dict(searched.record.details)
             details["allocations"] = len(details.pop("reallocations"))

@@ -20,23 +20,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from damage_curves import accuracy, images
-from pruning_quality import _Flipped, write
+from damage_curves import accuracy
+from equal_latency import OVER, Candidate, DenseModel, aimed, heading, missing_seeds, read, row, write
 from pruning_rivals import torch_pruning_vit as peer
 from quickstart import host
 from torch import nn
-from torch.nn import functional as F
 from vit_model import load_vit
 
 import edgeprune
@@ -53,7 +50,6 @@ from edgeprune.criteria.tiles.sums import gradient_sums
 from edgeprune.errors import BudgetInfeasibleError, EmptyPlanError
 from edgeprune.loop.joint.choosing import Channels, JointChoosing
 from edgeprune.loop.tile_costs import plan_of
-from edgeprune.loop.verification import measure_ratio
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.surgery.plan import PruningPlan, make_plan
@@ -62,78 +58,30 @@ from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "vit"
 SPEEDUPS = (1.5, 2.0)
-BATCH, SCORING_IMAGES, TURNS = 100, 2_000, 6
+TURNS = 6
+KEY = "seed"
 OURS = ("joint", "channels", "tiles")
 METHODS = (*OURS, "uniform", "published", *peer.METHODS)
-OVER = 1.01
-"""A target is met up to this factor."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A cut model that meets a target.
-
-    Attributes:
-        module: It.
-        ratio: Measured share of the dense latency.
-        details: What is written down of it; makes it again.
-        plan: Of ours; None for the peer.
-    """
-
-    module: nn.Module
-    ratio: float
-    details: dict[str, Any]
-    plan: PruningPlan | None = None
-
-
-class Bench:
+class Bench(DenseModel):
     """The dense model on the machine at hand."""
 
     def __init__(self, options: argparse.Namespace, board: Board, folder: Path) -> None:
-        self.options, self.board = options, board
-        self.model = load_vit(options.weights)
-        self.example = torch.zeros(1, 3, 32, 32)
-        self.graph = edgeprune.trace(self.model, self.example)
-        self.kernels = edgeprune.lower(self.graph, model=self.model, device=board.probe(), workdir=folder)
-        path = RESULTS / f"{options.weights.stem}.parquet"
-        if path.exists():
-            self.table = edgeprune.LatencyTable.load(path)
-        else:
-            self.table = edgeprune.profile(
-                self.model,
-                self.example,
-                board,
-                minutes=options.minutes,
-                out=path,
-                graph=self.graph,
-                kernel_graph=self.kernels,
-            )
-        self.predictor = edgeprune.fit(self.table)
+        self.options = options
+        super().__init__(
+            load_vit(options.weights),
+            options.data,
+            RESULTS / f"{options.weights.stem}.parquet",
+            options.minutes,
+            board,
+            folder,
+            every=options.images,
+            test_images=options.test_images,
+        )
         self.grids = tile_grids(self.model, self.graph, tuple(options.tile))
         self.tokens = layer_tokens(self.model, self.example, self.grids)
         self._choosing: dict[str, JointChoosing] = {}
-
-    @cached_property
-    def task(self) -> Task:
-        train, test = (
-            self._split(split, count)
-            for split, count in (("train", SCORING_IMAGES), ("test", self.options.test_images))
-        )
-        return Task.single(train=train, validation=test, loss=F.cross_entropy, metric=accuracy, name="accuracy")
-
-    @cached_property
-    def every_image(self) -> Task:
-        train = _Flipped(*images(self.options.data / "train.parquet", self.options.images))
-        test = self.task.objectives[0].validation
-        return Task.single(train=train, validation=test, loss=F.cross_entropy, metric=accuracy, name="accuracy")
-
-    def _split(self, split: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        parts = (torch.split(part, BATCH) for part in images(self.options.data / f"{split}.parquet", count))
-        return list(zip(*parts, strict=True))
-
-    def ratio(self, module: nn.Module, rounds: int = 12, precision: float = 0.01) -> float:
-        """Measured share of the dense latency."""
-        return measure_ratio(self.board, self.kernels, module, threads=1, rounds=rounds, precision=precision).ratio
 
     def candidate(self, method: str, speedup: float) -> Candidate | None:
         """A method's model for a target; None where it cannot reach it."""
@@ -181,31 +129,27 @@ class Bench:
                 batches=64,
                 latency=True,
             )
-        choosing, best, seen = self._choosing[method], None, set()
-        aim = target * choosing.dense
-        for _ in range(TURNS):
+        choosing, seen = self._choosing[method], set[str]()
+
+        def attempt(aim: float) -> Candidate | None:
             try:
                 chosen = choosing.choose(min(aim, 0.999 * choosing.dense))
             except BudgetInfeasibleError:
-                break
+                return None
             if chosen.plan.hash in seen:
-                break
+                return None
             seen.add(chosen.plan.hash)
             module = edgeprune.apply(self.model, chosen.plan)
-            ratio = self.ratio(module)
-            if ratio <= OVER * target and (best is None or ratio > best.ratio):
-                said = {
-                    "predicted_share": chosen.cost / choosing.dense,
-                    "damage": chosen.allocation.damage,
-                    "tiled_layers": len(chosen.plan.kept_tiles),
-                    "blocks_removed": len(chosen.plan.removed),
-                    "merged": {name: list(counts) for name, counts in chosen.merged.items()},
-                }
-                best = Candidate(module, ratio, said, chosen.plan)
-            if abs(ratio / target - 1) <= OVER - 1:
-                break
-            aim *= target / ratio
-        return best
+            said = {
+                "predicted_share": chosen.cost / choosing.dense,
+                "damage": chosen.allocation.damage,
+                "tiled_layers": len(chosen.plan.kept_tiles),
+                "blocks_removed": len(chosen.plan.removed),
+                "merged": {name: list(counts) for name, counts in chosen.merged.items()},
+            }
+            return Candidate(module, self.ratio(module), said, chosen.plan)
+
+        return aimed(target, target * choosing.dense, attempt, TURNS)
 
     def _least(self, settings: list[dict[str, Any]], target: float, made: Any) -> Candidate | None:
         """The mildest of several settings, from mild to harsh, that meets a target: halved in on, its neighbors looked at."""
@@ -287,18 +231,13 @@ def cell(bench: Bench, method: str, speedup: float, found: dict[str, Any]) -> It
             "host": host(),
         }
         yield found
-    for seed in missing_seeds(found, bench.options.seeds):
+    for seed in missing_seeds(found, bench.options.seeds, KEY):
         saved = path.with_suffix(".plan")
         module = bench.again(method, found, PruningPlan.load(saved) if saved.exists() else None)
         settings = FineTuning(epochs=bench.options.epochs, lr=bench.options.lr, seed=seed)
         fine_tune(module, bench.every_image, settings, teacher=bench.model)
-        found = found | {f"seed{seed}": evaluate(module, bench.task)["accuracy"]}
+        found = found | {f"{KEY}{seed}": evaluate(module, bench.task)["accuracy"]}
         yield found
-
-
-def missing_seeds(found: dict[str, Any], seeds: list[int]) -> list[int]:
-    """Those that a cell was not tuned with yet."""
-    return [] if found.get("reachable") is False else [seed for seed in seeds if f"seed{seed}" not in found]
 
 
 def place(method: str, speedup: float) -> Path:
@@ -306,37 +245,35 @@ def place(method: str, speedup: float) -> Path:
     return RESULTS / f"{speedup:g}x-{method.replace(' ', '-')}.json"
 
 
-def read(method: str, speedup: float) -> dict[str, Any]:
-    """A cell, as far as it is done."""
-    path = place(method, speedup)
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def table(seeds: list[int]) -> None:
     """Print what is there, how far joint is ahead seed by seed, and what is missing."""
-    print("| target | method | measured | parameters | cut | tuned | joint is ahead by |")
-    print("|---|---|---|---|---|---|---|")
+    heading("target", "method", "measured", "parameters", "cut", "tuned", "joint is ahead by")
     missing = []
     for speedup in SPEEDUPS:
-        joint = read("joint", speedup)
+        joint = read(place("joint", speedup))
         for method in METHODS:
-            row = read(method, speedup)
-            if not row or missing_seeds(row, seeds):
-                missing.append(f"{speedup:g}x {method} {missing_seeds(row, seeds) if row else ''}".strip())
-            if not row or not row["reachable"]:
-                print(f"| {speedup:g}x | {method} | {'not reachable' if row else 'missing'} | | | | |")
+            found = read(place(method, speedup))
+            if not found or missing_seeds(found, seeds, KEY):
+                missing.append(f"{speedup:g}x {method} {missing_seeds(found, seeds, KEY) if found else ''}".strip())
+            if not found or not found["reachable"]:
+                row(f"{speedup:g}x", method, "not reachable" if found else "missing", "", "", "", "")
                 continue
-            tuned = [row[f"seed{seed}"] for seed in seeds if f"seed{seed}" in row]
+            tuned = [found[f"{KEY}{seed}"] for seed in seeds if f"{KEY}{seed}" in found]
             pairs = [
-                100 * (joint[f"seed{seed}"] - row[f"seed{seed}"])
+                100 * (joint[f"{KEY}{seed}"] - found[f"{KEY}{seed}"])
                 for seed in seeds
-                if method != "joint" and f"seed{seed}" in row and f"seed{seed}" in joint
+                if method != "joint" and f"{KEY}{seed}" in found and f"{KEY}{seed}" in joint
             ]
             error = f" ± {stdev(pairs) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else ""
             ahead = f"{mean(pairs):+.2f} points{error}" if pairs else ""
-            print(
-                f"| {speedup:g}x | {method} | {1 / row['ratio']:.2f}x | {row['parameters']:,} | {row['plain']:.1%} | "
-                f"{', '.join(f'{value:.2%}' for value in tuned) or '-'} | {ahead} |"
+            row(
+                f"{speedup:g}x",
+                method,
+                f"{1 / found['ratio']:.2f}x",
+                f"{found['parameters']:,}",
+                f"{found['plain']:.1%}",
+                ", ".join(f"{value:.2%}" for value in tuned) or "-",
+                ahead,
             )
     print(f"missing: {'; '.join(missing) or 'nothing'}")
 
@@ -370,8 +307,8 @@ def main() -> None:
         print(f"dense: {evaluate(bench.model, bench.task)['accuracy']:.2%} of the test images", flush=True)
         for speedup in options.speedup or SPEEDUPS:
             for method in wanted:
-                found = read(method, speedup)
-                if found and not missing_seeds(found, options.seeds):
+                found = read(place(method, speedup))
+                if found and not missing_seeds(found, options.seeds, KEY):
                     continue
                 for done in cell(bench, method, speedup, found):
                     write(place(method, speedup), done)

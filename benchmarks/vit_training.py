@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from damage_curves import accuracy, images, load_model
-from pruning_quality import _Flipped
+from equal_latency import Flipped
 from quickstart import host
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -113,7 +113,7 @@ def main() -> None:
     state = State(options.out, model, optimizer_of(model))
     state.load()
     test = images(options.data / "test.parquet", options.test_images)
-    train = _Flipped(*images(options.data / "train.parquet", options.images), batch=BATCH)
+    train = Flipped(*images(options.data / "train.parquet", options.images), batch=BATCH)
     before, total = state.seconds, 60 * options.minutes
     started = time.monotonic()
     while state.seconds < total:
