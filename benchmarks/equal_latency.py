@@ -165,7 +165,7 @@ def missing_seeds(found: dict[str, Any], seeds: Sequence[int], key: str) -> list
 
 def row(*cells: object) -> None:
     """Print one row of a table in Markdown."""
-    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+    print(f"|{''.join(f' {cell} |' if cell != '' else ' |' for cell in cells)}", flush=True)
 
 
 def heading(*names: str) -> None:

@@ -46,13 +46,13 @@ def within_budget(
         budget: What a find may cost as a whole.
         smallest: Least that parts can add up to.
         largest: What they add up to with nothing removed.
-        exact: Whether parts add up to the whole: then the first find within the budget is the best.
+        exact: Whether parts add up to the whole, but for the rounding of sums: then the first find within the budget is the best.
 
     Returns:
         The find within the budget with the least damage, of equals the cheapest, or None; and the cheapest of all finds, None
         where there was none.
     """
-    met, missed = smallest, largest
+    met, missed, misses = smallest, largest, 0
     aim = max(budget, met) if budget < missed else (met + missed) / 2
     best: Tried | None = None
     cheapest: Tried | None = None
@@ -63,18 +63,18 @@ def within_budget(
             break
         if cheapest is None or found.cost < cheapest.cost:
             cheapest = found
-        if found.cost <= budget * (1 + _ROUNDING):
+        if found.cost <= budget * (1 + (_ROUNDING if exact else 0.0)):
             if best is None or (found.damage, found.cost) < (best.damage, best.cost):
                 best = found
             if exact or found.cost >= (1 - UNUSED) * budget:
                 break
-            met = aim
+            met, misses = aim, 0
         elif aim <= smallest * (1 + _ROUNDING):
             break
         else:
-            missed = aim
-        # Into the middle of what may be left over: aims that come nearer from above alone would never meet the budget.
-        wanted = aim * (1 - UNUSED / 2) * budget / found.cost
+            missed, misses = aim, misses + 1
+        # Aims that come nearer from above alone would never meet the budget: then into the middle of what may be left over.
+        wanted = aim * budget / found.cost * (1 - UNUSED / 2 if misses > 1 else 1)
         inside = met < wanted < missed
         aim = wanted if inside else met if best is None and wanted <= met else (met + missed) / 2
     return best, cheapest

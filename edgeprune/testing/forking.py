@@ -87,10 +87,11 @@ def _command(arguments: list[str], folder: str, environment: dict[str, str], out
     os.chdir(folder)
     tempfile.tempdir = None  # it remembers that of the process that this one was forked from
     sys.path.insert(0, folder)
+    sys.argv = ["edgeprune", *arguments]
     from edgeprune.cli.main import run as main
 
     try:
-        code = main(arguments)
+        code = main()
     finally:
         atexit._run_exitfuncs()
     sys.exit(code)

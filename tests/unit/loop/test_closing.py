@@ -102,7 +102,9 @@ def test_a_law_that_only_pruned_plans_follow_is_learned_in_one_round(planner, fa
 
 def test_a_budget_that_no_plan_meets_says_so_and_gives_the_fastest(planner):
     dense_ms = planner.dense_ms
-    smallest_ms = max(planner.front(2), key=lambda proposal: proposal.allocation.certificate.damage).predicted_ms
+    fastest = max(planner.front(2), key=lambda proposal: proposal.allocation.certificate.damage)
+    # At the prices that the rounds are planned with; a point of a front is priced at its own length.
+    smallest_ms = planner.cost.ms(fastest.allocation.widths)
     share = 1.2 * smallest_ms / dense_ms
     found, dense, budget_ms = closed(planner, share, lambda ms: ms if ms == dense_ms else 1.5 * ms)
     assert "no plan with a smaller predicted latency" in found.ended
