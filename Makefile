@@ -46,7 +46,7 @@ $(VENV)/dev.stamp: $(VENV)/torch.stamp pyproject.toml
 sshd:
 	@.ci/need-sshd
 
-few-boards:
+few-boards: sshd
 	@.ci/need-boards few
 
 test: sshd few-boards

@@ -40,7 +40,9 @@ _HASH = (
 )
 
 # mv moves a file into a folder of that name; here the name must be the file's.
-_MOVE = 'if [ -d "$2" ]; then echo "$2 is a folder" >&2; exit 1; fi; mv -f -- "$1" "$2"'
+_MOVE = 'if [ -d "$2" ]; then echo "$2 is a folder" >&2; exit 1; fi; mv -f -- "$1" "$2" || { [ -e "$1" ] || exit 44; exit 1; }'
+_TAKEN_AWAY = 44
+"""Exit code of that where another host has renamed the file."""
 
 _TRIES = 5  # of a copy whose partial file somebody else keeps taking away
 
@@ -126,7 +128,7 @@ class FileCopier:
         handle, name = tempfile.mkstemp(prefix=f".{local.name}.", suffix=".partial", dir=local.parent)
         temporary = Path(name)
         try:
-            with self._sftp() as sftp, os.fdopen(handle, "wb") as writer:
+            with os.fdopen(handle, "wb") as writer, self._sftp() as sftp:
                 try:
                     self._receive(sftp, remote, writer)
                 except Refused as error:
@@ -361,6 +363,8 @@ class FileCopier:
 
     def _move(self, partial: str, remote: str) -> None:
         moved = self._run(["sh", "-c", _MOVE, "sh", partial, remote], 30.0, b"")
+        if moved.returncode == _TAKEN_AWAY:
+            raise Gone
         if moved.returncode:
             raise Refused(self._complaint(moved))
 

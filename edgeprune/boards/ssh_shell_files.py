@@ -29,7 +29,7 @@ _REMOVE = 'rm -f -- "$1"'
 _WRITE = (
     '[ "$2" = 0 ] || [ -f "$1" ] || exit 44; { dd bs=1 seek="$2" count=0 < /dev/null 2> /dev/null && cat; } 1<> "$1"'
 )
-_READ = '{ dd bs=1 skip="$2" count=0 > /dev/null 2>&1; head -c "$3"; } < "$1"'
+_READ = '{ dd bs=1 skip="$2" count=0 > /dev/null 2>&1 && head -c "$3"; } < "$1"'
 
 
 class ShellCopier(FileCopier):

@@ -139,7 +139,9 @@ def deploy(
             from edgeprune.boards.config import BoardConfig
             from edgeprune.cli.rehearsal import rehearse_on_many
 
-            rehearse_on_many(loaded, BoardConfig().members(to), reference, threads, output)
+            rehearse_on_many(
+                loaded, BoardConfig().members(to), output, reference=reference, threads=threads, budget=budget
+            )
             return
         deploy_to_fleet(loaded, to, output, options, facts, canary=canary, max_failures=max_failures, at_once=at_once)
         return
@@ -149,7 +151,7 @@ def deploy(
     if dry_run:
         from edgeprune.cli.rehearsal import rehearse_on
 
-        rehearse_on(loaded, board, reference, threads, output)
+        rehearse_on(loaded, board, output, reference=reference, threads=threads, budget=budget)
         return
     with output.step(f"deploy to {board}") as progress:
         done = edgeprune.deploy(loaded, board, progress=progress.staged, **options)

@@ -90,13 +90,16 @@ def explain(
 
 def _shares(table: Path, backend: str, graph: ChannelGraph, module: torch.nn.Module) -> dict[str, float]:
     import edgeprune
+    from edgeprune.loop.lowering import precision_of
     from edgeprune.report.collecting import latency_shares
 
     settings = table.suffix == ".json"
     predictor = edgeprune.Predictor.load(table) if settings else edgeprune.fit(edgeprune.LatencyTable.load(table))
     device = predictor.table.target()
     with tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
-        kernel_graph = edgeprune.lower(graph, backend, model=module, device=device, workdir=Path(scratch))
+        kernel_graph = edgeprune.lower(
+            graph, backend, model=module, device=device, precision=precision_of(predictor), workdir=Path(scratch)
+        )
         return latency_shares(kernel_graph, predictor)
 
 

@@ -16,14 +16,23 @@ from edgeprune.errors import EdgepruneError
 if TYPE_CHECKING:
     from edgeprune.deployment.artifact import Artifact
     from edgeprune.deployment.rehearsing import Rehearsal
+    from edgeprune.spec import Budget
 
 
-def rehearse_on(artifact: Artifact, board: str, reference: Path | None, threads: int | None, out: Output) -> None:
+def rehearse_on(
+    artifact: Artifact,
+    board: str,
+    out: Output,
+    *,
+    reference: Path | None,
+    threads: int | None,
+    budget: Budget | None,
+) -> None:
     """Say what a deployment to one board would do, and end the verb."""
     from edgeprune.deployment.rehearsing import rehearse
 
     with out.step(f"look at {board}"):
-        found = rehearse(artifact, board, reference=reference, threads=threads)
+        found = rehearse(artifact, board, reference=reference, threads=threads, budget=budget)
     rows = [[need.field, need.needed, need.found] for need in found.requirements]
     out.table("", ["the artifact needs", "needed", "found"], rows)
     if found.missing:
@@ -38,7 +47,13 @@ def rehearse_on(artifact: Artifact, board: str, reference: Path | None, threads:
 
 
 def rehearse_on_many(
-    artifact: Artifact, boards: Sequence[str], reference: Path | None, threads: int | None, out: Output
+    artifact: Artifact,
+    boards: Sequence[str],
+    out: Output,
+    *,
+    reference: Path | None,
+    threads: int | None,
+    budget: Budget | None,
 ) -> None:
     """The same of each of many boards; ends with the gravest of their exit codes."""
     from edgeprune.deployment.rehearsing import rehearse
@@ -49,7 +64,7 @@ def rehearse_on_many(
     for board in boards:
         try:
             with out.step(f"look at {board}"):
-                found = rehearse(artifact, board, reference=reference, threads=threads)
+                found = rehearse(artifact, board, reference=reference, threads=threads, budget=budget)
         except EdgepruneError as error:
             worst = max(worst, error.exit_code)
             rows.append([board, error.message + ("" if error.hint is None else f" Try: {error.hint}")])

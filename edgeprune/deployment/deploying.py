@@ -30,7 +30,6 @@ from edgeprune.deployment.trial import Health, Trial
 from edgeprune.errors import (
     ConfigError,
     EdgepruneError,
-    EmulatedProcessorError,
     LatencyGateError,
     ParityError,
     TransferError,
@@ -199,12 +198,7 @@ class _Run:
         self.tell("probe", 0, 0, f"probing board {self.board.name}")
         fingerprint = self.board.probe()
         self.emulated = bool(fingerprint.facts.get("emulated"))
-        if self.emulated and budget is not None:
-            raise EmulatedProcessorError(
-                f"board {self.board.name} must have a real processor to be held to a budget of {budget}, its"
-                f" {fingerprint.architecture} is emulated.",
-                hint="deploy without a budget: numbers are checked there, nothing is timed",
-            )
+        preflight.require_real(fingerprint, budget, board=self.board.name)
         self.before = read_status(self.board, known_as=self.known_as)
         faults.reached("probe")
         self.tell("preflight", 0, 0, "checking what the artifact needs")
@@ -213,7 +207,7 @@ class _Run:
         preflight.check(manifest, fingerprint, board=name, new_bytes=new_bytes, threads=self.threads)
         self.notes = thread_notes(manifest, fingerprint, self.threads, board=name)
         for note in self.notes:
-            _log.warning("%s: %s", name, note)
+            _log.info("%s: %s", name, note)
         faults.reached("preflight")
 
     def mind(self, note: str | None) -> None:

@@ -11,8 +11,8 @@ from edgeprune.backends import registry
 from edgeprune.boards import cores
 from edgeprune.boards.installing import for_board
 from edgeprune.deployment.manifest import Manifest
-from edgeprune.errors import BoardFullError, IncompatibleTargetError
-from edgeprune.spec import Fingerprint, Requirement, TensorSpec
+from edgeprune.errors import BoardFullError, EmulatedProcessorError, IncompatibleTargetError
+from edgeprune.spec import Budget, Fingerprint, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     from edgeprune.backends._base import Backend
@@ -88,6 +88,20 @@ def requirements(manifest: Manifest, fingerprint: Fingerprint, threads: int | No
             )
         )
     return found
+
+
+def require_real(fingerprint: Fingerprint, budget: Budget | None, *, board: str) -> None:
+    """Refuse to hold an emulated processor to a budget.
+
+    Raises:
+        EmulatedProcessorError: Nothing that is timed there means anything.
+    """
+    if budget is not None and fingerprint.facts.get("emulated"):
+        raise EmulatedProcessorError(
+            f"board {board} must have a real processor to be held to a budget of {budget}, its"
+            f" {fingerprint.architecture} is emulated.",
+            hint="deploy without a budget: numbers are checked there, nothing is timed",
+        )
 
 
 def check(

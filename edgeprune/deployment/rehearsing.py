@@ -13,7 +13,7 @@ from edgeprune.deployment.cargo import Cargo, engine_of
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import read_status
 from edgeprune.deployment.threads import thread_notes, threads_for
-from edgeprune.spec import Requirement
+from edgeprune.spec import Budget, Requirement
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def rehearse(
     reference: Artifact | str | Path | None = None,
     signers: str | Path | None = None,
     threads: int | None = None,
+    budget: Budget | None = None,
 ) -> Rehearsal:
     """Say what a deployment would do. No file is written on the board, its lock is not taken, and nothing is switched.
 
@@ -65,11 +66,13 @@ def rehearse(
         reference: The dense model that would be sent too, to be timed.
         signers: See `edgeprune.deployment.deploying.deploy`, as for `threads`.
         threads: Threads that it would be timed and checked with.
+        budget: That it would be held to.
 
     Raises:
         ManifestError: The artifact is damaged.
         SignatureError: None of the signers has signed it.
         RemoteError: The board cannot be reached.
+        EmulatedProcessorError: There is a budget, and the board's processor is emulated.
         IncompatibleTargetError: The board cannot run it; names the field, what is needed and what was found.
         BoardFullError: It does not fit.
     """
@@ -80,6 +83,7 @@ def rehearse(
     with Board.open(board) as opened, opened.untouched():
         require_signed(loaded, opened.signers if signers is None else Path(signers))
         fingerprint = opened.probe()
+        preflight.require_real(fingerprint, budget, board=opened.name)
         before = read_status(opened, known_as=known_as)
         lack = cargo.missing(opened)
         new_bytes = cargo.new_bytes(lack, before)

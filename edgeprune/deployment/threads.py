@@ -32,7 +32,7 @@ def thread_notes(manifest: Manifest, fingerprint: Fingerprint, threads: int, *, 
 def slower_note(manifest: Manifest, timed_ms: float, threads: int) -> str | None:
     """A sentence where an engine takes a multiple of what its artifact says; a share of dense does not see that."""
     cost = manifest.measured or manifest.predicted
-    if cost is None or timed_ms <= _MUCH_SLOWER * cost.latency_ms:
+    if cost is None or cost.threads not in (None, threads) or timed_ms <= _MUCH_SLOWER * cost.latency_ms:
         return None
     was = "measured" if manifest.measured is not None else "predicted"
     return (

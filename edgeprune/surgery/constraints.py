@@ -81,7 +81,7 @@ def require_possible(constraints: Constraints, model: nn.Module) -> None:
     known = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
     known |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    inputs = set(signature(model.forward).parameters)
+    known |= set(signature(model.forward).parameters)
     asked = {
         "keep": constraints.keep,
         "min_width": tuple(constraints.min_width),
@@ -90,14 +90,20 @@ def require_possible(constraints: Constraints, model: nn.Module) -> None:
     }
     for what, patterns in asked.items():
         for pattern in patterns:
-            if not _may_match(pattern, known) and pattern not in inputs and not _is_operation(pattern):
+            if not _may_match(pattern, known) and not _is_operation(pattern):
                 raise_unknown_pattern(pattern, layers, what)
 
 
 def _may_match(pattern: str, names: Collection[str]) -> bool:
     """Whether a pattern matches a name, or could one that goes on behind it."""
     literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    if any(_matches(name, pattern) or (literal.startswith(name) and pattern[len(name)] in " [*?") for name in names):
+    # What goes on behind a name has no dot; it begins with " " or "[", or within what "*" and "?" stand for.
+    heads = {
+        pattern,
+        *(pattern[:place] for place, sign in enumerate(pattern) if sign in " [?"),
+        *(pattern[: place + 1] for place, sign in enumerate(pattern) if sign == "*" and "." not in pattern[place:]),
+    } - {""}
+    if any(_matches(name, head) for name in names for head in heads):
         return True
     return literal == "" and (pattern.startswith("[") or "." not in pattern or " " in pattern)
 
@@ -107,7 +113,7 @@ def _is_operation(pattern: str) -> bool:
     import torch
 
     literal = re.split(r"[*?\[ ]", pattern, maxsplit=1)[0]
-    name = re.sub(r"(_\d+)+$", "", literal)
+    name = re.sub(r"(_\d*)+$", "", literal)
     return bool(name) and "." not in name and (hasattr(torch.ops.aten, name) or hasattr(operator, name))
 
 

@@ -69,28 +69,34 @@ def userland(cache: Path) -> Path:
     if made.is_dir():
         return made
     debootstrap = program("debootstrap", "debootstrap")
-    partial = made.with_name(f"{made.name}.partial")
+    partial = made.with_name(f"{made.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     mirror = os.environ.get(MIRROR_VARIABLE, _MIRROR)
-    log = cache / "debootstrap.log"
+    log = cache / f"debootstrap-{os.getpid()}.log"
     command = [debootstrap, "--arch=arm64", "--variant=minbase", "--include=python3", _SUITE, str(partial), mirror]
-    with log.open("wb") as said:
-        done = subprocess.run(
-            [*with_own_mounts(), "/bin/sh", "-c", _REGISTER + 'exec "$@"', "sh", qemu, _entry(), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            timeout=_DEBOOTSTRAP_S,
-            check=False,
-        )
-    unregister()
+    try:
+        with log.open("wb") as said:
+            done = subprocess.run(
+                [*with_own_mounts(), "/bin/sh", "-c", _REGISTER + 'exec "$@"', "sh", qemu, _entry(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                timeout=_DEBOOTSTRAP_S,
+                check=False,
+            )
+    finally:
+        unregister()
     if done.returncode in _LACKING:
         raise MissingPartError(f"{_LACKING[done.returncode]}: {log.read_text(errors='replace').strip()}")
     if done.returncode:
         last = (log.read_text(errors="replace").splitlines() or [f"exit code {done.returncode}"])[-1]
         raise MissingPartError(f"no arm64 Debian can be made here, debootstrap says: {last}")
-    partial.rename(made)
+    log.unlink()
+    if made.is_dir():  # another run was quicker
+        shutil.rmtree(partial)
+    else:
+        partial.rename(made)
     return made
 
 
@@ -138,7 +144,8 @@ class Arm64Board(OpenSshServer):
         """End the server and everything that runs in the userland, and what was registered with the kernel."""
         within = self._namespace()
         super().stop()
-        if within is not None:
+        # A server that has only just been started is still among this machine's own mounts.
+        if within is not None and within != str(Path("/proc/self/ns/mnt").readlink()):
             _end_all_in(within)
         unregister()
         with contextlib.suppress(FileNotFoundError):

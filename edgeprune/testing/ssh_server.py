@@ -116,7 +116,12 @@ class SshServer(ABC):
                     stderr=log,
                     start_new_session=True,
                 )
-            if self._answers():
+            try:
+                answers = self._answers()
+            except BaseException:
+                self.stop()
+                raise
+            if answers:
                 return self
             self.stop()
         raise RuntimeError(f"{self.process_name} must answer on {self.host}, it says: {self.log[-1000:]}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.boards.ssh import SshTransport
+from edgeprune.boards.ssh_files import _MOVE, _TAKEN_AWAY
 from edgeprune.errors import BoardFullError, ConnectError, RemoteError, TransferError
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
@@ -288,6 +289,23 @@ def test_board_without_sftp_goes_on_where_a_cut_stopped_a_copy(no_sftp, source, 
             transport.put(source, f"{folder}/file", progress=lambda done, total: seen.append(done))
             assert seen[0] > 1_500_000
     assert (folder / "file").read_bytes() == source.read_bytes()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_copy_that_another_host_ends_on_a_board_without_sftp(no_sftp, source, folder):
+    with SshTransport("board", config=no_sftp.config) as first, SshTransport("board", config=no_sftp.config) as second:
+
+        def ended(done: int, total: int) -> None:
+            if done == total:
+                second.put(source, f"{folder}/file")
+
+        first.put(source, f"{folder}/file", progress=ended)
+        assert (folder / "file").read_bytes() == source.read_bytes()
+        # What is left of the race: between the look at the whole and its renaming.
+        moved = first.run(["sh", "-c", _MOVE, "sh", f"{folder}/file.partial", f"{folder}/file"])
+        assert moved.returncode == _TAKEN_AWAY
+        moved = first.run(["sh", "-c", _MOVE, "sh", f"{folder}/file", "/proc/version"])
+        assert moved.returncode not in (0, _TAKEN_AWAY)
     assert [path.name for path in folder.iterdir()] == ["file"]
 
 

@@ -103,7 +103,9 @@ def parse(engine: Path) -> list[Kernel]:
         if int8_nodes.channels_last(operator):
             inputs, output = [int8_nodes.first(shape) for shape in inputs], int8_nodes.first(output)
         names = (*operator.inputs, *operator.outputs)
-        integers = int8_nodes.is_int8(operator.op) or any(lying[name][1] in INT8 for name in names)
+        integers = operator.op != "Cast" and (
+            int8_nodes.is_int8(operator.op) or any(lying[name][1] in INT8 for name in names)
+        )
         kernels.append(
             Kernel(
                 op=operator.op,
@@ -124,8 +126,15 @@ def _settings(engine: onnx.ModelProto) -> dict[str, str]:
     return {_INT8_ALLOWED: "1"} if signed else {}
 
 
+def quantized(graph: OperatorGraph) -> bool:
+    """Whether it is one of an int8 engine, and not one in floats that takes bytes."""
+    return any(int8_nodes.is_int8(operator.op) for operator in graph.operators)
+
+
 def in_int8(operator: Operator, graph: OperatorGraph) -> bool:
-    """Whether an operation reads or writes quantized numbers."""
+    """Whether an operation reads or writes quantized numbers; what turns an image of bytes into floats does not."""
+    if operator.op == "Cast":
+        return False
     names = (*operator.inputs, *operator.outputs)
     return int8_nodes.is_int8(operator.op) or any(graph.dtypes.get(name) in INT8 for name in names)
 

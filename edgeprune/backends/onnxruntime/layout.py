@@ -91,10 +91,11 @@ class _Walk:
         self.reordered: set[str] = set()
         self.uses = Counter(name for operator in graph.operators for name in operator.inputs)
         self.uses.update(graph.outputs)
+        self.quantized = int8_graph.quantized(graph)
 
     def run(self) -> list[_Step]:
         for operator in self.graph.operators:
-            floating = self.block > 1 and not int8_graph.in_int8(operator, self.graph)
+            floating = self.block > 1 and not self._in_int8(operator)
             if not (floating and self._transform(operator)):
                 self._plain(operator)
         for name, tensor in self.blocked.items():
@@ -281,11 +282,14 @@ class _Walk:
         sizes = int8_graph.told(operator, self.graph, self.shapes)
         attributes = dict(int8_graph.attributes_at(operator, self.graph, self.shapes))
         inputs = [sizes[name] for name in operator.inputs]
-        precision: Precision = "int8" if int8_graph.in_int8(operator, self.graph) else "fp32"
+        precision: Precision = "int8" if self._in_int8(operator) else "fp32"
         origin = self._origin(operator)
         self.steps.append(
             _Step(operator.op, inputs, sizes[operator.outputs[0]], attributes, origin, precision, operator)
         )
+
+    def _in_int8(self, operator: Operator) -> bool:
+        return self.quantized and int8_graph.in_int8(operator, self.graph)
 
     def _fuse_plain_sums(self) -> None:
         """Convolutions that stayed in plain layout take the sum behind them, and its activation, if they have a bias.

@@ -59,12 +59,10 @@ def foreign(tree, architecture, processors):
     Such emulators answer ``uname`` themselves and hand most files through: cpuinfo (qemu-user until version 8.2), and the
     kernel's own word since Linux 6.1.
     """
-    if not is_arm(architecture):
-        return False
     kernel = tree.read("/proc/sys/kernel/arch")
     if kernel:
-        return not is_arm(kernel.strip())
-    return bool(processors) and "vendor_id" in processors[0] and "flags" in processors[0]
+        return is_arm(kernel.strip()) != is_arm(architecture)
+    return is_arm(architecture) and bool(processors) and "vendor_id" in processors[0] and "flags" in processors[0]
 
 
 def emulated():

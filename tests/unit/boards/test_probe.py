@@ -404,6 +404,10 @@ def test_an_emulator_that_makes_up_cpuinfo_is_told_by_the_kernel_s_own_word(prob
     made_up = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n"
     assert probe_tree({"/proc/cpuinfo": made_up, "/proc/sys/kernel/arch": "x86_64\n"}).facts["emulated"] is True
     assert probe_tree({"/proc/cpuinfo": made_up, "/proc/sys/kernel/arch": "aarch64\n"}).facts["emulated"] is False
+    x86 = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu sse2\n"
+    for kernel, expected in (("aarch64\n", True), ("x86_64\n", False)):
+        found = probe_tree({"/proc/cpuinfo": x86, "/proc/sys/kernel/arch": kernel}, architecture="x86_64")
+        assert found.facts["emulated"] is expected
 
 
 def test_an_x86_board_is_told_with_caches_battery_hypervisor_and_throttling(probe_tree: ProbeTree) -> None:

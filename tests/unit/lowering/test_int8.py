@@ -45,6 +45,17 @@ class Net(nn.Module):
         return self.head(torch.relu(self.hidden(x.mean((2, 3)))))
 
 
+class Bytes(nn.Module):
+    """A model that takes an image of bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.stem(x.float() / 255)).mean((2, 3))
+
+
 @pytest.fixture(scope="module")
 def net() -> Net:
     torch.manual_seed(0)
@@ -108,6 +119,19 @@ def test_each_kernel_runs_alone_as_itself_in_the_numbers_of_the_processor(lowere
         if kernel.precision == "int8" and kernel.attribute("constant") is None:
             types |= {value.type.tensor_type.elem_type for value in (*found.input, *found.output)}
     assert types == {wanted, onnx.TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_what_turns_bytes_into_floats_is_no_int8_arithmetic(precision, tmp_path):
+    image = torch.randint(0, 255, (1, 3, 16, 16), dtype=torch.uint8)
+    lowered = edgeprune.lower(edgeprune.trace(Bytes().eval(), image), precision=precision)
+    kernels = lowered.at({})
+    casts = [kernel for kernel in kernels if kernel.op == "Cast"]
+    assert [kernel.precision for kernel in casts] == ["fp32"]
+    assert any(kernel.precision == "int8" for kernel in kernels) == (precision == "int8")
+    assert engines.optimized(lowered.backend.kernel_engine(casts[0]), "BASIC").graph.node[0].op_type == "Cast"
+    (tmp_path / "timed.onnx").write_bytes(lowered.network_engine({}))
+    assert keys(lowered.backend.parse_engine(tmp_path / "timed.onnx")) == keys(kernels)
 
 
 def test_multiply_accumulates_are_those_of_the_float_model(graph, lowered):

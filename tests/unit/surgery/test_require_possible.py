@@ -44,9 +44,14 @@ def test_what_can_match_nothing_is_refused(pattern):
         "stem (+2 layers)",
         "blocks.0[0:4]",
         "*heads",
+        "blocks.*heads",
+        "blocks.* heads",
+        "blocks.?[[]0:4]",
         "head.weight",
         "image",
+        "imag*",
         "add_1",
+        "cat_*",
     ],
 )
 def test_what_could_match_passes(pattern):
