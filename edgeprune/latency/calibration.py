@@ -174,24 +174,46 @@ def kept_time(
 
     Models differ in what they pay besides, which must not pass for it: each is judged by a calibration of its own.
     """
-    every = [rows for rows in models if len(rows) < len(totals)] or [range(len(totals))]
-    told = [list(rows) for rows in every if len(rows) >= KEPT_NETWORKS]
-    if not told:
-        return 0.0
-    sums = [totals[row].sum_ms for rows in told for row in rows]
+    return _KeptTimes(totals, measured_ms, smallest_kernel_ms, models).best()
 
-    def misses(kept_ms: float) -> float:
-        found = 0.0
-        for rows in told:
-            known, times = _of(totals, rows), measured_ms[rows]
-            calibration = fit_calibration(known, times, smallest_kernel_ms, kept_ms=kept_ms)
+
+class _KeptTimes:
+    """How well each of some times explains what networks took, model by model."""
+
+    def __init__(
+        self,
+        totals: Sequence[Totals],
+        measured_ms: Floats,
+        smallest_kernel_ms: float,
+        models: Sequence[Sequence[int]],
+    ) -> None:
+        self.totals, self.measured_ms, self.smallest_kernel_ms = totals, measured_ms, smallest_kernel_ms
+        every = [rows for rows in models if len(rows) < len(totals)] or [range(len(totals))]
+        self.told = [list(rows) for rows in every if len(rows) >= KEPT_NETWORKS]
+        sums = [totals[row].sum_ms for rows in self.told for row in rows]
+        self.trials = [0.0, *np.geomspace(min(sums) / 2, max(sums), _KEPT_TRIALS).tolist()] if sums else [0.0]
+        self.misses = [self._misses(rows) for rows in self.told]
+
+    def best(self, without: int | None = None) -> float:
+        """The time that explains most, also of all rows but one; 0 where none is clearly better."""
+        found = np.zeros(len(self.trials))
+        for rows, misses in zip(self.told, self.misses, strict=True):
+            if without not in rows:
+                found += misses
+            elif len(rows) > KEPT_NETWORKS:
+                found += self._misses([row for row in rows if row != without])
+        best = int(np.argmin(found))
+        return self.trials[best] if found[best] < found[0] - KEPT_GAIN else 0.0
+
+    def _misses(self, rows: Sequence[int]) -> Floats:
+        """Sum of squares (in `TOLERANCE`, Huber) by time, shape (trials,)."""
+        known, times = _of(self.totals, rows), self.measured_ms[list(rows)]
+        found = []
+        for kept_ms in self.trials:
+            calibration = fit_calibration(known, times, self.smallest_kernel_ms, kept_ms=kept_ms)
             off = np.abs(np.array([calibration.ms(one) for one in known]) / times - 1) / TOLERANCE
-            found += float(np.where(off < 2, off**2, 4 * off - 4).sum())
-        return found
-
-    trials = np.geomspace(min(sums) / 2, max(sums), _KEPT_TRIALS).tolist()
-    best = min(trials, key=misses)
-    return best if misses(best) < misses(0.0) - KEPT_GAIN else 0.0
+            found.append(float(np.where(off < 2, off**2, 4 * off - 4).sum()))
+        return np.array(found)
 
 
 def _paid(sum_ms: float, kept_ms: float) -> float:
@@ -231,15 +253,15 @@ def leave_one_out(
 ) -> Sequence[Calibration]:
     """For each network the calibration, of its model where that has its own, that the others alone would give."""
     model_of = {row: model for model in models for row in model if OWN_NETWORKS <= len(model) < len(totals)}
+    times = _KeptTimes(totals, measured_ms, smallest_kernel_ms, models)
     found = []
     for index in range(len(totals)):
         rest = [row for row in range(len(totals)) if row != index]
-        others, times = _of(totals, rest), measured_ms[rest]
-        # Rows behind the one that is left out move up.
-        groups = [[row - (row > index) for row in model if row != index] for model in models]
-        kept_ms = kept_time(others, times, smallest_kernel_ms, groups)
+        kept_ms = times.best(without=index)
         spreads = _NO_WEIGHTS if index in model_of else PRIOR_SPREADS
-        fitted = fit_calibration(others, times, smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms)
+        fitted = fit_calibration(
+            _of(totals, rest), measured_ms[rest], smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms
+        )
         if index in model_of:
             rows = [row for row in model_of[index] if row != index]
             mine = measured_ms[rows]
