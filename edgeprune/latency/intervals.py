@@ -35,8 +35,8 @@ PRIOR_NETWORKS, PRIOR_NETWORK_SPREAD = 1.0, 0.05
 
 RUN_SPREAD = 0.01
 """Relative standard deviation between a run and the next, of all networks together: residuals of one run do not show it.
-Networks measured minutes after the run that the predictor was fitted to were off by 0.1 to 1.7 % on average
-(`benchmarks/predictor_board.py`, five families)."""
+Networks measured minutes after the run that the predictor was fitted to were off by 0 to 1.9 % on average, root mean square
+1.2 % (measured: `benchmarks/predictor_board.py`, two models of each of five families)."""
 
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""

@@ -351,12 +351,17 @@ def _measured(
     if board is None:
         return None, ""
     from edgeprune.latency.chosen import Chosen
-    from edgeprune.loop.verification import ratio_or_lost
+    from edgeprune.loop.verification import measure_ratio, ratio_or_lost
 
     header = None if predictor is None else predictor.table.header
     count = threads or (1 if header is None else int(header["threads"]))
     which = None if header is None else Chosen.of(header)
-    return ratio_or_lost(board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress)
+    return ratio_or_lost(
+        board,
+        lambda: measure_ratio(
+            board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress
+        ),
+    )
 
 
 def _latency_notes(measured: LatencyCheck | None, lost: str, predicted_ms: float | None) -> Iterator[str]:

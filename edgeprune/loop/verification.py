@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -166,53 +166,23 @@ def measured_or_lost(
     header = planner.predictor.table.header
     return ratio_or_lost(
         board,
-        planner.kernel_graph,
-        pruned,
-        threads=int(header["threads"]),
-        rounds=rounds,
-        precision=PRECISION,
-        chosen=Chosen.of(header),
-        progress=progress,
+        lambda: measure_ratio(
+            board,
+            planner.kernel_graph,
+            pruned,
+            threads=int(header["threads"]),
+            rounds=rounds,
+            precision=PRECISION,
+            chosen=Chosen.of(header),
+            progress=progress,
+        ),
     )
 
 
-def ratio_or_lost(
-    board: Board,
-    kernel_graph: KernelGraph,
-    pruned: nn.Module | None,
-    *,
-    threads: int,
-    rounds: int,
-    precision: float = 1.0,
-    chosen: Chosen | None = None,
-    progress: Progress | None = None,
-) -> tuple[LatencyCheck | None, str]:
-    """As `measure_ratio`; None and a clause on what happened where the board is lost.
-
-    Args:
-        board: See `measure_ratio`, as the others.
-        kernel_graph: As there.
-        pruned: As there.
-        threads: As there.
-        rounds: As there.
-        precision: As there.
-        chosen: As there.
-        progress: Told the items done.
-
-    Raises:
-        ExportError: The pruned model cannot be exported.
-    """
+def ratio_or_lost(board: Board, measured: Callable[[], LatencyCheck]) -> tuple[LatencyCheck | None, str]:
+    """What was measured on a board; None and a clause on what happened where the board is lost."""
     try:
-        found = measure_ratio(
-            board,
-            kernel_graph,
-            pruned,
-            threads=threads,
-            rounds=rounds,
-            precision=precision,
-            chosen=chosen,
-            progress=progress,
-        )
+        found = measured()
     except RemoteError as error:
         # A lost board must not take the plan or the tuned model along.
         _log.warning("%s could not measure it: %s", board.name, error.message)
