@@ -121,6 +121,7 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
         predictor = edgeprune.fit(table)
         drawn = draw(lowered, predictor, arguments.networks // (2 if case.second else 1), table)
         rows = [{"widths": widths, "kind": kind, **predicted(lowered, predictor, widths)} for kind, widths in drawn]
+        level_ms: float | None = None
         for turn in ("first", "second"):
             for start in range(0, len(rows), _TOGETHER):
                 part = rows[start : start + _TOGETHER]
@@ -129,11 +130,17 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
                 }
                 engines["dense"] = lowered.network_engine({})
                 with board.hold("benchmark"):
-                    found = compare(board, engines, "dense", threads=arguments.threads, rounds=arguments.rounds)
+                    found = compare(
+                        board, engines, "dense", threads=arguments.threads, rounds=arguments.rounds, level_ms=level_ms
+                    )
+                level_ms = found.level_ms
                 for index, row in enumerate(part):
                     ratio = found.ratios[f"network{index}"]
                     row[turn] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
-                print(f"{case.name}: {turn} measurement, {start + len(part)} of {len(rows)}", flush=True)
+                print(
+                    f"{case.name}: {turn} measurement, {start + len(part)} of {len(rows)}, {found.disturbed} rounds disturbed",
+                    flush=True,
+                )
         earlier = {row.name for row in base.networks} if base is not None else set()
         return {
             "family": case.name,

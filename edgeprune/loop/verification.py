@@ -109,6 +109,7 @@ def measure_ratio(
             kernel_graph.backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
             engines["pruned"] = path
         checks: list[LatencyCheck] = []
+        level_ms: float | None = None
         which = chosen or Chosen()
         heated = ""
         with board.hold("prune"):
@@ -124,12 +125,14 @@ def measure_ratio(
                         threads=threads,
                         rounds=rounds,
                         percentile=which.percentile,
+                        level_ms=level_ms,
                         progress=tell,
                     )
                 except RemoteError:
                     if not checks:
                         raise
                     break  # what was measured before the board was lost is good
+                level_ms = found.level_ms
                 checks.append(check_of(board.name, found, "dense" if pruned is None else "pruned"))
     return replace(mean_of(checks), percentile=which.percentile, heated=heated)
 

@@ -2,10 +2,14 @@
 
 Milliseconds of one engine vary by about a percent between processes; the ratio of two that were timed interleaved
 varies by a quarter of that. Every acceptance figure is therefore such a ratio; milliseconds are told beside it.
+
+What disturbs all does not disturb all alike: a neighbor on the other hardware thread of a core slows arithmetic down more than
+it slows memory. So rounds in which the reference was off its usual level are timed again, and do not count.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +19,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.statistics import SINGLE_RUNS, Ratio, Samples, at_percentile, median_ratio, summarize
+from edgeprune.profiling.levels import WITHIN, usual
+from edgeprune.profiling.statistics import (
+    SINGLE_RUNS,
+    Ratio,
+    Samples,
+    at_percentile,
+    full_share,
+    median_ratio,
+    own_times,
+    summarize,
+)
 from edgeprune.profiling.uploads import upload
 from edgeprune.spec import Measurement
 
@@ -47,7 +61,9 @@ class Comparison:
         measurements: Id to its milliseconds; of the percentile that was asked for.
         conditions: State of the board ``before`` and ``after``.
         overhead_ms: Cost of an empty call, milliseconds; not taken off anything here.
-        processes: Per round the number of the process that timed it.
+        processes: Per round that counts the number of the process that timed it.
+        level_ms: What the reference usually takes, milliseconds, see `edgeprune.profiling.levels`; for the next comparison.
+        disturbed: Rounds that do not count, because the reference was off that level.
     """
 
     reference: str
@@ -56,6 +72,17 @@ class Comparison:
     conditions: Mapping[str, Any]
     overhead_ms: float
     processes: tuple[int, ...]
+    level_ms: float
+    disturbed: int = 0
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round: in which order, by which process, and what each engine took."""
+
+    order: list[str]
+    process: int
+    samples: Mapping[str, Samples]
 
 
 def interleaved(names: list[str], rounds: int) -> list[list[str]]:
@@ -83,6 +110,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 0,
     percentile: int = 50,
+    level_ms: float | None = None,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Comparison:
     """Time engines interleaved with a reference engine.
@@ -93,7 +121,7 @@ def compare(
         reference: Id of the engine that the others are divided by.
         runtime: Runtime that executes them.
         threads: Threads inside one operation.
-        rounds: Rounds in all; each times every engine once.
+        rounds: Rounds in all; each times every engine once. Up to as many are added for those that others disturbed.
         processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process. By default
             one for every five rounds, at least four.
         samples: Samples per engine and round.
@@ -103,7 +131,10 @@ def compare(
         seed: Of the bootstrap.
         percentile: What of a round is compared. Above 50 every sample is a single inference, there are `SINGLE_RUNS` of them
             per engine and round in wall-clock time, and a ratio is that of this percentile of the engine over that of the
-            reference in the same round; `samples`, `sample_ms` and `warmup_ms` do not count then.
+            reference in the same round; `samples`, `sample_ms` and `warmup_ms` do not count then, and all rounds do:
+            disturbances are what a tail is made of.
+        level_ms: `Comparison.level_ms` of an earlier comparison with the same reference: a whole comparison may lie in a
+            disturbance, which then is seen.
         progress: Told (items done, items in all, seconds left, what happens).
 
     Raises:
@@ -116,44 +147,29 @@ def compare(
     count = max(_LEAST_PROCESSES, rounds // _ROUNDS_PER_PROCESS) if processes is None else processes
     if rounds < 1 or count < 1:
         raise ConfigError(f"there must be at least one round and one process, found {rounds} and {count}.")
-    entries = upload(board, engines, kernels=())
     names = [reference, *sorted(name for name in engines if name != reference)]
-    orders = interleaved(names, rounds)
-    times: dict[str, list[Samples]] = {name: [] for name in names}
-    total, done = rounds * len(names), 0
-    results = []
-    begun = time.monotonic()
-
-    def on_event(event: dict[str, Any]) -> None:
-        nonlocal done
-        if event.get("event") == "sample":
-            times[event["id"]].append(Samples.of(event))
-            done += 1
-            if progress is not None:
-                left_s = (time.monotonic() - begun) * (total - done) / done
-                progress(done, total, left_s, f"timing {len(names)} engines interleaved")
-
-    parts = _parts(orders, count)
-    for part in parts:
-        request = {
-            "runtime": runtime,
-            "threads": threads,
-            "engines": entries,
-            "rounds": part,
-            "samples": samples,
-            "sample_ms": sample_ms,
-            "warmup_ms": warmup_ms,
-            **(SINGLE if percentile != _MEDIAN else {}),
-        }
-        item_s = _PATIENCE * (time.monotonic() - begun) / done if done else _FIRST_ITEM_S
-        deadline_s = _START_S + len(part) * len(names) * item_s
-        results.append(board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
+    request = {
+        "runtime": runtime,
+        "threads": threads,
+        "engines": upload(board, engines, kernels=()),
+        "samples": samples,
+        "sample_ms": sample_ms,
+        "warmup_ms": warmup_ms,
+        **(SINGLE if percentile != _MEDIAN else {}),
+    }
+    timing = _Timing(board, names, request, rounds, level_ms, progress)
+    for part in _parts(interleaved(names, rounds), count):
+        timing.run(part)
+    if percentile == _MEDIAN:
+        timing.again()
+    counted = timing.counted() if percentile == _MEDIAN else timing.taken
     measurements = {
         name: summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
-        for name, rows in times.items()
+        for name, rows in ((name, [one.samples[name] for one in counted]) for name in names)
     }
     medians = {name: found.rounds_ms for name, found in measurements.items()}
-    owners = tuple(number for number, part in enumerate(parts) for _ in part)
+    owners = tuple(one.process for one in counted)
+    results = timing.results
     return Comparison(
         reference=reference,
         ratios={
@@ -171,7 +187,95 @@ def compare(
         conditions={"before": results[0]["conditions"]["before"], "after": results[-1]["conditions"]["after"]},
         overhead_ms=median([result["overhead_ms"] for result in results]),
         processes=owners,
+        level_ms=timing.usual_ms(),
+        disturbed=len(timing.taken) - len(counted),
     )
+
+
+class _Timing:
+    """The rounds of one comparison.
+
+    Args:
+        board: Where.
+        names: Ids of the engines, the reference first.
+        request: What the board's ``bench`` is asked, but for the rounds.
+        rounds: Rounds that are to count; at most as many again are added for those that were disturbed.
+        level_ms: What the reference took in an earlier comparison, milliseconds.
+        progress: See `compare`.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        names: list[str],
+        request: Mapping[str, Any],
+        rounds: int,
+        level_ms: float | None,
+        progress: Callable[[int, int, float, str], None] | None,
+    ) -> None:
+        self.board, self.names, self.request, self.rounds = board, names, request, rounds
+        self.level_ms, self.progress = level_ms, progress
+        self.taken: list[_Round] = []
+        self.results: list[dict[str, Any]] = []
+        self.total = rounds * len(names)
+        self.begun = time.monotonic()
+
+    def run(self, part: list[list[str]]) -> None:
+        """Time rounds of these orders in one process."""
+        rows: list[dict[str, Samples]] = []
+        before = len(self.taken) * len(self.names)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event.get("event") == "sample":
+                if not rows or len(rows[-1]) == len(self.names):
+                    rows.append({})
+                rows[-1][event["id"]] = Samples.of(event)
+                self._tell(before + sum(map(len, rows)))
+
+        item_s = _PATIENCE * (time.monotonic() - self.begun) / before if before else _FIRST_ITEM_S
+        request = {**self.request, "rounds": part}
+        deadline_s = _START_S + len(part) * len(self.names) * item_s
+        self.results.append(self.board.call("bench", request, timeout_s=deadline_s, on_event=on_event))
+        process = len(self.results) - 1
+        self.taken += [_Round(order, process, row) for order, row in zip(part, rows, strict=True)]
+
+    def again(self) -> None:
+        """Time rounds again whose reference was off its level, as long as any is, and at most as many as there were."""
+        left = self.rounds
+        while left:
+            # The level of an earlier comparison may not have been seen at all yet: all of this one may lie in a disturbance.
+            held = self._held(min(self.usual_ms(), self.level_ms or math.inf))
+            missing = min(left, self.rounds - sum(held), _ROUNDS_PER_PROCESS)
+            if missing <= 0:
+                return
+            left -= missing
+            self.total += missing * len(self.names)
+            self.run([one.order for one, fine in zip(self.taken, held, strict=True) if not fine][-missing:])
+
+    def counted(self) -> list[_Round]:
+        """Rounds whose reference held its level; all where the board hardly ever came back to one."""
+        held = [one for one, fine in zip(self.taken, self._held(self.usual_ms()), strict=True) if fine]
+        return held if 2 * len(held) >= self.rounds else self.taken
+
+    def usual_ms(self) -> float:
+        """What the reference usually takes, milliseconds; as in an earlier comparison where it came near that again."""
+        times, known = self._reference_ms(), self.level_ms
+        level = usual(times)
+        return level if known is None or min(times) > known * (1 + WITHIN) else min(level, known)
+
+    def _held(self, level_ms: float) -> list[bool]:
+        return [abs(time_ms / level_ms - 1) <= WITHIN for time_ms in self._reference_ms()]
+
+    def _reference_ms(self) -> list[float]:
+        threads = self.request["threads"]
+        samples = [one.samples[self.names[0]] for one in self.taken]
+        full = full_share((share for one in samples for share in one.cpu_share), threads)
+        return [median(own_times(one, threads, full)) for one in samples]
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None:
+            left_s = (time.monotonic() - self.begun) * (self.total - done) / done
+            self.progress(done, self.total, left_s, f"timing {len(self.names)} engines interleaved")
 
 
 def _parts(orders: list[list[str]], processes: int) -> list[list[list[str]]]:

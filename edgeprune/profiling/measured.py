@@ -25,14 +25,14 @@ class MeasuredRun:
         rounds: Id to the median of each time that it was measured, milliseconds, in the order of the rounds.
         conditions: State of the board as read ``before`` the first and ``after`` the last call to it.
         disturbances: What became of the board meanwhile, in sentences; see `changes.changes`.
-        drift: Largest relative distance of a counted sentinel from the run's median, or from `measure`'s ``level_ms``.
+        drift: Largest relative distance of a counted sentinel from its usual level, see `edgeprune.profiling.levels`.
         repeated_rounds: How many stretches of rounds were measured again because a sentinel had drifted.
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
         spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
-        level_ms: Median of all sentinels, milliseconds.
+        level_ms: What the sentinel usually takes, milliseconds.
         sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
-        flags: Id to what is doubtful: ``"drifted"`` (kept although its sentinels drifted), ``"below-overhead"`` (its
+        flags: Id to what is doubtful: ``"drifted"`` (in no round did its sentinels hold), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
         unusable: Id to the reason why the board could not run it.
@@ -75,26 +75,30 @@ def measured_run(
         threads: Threads inside one operation.
     """
     names = list(items)
-    samples: dict[str, list[Samples]] = {name: [] for name in names}
-    doubts: dict[str, set[str]] = {name: set() for name in names}
-    records: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    worst = 0.0
+    # Of each item the records of rounds that held, and those of all others.
+    held: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
+    drifted: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
+    worst = {True: 0.0, False: 0.0}
     for number, layout in enumerate(layouts):
-        marks: dict[int, dict[str, Any]] = {}
+        marks: dict[bool, dict[int, dict[str, Any]]] = {True: {}, False: {}}
         for stretch in range(len(layout)):
             choice = ledger.chosen(number, stretch, drift_limit)
             if choice is None:
                 continue
             place, kept, drift = choice
-            worst = max(worst, drift)
-            marks.update((id(record), record) for record in ledger.sentinels(place))
+            worst[kept] = max(worst[kept], drift)
+            marks[kept].update((id(record), record) for record in ledger.sentinels(place))
             for name, record in ledger.samples(place).items():
-                samples[name].append(Samples.of(record))
-                records[name].append(record)
-                if not kept:
-                    doubts[name].add("drifted")
-        samples[sentinel].append(Samples.of(*marks.values()))
-        records[sentinel] += marks.values()
+                (held if kept else drifted)[name].append([record])
+        for kept, into in ((True, held), (False, drifted)):
+            if marks[kept]:
+                into[sentinel].append(list(marks[kept].values()))
+    # A round in which others slowed the board down does not count where another one was measured undisturbed.
+    counted = {name: held[name] or drifted[name] for name in names}
+    doubts: dict[str, set[str]] = {name: {"drifted"} if drifted[name] and not held[name] else set() for name in names}
+    samples = {name: [Samples.of(*rows) for rows in rounds] for name, rounds in counted.items()}
+    records = {name: [record for rows in rounds for record in rows] for name, rounds in counted.items()}
+    forced = any("drifted" in found for found in doubts.values())
     overhead_ms = median(ledger.overheads_ms)
     measurements = {
         name: summarize(taken, overhead_ms if name in kernels else 0.0, threads)
@@ -110,12 +114,12 @@ def measured_run(
         rounds={name: found.rounds_ms for name, found in measurements.items()},
         conditions={"before": ledger.conditions[0], "after": ledger.conditions[-1]},
         disturbances=changes(ledger.conditions),
-        drift=worst,
+        drift=worst[False] if forced else worst[True],
         repeated_rounds=ledger.repeated,
         overhead_ms=overhead_ms,
         sentinel=sentinel,
         spent_s=ledger.spent_s,
-        level_ms=ledger.median_ms,
+        level_ms=ledger.usual_ms,
         sentinels_ms=tuple(ledger.sentinels_ms),
         flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
         unusable=dict(ledger.unusable),

@@ -42,9 +42,9 @@ class Protocol:
         sample_ms: Least length of one sample, milliseconds.
         warmup_ms: Least warm-up before each item, milliseconds.
         every: Most items between two sentinels.
-        drift_limit: Relative distance of a sentinel from the run's median beyond which its stretch is repeated, once all
+        drift_limit: Relative distance of a sentinel from its usual level beyond which its stretch is repeated, once all
             rounds are done.
-        max_repeats: How often a stretch is repeated before it is kept and flagged.
+        max_repeats: How often a stretch is repeated at most.
         per_call: Most items per call to the board.
         passes: How often a round measures each network that is not the sentinel.
     """
@@ -54,7 +54,7 @@ class Protocol:
     warmup_ms: float = 20.0
     every: int = 20
     drift_limit: float = 0.03
-    max_repeats: int = 2
+    max_repeats: int = 3
     per_call: int = 256
     passes: int = 1
 
@@ -78,7 +78,7 @@ def measure(
     kernels: Collection[str] = (),
     budget_s: float | None = None,
     drift_limit: float = 0.03,
-    max_repeats: int = 2,
+    max_repeats: int = 3,
     per_call: int = 256,
     passes: int = 1,
     identity: Mapping[str, Any] | None = None,
@@ -111,7 +111,7 @@ def measure(
             moves them more than single kernels.
         identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
         level_ms: What the sentinel took in an earlier part of the same run, milliseconds; drift is judged by it, and not by
-            the median of this part alone.
+            this part alone.
 
     Raises:
         ConfigError: No engines, or an id that is not among them.
@@ -208,10 +208,11 @@ class _Run:
         )
 
     def _repeat(self, layouts: Sequence[Sequence[tuple[str, ...]]]) -> None:
-        """Measure stretches again that drifted from the median of all rounds, while there are attempts and time left."""
+        """Measure stretches again that drifted from what is usual, while there are attempts and time left."""
         # Only now is it known what is usual: a run may begin in the middle of a disturbance. What is measured again moves
-        # the median in its turn, so all stretches are looked at until none is left.
-        while again := self._drifted(layouts):
+        # that level in its turn, so all stretches are looked at until none is left; first those with an item of which no
+        # round held, since a round that drifted does not count where another one held.
+        while again := self._drifted(layouts, lacking=True) or self._drifted(layouts):
             for (number, attempt), chosen in again.items():
                 begun = any(self.ledger.begun((number, attempt, stretch)) for stretch in chosen)
                 if not begun and self.budget_s is not None and self.ledger.spent_s >= self.budget_s:
@@ -219,14 +220,22 @@ class _Run:
                 logger.info("round %d, stretches %s: the sentinel drifted, measuring again", number, chosen)
                 self._attempt(number, attempt, layouts[number], chosen)
 
-    def _drifted(self, layouts: Sequence[Sequence[tuple[str, ...]]]) -> dict[tuple[int, int], list[int]]:
-        """Stretches that may be repeated, by round and number of the next attempt."""
+    def _drifted(
+        self, layouts: Sequence[Sequence[tuple[str, ...]]], lacking: bool = False
+    ) -> dict[tuple[int, int], list[int]]:
+        """Stretches that may be repeated, by round and number of the next attempt; maybe only those an item depends on."""
+        attempts = {
+            (number, stretch): self.ledger.drifts(number, stretch)
+            for number, layout in enumerate(layouts)
+            for stretch in range(len(layout))
+        }
+        held = {place for place, drifts in attempts.items() if min(drifts) <= self.protocol.drift_limit}
+        known = {name for number, stretch in held for name in layouts[number][stretch]}
         found: dict[tuple[int, int], list[int]] = {}
-        for number, layout in enumerate(layouts):
-            for stretch in range(len(layout)):
-                drifts = self.ledger.drifts(number, stretch)
-                if len(drifts) <= self.protocol.max_repeats and min(drifts) > self.protocol.drift_limit:
-                    found.setdefault((number, len(drifts)), []).append(stretch)
+        for (number, stretch), drifts in attempts.items():
+            needed = not lacking or not known.issuperset(layouts[number][stretch])
+            if needed and (number, stretch) not in held and len(drifts) <= self.protocol.max_repeats:
+                found.setdefault((number, len(drifts)), []).append(stretch)
         return found
 
     def _attempt(self, number: int, attempt: int, layout: Sequence[tuple[str, ...]], chosen: Sequence[int]) -> None:

@@ -1,8 +1,8 @@
 """Rounds of a measuring run: order, sentinels, and which stretches of a round must be measured again.
 
 A round measures every item once, in its own seeded order. It is cut into stretches; a sentinel is measured before the
-first, between any two, and after the last. A stretch with a sentinel that left the run's median is measured again
-whole; that median changes while the run goes on, so what is kept are the sentinels, never a verdict. Nothing here talks
+first, between any two, and after the last. A stretch with a sentinel that left the run's usual level is measured again
+whole; that level changes while the run goes on, so what is kept are the sentinels, never a verdict. Nothing here talks
 to a board: `Ledger` is built from the journal's records alone, so a resumed run goes on where it was.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from edgeprune.profiling.levels import usual
 from edgeprune.profiling.statistics import full_share, undisturbed
 
 Record = dict[str, Any]
@@ -95,9 +96,9 @@ def slots(todo: Sequence[tuple[int, Sequence[str]]], sentinel: str) -> list[Slot
     return order
 
 
-def drift(sentinels_ms: Sequence[float], median_ms: float) -> float:
-    """Largest relative distance of a stretch's sentinels from the run's median."""
-    return max(abs(value / median_ms - 1.0) for value in sentinels_ms)
+def drift(sentinels_ms: Sequence[float], usual_ms: float) -> float:
+    """Largest relative distance of a stretch's sentinels from the run's usual level."""
+    return max(abs(value / usual_ms - 1.0) for value in sentinels_ms)
 
 
 def level_ms(record: Mapping[str, Any], full: float = 1.0) -> float:
@@ -186,15 +187,15 @@ class Ledger:
         return [level_ms(record, full) for record in self._marks]
 
     @property
-    def median_ms(self) -> float:
-        """Median of all sentinels of the run, milliseconds."""
-        return median(self.sentinels_ms)
+    def usual_ms(self) -> float:
+        """What the sentinel usually takes, milliseconds: `level_ms`, else by all sentinels so far, see `levels.usual`."""
+        return self.level_ms or usual(self.sentinels_ms)
 
     def drifts(self, number: int, stretch: int) -> list[float]:
-        """Drift of each finished attempt at a stretch, in order, against `level_ms`, else the median as it is now."""
-        full, median_ms = self._full_share(), self.level_ms or self.median_ms
+        """Drift of each finished attempt at a stretch, in order, against the usual level as it is now."""
+        full, usual_ms = self._full_share(), self.usual_ms
         places = sorted(place for place in self._closed if place[0::2] == (number, stretch))
-        return [drift([level_ms(record, full) for record in self._sentinels[place]], median_ms) for place in places]
+        return [drift([level_ms(record, full) for record in self._sentinels[place]], usual_ms) for place in places]
 
     def chosen(self, number: int, stretch: int, limit: float) -> tuple[Place, bool, float] | None:
         """The attempt at a stretch that counts, whether its drift is within the limit, and its drift.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.comparing import interleaved
+from edgeprune.profiling.comparing import _Timing, interleaved
 from edgeprune.profiling.measuring import compare
 from edgeprune.profiling.statistics import SINGLE_RUNS
 
@@ -40,10 +41,14 @@ def test_engine_compared_with_itself_has_ratio_one(board: Board, conv_engine: Ca
     assert 0.15 < found.ratios["half"].ratio < 0.75
     for name, ratio in found.ratios.items():
         assert ratio.low <= ratio.ratio <= ratio.high
-        assert len(ratio.rounds) == len(found.measurements[name].rounds_ms) == 10
-    assert told[-1] == (30, 30)
-    assert found.processes == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
-    assert found.ratios["same"].high - found.ratios["same"].low >= 0.9 * 2 * 1.96 * 0.0027 / 2
+        assert len(ratio.rounds) == len(found.measurements[name].rounds_ms) == len(found.processes) >= 5
+    rounds = len(found.processes) + found.disturbed
+    assert 10 <= rounds <= 20
+    assert told[-1] == (3 * rounds, 3 * rounds)
+    assert found.disturbed or found.processes == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+    several = len(set(found.processes))
+    assert found.ratios["same"].high - found.ratios["same"].low >= 0.9 * 2 * 1.96 * 0.0027 / several**0.5
+    assert found.level_ms == pytest.approx(found.measurements["reference"].median_ms, rel=0.3)
     assert found.conditions["after"]["context"]["cpu_s"] > 0
 
 
@@ -73,5 +78,79 @@ def test_there_must_be_a_round(board: Board) -> None:
 def test_more_rounds_are_shared_by_more_processes(board: Board, conv_engine: Callable[..., bytes]) -> None:
     settings: dict[str, float] = {"samples": 1, "sample_ms": 0.2, "warmup_ms": 0.2}
     found = compare(board, {"a": conv_engine(8)}, "a", rounds=30, **settings)  # type: ignore[arg-type]
-    assert len(set(found.processes)) == 6
-    assert len(found.processes) == 30
+    assert len(found.processes) + found.disturbed >= 30
+    assert found.disturbed or len(set(found.processes)) >= 6
+
+
+QUIET_MS, SLOWED_MS = 1.18, 1.65
+
+
+class Recorded(Board):
+    """A board whose calls are answered with made up times: those of a core with a neighbor that comes and goes."""
+
+    def __init__(self, states: str) -> None:
+        self.states, self.asked = iter(states), 0
+
+    def call(self, operation: str, request: Any, *, on_event: Any = None, **_: Any) -> dict[str, Any]:
+        for order in request["rounds"]:
+            self.asked += 1
+            slowed = next(self.states) == "x"
+            for name in order:
+                # Arithmetic is slowed down more than memory: the ratio of the two engines is another one.
+                quick, slow = {"dense": (QUIET_MS, SLOWED_MS), "pruned": (0.5, 0.62)}[name]
+                time_ms = slow if slowed else quick
+                on_event({"event": "sample", "id": name, "times_ms": [time_ms] * 3, "cpu_share": [1.0] * 3})
+        return {"conditions": {"before": {}, "after": {}}, "overhead_ms": 0.0}
+
+
+def timed(states: str, rounds: int = 12, level_ms: float | None = None) -> tuple[_Timing, Recorded]:
+    board = Recorded(states)
+    timing = _Timing(board, ["dense", "pruned"], {"threads": 1}, rounds, level_ms, None)
+    for _ in range(0, rounds, 3):
+        timing.run([["dense", "pruned"]] * 3)
+    assert board.asked == rounds
+    timing.again()
+    return timing, board
+
+
+def counted_ms(timing: _Timing) -> set[float]:
+    return {one.samples["pruned"].times_ms[0] for one in timing.counted()}
+
+
+def test_rounds_that_a_neighbor_slowed_down_are_timed_again_and_do_not_count() -> None:
+    timing, board = timed("xxxxx..xx..." + "xx" + "." * 20)
+    assert counted_ms(timing) == {0.5}
+    assert timing.usual_ms() == QUIET_MS
+    assert len(timing.counted()) == 12
+    assert board.asked == 12 + 7 + 2
+
+
+def test_quiet_rounds_are_timed_once() -> None:
+    timing, board = timed("." * 12)
+    assert board.asked == len(timing.counted()) == 12
+
+
+def test_rounds_are_added_at_most_once_over() -> None:
+    timing, board = timed("xxxx....xxxx" + "x.xx" * 3)
+    assert board.asked == 24
+    assert counted_ms(timing) == {0.5}, "fewer than were asked for, but more than half"
+    assert len(timing.counted()) == 7
+
+
+def test_state_that_is_hardly_ever_left_is_the_usual_one() -> None:
+    timing, board = timed("xxx...xxxxxx" + "x" * 12)
+    assert board.asked < 24
+    assert counted_ms(timing) == {0.62}
+
+
+def test_comparison_that_lies_in_a_disturbance_is_seen_by_the_level_of_the_last_one() -> None:
+    assert counted_ms(timed("x" * 12)[0]) == {0.62}, "nothing tells"
+    timing, _ = timed("x" * 12 + "xx" + "." * 20, level_ms=QUIET_MS)
+    assert counted_ms(timing) == {0.5}
+
+
+def test_level_of_the_last_comparison_is_given_up_where_the_board_has_changed() -> None:
+    timing, board = timed("x" * 24, level_ms=QUIET_MS)
+    assert board.asked == 24
+    assert timing.usual_ms() == SLOWED_MS
+    assert len(timing.counted()) == 24

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeprune.profiling.measured import measured_run
 from edgeprune.profiling.rounds import Ledger, Slot, drift, slots, stretches
 
 LIMIT = 0.03
@@ -99,6 +100,7 @@ class Recorder:
                     "closes": slot.closes,
                     "times_ms": [time_ms] * 3,
                     "cpu_share": [share] * 3,
+                    "stable": True,
                     "seconds": 0.03,
                 }
             )
@@ -164,6 +166,27 @@ def test_of_attempts_that_all_drifted_the_calmest_counts(disturbed: Recorder) ->
     place, kept, found = Ledger(disturbed.records).chosen(1, 1, LIMIT) or pytest.fail("nothing was chosen")
     assert (place, kept) == ((1, 1, 1), False)
     assert found == pytest.approx(0.1, abs=0.01)
+
+
+def test_round_that_drifted_does_not_count_where_another_one_held(disturbed: Recorder) -> None:
+    layouts = [[("a",), ("b",), ("c",)]] * 2
+    disturbed.records.append({"kind": "end", "conditions": {"load": 0.2}})
+    run = measured_run(Ledger(disturbed.records), layouts, ["s", "a", "b", "c"], (), "s", drift_limit=LIMIT, threads=1)
+    assert run.rounds["a"] == (0.1, 0.1)
+    assert run.rounds["b"] == (0.2,), "the 0.35 of round 1 was measured beside a drifted sentinel"
+    assert run.rounds["c"] == (0.3,)
+    assert run.measurements["s"].median_ms == pytest.approx(2.0, abs=0.005)
+    assert not run.flags
+    assert run.drift < LIMIT
+
+
+def test_item_of_which_no_round_held_is_kept_with_a_flag(disturbed: Recorder) -> None:
+    layouts = [[("a",), ("b",), ("c",)]] * 2
+    disturbed.records = [record for record in disturbed.records if (record.get("id"), record.get("round")) != ("b", 0)]
+    run = measured_run(Ledger(disturbed.records), layouts, ["s", "a", "b", "c"], (), "s", drift_limit=LIMIT, threads=1)
+    assert run.rounds["b"] == (0.35,)
+    assert run.flags == {"b": ("drifted",)}
+    assert run.drift == pytest.approx(0.23, abs=0.01)
 
 
 def test_interrupted_samples_do_not_count_as_drift() -> None:
