@@ -188,7 +188,7 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
             f"kind, with a wider interval where there are none; the first one: {reason}"
         )
     if drifted := header["drift"]["drifted_rows"]:
-        output.say(f"{drifted} of {len(table)} rows were measured while the board was disturbed, repeats included")
+        output.say(f"{drifted} of {len(table)} rows were never measured undisturbed")
     for entry in header.get("models", ()):
         _tell_energy(output, entry["name"], table.energy.get(entry["dense"]))
     output.wrote(path, "latency table")

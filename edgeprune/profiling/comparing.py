@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.levels import WITHIN, usual
+from edgeprune.profiling.levels import PATIENCE, WITHIN, slowest_pace, usual
 from edgeprune.profiling.statistics import (
     SINGLE_RUNS,
     Ratio,
@@ -42,8 +42,9 @@ PROCESS_SPREAD = 0.0027
 ALONE_PROCESS_SPREAD = 0.01
 """The same of the milliseconds of one engine."""
 
-SINGLE = {"samples": SINGLE_RUNS, "sample_ms": 0.0, "warmup_ms": 20.0, "item_ms": 60_000.0}
-"""The part of a ``bench`` request that has every sample be one inference, of which no time limit cuts any off."""
+SINGLE = {"samples": SINGLE_RUNS, "sample_ms": 0.0, "warmup_ms": 20.0, "item_ms": 60_000.0, "patience": 0.0}
+"""The part of a ``bench`` request that has every sample be one inference, of which no time limit cuts any off, and for which
+nobody waits."""
 
 _MEDIAN = 50
 _LEAST_PROCESSES, _ROUNDS_PER_PROCESS = 4, 5
@@ -78,11 +79,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round: in which order, by which process, and what each engine took."""
+    """One round: in which order, by which process, and what the board told of each engine."""
 
     order: list[str]
     process: int
-    samples: Mapping[str, Samples]
+    told: Mapping[str, Mapping[str, Any]]
 
 
 def interleaved(names: list[str], rounds: int) -> list[list[str]]:
@@ -155,6 +156,7 @@ def compare(
         "samples": samples,
         "sample_ms": sample_ms,
         "warmup_ms": warmup_ms,
+        "patience": PATIENCE,
         **(SINGLE if percentile != _MEDIAN else {}),
     }
     timing = _Timing(board, names, request, rounds, level_ms, progress)
@@ -163,10 +165,12 @@ def compare(
     if percentile == _MEDIAN:
         timing.again()
     counted = timing.counted() if percentile == _MEDIAN else timing.taken
-    measurements = {
-        name: summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
-        for name, rows in ((name, [one.samples[name] for one in counted]) for name in names)
-    }
+    measurements = {}
+    for name in names:
+        rows = timing.samples(name, counted)
+        measurements[name] = (
+            summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
+        )
     medians = {name: found.rounds_ms for name, found in measurements.items()}
     owners = tuple(one.process for one in counted)
     results = timing.results
@@ -222,14 +226,14 @@ class _Timing:
 
     def run(self, part: list[list[str]]) -> None:
         """Time rounds of these orders in one process."""
-        rows: list[dict[str, Samples]] = []
+        rows: list[dict[str, Mapping[str, Any]]] = []
         before = len(self.taken) * len(self.names)
 
         def on_event(event: dict[str, Any]) -> None:
             if event.get("event") == "sample":
                 if not rows or len(rows[-1]) == len(self.names):
                     rows.append({})
-                rows[-1][event["id"]] = Samples.of(event)
+                rows[-1][event["id"]] = event
                 self._tell(before + sum(map(len, rows)))
 
         item_s = _PATIENCE * (time.monotonic() - self.begun) / before if before else _FIRST_ITEM_S
@@ -244,7 +248,7 @@ class _Timing:
         left = self.rounds
         while left:
             # The level of an earlier comparison may not have been seen at all yet: all of this one may lie in a disturbance.
-            held = self._held(min(self.usual_ms(), self.level_ms or math.inf))
+            held = self.held(min(self.usual_ms(), self.level_ms or math.inf))
             missing = min(left, self.rounds - sum(held), _ROUNDS_PER_PROCESS)
             if missing <= 0:
                 return
@@ -254,7 +258,7 @@ class _Timing:
 
     def counted(self) -> list[_Round]:
         """Rounds whose reference held its level; all where the board hardly ever came back to one."""
-        held = [one for one, fine in zip(self.taken, self._held(self.usual_ms()), strict=True) if fine]
+        held = [one for one, fine in zip(self.taken, self.held(self.usual_ms()), strict=True) if fine]
         return held if 2 * len(held) >= self.rounds else self.taken
 
     def usual_ms(self) -> float:
@@ -263,12 +267,26 @@ class _Timing:
         level = usual(times)
         return level if known is None or min(times) > known * (1 + WITHIN) else min(level, known)
 
-    def _held(self, level_ms: float) -> list[bool]:
-        return [abs(time_ms / level_ms - 1) <= WITHIN for time_ms in self._reference_ms()]
+    def held(self, level_ms: float) -> list[bool]:
+        """Per round whether the reference held that level, and each engine had the core to itself once at least."""
+        slowed = [
+            any(one.all_slowed for one in engines)
+            for engines in zip(*(self.samples(name, self.taken) for name in self.names), strict=True)
+        ]
+        return [
+            abs(time_ms / level_ms - 1) <= WITHIN and not slow
+            for time_ms, slow in zip(self._reference_ms(), slowed, strict=True)
+        ]
+
+    def samples(self, name: str, rounds: Sequence[_Round]) -> list[Samples]:
+        """What an engine took in each of these rounds."""
+        every = [value for one in self.taken for told in one.told.values() for value in told.get("pace_ns", ())]
+        slowest_ns = slowest_pace(every)
+        return [Samples.of(one.told[name], slowest_ns=slowest_ns) for one in rounds]
 
     def _reference_ms(self) -> list[float]:
         threads = self.request["threads"]
-        samples = [one.samples[self.names[0]] for one in self.taken]
+        samples = self.samples(self.names[0], self.taken)
         full = full_share((share for one in samples for share in one.cpu_share), threads)
         return [median(own_times(one, threads, full)) for one in samples]
 

@@ -8,6 +8,7 @@ slow state, or between the two, as soon as that takes half of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,27 +16,43 @@ import numpy as np
 WITHIN = 0.05
 """Relative distance up to which times are of one level: a neighbor costs more than that, noise less."""
 
-_PARTS, _LEAST_IN_PART, _LOW = 8, 10, 0.2
+SLOWED = 1.12
+"""What arithmetic on the board takes, over its usual time, beyond which a sample beside it was slowed by somebody else."""
+
+PATIENCE = 4.0
+"""As many times its own time may an item wait on the board for the core to be its own, and take samples anew."""
+
+_PARTS, _LEAST_IN_PART = 8, 10
 
 
-def usual(times_ms: Sequence[float]) -> float:
+def usual(times_ms: Sequence[float], low: float = 0.2) -> float:
     """The fastest level that a run comes back to all along.
 
     The times are cut into up to eight parts in their order. A part's level is the median of what lies within `WITHIN` of its
-    20th percentile, and the run's is the median of its parts. So others may slow the machine down most of the time, as long
-    as they leave a fifth of half of the parts alone; a board that grows slower as it grows warm is taken as it
-    is in the middle of the run, and not as it was when it was cold.
+    20th percentile (`low`), and the run's is the median of its parts. So others may slow the machine down most of the time,
+    as long as they leave a fifth of half of the parts alone; a board that grows slower as it grows warm is taken as it is in
+    the middle of the run, and not as it was when it was cold.
 
     Args:
         times_ms: What the same thing took, in the order of measuring; at least one.
+        low: Share of the times of a part that are in its fastest state at least.
 
     Returns:
-        Milliseconds.
+        In the unit of the times.
     """
     values = np.asarray(times_ms, dtype=np.float64)
     count = max(1, min(_PARTS, len(values) // _LEAST_IN_PART))
     levels = []
     for part in np.array_split(values, count):
-        low = np.quantile(part, _LOW)
-        levels.append(float(np.median(part[part <= low * (1 + WITHIN)])))
+        fast = np.quantile(part, low)
+        levels.append(float(np.median(part[part <= fast * (1 + WITHIN)])))
     return sorted(levels)[(count - 1) // 2]
+
+
+def slowest_pace(paces_ns: Sequence[float]) -> float:
+    """What the board's arithmetic may take beside a sample that counts, nanoseconds; infinite where it was not looked at.
+
+    Args:
+        paces_ns: ``pace_ns`` of all samples of a run, in order.
+    """
+    return SLOWED * usual(paces_ns, low=0.1) if paces_ns else math.inf

@@ -30,9 +30,11 @@ class MeasuredRun:
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
         spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
+        lost_s: Seconds of these in which the board waited for a core of its own, or timed what did not count.
         level_ms: What the sentinel usually takes, milliseconds.
         sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
-        flags: Id to what is doubtful: ``"drifted"`` (in no round did its sentinels hold), ``"below-overhead"`` (its
+        flags: Id to what is doubtful: ``"drifted"`` (in no round did its sentinels hold, or in each
+            somebody else used the core's units), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
             (warm-up never settled).
         unusable: Id to the reason why the board could not run it.
@@ -46,6 +48,7 @@ class MeasuredRun:
     overhead_ms: float
     sentinel: str
     spent_s: float = 0.0
+    lost_s: float = 0.0
     level_ms: float = 0.0
     sentinels_ms: tuple[float, ...] = ()
     disturbances: tuple[str, ...] = ()
@@ -79,6 +82,7 @@ def measured_run(
     held: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
     drifted: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in names}
     worst = {True: 0.0, False: 0.0}
+    slowest_ns = ledger.levels.slowest_ns
     for number, layout in enumerate(layouts):
         marks: dict[bool, dict[int, dict[str, Any]]] = {True: {}, False: {}}
         for stretch in range(len(layout)):
@@ -89,14 +93,15 @@ def measured_run(
             worst[kept] = max(worst[kept], drift)
             marks[kept].update((id(record), record) for record in ledger.sentinels(place))
             for name, record in ledger.samples(place).items():
-                (held if kept else drifted)[name].append([record])
+                fair = kept and not Samples.of(record, slowest_ns=slowest_ns).all_slowed
+                (held if fair else drifted)[name].append([record])
         for kept, into in ((True, held), (False, drifted)):
             if marks[kept]:
                 into[sentinel].append(list(marks[kept].values()))
     # A round in which others slowed the board down does not count where another one was measured undisturbed.
     counted = {name: held[name] or drifted[name] for name in names}
     doubts: dict[str, set[str]] = {name: {"drifted"} if drifted[name] and not held[name] else set() for name in names}
-    samples = {name: [Samples.of(*rows) for rows in rounds] for name, rounds in counted.items()}
+    samples = {name: [Samples.of(*rows, slowest_ns=slowest_ns) for rows in rounds] for name, rounds in counted.items()}
     records = {name: [record for rows in rounds for record in rows] for name, rounds in counted.items()}
     forced = any("drifted" in found for found in doubts.values())
     overhead_ms = median(ledger.overheads_ms)
@@ -119,8 +124,9 @@ def measured_run(
         overhead_ms=overhead_ms,
         sentinel=sentinel,
         spent_s=ledger.spent_s,
-        level_ms=ledger.usual_ms,
-        sentinels_ms=tuple(ledger.sentinels_ms),
+        lost_s=ledger.lost_s,
+        level_ms=ledger.levels.usual_ms,
+        sentinels_ms=ledger.levels.sentinels_ms,
         flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
         unusable=dict(ledger.unusable),
     )

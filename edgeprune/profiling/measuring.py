@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.errors import ConfigError
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
+from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from edgeprune.boards.board import Board
 
 __all__ = ["Comparison", "MeasuredRun", "Progress", "Protocol", "compare", "measure"]
+
+_LOAD_MS = 6.0
+"""What an item takes besides its own time, about."""
 
 logger = logging.getLogger("edgeprune.profiling")
 
@@ -47,6 +51,8 @@ class Protocol:
         max_repeats: How often a stretch is repeated at most.
         per_call: Most items per call to the board.
         passes: How often a round measures each network that is not the sentinel.
+        patience: As many times its time may an item wait for the core to be its own, see the board's ``pace``; less where
+            the budget would not last.
     """
 
     samples: int = 5
@@ -57,6 +63,7 @@ class Protocol:
     max_repeats: int = 3
     per_call: int = 256
     passes: int = 1
+    patience: float = PATIENCE
 
 
 def measure(
@@ -81,6 +88,7 @@ def measure(
     max_repeats: int = 3,
     per_call: int = 256,
     passes: int = 1,
+    patience: float = PATIENCE,
     identity: Mapping[str, Any] | None = None,
     level_ms: float | None = None,
 ) -> MeasuredRun:
@@ -109,6 +117,7 @@ def measure(
         per_call: See `Protocol`.
         passes: See `Protocol`; few networks bear the calibration, and what a machine's memory has to do for others meanwhile
             moves them more than single kernels.
+        patience: See `Protocol`; 0 does not look at who slows the core down.
         identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
         level_ms: What the sentinel took in an earlier part of the same run, milliseconds; drift is judged by it, and not by
             this part alone.
@@ -126,7 +135,7 @@ def measure(
             raise ConfigError(f"sentinel and kernels must be ids of engines, found {name[:80]!r}.")
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, found {rounds}.")
-    protocol = Protocol(samples, sample_ms, warmup_ms, every, drift_limit, max_repeats, per_call, passes)
+    protocol = Protocol(samples, sample_ms, warmup_ms, every, drift_limit, max_repeats, per_call, passes, patience)
     request = {
         "engines": {name: content_hash(engine) for name, engine in engines.items()},
         "kernels": sorted(kernels),
@@ -283,6 +292,7 @@ class _Run:
                 "samples": protocol.samples,
                 "sample_ms": protocol.sample_ms,
                 "warmup_ms": protocol.warmup_ms,
+                "patience": self._patience(),
             },
             timeout_s=self._deadline_s(len(order)),
             on_event=on_event,
@@ -301,11 +311,24 @@ class _Run:
             return None
         slot = order[event["position"]]
         timing = {name: event[name] for name in ("times_ms", "number", "stable", "cpu_share", "preempted")}
+        timing.update({name: event[name] for name in ("pace_ns", "lost_s") if event.get(name)})
         return {"kind": "sample", "round": number, "attempt": attempt, "id": slot.name, **_where(slot), **timing}
 
     def _note(self, record: dict[str, Any]) -> None:
         self.journal.append(record)
         self.ledger.add(record)
+
+    def _patience(self) -> float:
+        """What of the budget the rounds that are done in any case leave for waiting, as a multiple of their own time."""
+        if self.budget_s is None or not self.protocol.patience:
+            return self.protocol.patience
+        names = [name for number in (0, 1) for part in self._layout(number) for name in (*part, self.sentinel)]
+        due_s = max(1, len(names) - self.ledger.measured) * self._nominal_s
+        return min(self.protocol.patience, max(1.0, (self.budget_s - self.ledger.spent_s) / due_s))
+
+    @property
+    def _nominal_s(self) -> float:
+        return (self.protocol.warmup_ms + self.protocol.samples * self.protocol.sample_ms + _LOAD_MS) / 1e3
 
     def _deadline_s(self, items: int) -> float:
         nominal_s = (4 * self.protocol.warmup_ms + 3 * self.protocol.samples * self.protocol.sample_ms) / 1e3

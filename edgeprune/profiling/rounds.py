@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from edgeprune.profiling.levels import usual
-from edgeprune.profiling.statistics import full_share, undisturbed
+from edgeprune.profiling.levels import slowest_pace, usual
+from edgeprune.profiling.statistics import Samples, full_share, undisturbed
 
 Record = dict[str, Any]
 Place = tuple[int, int, int]
@@ -101,12 +101,30 @@ def drift(sentinels_ms: Sequence[float], usual_ms: float) -> float:
     return max(abs(value / usual_ms - 1.0) for value in sentinels_ms)
 
 
-def level_ms(record: Mapping[str, Any], full: float = 1.0) -> float:
+def level_ms(record: Mapping[str, Any], full: float = 1.0, slowest_ns: float = math.inf) -> float:
     """Median of a sample record's undisturbed samples, milliseconds; of all where there is none.
 
     Wall-clock time on purpose: a stretch that had the core to itself at no time is to be measured again.
     """
-    return float(median(undisturbed(record["times_ms"], record["cpu_share"], full) or record["times_ms"]))
+    return float(median(undisturbed(Samples.of(record, slowest_ns=slowest_ns), full) or record["times_ms"]))
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What is usual in a run.
+
+    Attributes:
+        full_share: Of the sentinel, see `edgeprune.profiling.statistics.full_share`.
+        slowest_ns: See `edgeprune.profiling.levels.slowest_pace`.
+        sentinels_ms: What each sentinel took, milliseconds, in order.
+        usual_ms: What the sentinel usually takes, milliseconds: as an earlier part of the run told, else
+            `edgeprune.profiling.levels.usual`.
+    """
+
+    full_share: float
+    slowest_ns: float
+    sentinels_ms: tuple[float, ...]
+    usual_ms: float
 
 
 class Ledger:
@@ -121,6 +139,7 @@ class Ledger:
         overheads_ms: Cost of an empty call, one value per call to the board.
         conditions: States of the board, as read before and after calls.
         spent_s: Wall-clock seconds that calls to the board took.
+        lost_s: Seconds of these in which the board waited for its core, or timed what did not count.
         measured: Items measured at the first attempt, closing sentinels included.
         level_ms: What the sentinel usually takes, milliseconds, where an earlier part of the run told; else None.
     """
@@ -130,11 +149,14 @@ class Ledger:
         self._sentinels: dict[Place, list[Record]] = {}
         self._closed: set[Place] = set()
         self._marks: list[Record] = []
+        self._paces_ns: list[float] = []
+        self._told: _Levels | None = None
         self._threads = threads
         self.unusable: dict[str, str] = {}
         self.overheads_ms: list[float] = []
         self.conditions: list[Record] = []
         self.spent_s = 0.0
+        self.lost_s = 0.0
         self.measured = 0
         self.level_ms: float | None = None
         for record in records:
@@ -142,6 +164,7 @@ class Ledger:
 
     def add(self, record: Record) -> None:
         """Take one record of the journal into account."""
+        self._told = None
         self.spent_s += record.get("seconds", 0.0)
         kind = record["kind"]
         if kind == "sample":
@@ -155,6 +178,8 @@ class Ledger:
 
     def _add_sample(self, record: Record) -> None:
         where = record["round"], record["attempt"]
+        self.lost_s += record.get("lost_s", 0.0)
+        self._paces_ns += record.get("pace_ns", ())
         if record["stretch"] is not None:
             self._items.setdefault((*where, record["stretch"]), {})[record["id"]] = record
             self.measured += record["attempt"] == 0
@@ -181,21 +206,24 @@ class Ledger:
         return place in self._items or place in self._sentinels
 
     @property
-    def sentinels_ms(self) -> list[float]:
-        """What each sentinel took, milliseconds, in order."""
-        full = self._full_share()
-        return [level_ms(record, full) for record in self._marks]
-
-    @property
-    def usual_ms(self) -> float:
-        """What the sentinel usually takes, milliseconds: `level_ms`, else by all sentinels so far, see `levels.usual`."""
-        return self.level_ms or usual(self.sentinels_ms)
+    def levels(self) -> _Levels:
+        """What is usual, by all records so far."""
+        if self._told is None:
+            full = full_share((share for record in self._marks for share in record["cpu_share"]), self._threads)
+            slowest_ns = slowest_pace(self._paces_ns)
+            sentinels_ms = tuple(level_ms(record, full, slowest_ns) for record in self._marks)
+            usual_ms = self.level_ms or (usual(sentinels_ms) if sentinels_ms else math.nan)
+            self._told = _Levels(full, slowest_ns, sentinels_ms, usual_ms)
+        return self._told
 
     def drifts(self, number: int, stretch: int) -> list[float]:
         """Drift of each finished attempt at a stretch, in order, against the usual level as it is now."""
-        full, usual_ms = self._full_share(), self.usual_ms
+        now = self.levels
         places = sorted(place for place in self._closed if place[0::2] == (number, stretch))
-        return [drift([level_ms(record, full) for record in self._sentinels[place]], usual_ms) for place in places]
+        return [
+            drift([level_ms(record, now.full_share, now.slowest_ns) for record in self._sentinels[place]], now.usual_ms)
+            for place in places
+        ]
 
     def chosen(self, number: int, stretch: int, limit: float) -> tuple[Place, bool, float] | None:
         """The attempt at a stretch that counts, whether its drift is within the limit, and its drift.
@@ -207,9 +235,6 @@ class Ledger:
             return None
         found = next((value for value in drifts if value <= limit), min(drifts))
         return (number, drifts.index(found), stretch), found <= limit, found
-
-    def _full_share(self) -> float:
-        return full_share((share for record in self._marks for share in record["cpu_share"]), self._threads)
 
     def samples(self, place: Place) -> dict[str, Record]:
         """Sample records of a stretch's items."""

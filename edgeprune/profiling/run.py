@@ -256,7 +256,10 @@ def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> S
 
 
 def _core_share(quick: MeasuredRun, threads: int) -> float:
-    """Share of a core that the measuring process got; 1 where it is about all of it, or cannot be told (several threads)."""
+    """Share of a core that the measuring process got; 1 where it is about all of it, or cannot be told (several threads).
+
+    A core whose units somebody else uses is shared too: what was lost to waiting for it, will be lost again.
+    """
     timed = [
         pair for found in quick.measurements.values() for pair in zip(found.times_ms, found.cpu_share, strict=True)
     ]
@@ -264,7 +267,8 @@ def _core_share(quick: MeasuredRun, threads: int) -> float:
     if threads > 1 or not whole_ms:
         return 1.0
     share = sum(ms * share for ms, share in timed) / whole_ms
-    return 1.0 if share > _OWN_CORE else max(share, _LEAST_SHARE)
+    own = (1.0 if share > _OWN_CORE else share) * (1 - min(1.0, quick.lost_s / quick.spent_s))
+    return max(own, _LEAST_SHARE)
 
 
 def _quick(

@@ -49,18 +49,36 @@ class Samples:
     Attributes:
         times_ms: Time of one run in each sample, milliseconds; at least one.
         cpu_share: CPU time of the process, all threads together, over wall time of each sample.
+        slowed: Of each sample whether somebody else used the core's units meanwhile; empty where nobody looked.
     """
 
     times_ms: tuple[float, ...]
     cpu_share: tuple[float, ...]
+    slowed: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, *records: Mapping[str, Any]) -> Samples:
-        """From what the board's ``bench`` told of the item, once or several times."""
+    def of(cls, *records: Mapping[str, Any], slowest_ns: float = math.inf) -> Samples:
+        """From what the board's ``bench`` told of the item, once or several times.
+
+        Args:
+            records: Its events.
+            slowest_ns: See `edgeprune.profiling.levels.slowest_pace`.
+        """
         return cls(
             tuple(value for record in records for value in record["times_ms"]),
             tuple(value for record in records for value in record["cpu_share"]),
+            tuple(value > slowest_ns for record in records for value in paces(record)),
         )
+
+    @property
+    def all_slowed(self) -> bool:
+        """Whether there is no sample that had the core to itself."""
+        return bool(self.slowed) and all(self.slowed)
+
+
+def paces(record: Mapping[str, Any]) -> list[float]:
+    """``pace_ns`` of a sample event; zero for each sample where the board did not look."""
+    return list(record.get("pace_ns") or [0.0] * len(record["times_ms"]))
 
 
 def full_share(shares: Iterable[float], threads: int) -> float:
@@ -76,9 +94,15 @@ def full_share(shares: Iterable[float], threads: int) -> float:
     return 1.0 if threads == 1 else max(shares)
 
 
-def undisturbed(times_ms: Sequence[float], cpu_share: Sequence[float], full: float = 1.0) -> list[float]:
-    """The samples that nothing interrupted, given the engine's `full_share`; maybe none."""
-    return [time for time, share in zip(times_ms, cpu_share, strict=True) if share >= UNDISTURBED * full]
+def undisturbed(samples: Samples, full: float = 1.0) -> list[float]:
+    """The samples that nothing interrupted, given the engine's `full_share`, and nobody slowed, where there are such."""
+    slowed = samples.slowed or (False,) * len(samples.times_ms)
+    fair = [
+        (time_ms, slow)
+        for time_ms, share, slow in zip(samples.times_ms, samples.cpu_share, slowed, strict=True)
+        if share >= UNDISTURBED * full
+    ]
+    return [time_ms for time_ms, slow in fair if not slow] or [time_ms for time_ms, _ in fair]
 
 
 def own_times(samples: Samples, threads: int = 1, full: float = 1.0) -> list[float]:
@@ -88,7 +112,7 @@ def own_times(samples: Samples, threads: int = 1, full: float = 1.0) -> list[flo
     wall-clock time would be several times too long. It holds for runtimes that compute on the CPU, and only for one
     thread: the CPU time of several adds up, so that wall-clock time is all there is.
     """
-    calm = undisturbed(samples.times_ms, samples.cpu_share, full)
+    calm = undisturbed(samples, full)
     if calm or threads > 1:
         return calm or list(samples.times_ms)
     return [time * share for time, share in zip(samples.times_ms, samples.cpu_share, strict=True)]

@@ -14,6 +14,7 @@ import time
 
 import engines
 import failures
+import pace
 import sensors
 import tree
 
@@ -38,7 +39,8 @@ def main(request, emit):
             board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``item_ms`` (an item
             that took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks
             and caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not
-            load or run; any other is a failure).
+            load or run; any other is a failure), ``patience`` (with one thread: as many times the asked time of an item may
+            go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
             conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
@@ -52,6 +54,7 @@ def main(request, emit):
     warmup_s = request.get("warmup_ms", 20.0) / 1e3
     sample_s = request.get("sample_ms", 5.0) / 1e3
     samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
+    patience = float(request.get("patience", 0.0)) if threads == 1 else 0.0
     loaded = load_all(request, runtime, threads, emit)
     empty = engines.empty(runtime, list(loaded.values()))
     before = conditions()
@@ -73,6 +76,8 @@ def main(request, emit):
             }
         )
         shares = {}
+        # Of several threads those that spin may be the ones that slow this one down.
+        core = pace.Pace() if patience else None
         for number, names in enumerate(request["rounds"]):
             for position, name in enumerate(names):
                 if name not in loaded:
@@ -82,7 +87,15 @@ def main(request, emit):
                     item = loaded[name].timed(warmup_s, sample_s, samples)
                 else:
                     item = time_item(
-                        loaded[name], warmup_s, sample_s, samples, item_s, shares.setdefault(name, []), threads
+                        loaded[name],
+                        warmup_s,
+                        sample_s,
+                        samples,
+                        item_s,
+                        shares.setdefault(name, []),
+                        threads,
+                        core,
+                        patience,
                     )
                 item.update({"event": "sample", "round": number, "position": position, "id": name})
                 emit(item)
@@ -127,7 +140,7 @@ def full_share(shares, threads):
     return 1.0 if threads == 1 else max(shares or [0.0])
 
 
-def time_item(engine, warmup_s, sample_s, samples, item_s, known, threads):
+def time_item(engine, warmup_s, sample_s, samples, item_s, known, threads, core=None, patience=0.0):
     """Warm one engine up and time it.
 
     Args:
@@ -138,25 +151,36 @@ def time_item(engine, warmup_s, sample_s, samples, item_s, known, threads):
         item_s: Past this time, seconds, three samples are enough.
         known: CPU time over wall time of the engine's samples so far; those of this call are appended.
         threads: Threads inside one operation.
+        core: `pace.Pace`, to see who slows the core down; None does not look.
+        patience: Nothing is waited for, nor taken anew because it was slowed, past this many times the asked time.
 
     Returns:
         ``times_ms`` (time of one run, one value per sample), ``number`` (runs per sample), ``stable`` (whether warm-up
         settled, None where runs are too long to tell), ``cpu_share`` (CPU time of this process over wall time per
         sample; below `full_share` means that something else had a core for the rest), ``preempted`` (involuntary context
-        switches while timed).
+        switches while timed), ``pace_ns`` (what a turn of `pace` took around each sample, nanoseconds, the larger of before and
+        after; empty without `core`), ``lost_s`` (waited for the core, or spent on samples that it was slowed in).
     """
     clock, cpu_clock = time.perf_counter, time.process_time
     begin = clock()
     run_s, stable = warm_up(engine, warmup_s, threads)
     number = max(1, int(math.ceil(sample_s / max(run_s, 1e-9))))
-    times_ms, shares = [], []
+    times_ms, shares, paces = [], [], []
+    lost_s = 0.0
+    patient_until = begin + patience * (warmup_s + samples * max(sample_s, run_s))
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     while len(times_ms) < _EXTRA * samples:
         least = _UNDISTURBED * full_share(known, threads)
-        if sum(share >= least for share in shares) >= samples:
+        fair = [place for place, share in enumerate(shares) if share >= least]
+        calm = sum(core is None or not core.slowed(paces[place]) for place in fair)
+        if calm >= samples or (len(fair) >= samples and clock() >= patient_until):
             break
         if len(times_ms) >= 3 and clock() - begin > item_s:
             break
+        if core is not None:
+            start = clock()
+            before_ns = core.await_calm(patient_until)
+            lost_s += clock() - start
         count = 0
         cpu = cpu_clock()
         start = clock()
@@ -174,12 +198,17 @@ def time_item(engine, warmup_s, sample_s, samples, item_s, known, threads):
         known.append(shares[-1])
         times_ms.append(elapsed / count * 1e3)
         number = count
+        if core is not None:
+            paces.append(round(max(before_ns, core.look()), 3))
+            lost_s += elapsed if core.slowed(paces[-1]) else 0.0
     return {
         "times_ms": times_ms,
         "number": number,
         "stable": stable,
         "cpu_share": shares,
         "preempted": resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches,
+        "pace_ns": paces,
+        "lost_s": round(lost_s, 5),
     }
 
 

@@ -20,7 +20,7 @@ from edgeprune.errors import BackendError, TransferError
 from edgeprune.profiling.uploads import upload
 
 ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
-MODULES = ("failures", "engines", "tree", "sensors", "bench")
+MODULES = ("failures", "engines", "tree", "sensors", "pace", "bench")
 
 
 @pytest.fixture
@@ -199,3 +199,80 @@ def test_warm_up_goes_on_while_the_time_falls(onboard: dict[str, ModuleType]) ->
     assert stands_still([1.0, 1.04])
     assert not stands_still([1.0, 1.06])
     assert stands_still([1.0]) is None
+
+
+def test_arithmetic_is_timed_around_each_sample_when_there_is_patience(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    settings: dict[str, Any] = {"samples": 3, "sample_ms": 2.0, "warmup_ms": 2.0}
+    engines = {"a": conv_engine(32)}
+    _, events = run(board, engines, [["a"], ["a"]], patience=4.0, **settings)
+    items = [event for event in events if event["event"] == "sample"]
+    for item in items:
+        assert len(item["pace_ns"]) == len(item["times_ms"]) <= 9
+        assert all(1.0 < value < 10_000.0 for value in item["pace_ns"])
+        assert item["lost_s"] >= 0
+    for unlooked in ({}, {"patience": 0.0}, {"patience": 4.0, "threads": 2}):
+        _, events = run(board, engines, [["a"]], **settings, **unlooked)
+        assert [event["pace_ns"] for event in events if event["event"] == "sample"] == [[]]
+
+
+class Neighbor:
+    """Arithmetic as it was recorded beside a neighbor that comes and goes: 37 ns a turn, 65 while it computes."""
+
+    def __init__(self, slow: Callable[[int], bool]) -> None:
+        self.slow, self.looks = slow, 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return 65.0 if self.slow(self.looks) else 37.0 + 0.1 * (self.looks % 7)
+
+
+def test_pace_waits_for_a_core_of_its_own(onboard: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = onboard["pace"]
+    neighbor = Neighbor(lambda look: look % 60 < 40)
+    monkeypatch.setattr(pace, "_arithmetic", neighbor)
+    core = pace.Pace()
+    assert core.level_ns == pytest.approx(37.3, abs=0.4)
+    assert core.slowed(65.0)
+    assert not core.slowed(38.0)
+    before = neighbor.looks
+    far = pace.time.perf_counter() + 60.0
+    assert all(core.await_calm(far) < 38.0 for _ in range(100))
+    assert neighbor.looks > before + 200, "it looked twice at a time, and again while it was slowed"
+
+
+def test_pace_waits_no_longer_than_it_may(onboard: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = onboard["pace"]
+    neighbor = Neighbor(lambda look: look > 100)
+    monkeypatch.setattr(pace, "_arithmetic", neighbor)
+    core = pace.Pace()
+    assert core.await_calm(pace.time.perf_counter() + 0.01) == 65.0
+    assert core.await_calm(0.0) == 65.0
+    # What lasts is the board's own doing, heat or another clock: it is followed, and not waited for.
+    for _ in range(300):
+        core.look()
+    assert not core.slowed(65.0)
+
+
+def test_samples_that_a_neighbor_slowed_are_taken_anew_for_a_while(
+    onboard: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Engine:
+        def run(self, times: int) -> None:
+            onboard["bench"].time.sleep(0.0005 * times)
+
+    def timed(slow: Callable[[int], bool], patience: float) -> Any:
+        monkeypatch.setattr(onboard["pace"], "_arithmetic", Neighbor(slow))
+        core = onboard["pace"].Pace()
+        # Sleeping takes no CPU time: every share counts as full.
+        monkeypatch.setattr(onboard["bench"], "full_share", lambda *_: 0.0)
+        return onboard["bench"].time_item(Engine(), 0.002, 0.002, 4, 1.0, [], 1, core, patience)
+
+    item = timed(lambda look: look > 100 and look % 10 < 5, 50.0)
+    assert sum(value < 40 for value in item["pace_ns"]) == 4
+    assert len(item["times_ms"]) > 4
+    assert item["lost_s"] > 0.002
+    item = timed(lambda look: look > 100, 2.0)
+    assert 4 <= len(item["times_ms"]) <= 12, "never calm: what was asked for, and some in vain"
+    assert set(item["pace_ns"]) == {65.0}

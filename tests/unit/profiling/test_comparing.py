@@ -114,7 +114,7 @@ def timed(states: str, rounds: int = 12, level_ms: float | None = None) -> tuple
 
 
 def counted_ms(timing: _Timing) -> set[float]:
-    return {one.samples["pruned"].times_ms[0] for one in timing.counted()}
+    return {one.told["pruned"]["times_ms"][0] for one in timing.counted()}
 
 
 def test_rounds_that_a_neighbor_slowed_down_are_timed_again_and_do_not_count() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.profiling.levels import WITHIN, usual
+from edgeprune.profiling.levels import SLOWED, WITHIN, slowest_pace, usual
 
 
 def alternating(slow: float, share: float, seed: int, count: int = 400, noise: float = 0.01) -> list[float]:
@@ -52,3 +52,13 @@ def test_a_state_that_never_came_back_is_not_usual() -> None:
 @given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=100))
 def test_level_lies_among_the_times(times: list[float]) -> None:
     assert min(times) <= usual(times) <= max(times) * (1 + WITHIN)
+
+
+@given(share=st.floats(0.0, 0.75), seed=st.integers(0, 99))
+def test_arithmetic_beside_a_neighbor_is_slowed_and_none_else(share: float, seed: int) -> None:
+    paces = [37.0 * time for time in alternating(1.6, share, seed)]
+    assert slowest_pace(paces) == pytest.approx(SLOWED * 37.0, rel=0.03)
+
+
+def test_where_nobody_looked_nothing_is_slowed() -> None:
+    assert slowest_pace([]) == np.inf

@@ -29,6 +29,7 @@ QUICK: dict[str, Any] = {
     "every": 3,
     "max_repeats": 0,
     "drift_limit": 1e9,
+    "patience": 0.0,
 }
 
 

@@ -127,7 +127,7 @@ def test_stretches_beside_a_drifted_sentinel_are_not_kept(disturbed: Recorder) -
 
 
 def test_every_sentinel_is_told_in_the_order_of_measuring(disturbed: Recorder) -> None:
-    assert Ledger(disturbed.records).sentinels_ms == [1.993, 2.009, 1.998, 2.011, 2.005, 1.991, 2.458, 2.004]
+    assert Ledger(disturbed.records).levels.sentinels_ms == (1.993, 2.009, 1.998, 2.011, 2.005, 1.991, 2.458, 2.004)
 
 
 def test_first_round_that_was_disturbed_is_found_by_the_median_of_the_run() -> None:
@@ -187,6 +187,21 @@ def test_item_of_which_no_round_held_is_kept_with_a_flag(disturbed: Recorder) ->
     assert run.rounds["b"] == (0.35,)
     assert run.flags == {"b": ("drifted",)}
     assert run.drift == pytest.approx(0.23, abs=0.01)
+
+
+def test_round_in_which_a_neighbor_slowed_all_samples_of_an_item_does_not_count() -> None:
+    recorder = Recorder()
+    layout = [("a", "b")]
+    for number, slowed in ((0, ""), (1, "a")):
+        recorder.call(number, 0, slots([(0, ["a", "b"])], "s"), [2.0, 0.13 if slowed else 0.1, 0.2, 2.0])
+        for record in recorder.records[-4:]:
+            record["pace_ns"] = [60.0 if record["id"] == slowed else 37.0] * 3
+            record["lost_s"] = 0.02 if record["id"] == slowed else 0.0
+    recorder.records.append({"kind": "end", "conditions": {}})
+    run = measured_run(Ledger(recorder.records), [layout] * 2, ["s", "a", "b"], (), "s", drift_limit=LIMIT, threads=1)
+    assert run.rounds == {"s": (2.0, 2.0), "a": (0.1,), "b": (0.2, 0.2)}
+    assert run.lost_s == 0.02
+    assert not run.flags
 
 
 def test_interrupted_samples_do_not_count_as_drift() -> None:

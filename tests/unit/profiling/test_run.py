@@ -61,14 +61,15 @@ def test_table_holds_kernels_and_networks_of_the_same_rounds(
     measured = {kernel.key for kernel in table.kernels}
     assert set(dense.kernels) <= measured
     assert min(network.measurement.median_ms for network in networks.values()) < dense.measurement.median_ms
-    rounds = {len(value) for value in table.frame["rounds_ms"]}
-    assert len(rounds) == 1
-    assert rounds.pop() >= 2
+    # Those that were disturbed do not count.
+    rounds = [len(value) for value in table.frame["rounds_ms"]]
+    assert min(rounds) >= 1
+    assert max(rounds) >= 2
     header = table.header
     assert header["identity"] == board.probe().identity("onnxruntime")
     assert header["model"]["signature"] == graph.signature
     assert header["reference"]["median_ms"] == dense.measurement.median_ms
-    assert header["repeatability"]["rounds"] >= 2 * len(table.kernels)
+    assert header["repeatability"]["rounds"] >= len(table.kernels)
     assert 0 < header["repeatability"]["median_error"] < 0.5
     assert header["drift"]["drifted_rows"] == len(header["flags"].get("drifted", ()))
     assert (header["protocol"]["seed"], header["threads"], header["label"]) == (4, 1, "measured")

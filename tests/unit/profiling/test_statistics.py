@@ -34,8 +34,11 @@ def test_overhead_is_taken_off_and_a_time_never_vanishes() -> None:
 
 
 def test_interrupted_samples_count_with_their_cpu_time_and_only_where_there_is_no_other() -> None:
-    assert undisturbed([4.06, 2.02, 4.25], [0.51, 1.0, 0.53]) == [2.02]
+    assert undisturbed(Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))) == [2.02]
     assert own_times(Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))) == [2.02]
+    slowed = Samples((2.3, 2.02, 2.4, 4.1), (1.0, 1.0, 1.0, 0.5), (True, False, True, False))
+    assert undisturbed(slowed) == [2.02]
+    assert undisturbed(Samples((2.3, 2.4), (1.0, 1.0), (True, True))) == [2.3, 2.4], "there are no others"
     assert own_times(Samples((4.0, 5.0), (0.5, 0.4))) == [2.0, 2.0]
     found = summarize([Samples((4.06, 2.02, 4.25), (0.51, 1.0, 0.53))])
     assert found.median_ms == found.min_ms == 2.02
