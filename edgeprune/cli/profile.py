@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from edgeprune.latency.table import LatencyTable
 
+_TELL_LOST_S = 5.0
+
 
 def profile(
     models: Annotated[
@@ -187,6 +189,8 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
             f"{len(refused)} kernels do not run alone and were left out ({names}): they are predicted from others of their "
             f"kind, with a wider interval where there are none; the first one: {reason}"
         )
+    if (lost_s := header["drift"].get("lost_s", 0.0)) >= _TELL_LOST_S:
+        output.say(f"{lost_s:.0f} s were lost to others who used the core, which nobody can see from inside the board")
     if drifted := header["drift"]["drifted_rows"]:
         output.say(f"{drifted} of {len(table)} rows were never measured undisturbed")
     for entry in header.get("models", ()):

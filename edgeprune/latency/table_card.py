@@ -119,7 +119,8 @@ def _doubts(header: Mapping[str, Any]) -> list[str]:
     if drift.get("largest") is not None:
         lines.append(
             f"- The sentinel drifted by at most {drift['largest']:.1%}; "
-            f"{drift.get('repeated_stretches', 0)} stretches were repeated."
+            f"{drift.get('repeated_stretches', 0)} stretches were repeated, "
+            f"{drift.get('lost_s', 0.0):.0f} s were lost to others who used the core."
         )
     return ["## Doubts", "\n".join(lines)] if lines else []
 

@@ -112,6 +112,7 @@ def extended(base: LatencyTable, profiled: Profiled, link: Link) -> LatencyTable
         "drift": {
             "largest": max(before.get("largest", 0.0), now["largest"]),
             "repeated_stretches": before.get("repeated_stretches", 0) + now["repeated_stretches"],
+            "lost_s": round(before.get("lost_s", 0.0) + now["lost_s"], 1),
             "drifted_rows": len(flags.get("drifted", ())),
         },
         "runs": [
@@ -196,6 +197,7 @@ def _statement(
         "drift": {
             "largest": max(run.drift for run in runs),
             "repeated_stretches": sum(run.repeated_rounds for run in runs),
+            "lost_s": round(sum(run.lost_s for run in runs), 1),
             "drifted_rows": len(_flags(profiled.parts).get("drifted", ())),
             "sentinels_ms": [float(f"{value:.6g}") for run in runs for value in run.sentinels_ms],
         },

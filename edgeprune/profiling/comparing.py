@@ -62,9 +62,9 @@ class Comparison:
         measurements: Id to its milliseconds; of the percentile that was asked for.
         conditions: State of the board ``before`` and ``after``.
         overhead_ms: Cost of an empty call, milliseconds; not taken off anything here.
-        processes: Per round that counts the number of the process that timed it.
+        processes: Per round that counts for the reference the number of the process that timed it.
         level_ms: What the reference usually takes, milliseconds, see `edgeprune.profiling.levels`; for the next comparison.
-        disturbed: Rounds that do not count, because the reference was off that level.
+        disturbed: Rounds that do not count, because the reference was off that level or never had the core to itself.
     """
 
     reference: str
@@ -164,35 +164,32 @@ def compare(
         timing.run(part)
     if percentile == _MEDIAN:
         timing.again()
-    counted = timing.counted() if percentile == _MEDIAN else timing.taken
-    measurements = {}
-    for name in names:
-        rows = timing.samples(name, counted)
-        measurements[name] = (
-            summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
-        )
-    medians = {name: found.rounds_ms for name, found in measurements.items()}
-    owners = tuple(one.process for one in counted)
+    counted = {name: timing.counted(name) if percentile == _MEDIAN else timing.taken for name in names}
+
+    def summary(name: str, rounds: Sequence[_Round]) -> Measurement:
+        rows = timing.samples(name, rounds)
+        return summarize(rows, threads=threads) if percentile == _MEDIAN else at_percentile(rows, percentile)
+
     results = timing.results
     return Comparison(
         reference=reference,
         ratios={
             name: median_ratio(
-                medians[name],
-                medians[reference],
-                processes=owners,
+                summary(name, rows).rounds_ms,
+                summary(reference, rows).rounds_ms,
+                processes=[one.process for one in rows],
                 process_spread=0.0 if name == reference else PROCESS_SPREAD,
                 confidence=confidence,
                 seed=seed,
             )
-            for name in names
+            for name, rows in counted.items()
         },
-        measurements=measurements,
+        measurements={name: summary(name, rows) for name, rows in counted.items()},
         conditions={"before": results[0]["conditions"]["before"], "after": results[-1]["conditions"]["after"]},
         overhead_ms=median([result["overhead_ms"] for result in results]),
-        processes=owners,
+        processes=tuple(one.process for one in counted[reference]),
         level_ms=timing.usual_ms(),
-        disturbed=len(timing.taken) - len(counted),
+        disturbed=len(timing.taken) - len(counted[reference]),
     )
 
 
@@ -248,7 +245,8 @@ class _Timing:
         left = self.rounds
         while left:
             # The level of an earlier comparison may not have been seen at all yet: all of this one may lie in a disturbance.
-            held = self.held(min(self.usual_ms(), self.level_ms or math.inf))
+            level_ms = min(self.usual_ms(), self.level_ms or math.inf)
+            held = min((self.held(name, level_ms) for name in self.names), key=sum)
             missing = min(left, self.rounds - sum(held), _ROUNDS_PER_PROCESS)
             if missing <= 0:
                 return
@@ -256,26 +254,25 @@ class _Timing:
             self.total += missing * len(self.names)
             self.run([one.order for one, fine in zip(self.taken, held, strict=True) if not fine][-missing:])
 
-    def counted(self) -> list[_Round]:
-        """Rounds whose reference held its level; all where the board hardly ever came back to one."""
-        held = [one for one, fine in zip(self.taken, self.held(self.usual_ms()), strict=True) if fine]
+    def counted(self, name: str) -> list[_Round]:
+        """Rounds that say what the ratio of an engine is; all where there are hardly any of which that is known."""
+        held = [one for one, fine in zip(self.taken, self.held(name, self.usual_ms()), strict=True) if fine]
         return held if 2 * len(held) >= self.rounds else self.taken
 
     def usual_ms(self) -> float:
         """What the reference usually takes, milliseconds; as in an earlier comparison where it came near that again."""
-        times, known = self._reference_ms(), self.level_ms
+        slowed = [one.all_slowed for one in self.samples(self.names[0], self.taken)]
+        every, known = self._reference_ms(), self.level_ms
+        times = [time_ms for time_ms, slow in zip(every, slowed, strict=True) if not slow] or every
         level = usual(times)
         return level if known is None or min(times) > known * (1 + WITHIN) else min(level, known)
 
-    def held(self, level_ms: float) -> list[bool]:
-        """Per round whether the reference held that level, and each engine had the core to itself once at least."""
-        slowed = [
-            any(one.all_slowed for one in engines)
-            for engines in zip(*(self.samples(name, self.taken) for name in self.names), strict=True)
-        ]
+    def held(self, name: str, level_ms: float) -> list[bool]:
+        """Per round whether the reference held that level, and it and the engine had the core to itself once at least."""
+        both = zip(*(self.samples(one, self.taken) for one in (self.names[0], name)), strict=True)
         return [
-            abs(time_ms / level_ms - 1) <= WITHIN and not slow
-            for time_ms, slow in zip(self._reference_ms(), slowed, strict=True)
+            abs(time_ms / level_ms - 1) <= WITHIN and not any(one.all_slowed for one in samples)
+            for time_ms, samples in zip(self._reference_ms(), both, strict=True)
         ]
 
     def samples(self, name: str, rounds: Sequence[_Round]) -> list[Samples]:

@@ -96,9 +96,9 @@ def slots(todo: Sequence[tuple[int, Sequence[str]]], sentinel: str) -> list[Slot
     return order
 
 
-def drift(sentinels_ms: Sequence[float], usual_ms: float) -> float:
-    """Largest relative distance of a stretch's sentinels from the run's usual level."""
-    return max(abs(value / usual_ms - 1.0) for value in sentinels_ms)
+def drift(sentinels_ms: Iterable[float], usual_ms: float) -> float:
+    """Largest relative distance of a stretch's sentinels from the run's usual level; 0 where no sentinel tells anything."""
+    return max((abs(value / usual_ms - 1.0) for value in sentinels_ms), default=0.0)
 
 
 def level_ms(record: Mapping[str, Any], full: float = 1.0, slowest_ns: float = math.inf) -> float:
@@ -107,6 +107,10 @@ def level_ms(record: Mapping[str, Any], full: float = 1.0, slowest_ns: float = m
     Wall-clock time on purpose: a stretch that had the core to itself at no time is to be measured again.
     """
     return float(median(undisturbed(Samples.of(record, slowest_ns=slowest_ns), full) or record["times_ms"]))
+
+
+def _tells(record: Mapping[str, Any], slowest_ns: float) -> bool:
+    return not Samples.of(record, slowest_ns=slowest_ns).all_slowed
 
 
 @dataclass(frozen=True)
@@ -212,17 +216,24 @@ class Ledger:
             full = full_share((share for record in self._marks for share in record["cpu_share"]), self._threads)
             slowest_ns = slowest_pace(self._paces_ns)
             sentinels_ms = tuple(level_ms(record, full, slowest_ns) for record in self._marks)
-            usual_ms = self.level_ms or (usual(sentinels_ms) if sentinels_ms else math.nan)
+            telling = [
+                time_ms for time_ms, record in zip(sentinels_ms, self._marks, strict=True) if _tells(record, slowest_ns)
+            ]
+            usual_ms = self.level_ms or (usual(telling or sentinels_ms) if sentinels_ms else math.nan)
             self._told = _Levels(full, slowest_ns, sentinels_ms, usual_ms)
         return self._told
 
     def drifts(self, number: int, stretch: int) -> list[float]:
-        """Drift of each finished attempt at a stretch, in order, against the usual level as it is now."""
+        """Drift of each finished attempt at a stretch, in order, against the usual level as it is now.
+
+        A sentinel that a neighbor slowed tells nothing of what lies around it, where each item's own samples do.
+        """
         now = self.levels
         places = sorted(place for place in self._closed if place[0::2] == (number, stretch))
+        telling = [[record for record in self._sentinels[place] if _tells(record, now.slowest_ns)] for place in places]
         return [
-            drift([level_ms(record, now.full_share, now.slowest_ns) for record in self._sentinels[place]], now.usual_ms)
-            for place in places
+            drift((level_ms(record, now.full_share, now.slowest_ns) for record in records), now.usual_ms)
+            for records in telling
         ]
 
     def chosen(self, number: int, stretch: int, limit: float) -> tuple[Place, bool, float] | None:

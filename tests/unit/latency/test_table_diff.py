@@ -97,4 +97,4 @@ def test_the_card_tells_doubts_and_stays_one_line_per_row() -> None:
     assert "- 2 rows are flagged `drifted`." in card
     assert "unstable" not in card
     assert "- `GroupNorm` is not in it: no rule \\| for it" in card
-    assert "drifted by at most 4.0%; 2 stretches" in card
+    assert "drifted by at most 4.0%; 2 stretches were repeated, 0 s were lost" in card

@@ -204,6 +204,18 @@ def test_round_in_which_a_neighbor_slowed_all_samples_of_an_item_does_not_count(
     assert not run.flags
 
 
+def test_sentinel_that_a_neighbor_slowed_tells_nothing() -> None:
+    recorder = Recorder()
+    recorder.call(0, 0, slots([(0, ["a"]), (1, ["b"])], "s"), [2.0, 0.1, 2.9, 0.2, 2.01])
+    for record in recorder.records[1:]:
+        record["pace_ns"] = [60.0 if record["times_ms"][0] == 2.9 else 37.0] * 3
+    ledger = Ledger(recorder.records)
+    assert ledger.drifts(0, 0) == pytest.approx([0.0], abs=0.01)
+    assert ledger.drifts(0, 1) == pytest.approx([0.0], abs=0.01)
+    assert ledger.levels.usual_ms == pytest.approx(2.005)
+    assert drift([], 2.0) == 0.0
+
+
 def test_interrupted_samples_do_not_count_as_drift() -> None:
     recorder = Recorder()
     recorder.call(0, 0, slots([(0, [])], "s"), [2.0, 2.0])
