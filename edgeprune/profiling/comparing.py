@@ -48,6 +48,8 @@ nobody waits."""
 
 _MEDIAN = 50
 _LEAST_PROCESSES, _ROUNDS_PER_PROCESS = 4, 5
+# Few rounds without a neighbor say more than many with one now and then: those are of a ratio that nobody asked for.
+_LEAST_HELD = 3
 # Nothing is known of an engine's time before the first process has run: a deadline that only a hung board misses.
 _FIRST_ITEM_S, _START_S, _PATIENCE = 60.0, 120.0, 4.0
 
@@ -255,9 +257,9 @@ class _Timing:
             self.run([one.order for one, fine in zip(self.taken, held, strict=True) if not fine][-missing:])
 
     def counted(self, name: str) -> list[_Round]:
-        """Rounds that say what the ratio of an engine is; all where there are hardly any of which that is known."""
+        """Rounds that say what the ratio of an engine is; all where that is known of hardly any."""
         held = [one for one, fine in zip(self.taken, self.held(name, self.usual_ms()), strict=True) if fine]
-        return held if 2 * len(held) >= self.rounds else self.taken
+        return held if len(held) >= min(_LEAST_HELD, self.rounds) else self.taken
 
     def usual_ms(self) -> float:
         """What the reference usually takes, milliseconds; as in an earlier comparison where it came near that again."""

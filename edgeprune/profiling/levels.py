@@ -19,7 +19,7 @@ WITHIN = 0.05
 SLOWED = 1.12
 """What arithmetic on the board takes, over its usual time, beyond which a sample beside it was slowed by somebody else."""
 
-PATIENCE = 4.0
+PATIENCE = 8.0
 """As many times its own time may an item wait on the board for the core to be its own, and take samples anew."""
 
 _PARTS, _LEAST_IN_PART = 8, 10

@@ -133,7 +133,7 @@ def test_quiet_rounds_are_timed_once() -> None:
 def test_rounds_are_added_at_most_once_over() -> None:
     timing, board = timed("xxxx....xxxx" + "x.xx" * 3)
     assert board.asked == 24
-    assert counted_ms(timing) == {0.5}, "fewer than were asked for, but more than half"
+    assert counted_ms(timing) == {0.5}, "fewer than were asked for"
     assert len(timing.counted("pruned")) == 7
 
 
