@@ -124,7 +124,7 @@ def compare(
         reference: Id of the engine that the others are divided by.
         runtime: Runtime that executes them.
         threads: Threads inside one operation.
-        rounds: Rounds in all; each times every engine once. Up to as many are added for those that others disturbed.
+        rounds: Rounds in all; each times every engine once. Up to twice as many are added for those that others disturbed.
         processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process. By default
             one for every five rounds, at least four.
         samples: Samples per engine and round.
@@ -202,7 +202,7 @@ class _Timing:
         board: Where.
         names: Ids of the engines, the reference first.
         request: What the board's ``bench`` is asked, but for the rounds.
-        rounds: Rounds that are to count; at most as many again are added for those that were disturbed.
+        rounds: Rounds that are to count; others are added for those that were disturbed, see `again`.
         level_ms: What the reference took in an earlier comparison, milliseconds.
         progress: See `compare`.
     """
@@ -243,16 +243,15 @@ class _Timing:
         self.taken += [_Round(order, process, row) for order, row in zip(part, rows, strict=True)]
 
     def again(self) -> None:
-        """Time rounds again whose reference was off its level, as long as any is, and at most as many as there were."""
-        left = self.rounds
-        while left:
+        """Time rounds again that say nothing: at most as many as there were, twice as many where hardly any says something."""
+        while True:
             # The level of an earlier comparison may not have been seen at all yet: all of this one may lie in a disturbance.
             level_ms = min(self.usual_ms(), self.level_ms or math.inf)
             held = min((self.held(name, level_ms) for name in self.names), key=sum)
-            missing = min(left, self.rounds - sum(held), _ROUNDS_PER_PROCESS)
+            most = self.rounds * (2 if sum(held) >= _LEAST_HELD else 3)
+            missing = min(most - len(self.taken), self.rounds - sum(held), _ROUNDS_PER_PROCESS)
             if missing <= 0:
                 return
-            left -= missing
             self.total += missing * len(self.names)
             self.run([one.order for one, fine in zip(self.taken, held, strict=True) if not fine][-missing:])
 
