@@ -11,7 +11,8 @@ import time
 SLOWED = 1.1
 """The arithmetic takes longer than this times its level: somebody else uses the core's units, or its clock fell."""
 
-_TURNS = 2000
+_LOOK_NS, _TURNS_LEAST, _TURNS_MOST = 75000.0, 200, 2000
+"""About how long the arithmetic takes, on slow boards too: it is done twice around each sample of some milliseconds."""
 _RECENT = 300
 """Looks that the level is taken from: a second or two, so that clocks that fall with heat are followed and not waited for."""
 _LOW = 0.1
@@ -28,12 +29,14 @@ class Pace(object):
     def __init__(self):
         self._recent = collections.deque(maxlen=_RECENT)
         self.level_ns = float("inf")
+        taken = min(_arithmetic(_TURNS_LEAST) for _ in range(5))
+        self._turns = int(min(max(_LOOK_NS / taken, _TURNS_LEAST), _TURNS_MOST))
         for _ in range(_FIRST):
             self.look()
 
     def look(self):
         """Nanoseconds that a turn of the arithmetic takes now; the smaller of two times, since interrupts only add."""
-        taken = min(_arithmetic(), _arithmetic())
+        taken = min(_arithmetic(self._turns), _arithmetic(self._turns))
         self._recent.append(taken)
         self.level_ns = sorted(self._recent)[int(_LOW * len(self._recent))]
         return taken
@@ -51,10 +54,10 @@ class Pace(object):
         return taken
 
 
-def _arithmetic():
+def _arithmetic(turns):
     clock = time.perf_counter
     start = clock()
     total = 0
-    for number in range(_TURNS):
+    for number in range(turns):
         total += number * number
-    return (clock() - start) / _TURNS * 1e9
+    return (clock() - start) / turns * 1e9

@@ -223,7 +223,7 @@ class Neighbor:
     def __init__(self, slow: Callable[[int], bool]) -> None:
         self.slow, self.looks = slow, 0
 
-    def __call__(self) -> float:
+    def __call__(self, turns: int) -> float:
         self.looks += 1
         return 65.0 if self.slow(self.looks) else 37.0 + 0.1 * (self.looks % 7)
 
