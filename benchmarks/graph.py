@@ -16,6 +16,7 @@ printed. Use a machine that does nothing else meanwhile. Coverage alone, which n
     python benchmarks/graph.py --zoo ZOO --jobs 2                    # coverage alone, two models at a time
     python benchmarks/graph.py --zoo ZOO --only resnet               # names that contain this; a:b is one model
     python benchmarks/graph.py --zoo ZOO --failed                    # again what is there and not covered
+    python benchmarks/graph.py --zoo ZOO --stale                     # again what another state of the package gave
     python benchmarks/graph.py --zoo ZOO --table                     # only print what is there, as Markdown
 
 edgeprune must be installed (or PYTHONPATH=.), with ONNX Runtime. The models and the peer are not among its dependencies.
@@ -214,6 +215,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", help="a whole name (timm:levit_128), a pattern with *, or a part of names")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--failed", action="store_true", help="run again what is there and is not covered")
+    parser.add_argument("--stale", action="store_true", help="again what another state of the package gave")
     parser.add_argument("--jobs", type=int, default=1, help="more than 1: coverage alone, so many models at a time")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side; the smallest times count")
     parser.add_argument("--limit", type=float, default=180, help="seconds for our process of a model")
@@ -237,6 +239,7 @@ def main() -> None:
     names = list(dict.fromkeys(name for names in suites.values() for name in names))
     rows = stored(names)
     again = {name for name in rows if arguments.failed and table.failures(rows[name])}
+    again |= {name for name in rows if arguments.stale and rows[name]["package"] != package_digest()}
     done = {name for name in rows if arguments.jobs > 1 or is_timed(rows[name])} - again
     todo = [] if arguments.table else [name for name in names if name not in done][: arguments.count]
 
