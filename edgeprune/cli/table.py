@@ -11,7 +11,7 @@ import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, VerboseOption
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, TableFormatError
 
 if TYPE_CHECKING:
     from edgeprune.latency.table import LatencyTable
@@ -152,9 +152,16 @@ def diff(
 def validate(file: TableArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Check that a table is whole, of a schema that is known, what its hash says, and holds only what can be."""
     import edgeprune
+    from edgeprune.latency.rates import impossible_rate
 
     output = Output(json_output)
     found = edgeprune.LatencyTable.load(file)
+    impossible = impossible_rate({kernel: found.measurements[kernel.key].min_ms for kernel in found.kernels})
+    if impossible is not None:
+        raise TableFormatError(
+            f"{file} must hold times that a device can {impossible.text}.",
+            hint=f"times of a table are milliseconds, these seem to be {impossible.unit}",
+        )
     flags = {flag: len(keys) for flag, keys in sorted((found.header.get("flags") or {}).items()) if keys}
     output.say(
         f"{file} is valid: schema {found.header['schema']}, {len(found.kernels)} kernels and {len(found.networks)} networks, "

@@ -107,8 +107,16 @@ def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLin
     (edgeprune.folder / "short.parquet").write_bytes(content[: len(content) // 2])
     said = refused(edgeprune, 2, "validate", "short.parquet")
     assert "must be a whole Parquet file written by edgeprune, found short.parquet" in said
-    # The same device with the runtime upgraded between the two runs.
+    # Somebody's own program has written what are no milliseconds.
     table = LatencyTable.load(whole)
+    times = ("median_ms", "p90_ms", "min_ms")
+    short = [row for row in table.rows if row["kind"] == "kernel" and row["p90_ms"] < 0.09]
+    slow = [row | {name: 1e7 * row[name] for name in times} | {"rounds_ms": (1e7 * row["median_ms"],)} for row in short]
+    LatencyTable(table.header, slow).save(edgeprune.folder / "slow.parquet")
+    said = refused(edgeprune, 2, "validate", "slow.parquet")
+    assert "slow.parquet must hold times that a device can have, found " in said
+    assert "these seem to be us" in said
+    # The same device with the runtime upgraded between the two runs.
     header = {**table.header, "identity": {**table.header["identity"], "runtime_version": "9.9.9"}}
     LatencyTable(header, table.rows).save(edgeprune.folder / "upgraded.parquet")
     said = refused(edgeprune, 4, "merge", str(whole), "upgraded.parquet", "--out", "mixed.parquet")
