@@ -53,16 +53,19 @@ def measured_staircases(predictor: Predictor, *, most: int = MOST_STAIRCASES) ->
 
     Args:
         predictor: Fitted to the table.
-        most: How many to return: those with the most measured widths.
+        most: How many to return: those along which most time can be saved.
     """
     lines: dict[tuple[_Axis, Kernel], dict[int, Kernel]] = {}
     for kernel in predictor.table.kernels:
         for axis, width in _widths(kernel):
             lines.setdefault((axis, _at(kernel, axis, 1)), {})[width] = kernel
-    ranked = sorted(
-        ((axis, found) for (axis, _), found in lines.items() if len(found) >= LEAST_WIDTHS),
-        key=lambda line: (-len(line[1]), line[0].title, next(iter(line[1].values())).key),
-    )
+    timed = predictor.table.measurements
+
+    def order(line: tuple[_Axis, dict[int, Kernel]]) -> tuple[float, str, str]:
+        times = [timed[kernel.key].median_ms for kernel in line[1].values()]
+        return min(times) - max(times), line[0].title, line[1][max(line[1])].key
+
+    ranked = sorted(((axis, found) for (axis, _), found in lines.items() if len(found) >= LEAST_WIDTHS), key=order)
     return tuple(_staircase(predictor, axis, dict(sorted(found.items()))) for axis, found in ranked[:most])
 
 
