@@ -23,6 +23,7 @@ def pytest_configure() -> None:
 ALONE = (
     "bad_input/test_board_that_refuses.py",
     "bad_input/test_boards.py",
+    "bad_input/test_disturbed_profiles.py",
     "bad_input/test_interrupts.py",
     "loopback/test_deploy_over_ssh.py",
     "loopback/test_fleet_over_ssh.py",

@@ -14,6 +14,12 @@ Row = Mapping[str, Any]
 
 _LEVEL = 0.9
 _REJECTED = 0.01
+_GOALS = ((0.05, 0.95), (0.10, 0.99))
+"""Relative error, and share of networks that shall be within it..."""
+_OF_CEILING = 0.95
+"""...or this much of the share that a second measurement reaches, where that is lower."""
+_WIDEST = 0.12
+"""Median full width of the intervals at most."""
 
 
 def errors(row: Row, rule: Callable[[Row, Row], float], turn: str = "first") -> Floats:
@@ -55,7 +61,7 @@ RULES: dict[str, Callable[[Row, Row], float]] = {
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table per rule, and the intervals."""
+    """One table per rule, the intervals, and whether what was aimed at is met."""
     lines = [
         "| rule | family | networks | median error | within 5 % | within 10 % | worst |",
         "|---|---|---|---|---|---|---|",
@@ -78,7 +84,37 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(_interval_line(row["family"], hits, _widths(row)))
     if len(rows) > 1:
         lines.append(_interval_line("**all**", np.concatenate(inside), np.concatenate([_widths(row) for row in rows])))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_verdicts(rows)])
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """What was aimed at, over all families together, and whether it is met."""
+    ours, again = (np.abs(np.concatenate([errors(row, RULES[name]) for row in rows])) for name in list(RULES)[:2])
+    found = []
+    for limit, goal in _GOALS:
+        share, ceiling = (float((sizes <= limit).mean()) for sizes in (ours, again))
+        least = min(goal, _OF_CEILING * ceiling)
+        found.append(
+            f"within {limit:.0%}: {share:.1%}; goal {least:.1%}, the lower of {goal:.0%} and {_OF_CEILING} x {ceiling:.1%} "
+            f"(a second measurement): {_met(share >= least)}"
+        )
+    inside = [_inside(row) for row in rows]
+    rejected = [row["family"] for row, hits in zip(rows, inside, strict=True) if not _kept(hits)]
+    rejected += [] if _kept(np.concatenate(inside)) else ["all"]
+    width = float(np.median(np.concatenate([_widths(row) for row in rows])))
+    found.append(
+        f"intervals: rejected of {', '.join(rejected) or 'none'}: {_met(not rejected)}; median full width {width:.1%}, goal at "
+        f"most {_WIDEST:.0%}: {_met(width <= _WIDEST)}"
+    )
+    return [f"- {line}" for line in found]
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
+def _kept(hits: NDArray[np.bool_]) -> bool:
+    return bool(binomtest(int(hits.sum()), len(hits), _LEVEL).pvalue >= _REJECTED)
 
 
 def _line(rule: str, family: str, found: Floats) -> str:
@@ -98,5 +134,4 @@ def _widths(row: Row) -> Floats:
 
 
 def _interval_line(family: str, hits: NDArray[np.bool_], widths: Floats) -> str:
-    kept = binomtest(int(hits.sum()), len(hits), _LEVEL).pvalue >= _REJECTED
-    return f"| {family} | {hits.mean():.1%} | {'yes' if kept else 'NO'} | {np.median(widths):.1%} |"
+    return f"| {family} | {hits.mean():.1%} | {'yes' if _kept(hits) else 'NO'} | {np.median(widths):.1%} |"

@@ -47,6 +47,12 @@ def fit(
             "--transfer-from", metavar="TABLE", help="Another device's table, for a TABLE of 10 to 200 kernels."
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", help="Also draw it: staircases, predicted vs measured, residuals, drift."
+        ),
+    ] = None,
     level: Annotated[float, typer.Option("--level", help="Of the prediction intervals.")] = 0.9,
     seed: SeedOption = 0,
     json_output: JsonOption = False,
@@ -59,48 +65,58 @@ def fit(
     target = out if out is not None else table.with_suffix(".json")
     if target.suffix != ".json":  # the table is copied beside the settings, and must not be written over
         raise ConfigError(f"--out must be a .json file, found {target}.", hint=f"--out {target.with_suffix('.json')}")
+    if report is not None and report.suffix not in (".html", ".htm"):
+        raise ConfigError(
+            f"--report must be a .html file, found {report}.", hint=f"--report {report.with_suffix('.html')}"
+        )
     with output.step("fit"):
         source = None if transfer_from is None else edgeprune.LatencyTable.load(transfer_from)
         predictor = edgeprune.fit(edgeprune.LatencyTable.load(table), seed=seed, level=level, transfer_from=source)
-        report = predictor.report()
-    rows = report.rows()
+        found = predictor.report()
+    rows = found.rows()
     output.table(
         "errors on what was held out, and how well measurements repeat themselves",
         [title for _, title in _COLUMNS],
         [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
     )
-    output.say(report.summary())
-    if report.energy is None:
+    output.say(found.summary())
+    if found.energy is None:
         output.say("energy is not predicted: the table holds none (edgeprune profile --energy)")
-    if report.weak:
+    if found.weak:
         output.table(
             "weak regions: kernels that are missed by more than the rest of their family",
             [title for _, title in _WEAK_COLUMNS],
-            [[_cell(row[key]) for key, _ in _WEAK_COLUMNS] for row in report.weak],
+            [[_cell(row[key]) for key, _ in _WEAK_COLUMNS] for row in found.weak],
         )
     else:
         output.say("weak regions: none; no kind of kernel is missed by significantly more than the rest of its family")
-    if report.edges:
+    if found.edges:
         output.table(
-            f"edges of the staircase that were measured: the largest of {len(report.edges)}",
+            f"edges of the staircase that were measured: the largest of {len(found.edges)}",
             ["model", "group", "from width", "ms below", "ms from there"],
             [
                 [edge["model"], edge["group"], edge["width"], f"{edge['below_ms']:.4f}", f"{edge['at_ms']:.4f}"]
-                for edge in report.edges[:_EDGES]
+                for edge in found.edges[:_EDGES]
             ],
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(predictor.save(target), "the fit, for prune --table; keep the table beside it")
+    if report is not None:
+        from edgeprune.report import fitted, page
+
+        with output.step("write the report"):
+            page.write(fitted.from_predictor(predictor), report)
+        output.wrote(report, "report")
     output.finish(
         {
             "predictor": str(target),
             "table_hash": predictor.table_hash,
             "level": level,
             "errors": rows,
-            "energy": report.energy,
-            "weak": list(report.weak),
-            "edges": list(report.edges),
-            "transferred_from": report.transferred_from,
+            "energy": found.energy,
+            "weak": list(found.weak),
+            "edges": list(found.edges),
+            "transferred_from": found.transferred_from,
         },
         next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),
     )

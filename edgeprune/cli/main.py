@@ -6,6 +6,7 @@ end in the same one line as any other.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from types import FrameType, TracebackType
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+_FREE_SPACE = "free space on this machine, then the same command again"
 
 
 class _Interrupts:
@@ -131,11 +134,13 @@ def _invoke(words: list[str], interrupts: _Interrupts) -> int:
         if interrupts.seen and not isinstance(error, DeployError):
             # Some library took the interrupt for a failure. What became of a board is told all the same.
             return INTERRUPTED
+        hint: str | None
         if isinstance(error, EdgepruneError):
             message, hint, exit_code = error.message, next_step(error, words), error.exit_code
         elif isinstance(error, OSError):
             where = f" {os.fspath(error.filename)!r}" if error.filename else ""
-            message, hint, exit_code = f"the system refused{where}: {error.strerror or error}.", None, 1
+            message, exit_code = f"the system refused{where}: {error.strerror or error}.", 1
+            hint = _FREE_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
         else:
             message, hint = _usage(error)
             exit_code = 2

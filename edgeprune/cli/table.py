@@ -1,22 +1,25 @@
-"""``edgeprune table``: look at latency tables, compare them, import those of others."""
+"""``edgeprune table``: look at latency tables, check, compare, merge and filter them, import those of others."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, VerboseOption
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, TableFormatError
+
+if TYPE_CHECKING:
+    from edgeprune.latency.table import LatencyTable
 
 table = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Import, compare and describe latency tables.",
+    help="Import, check, compare, merge, filter and describe latency tables.",
     rich_markup_mode="rich",
 )
 
@@ -146,6 +149,91 @@ def diff(
 
 
 @table.command()
+def validate(file: TableArgument, json_output: JsonOption = False, verbose: VerboseOption = False) -> None:
+    """Check that a table is whole, of a schema that is known, what its hash says, and holds only what can be."""
+    import edgeprune
+    from edgeprune.latency.rates import impossible_rate
+
+    output = Output(json_output)
+    found = edgeprune.LatencyTable.load(file)
+    impossible = impossible_rate({kernel: found.measurements[kernel.key].min_ms for kernel in found.kernels})
+    if impossible is not None:
+        raise TableFormatError(
+            f"{file} must hold times that a device can {impossible.text}.",
+            hint=f"times of a table are milliseconds, these seem to be {impossible.unit}",
+        )
+    flags = {flag: len(keys) for flag, keys in sorted((found.header.get("flags") or {}).items()) if keys}
+    output.say(
+        f"{file} is valid: schema {found.header['schema']}, {len(found.kernels)} kernels and {len(found.networks)} networks, "
+        f"{found.header['runtime']} on {found.device}, {found.header['precision']}, {found.header['threads']} thread(s)"
+    )
+    for flag, count in flags.items():
+        output.say(f"{count} rows are flagged as {flag}")
+    output.finish(
+        {
+            "table": str(file),
+            "schema": found.header["schema"],
+            "hash": found.hash,
+            "kernels": len(found.kernels),
+            "networks": len(found.networks),
+            "flags": flags,
+        }
+    )
+
+
+@table.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(metavar="TABLE TABLE...", help="Latency tables (Parquet).")],
+    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet); may be one of them.")],
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Join tables of one device, runtime, thread count and precision; what several hold keeps the rounds of all."""
+    import edgeprune
+
+    output = Output(json_output)
+    if len(files) < 2:
+        raise ConfigError(
+            f"there must be at least two tables to merge, found {len(files)}.",
+            hint=command_line("edgeprune", "table", "merge", *files, "OTHER.parquet", "--out", out),
+        )
+    found, *others = (edgeprune.LatencyTable.load(file) for file in files)
+    for other in others:
+        found = found.merge(other)
+    _write(output, found, out)
+
+
+@table.command("filter")
+def filter_(
+    file: TableArgument,
+    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")],
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="kernel or network; repeat.")] = None,
+    op: Annotated[list[str] | None, typer.Option("--op", help="Operation, e.g. FusedConv; repeat.")] = None,
+    family: Annotated[list[str] | None, typer.Option("--family", help="E.g. conv, gemm or network; repeat.")] = None,
+    precision: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8; repeat.")] = None,
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Keep the rows that meet every condition."""
+    import edgeprune
+
+    output = Output(json_output)
+    given = {"kind": kind, "op": op, "family": family, "precision": precision}
+    conditions = {name: values for name, values in given.items() if values}
+    if not conditions:
+        raise ConfigError("there must be a condition to filter by, found none.", hint="--family conv --family network")
+    whole = edgeprune.LatencyTable.load(file)
+    found = whole.filter(**conditions)
+    if not len(found):
+        held = {name: sorted({str(row[name]) for row in whole.rows}) for name in conditions}
+        raise ConfigError(
+            f"a filtered table must hold at least one row, found none of {len(whole)} that meets every condition.",
+            hint="; ".join(f"--{name} {'|'.join(values)}" for name, values in held.items()),
+        )
+    _write(output, found, out)
+
+
+@table.command()
 def card(
     file: TableArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Markdown file to write; printed by default.")] = None,
@@ -167,6 +255,18 @@ def card(
         write_text(out, text)
         output.wrote(out, "data card")
     output.finish({"table": str(file), "card": text})
+
+
+def _write(output: Output, made: LatencyTable, out: Path) -> None:
+    output.say(
+        f"{len(made.kernels)} kernels and {len(made.networks)} networks, {made.header['runtime']} on {made.device}"
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    output.wrote(made.save(out), "latency table")
+    output.finish(
+        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "networks": len(made.networks)},
+        next_command=command_line("edgeprune", "fit", out),
+    )
 
 
 def _pairs(option: str, values: list[str] | None) -> dict[str, str]:

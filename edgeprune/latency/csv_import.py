@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from edgeprune.errors import ConfigError, TableFormatError, TableMissingError
 from edgeprune.latency.csv_kernels import KINDS, READERS, Kind
-from edgeprune.latency.features import Machine, features
+from edgeprune.latency.rates import impossible_rate
 from edgeprune.latency.table_rows import LONGEST_MS, PRECISIONS, SHORTEST_MS, Row, kernel_row
 from edgeprune.spec import Kernel, Measurement
 
@@ -33,14 +33,6 @@ _UNIT_WORDS = {
     **dict.fromkeys(("s", "sec", "secs", "seconds"), "s"),
     **dict.fromkeys(("ns", "nsec", "nanoseconds"), "ns"),
 }
-
-HIGHEST_RATE = 2e16
-"""Multiply-accumulates per second that no single device reaches: some four times the peak of the fastest accelerator of
-2025 at its lowest precision. A time in seconds that is taken for milliseconds is a thousand times too short."""
-
-LOWEST_RATE = 1e4
-"""Median multiply-accumulates per second below which a table cannot be in the stated unit: a hundredth of a slow
-microcontroller's rate."""
 
 
 @dataclass(frozen=True)
@@ -303,24 +295,11 @@ def _milliseconds(text: str | None, mapped: Mapped, place: str) -> float:
 
 def _check_rates(times: Mapping[Kernel, list[float]], name: str, mapped: Mapped) -> None:
     """Refuse times that no device can have: the unit is wrong, or the row."""
-    kernels = [kernel for kernel in times if kernel.family in ("conv", "gemm")]
-    if not kernels:
-        return
-    macs = [float(value) for value in map(math.exp, features(kernels, Machine()).column("log_macs"))]
-    rates = [work / (min(times[kernel]) * 1e-3) for work, kernel in zip(macs, kernels, strict=True)]
-    fastest = max(range(len(rates)), key=rates.__getitem__)
-    if rates[fastest] > HIGHEST_RATE:
+    found = impossible_rate({kernel: min(values) for kernel, values in times.items()})
+    if found is not None:
         raise TableFormatError(
-            f"column {mapped.latency!r} of {name} must hold times that a device can reach, found {min(times[kernels[fastest]]):g}"
-            f" ms for {macs[fastest]:.3g} multiply-accumulates ({rates[fastest]:.1e} per second).",
-            hint="latency_s=, if the column is in seconds",
-        )
-    middle = sorted(rates)[len(rates) // 2]
-    if middle < LOWEST_RATE:
-        raise TableFormatError(
-            f"column {mapped.latency!r} of {name} must hold times that a device can have, found {middle:.1e} "
-            "multiply-accumulates per second in the middle of its rows.",
-            hint="latency_us=, if the column is in microseconds",
+            f"column {mapped.latency!r} of {name} must hold times that a device can {found.text}.",
+            hint=f"latency_{found.unit}=, if the column is in {'seconds' if found.unit == 's' else 'microseconds'}",
         )
 
 

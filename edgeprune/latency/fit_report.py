@@ -159,7 +159,7 @@ def _end_to_end_row(
         "family": END_TO_END,
         "precision": predictor.table.header["precision"],
         "n": len(networks),
-        "model": "a * sum + b * kernels + c",
+        "model": "a * sum + b * kernels + c + d * weights",
         **_errors(_relative(np.array(residuals))),
         "coverage_percent": _percent(float(np.mean(inside))),
         "width_percent": _percent(float(np.median([2 * math.sinh(width) for width in widths]))),

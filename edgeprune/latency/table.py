@@ -293,8 +293,8 @@ class LatencyTable:
         """Rows of both tables.
 
         What both measured keeps the rounds of both; a network of the same name but other kernels gets its own name. The
-        header is this table's, but ``flags``, ``unsupported``, ``energy``, ``percentiles`` and the networks under ``sustained``
-        are those of both.
+        header is this table's, but ``flags``, ``unsupported``, ``energy``, ``percentiles``, ``models``, ``edges``,
+        ``disturbances``, ``runs`` and the networks under ``sustained`` are those of both.
 
         Raises:
             TableMismatchError: They are of another device, runtime, thread count or precision; names the field.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +13,7 @@ import numpy as np
 from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import Row, kernel_row, network_row
+from edgeprune.profiling.changes import changes
 from edgeprune.profiling.measuring import MeasuredRun
 from edgeprune.profiling.selecting import SAMPLE_MS, SAMPLES, WARMUP_MS
 from edgeprune.profiling.space import Widths
@@ -201,9 +202,25 @@ def _statement(
             "drifted_rows": len(_flags(profiled.parts).get("drifted", ())),
             "sentinels_ms": [float(f"{value:.6g}") for run in runs for value in run.sentinels_ms],
         },
-        "disturbances": list(dict.fromkeys(sentence for run in runs for sentence in run.disturbances)),
+        "disturbances": list(dict.fromkeys(disturbances_of(runs, profiled.fingerprint.disturbances))),
         "conditions": {"before": runs[0].conditions["before"], "after": runs[-1].conditions["after"]},
     }
+
+
+def disturbances_of(runs: Sequence[MeasuredRun], told: Collection[str]) -> Iterator[str]:
+    """What became of the board: before it was measured, during each part, and between two parts.
+
+    Args:
+        runs: What was measured, in order.
+        told: What the probe said could disturb it: what was so then is no news.
+    """
+    for sentence in runs[0].conditions["before"].get("throttling") or ():
+        if sentence not in told:
+            yield f"when measuring began, {sentence}"
+    for number, run in enumerate(runs):
+        if number:
+            yield from changes((runs[number - 1].conditions["after"], run.conditions["before"]))
+        yield from run.disturbances
 
 
 def _models(header: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

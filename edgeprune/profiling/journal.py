@@ -56,14 +56,20 @@ class Journal:
         self.resumed = len(self.records)
 
     def append(self, record: Record) -> None:
-        """Add one record; it is on disk when this returns."""
+        """Add one record; it is on disk when this returns.
+
+        Raises:
+            OSError: It cannot be written; what was recorded before stays, and a later run goes on from it.
+        """
         self._write(record)
         self.records.append(record)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self._file is not None:
-            self._file.close()
+            # Every record was flushed: only one that could not be written is left, and that was told.
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
     def discard(self) -> None:
@@ -83,9 +89,12 @@ class Journal:
     def _write(self, record: Record) -> None:
         if self._file is not None:
             # One write per line: a kill leaves at most one line without its end.
-            self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:  # a full disk: which one must be told
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _recover(self, path: Path) -> list[Record]:
         try:

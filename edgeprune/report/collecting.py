@@ -187,6 +187,13 @@ def sentinels(header: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in header.get("drift", {}).get("sentinels_ms", ()))
 
 
+def disturbances(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """What could have disturbed the runs of a table, and what did, each once."""
+    told = [(header.get("fingerprint") or {}).get("disturbances") or ()]
+    told += [run.get("disturbances") or () for run in (header, *(header.get("runs") or ()))]
+    return tuple(dict.fromkeys(str(sentence) for sentences in told for sentence in sentences))
+
+
 def error_table(report: FitReport) -> dict[str, dict[str, str]]:
     """The predictor's error table: family to column to text."""
     return {row["family"]: {title: _figure(row[key]) for key, title in _ERROR_COLUMNS} for row in report.rows()}

@@ -61,7 +61,7 @@ def from_result(
         ),
         board={"board": predictor.table.board, **collecting.board_facts(probed)},
         conditions=collecting.flat_conditions(header.get("conditions", {})),
-        disturbances=(*probed.disturbances, *header.get("disturbances", ())),
+        disturbances=collecting.disturbances(header),
         dense_ms=result.dense_ms,
         candidates=_candidates(result, parameters_before, parameters_after),
         metric=next(iter(result.metrics_before), "metric"),

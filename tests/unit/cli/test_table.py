@@ -1,4 +1,4 @@
-"""`edgeprune table` as a process: import, diff, card, and what each says to bad input."""
+"""`edgeprune table` as a process: import, validate, diff, merge, filter, card, and what each says to bad input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeprune.latency.table import LatencyTable
 from edgeprune.testing.command_line import CommandLine
 
 DATA = Path(__file__).parents[2] / "data"
@@ -62,6 +63,72 @@ def test_import_then_diff_then_card(edgeprune: CommandLine) -> None:
     assert card.startswith("# Latency table: v100, tensorrt")
     edgeprune.succeed("table", "card", "plain.parquet", "--out", "cards/plain.md")
     assert (edgeprune.folder / "cards" / "plain.md").read_text() == card
+
+
+def test_filtered_parts_merge_into_the_table_that_they_came_from(edgeprune: CommandLine) -> None:
+    """A real table, taken apart by family and put together again: every row is as it was."""
+    whole = DATA / "onnxruntime_avx512_kernels.parquet"
+    before = json.loads(edgeprune.succeed("table", "validate", str(whole), "--json"))
+    assert (before["schema"], before["kernels"], before["networks"]) == (1, 477, 30)
+    convs = json.loads(
+        edgeprune.succeed("table", "filter", str(whole), "--family", "conv", "--out", "parts/convs.parquet", "--json")
+    )
+    families = ("layout", "elementwise", "gemm", "pool", "network")
+    words = [word for family in families for word in ("--family", family)]
+    rest = json.loads(edgeprune.succeed("table", "filter", str(whole), *words, "--out", "parts/rest.parquet", "--json"))
+    assert (convs["networks"], rest["networks"]) == (0, 30)
+    assert convs["kernels"] + rest["kernels"] == 477
+    said = edgeprune.succeed(
+        "table", "merge", "parts/convs.parquet", "parts/rest.parquet", "--out", "parts/both.parquet"
+    )
+    assert "477 kernels and 30 networks" in said
+    assert "wrote parts/both.parquet (latency table)" in said
+    both = LatencyTable.load(edgeprune.folder / "parts" / "both.parquet")
+    assert list(both.rows) == list(LatencyTable.load(whole).rows)
+    shown = edgeprune.succeed("table", "validate", "parts/both.parquet")
+    assert "parts/both.parquet is valid: schema 1, 477 kernels and 30 networks, onnxruntime on " in shown
+
+
+def test_a_fit_is_drawn_on_request(edgeprune: CommandLine) -> None:
+    whole = DATA / "onnxruntime_avx512_kernels.parquet"
+    edgeprune.succeed("table", "filter", str(whole), "--op", "FusedConv", "--out", "fused.parquet")
+    answer = json.loads(edgeprune.succeed("fit", "fused.parquet", "--report", "drawn/fit.html", "--json"))
+    assert [file["path"] for file in answer["files"]] == ["fused.json", "drawn/fit.html"]
+    page = (edgeprune.folder / "drawn" / "fit.html").read_text()
+    assert "Error of each prediction" in page
+    done = edgeprune.run("fit", "fused.parquet", "--report", "fused.parquet")
+    assert done.returncode == 2
+    assert "--report must be a .html file, found fused.parquet. Try: --report fused.html" in done.stderr
+
+
+def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLine) -> None:
+    whole = DATA / "onnxruntime_avx512_kernels.parquet"
+    content = whole.read_bytes()
+    (edgeprune.folder / "short.parquet").write_bytes(content[: len(content) // 2])
+    said = refused(edgeprune, 2, "validate", "short.parquet")
+    assert "must be a whole Parquet file written by edgeprune, found short.parquet" in said
+    # Somebody's own program has written what are no milliseconds.
+    table = LatencyTable.load(whole)
+    times = ("median_ms", "p90_ms", "min_ms")
+    short = [row for row in table.rows if row["kind"] == "kernel" and row["p90_ms"] < 0.09]
+    slow = [row | {name: 1e7 * row[name] for name in times} | {"rounds_ms": (1e7 * row["median_ms"],)} for row in short]
+    LatencyTable(table.header, slow).save(edgeprune.folder / "slow.parquet")
+    said = refused(edgeprune, 2, "validate", "slow.parquet")
+    assert "slow.parquet must hold times that a device can have, found " in said
+    assert "these seem to be us" in said
+    # The same device with the runtime upgraded between the two runs.
+    header = {**table.header, "identity": {**table.header["identity"], "runtime_version": "9.9.9"}}
+    LatencyTable(header, table.rows).save(edgeprune.folder / "upgraded.parquet")
+    said = refused(edgeprune, 4, "merge", str(whole), "upgraded.parquet", "--out", "mixed.parquet")
+    assert "tables that are merged must agree in identity.runtime_version, found " in said
+    assert "'9.9.9'" in said
+    assert not (edgeprune.folder / "mixed.parquet").exists()
+    said = refused(edgeprune, 2, "merge", str(whole), "--out", "mixed.parquet")
+    assert "there must be at least two tables to merge, found 1" in said
+    said = refused(edgeprune, 2, "filter", str(whole), "--op", "Gelu", "--out", "none.parquet")
+    assert "must hold at least one row, found none of 507" in said
+    assert "Try: --op " in said
+    assert "must be a condition to filter by" in refused(edgeprune, 2, "filter", str(whole), "--out", "none.parquet")
 
 
 def test_bad_input_is_one_line_and_writes_nothing(edgeprune: CommandLine) -> None:

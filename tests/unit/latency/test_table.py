@@ -188,6 +188,41 @@ def test_merging_networks_of_one_name_but_other_kernels_keeps_both() -> None:
     assert sorted(network.measurement.median_ms for network in first.merge(other).networks) == [0.1, 1.5]
 
 
+def test_merging_keeps_what_either_run_told_and_renames_in_all_of_it() -> None:
+    def told(signature: str, edge: int, *networks: str, **more: Any) -> dict[str, Any]:
+        model = {
+            "name": "Net",
+            "signature": signature,
+            "inputs": [[1, 3, 8, 8]],
+            "dense": "net",
+            "networks": [*networks],
+        }
+        drift = {"largest": 0.01 * edge, "repeated_stretches": edge, "drifted_rows": 0}
+        return {**HEADER, "models": [model], "edges": [{"group": "a", "width": edge}], "drift": drift, **more}
+
+    first = LatencyTable.from_rows(told("x", 8, "net", disturbances=["hot."]), rows())
+    rest = [network_row("net", [relu(8)], timing(0.1)), network_row("small", [relu(16)], timing(0.1))]
+    flags = {"drifted": ["net"]}
+    second = LatencyTable.from_rows(
+        told("y", 16, "net", "small", disturbances=["hot.", "restarted."], flags=flags), rest
+    )
+    both = first.merge(second)
+    (renamed,) = {network.name for network in both.networks} - {"net", "small"}
+    assert renamed.startswith("net-")
+    assert [(model["signature"], model["dense"], model["networks"]) for model in both.header["models"]] == [
+        ("x", "net", ["net"]),
+        ("y", renamed, [renamed, "small"]),
+    ]
+    assert both.header["flags"] == {"drifted": [renamed]}, "not the network of the same name"
+    assert [edge["width"] for edge in both.header["edges"]] == [8, 16]
+    assert both.header["disturbances"] == ["hot.", "restarted."]
+    assert both.header["drift"] == {"largest": 0.16, "repeated_stretches": 24, "drifted_rows": 1}
+    # A further run with the same model adds its networks to it.
+    again = first.merge(LatencyTable.from_rows(told("x", 8, "small"), rest[1:]))
+    assert [model["networks"] for model in again.header["models"]] == [["net", "small"]]
+    assert len(again.header["edges"]) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,3 +42,24 @@ def conv_engine() -> Callable[..., bytes]:
         return bytes(model.SerializeToString())
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a size, as mount writes it."""
+    place = tmp_path / "small disk"
+
+    def mounted(size: str) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("mounting a small disk needs root")
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            place.rmdir()
+            pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mounted
+    if place.exists():
+        subprocess.run(["umount", str(place)], check=True)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from edgeprune.boards.board import Board
+from edgeprune.profiling.assembling import disturbances_of
 from edgeprune.profiling.changes import changes
-from edgeprune.profiling.measuring import measure
+from edgeprune.profiling.measuring import MeasuredRun, measure
 
 CALM: dict[str, Any] = {"throttling": [], "governors": ["schedutil"], "power_mode": "15W", "boot": "a"}
 HOT = "clocks are held down by heat: cooling device cpu-cpufreq is at step 2."
@@ -48,6 +49,22 @@ HOT = "clocks are held down by heat: cooling device cpu-cpufreq is at step 2."
 )
 def test_changes_are_told_once_and_in_order(states: list[dict[str, Any]], said: tuple[str, ...]) -> None:
     assert changes(states) == said
+
+
+def test_what_happens_before_and_between_the_parts_of_a_run_is_told_too() -> None:
+    def part(before: dict[str, Any], after: dict[str, Any], *said: str) -> MeasuredRun:
+        return MeasuredRun({}, {}, {"before": before, "after": after}, 0.0, 0, 0.0, "dense", disturbances=said)
+
+    hot = {**CALM, "throttling": [HOT]}
+    # The probe saw a calm board; it was hot when the first part began, and in another power mode when the second did.
+    parts = [part(hot, hot), part({**hot, "power_mode": "MAXN"}, hot, "told by itself.")]
+    assert list(disturbances_of(parts, ())) == [
+        f"when measuring began, {HOT}",
+        "the power mode changed from 15W to MAXN while it was measured.",
+        "told by itself.",
+    ]
+    assert list(disturbances_of([part(hot, hot)], (HOT,))) == [], "the probe has told it"
+    assert list(disturbances_of([part(CALM, CALM), part(CALM, CALM)], ())) == []
 
 
 def test_a_board_that_is_throttled_in_the_middle_of_a_run_is_said_to_have_been(

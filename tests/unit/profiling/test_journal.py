@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,22 @@ def test_journal_without_a_path_lives_in_memory() -> None:
     with Journal(None, REQUEST) as journal:
         journal.append(RECORDS[0])
         assert journal.records == [RECORDS[0]]
+
+
+def test_disk_of_the_host_that_fills_up_loses_nothing_that_was_recorded(small_disk: Callable[[str], Path]) -> None:
+    disk = small_disk("12k")  # three pages
+    path = disk / "run.jsonl"
+    (disk / "something else").write_bytes(bytes(4096))
+    record = {"kind": "sample", "times_ms": [0.123456789] * 40}
+    first = Journal(path, REQUEST)
+    with pytest.raises(OSError, match="No space left") as caught:
+        [first.append(record) for _ in range(100)]
+    first.close()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    kept = len(first.records)
+    assert kept > 3
+    (disk / "something else").unlink()
+    with Journal(path, REQUEST) as second:
+        assert second.records == [record] * kept
+        second.append(record)
+    assert Journal(path, REQUEST).records == [record] * (kept + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import BackendError, ConfigError
+from edgeprune.boards.local import LocalTransport
+from edgeprune.errors import BackendError, BoardFullError, ConfigError
 from edgeprune.profiling.measuring import MeasuredRun, measure
 from edgeprune.profiling.statistics import Samples, summarize
 
@@ -146,6 +148,34 @@ def test_stretches_are_repeated_while_there_is_time(board: Board, conv_engine: C
 def test_request_that_makes_no_sense_is_refused(board: Board, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         measure(board, **arguments)
+
+
+def test_disk_of_the_board_that_fills_up_in_the_middle_stops_only_what_needs_it_and_loses_nothing(
+    small_disk: Callable[[str], Path], conv_engine: Callable[..., bytes], tmp_path: Path
+) -> None:
+    disk, journal = small_disk("8m"), tmp_path / "run.jsonl"
+    board = Board(LocalTransport(), name="tiny", python=sys.executable, root=str(disk / "root"))
+    engines: dict[str, bytes | Path] = {f"conv{channels}": conv_engine(channels) for channels in (8, 12, 16, 20)}
+    filler = disk / "somebody else's file"
+
+    def fill(done: int, total: int, left_s: float, message: str) -> None:
+        if done >= 2 and not filler.exists():
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+
+    # Several calls to the board after that: nothing is written there to time what is there.
+    run = measure(board, engines, rounds=2, journal=journal, progress=fill, **{**QUICK, "every": 2, "per_call": 2})
+    assert os.statvfs(disk).f_bavail == 0
+    assert {len(rounds_ms) for rounds_ms in run.rounds.values()} == {2}
+    # What is sent there afterwards is refused before anything of it is timed, and goes on once there is space.
+    further = {**engines, "conv24": conv_engine(24)}
+    again = tmp_path / "again.jsonl"
+    with pytest.raises(BoardFullError, match=r"board tiny must have .* free under .*, found "):
+        measure(board, further, rounds=1, journal=again, **QUICK)
+    assert records(again) == []
+    filler.unlink()
+    assert set(measure(board, further, rounds=1, journal=again, **QUICK).measurements) == set(further)
 
 
 SCRIPT = """

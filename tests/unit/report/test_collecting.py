@@ -13,10 +13,11 @@ from edgeprune.errors import ConfigError
 from edgeprune.latency.predictor import Predictor
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.lowering.kernel_graph import KernelGraph
-from edgeprune.report import collecting, stored
+from edgeprune.report import collecting, fitted, stored
 from edgeprune.report.data import Card, ReportData
 from edgeprune.report.page import render
 from edgeprune.report.pruning import from_result, with_deployment
+from edgeprune.spec import Kernel
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
@@ -238,3 +239,59 @@ def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph
     deployed = with_deployment(data, {**deployment, "parity": {"max_abs": 0.0}, "artifact": "a"})
     assert deployed.cards[-2].value == f"{measured_ms:.3f} ms"
     assert f"{measured_ms:.3f}" in render(data)
+
+
+def test_disturbances_are_those_of_every_run_each_once() -> None:
+    header = {
+        "fingerprint": {"disturbances": ["a virtual machine."]},
+        "disturbances": ["hot."],
+        "runs": [{}, {"disturbances": ["hot.", "restarted."]}],
+    }
+    assert collecting.disturbances(header) == ("a virtual machine.", "hot.", "restarted.")
+    assert collecting.disturbances({}) == ()
+
+
+def test_a_fit_is_drawn_from_its_table_alone(predictor: Predictor) -> None:
+    data = fitted.from_predictor(predictor)
+    page = render(data)
+    for title in ("Staircases", "Predicted and measured", "Error of each prediction", "Drift over the profiling run"):
+        assert title in page
+    assert "The widths were chosen" not in page, "nobody chose widths"
+    assert "block.conv1 at 17 (0.1000 to 0.2000 ms)" in page
+    timed = predictor.table.measurements
+    by_time = {found.median_ms: Kernel.from_key(key) for key, found in timed.items()}
+    assert len(data.staircases) == collecting.MOST_STAIRCASES
+    for one in data.staircases:
+        assert len(one.widths) >= 4
+        assert list(one.widths) == sorted(set(one.widths))
+        # The kernels on it differ in that count alone.
+        kernels = [by_time[ms] for ms in one.measured_ms]
+        channels = [(kernel.inputs[0][1], kernel.output[1]) for kernel in kernels]
+        place = {"output channels": 1, "input channels": 0}[one.x_title]
+        assert tuple(pair[place] for pair in channels) == one.widths
+        assert len({pair[1 - place] for pair in channels}) == 1
+        assert len({(kernel.op, kernel.attributes, kernel.output[2:]) for kernel in kernels}) == 1
+        curve = dict(one.predicted)
+        assert [curve[width] for width in one.widths] == pytest.approx(list(one.measured_ms))
+        step = one.predicted[1][0] - one.predicted[0][0]
+        at = dict(zip(one.widths, one.measured_ms, strict=True))
+        for edge in one.edges:
+            assert abs(at[edge] / at[edge - step] - 1) > 0.04
+    assert any(one.edges for one in data.staircases)
+
+
+def test_a_fit_to_somebody_else_s_table_is_drawn_without_what_that_does_not_tell() -> None:
+    measured = edgeprune.LatencyTable.load(TABLE).filter(op="FusedConv")
+    header = {
+        "identity": {"device": "v100"},
+        "runtime": "tensorrt",
+        "threads": 1,
+        "precision": "fp32",
+        "label": "imported",
+    }
+    few = edgeprune.fit(edgeprune.LatencyTable.from_rows(header, measured.rows))
+    data = fitted.from_predictor(few)
+    assert data.title == "Latency predictor of v100"
+    assert data.provenance == "imported on v100 (tensorrt, 1 thread)"
+    assert (data.sentinels_ms, data.network_predictions, dict(data.board)) == ((), (), {"board": "v100"})
+    assert "Drift over the profiling run" not in render(data)
