@@ -55,7 +55,7 @@ class Reporter(Protocol):
     """What a step is told while it runs; `edgeprune.cli.console.Progress` is one."""
 
     def share(self, done: int, total: int) -> None: ...
-    def counted(self, done: int, total: int, left_s: float, message: str) -> None: ...
+    def timed(self, done: int, total: int, left_s: float, message: str) -> None: ...
     def stepped(self, step: str, done: int, total: int) -> None: ...
     def staged(self, state: str, done: int, total: int, message: str) -> None: ...
     def told(self, step: str, message: str) -> None: ...
@@ -174,7 +174,7 @@ def _profiled(
             out=path,
             graph=graph,
             kernel_graph=kernel_graph,
-            progress=reporter.counted,
+            progress=reporter.timed,
             told=reporter.said,
         )
     return table, kernel_graph
@@ -279,7 +279,7 @@ class _Job:
         }
         engines["pruned"] = self.kernel_graph.network_engine(result.plan.widths())
         with held(self.board, reporter.said):
-            found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
+            found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.timed)
         closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
         proposal = planner.proposal(named[closest], result.predicted_ms)
         module = realize(
@@ -345,7 +345,7 @@ class _Job:
             "pruned": artifact.engine,
         }
         with held(self.board, reporter.said):
-            return compare(self.board, engines, "dense", rounds=20, progress=reporter.counted)
+            return compare(self.board, engines, "dense", rounds=20, progress=reporter.timed)
 
     def finish(
         self,
