@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
@@ -289,9 +290,11 @@ def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
     limited = [] if task is None else [one for one in task.objectives if one.limit is not None]
     if options.hold_limits and (others or not limited):
         found = others[0] if others else "no limit"
+        name = "NAME" if task is None else shlex.quote(task.objectives[0].name)
+        limit = f"--limit {name}=2%" + (f", without {others[0]}" if others else "")
         raise ConfigError(
             f"--hold-limits needs limits of objectives, and the exact allocator to hold them, found {found}.",
-            hint="--pagcp holds them anyway" if options.pagcp else "--limit NAME=2%, without it",
+            hint="--pagcp holds them anyway" if options.pagcp else limit,
         )
     if others or task is None or not (options.hold_limits or (limited and len(task.objectives) > 1)):
         return None
