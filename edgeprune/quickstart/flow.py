@@ -40,6 +40,7 @@ from edgeprune.quickstart.waiting import held
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.report import page, stored
 from edgeprune.report.data import Candidate
+from edgeprune.report.pruning import parameter_count
 from edgeprune.spec import Budget, Fingerprint
 
 EPOCHS = 1
@@ -365,7 +366,7 @@ class _Job:
                 self.dense_ms * compared.ratios[name].ratio,
                 compared.ratios[name].ratio,
                 float(right[name].float().mean()),
-                sum(parameter.numel() for parameter in module.parameters()),
+                parameter_count(module),
             )
             for name, module in modules.items()
         )
