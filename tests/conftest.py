@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 pytest.register_assert_rewrite("edgeprune.testing")
 
 from edgeprune.testing.sshd import MissingSshdError, OpenSshServer  # noqa: E402 (after the registration)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeprune.deployment.artifact import Artifact
 
 
 def pytest_configure() -> None:
@@ -68,3 +74,42 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSshServer]:
         pytest.skip(str(error))
     with server:
         yield server
+
+
+@pytest.fixture
+def host_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes this process a host of its own, whose SSH knows what a configuration says: no boards yet, and nothing remembered."""
+
+    def made(ssh_config: Path) -> None:
+        monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(ssh_config))
+        monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
+        monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
+        monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def two_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Artifact]]:
+    """Compiles a network twice, with different weights: artifacts ``net0`` and ``net1``."""
+    import torch
+
+    from edgeprune.deployment.compiling import compile as compile_artifact
+
+    def made(network: Callable[[], nn.Module], *shape: int) -> list[Artifact]:
+        torch.set_num_threads(1)
+        folder, found = tmp_path_factory.mktemp("artifacts"), []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            found.append(compile_artifact(network(), torch.randn(shape), folder / f"net{seed}", name=f"net{seed}"))
+        return found
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(two_of: Callable[..., list[Artifact]]) -> list[Artifact]:
+    """Two artifacts of a network that is one layer."""
+    from torch import nn
+
+    return two_of(lambda: nn.Linear(20, 10), 1, 20)

@@ -305,8 +305,11 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
         output.say(
             f"int8 in {told['layers'] - len(told['kept'])} of {told['layers']} layers, {ratio} against float{samples}"
         )
-        if told["kept"]:
-            output.say(f"  in float stay {', '.join(told['kept'])}")
+        without = told.get("no_kernel", [])
+        if loud := [name for name in told["kept"] if name not in without]:
+            output.say(f"  in float stay {', '.join(loud)}")
+        if without:
+            output.say(f"  in float too, since the runtime has no int8 kernel for them: {', '.join(without)}")
     for name, metric in artifact.manifest.metrics.items():
         output.say(f"  {name}: {metric['engine']:.4g}, of the module in float {metric['module']:.4g}")
     if told is not None and not artifact.manifest.metrics:

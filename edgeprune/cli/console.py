@@ -107,19 +107,19 @@ class Progress:
         if self._say is not None:
             self._say(text)
 
-    def counted(self, done: int, total: int, left_s: float, message: str) -> None:
-        """Items done, items in all, seconds left, what happens now."""
-        minutes, seconds = divmod(max(0, round(left_s)), 60)
-        self._show(message, done, total, f"about {minutes}:{seconds:02d} left" if total else "")
-
     def timed(self, done: int, total: int, left_s: float, message: str) -> None:
-        """As `counted`, of items that come in stages: the share is that of the time, of all stages, and never falls."""
+        """Items done, items in all (0 and 0 where nothing is counted), seconds left (0 where that is unknown), what happens.
+
+        Items may come in stages that count anew, or end before all are done: the share is that of the time, since anything
+        else was told of, and never falls.
+        """
         passed_s = self._clock() - self._begun_s
         if left_s > 0:
             self._share = max(self._share, min(passed_s / (passed_s + left_s), 0.99))
         minutes, seconds = divmod(max(0, round(left_s)), 60)
         told = f"{message} ({done} of {total})" if total else message
-        self._show(told, round(1000 * self._share), 1000, f"about {minutes}:{seconds:02d} left" if total else "")
+        left = f"about {minutes}:{seconds:02d} left" if total and left_s > 0 else ""
+        self._write(told, round(1000 * self._share), 1000, left)
 
     def share(self, done: int, total: int) -> None:
         """Units done (steps, bytes) and units in all."""
@@ -137,7 +137,12 @@ class Progress:
         """A step of unknown length and what happens in it."""
         self._show(message or step, None, None)
 
-    def _show(self, message: str | None, done: int | None, total: int | None, left: str = "") -> None:
+    def _show(self, message: str | None, done: int | None, total: int | None) -> None:
+        """What is not timed; time is counted anew after it."""
+        self._begun_s, self._share = self._clock(), 0.0
+        self._write(message, done, total)
+
+    def _write(self, message: str | None, done: int | None, total: int | None, left: str = "") -> None:
         label = f"{self._text}: {message}" if message else self._text
         if self._bar is not None:
             changed: dict[str, Any] = {} if message is None else {"description": label}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption
 from edgeprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeprune.latency.predictor import Predictor
 
 _COLUMNS = (
     ("family", "family"),
@@ -118,8 +121,15 @@ def fit(
             "edges": list(found.edges),
             "transferred_from": found.transferred_from,
         },
-        next_command=command_line("edgeprune", "prune", "MODEL", "--table", table, "--latency", "50%"),
+        next_command=command_line("edgeprune", "prune", *_model(predictor), "--table", table, "--latency", "50%"),
     )
+
+
+def _model(predictor: Predictor) -> list[str]:
+    """How a command line names the newest model of the table and its inputs; a placeholder where the table does not say."""
+    models = predictor.table.header.get("models", ())
+    origins = [entry["origin"] for entry in models if "origin" in entry]
+    return list(origins[-1]) if origins else ["MODEL"]
 
 
 def _cell(value: object) -> str:

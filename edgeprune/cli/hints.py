@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from edgeprune import errors
+from edgeprune.cli.placeholders import filled
 from edgeprune.errors import EdgepruneError
 
 _BY_KIND: tuple[tuple[type[EdgepruneError], str], ...] = (
@@ -61,7 +62,7 @@ def next_step(error: EdgepruneError, words: Sequence[str]) -> str:
         for pattern, option in _SPELLED:
             hint = re.sub(pattern, option, hint)
         hint = hint.replace("--min_width", "--min-width").replace("--multiple_of", "--multiple-of")
-        return re.sub(r" (?=[ ,]|$)", "", hint)
+        return filled(re.sub(r" (?=[ ,]|$)", "", hint), words)
     verb = next((word for word in words if not word.startswith("-")), "")
     found = next(hint for kind, hint in _BY_KIND if isinstance(error, kind))
-    return found.format(verb=verb).replace("edgeprune  ", "edgeprune ")
+    return filled(found.format(verb=verb).replace("edgeprune  ", "edgeprune "), words)

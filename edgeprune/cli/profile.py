@@ -128,6 +128,7 @@ def profile(
             energy=energy,
             meter=meter,
             percentiles=percentiles,
+            origins=[[model, *input_flags(input_, inputs)] for model in models],
             **arguments,
         )
     _tell(output, measured, target_path)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
-from collections.abc import Collection
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.boards.config import require_known
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.inputs import example_inputs
 from edgeprune.cli.loading import load_model, load_task, source_hash
 from edgeprune.cli.meant_latency import fitted, meant_table
 from edgeprune.cli.options import given
-from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
+from edgeprune.cli.pruning_result import earlier_result, not_fp32, record_of, tell
+from edgeprune.cli.pruning_start import begun
+from edgeprune.cli.record import PruneOptions, PruningRecord
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.recovery.distillation.registry import require_names
+from edgeprune.report.pruning import parameter_count
 from edgeprune.tasks.limits import parse_limits
 
 if TYPE_CHECKING:
     import torch
 
-    from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.multitask.per_task import PerTask
-    from edgeprune.loop.result import Result, Spent
+    from edgeprune.loop.result import Result
     from edgeprune.spec import Budget
     from edgeprune.tasks.task import Task
 
@@ -44,15 +43,7 @@ def begin(options: PruneOptions, out: Path, output: Output) -> None:
         raise ConfigError("--refit refits biases too, found --refit-biases beside it.", hint="one of the two")
     if parse_limits(options.limit) and options.task is None:
         raise ConfigError("--limit needs a task, for its objectives, found none.", hint="--task FILE.py:FACTORY")
-    records.check_out(out)
-    if options.board != "none":
-        require_known(options.board)
-    if options.weights is None:
-        output.say("no --weights: the model is taken with the weights that its factory gives it")
-    table = meant_table(options)
-    module = load_model(options.model, options.weights, seed=options.seed)
-    _require_possible(options, module)
-    example = example_inputs(module, options.input, options.inputs, seed=options.seed)
+    table, module, example = begun(options, out, output)
     _carry_out(options, budget, out, output, module, example, table, None)
 
 
@@ -216,7 +207,7 @@ def _carry_out(
                 graph=graph,
                 kernel_graph=kernel_graph,
                 plan_path=folder / records.PLAN_NAME,
-                earlier=None if earlier is None else _earlier(earlier, out, module),
+                earlier=None if earlier is None else earlier_result(earlier, out, module),
                 checkpoint=interruption,
                 progress=progress.stepped,
             )
@@ -229,13 +220,13 @@ def _carry_out(
                 predictor,
                 title=f"{type(module).__name__} pruned to {budget}",
                 budget=str(budget),
-                parameters_before=_parameters(module),
+                parameters_before=parameter_count(module),
             )
             stored.save(data, folder / stored.FILE_NAME)
-            record = _record(result, predictor, options)
+            record = record_of(result, predictor, options)
             (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     interruption.discard()
-    _tell(output, budget, result, module, told)
+    tell(output, budget, result, module, told)
     if result.unchanged:
         output.say(
             f"nothing was pruned: {out} holds the whole dense model and a plan that removes nothing, so that compile and deploy "
@@ -252,8 +243,8 @@ def _carry_out(
             **record.model_dump(mode="json"),
             "out": str(out),
             "budget_met": result.budget_met,
-            "parameters_before": _parameters(module),
-            "parameters_after": _parameters(result.module),
+            "parameters_before": parameter_count(module),
+            "parameters_after": parameter_count(result.module),
             "predicted_low_ms": taken.predicted_low_ms,
             "predicted_high_ms": taken.predicted_high_ms,
             "unchanged": result.unchanged,
@@ -261,13 +252,6 @@ def _carry_out(
         },
         next_command=_next(result, record.options, out),
     )
-
-
-def _require_possible(options: PruneOptions, module: torch.nn.Module) -> None:
-    """What needs the names of modules alone is told before the model is traced."""
-    from edgeprune.surgery.constraints import require_possible
-
-    require_possible(options.constraints, module)
 
 
 def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
@@ -289,9 +273,11 @@ def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
     limited = [] if task is None else [one for one in task.objectives if one.limit is not None]
     if options.hold_limits and (others or not limited):
         found = others[0] if others else "no limit"
+        name = "NAME" if task is None else shlex.quote(task.objectives[0].name)
+        limit = f"--limit {name}=2%" + (f", without {others[0]}" if others else "")
         raise ConfigError(
             f"--hold-limits needs limits of objectives, and the exact allocator to hold them, found {found}.",
-            hint="--pagcp holds them anyway" if options.pagcp else "--limit NAME=2%, without it",
+            hint="--pagcp holds them anyway" if options.pagcp else limit,
         )
     if others or task is None or not (options.hold_limits or (limited and len(task.objectives) > 1)):
         return None
@@ -301,135 +287,10 @@ def _per_task(options: PruneOptions, task: Task | None) -> PerTask | None:
 def _next(result: Result, options: PruneOptions, out: Path) -> str:
     if result.measured is None and options.board != "none":
         return command_line("edgeprune", "prune", "--resume", "--out", out)
-    precision = _not_fp32(options.precision)
+    precision = not_fp32(options.precision)
     return command_line(
         *("edgeprune", "compile", out, "--out", out / "artifact", "--dense", out / "dense"),
         *given(seed=options.seed or None, precision=precision),
         # What int8 is calibrated with, where the run has none of its own.
         *given(task="FACTORY" if precision == "int8" and options.task is None else None),
     )
-
-
-def _not_fp32(precision: str | None) -> str | None:
-    return None if precision == "fp32" else precision
-
-
-def _earlier(record: PruningRecord, out: Path, module: torch.nn.Module) -> Result:
-    """The result of the run in a folder, as far as going on with it needs it."""
-    import edgeprune
-    from edgeprune.loop.result import Result
-    from edgeprune.recovery.evaluation import RecoveryRecord
-
-    assert record.budget_ms is not None  # of a run of channels, which always has these
-    assert record.dense_predicted_ms is not None
-    assert record.predicted_ms is not None
-    taken = record.rounds[record.chosen]
-    plan = edgeprune.PruningPlan.load(out / records.PLAN_NAME)
-    if plan.hash != record.plan_hash:
-        raise ConfigError(
-            f"{out / records.PLAN_NAME} must be the plan of the run, found another.",
-            hint="edgeprune prune, without --resume",
-        )
-    return Result(
-        module=edgeprune.load(out / records.MODEL_FOLDER, module),
-        plan=plan,
-        budget_ms=record.budget_ms,
-        dense_ms=record.dense_predicted_ms if record.dense_ms is None else record.dense_ms,
-        dense_measured=record.dense_ms is not None,
-        dense_predicted_ms=record.dense_predicted_ms,
-        predicted_ms=record.predicted_ms,
-        measured_ms=None,
-        budget_met=None,
-        rounds=record.rounds,
-        chosen=record.chosen,
-        certificate=taken.certificate,
-        check_max_abs=record.check_max_abs,
-        metrics_before=record.metrics_before,
-        metrics_after=record.metrics_after,
-        recovery=tuple(RecoveryRecord(**step.model_dump()) for step in record.recovery),
-    )
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _record(result: Result, predictor: Predictor, options: PruneOptions) -> PruningRecord:
-    from edgeprune.loop.lowering import precision_of
-    from edgeprune.report.pruning import engines, threads
-
-    header = predictor.table.header
-    checked = result.measured
-    cpu = header["identity"].get("cpu_model", "unknown")
-    return PruningRecord(
-        options=options.model_copy(update={"precision": _not_fp32(precision_of(predictor))}),
-        table_hash=predictor.table_hash,
-        weights_hash=records.file_hash(options.weights),
-        budget_ms=result.budget_ms,
-        dense_predicted_ms=result.dense_predicted_ms,
-        predicted_ms=result.predicted_ms,
-        dense_ms=None if checked is None else result.dense_ms,
-        measured_ms=result.measured_ms,
-        board=predictor.table.board if options.board == "none" else options.board,
-        threads=header["threads"],
-        conditions=""
-        if checked is None
-        else f"measured on {checked.board} ({cpu}, {engines(header)}, {threads(header['threads'])})",
-        plan_hash=result.plan.hash,
-        rounds=result.rounds,
-        chosen=result.chosen,
-        spent=result.spent,
-        check_max_abs=result.check_max_abs,
-        metrics_before=dict(result.metrics_before),
-        metrics_after=dict(result.metrics_after),
-        recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
-        verdicts=result.verdicts,
-        outputs={} if result.serves is None else dict(result.serves.outputs),
-    )
-
-
-def _amount(spent: Spent, value: float) -> str:
-    return f"{value:.4g} {spent.unit}" if spent.unit == "mJ" else f"{value:,.0f} {spent.unit}".rstrip()
-
-
-def _tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module, told: Collection[str]) -> None:
-    rows: list[list[Any]] = [
-        ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
-    ]
-    if result.rounds:
-        last = result.rounds[result.chosen]
-        rows.append(["interval of the prediction", "", f"{last.predicted_low_ms:.3f} to {last.predicted_high_ms:.3f}"])
-    checked = result.measured
-    if checked is not None:
-        rows.append([f"latency on {checked.board}, ms", f"{result.dense_ms:.3f}", f"{result.measured_ms:.3f}"])
-        rows.append(["of dense, interleaved", "100.0%", f"{checked.ratio:.1%}"])
-        rows.append(["as timed in that comparison, ms", f"{checked.dense_ms:.3f}", f"{checked.pruned_ms:.3f}"])
-    rows += [
-        [
-            f"{one.objective}, {one.asked}" if one.asked else one.objective,
-            f"{one.dense:.4f}",
-            f"{one.pruned:.4f}{'' if one.kept is None else ', kept' if one.kept else ', broken'}",
-        ]
-        for one in result.verdicts
-    ]
-    rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
-    rows += [
-        [f"{one.name}, at most {_amount(one, one.at_most)}", _amount(one, one.dense), _amount(one, one.value)]
-        for one in result.spent
-    ]
-    output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
-    if checked is not None:
-        output.say(
-            f"the latency to quote is {result.measured_ms:.3f} ms ({checked.ratio:.1%} of the dense model's "
-            f"{result.dense_ms:.3f} ms), measured on {checked.board}: the predicted one only chose the widths, and those "
-            "as timed hold for that minute"
-        )
-    else:
-        output.say(f"the latency to quote is {result.predicted_ms:.3f} ms, predicted; no board has measured it yet")
-    if result.plan.removed:
-        names = ", ".join(str(branch["name"]) for branch in result.plan.removed)
-        output.say(f"residual blocks removed: {names}")
-    output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
-    for note in result.notes:
-        if note not in told:
-            output.say(note)

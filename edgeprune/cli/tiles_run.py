@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.boards.config import require_known
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.inputs import example_inputs
-from edgeprune.cli.loading import load_model, load_task
-from edgeprune.cli.meant_latency import fitted, meant_table
+from edgeprune.cli.loading import load_task
+from edgeprune.cli.meant_latency import fitted
 from edgeprune.cli.options import given
+from edgeprune.cli.pruning_start import begun
 from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
 from edgeprune.errors import ConfigError
+from edgeprune.report.pruning import parameter_count
 from edgeprune.tasks.limits import parse_limits
 
 if TYPE_CHECKING:
@@ -95,17 +95,7 @@ def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
     budget = options.budget
     assert options.tiles is not None
     assert options.task is not None
-    records.check_out(out)
-    if options.board != "none":
-        require_known(options.board)
-    if options.weights is None:
-        output.say("no --weights: the model is taken with the weights that its factory gives it")
-    from edgeprune.surgery.constraints import require_possible
-
-    table = meant_table(options)
-    module = load_model(options.model, options.weights, seed=options.seed)
-    require_possible(options.constraints, module)
-    example = example_inputs(module, options.input, options.inputs, seed=options.seed)
+    table, module, example = begun(options, out, output)
     task = load_task(options.task).with_limits(parse_limits(options.limit))
     predictor = None
     if options.table is not None:
@@ -132,8 +122,8 @@ def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
             "share": result.share,
             "refitted": result.refitted,
             "dense": dict(result.dense),
-            "parameters_before": _parameters(module),
-            "parameters_after": _parameters(result.module),
+            "parameters_before": parameter_count(module),
+            "parameters_after": parameter_count(result.module),
             "notes": list(result.notes),
         },
         next_command=command_line(
@@ -198,7 +188,7 @@ def _written(
         result,
         title=f"{type(module).__name__} with tiles, {options.budget}",
         table_hash=None if predictor is None else predictor.table_hash,
-        parameters=(_parameters(module), _parameters(result.module)),
+        parameters=(parameter_count(module), parameter_count(result.module)),
     )
     stored.save(data, folder / stored.FILE_NAME)
     checked = result.measured
@@ -237,7 +227,7 @@ def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: s
         rows.append(["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"])
     if result.measured is not None:
         rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", f"{result.measured.ratio:.1%}"])
-    rows.append(["parameters", f"{_parameters(dense):,}", f"{_parameters(result.module):,}"])
+    rows.append(["parameters", f"{parameter_count(dense):,}", f"{parameter_count(result.module):,}"])
     for step in result.recovery:
         rows += [
             [f"{name}, after {step.step}", f"{result.metrics_before[name]:.4f}", f"{value:.4f}"]
@@ -260,7 +250,3 @@ def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: s
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:
         output.say(note)
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

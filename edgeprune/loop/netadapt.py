@@ -35,6 +35,7 @@ from edgeprune.recovery.generators import Generators
 from edgeprune.surgery.constraints import without
 from edgeprune.surgery.cutting import cut_program
 from edgeprune.surgery.plan import make_plan
+from edgeprune.surgery.writing_back import write_back
 from edgeprune.tasks.batches import device_of, labeled_batches
 from edgeprune.tasks.task import Objective, Task
 
@@ -394,24 +395,3 @@ class _Search:
         dense = self.graph.widths()
         changed = {name: kept[name] if width else () for name, width in widths.items() if width < dense[name]}
         return make_plan(self.graph, changed, allow_empty=True)
-
-
-def write_back(model: nn.Module, cut: nn.Module, plan: PruningPlan) -> None:
-    """Put the tensors of a cut model where they were cut from; all else of the model stays."""
-    found = {**dict(cut.named_parameters(remove_duplicate=False)), **dict(cut.named_buffers(remove_duplicate=False))}
-    known = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    with torch.no_grad():
-        for name, whole in known.items():
-            if name not in found:
-                continue  # of a branch that was removed
-            axes = plan.kept.get(name)
-            if axes is None:
-                whole.copy_(found[name])
-                continue
-            places = [
-                torch.tensor(axes.get(axis, range(size)), device=whole.device) for axis, size in enumerate(whole.shape)
-            ]
-            whole[torch.meshgrid(*places, indexing="ij")] = found[name].detach()

@@ -215,8 +215,8 @@ def mean_of(checks: Sequence[LatencyCheck]) -> LatencyCheck:
     ratio = mean(check.ratio for check in checks)
     low = math.hypot(*(check.ratio - check.ratio_low for check in checks)) / len(checks)
     high = math.hypot(*(check.ratio_high - check.ratio for check in checks)) / len(checks)
-    return LatencyCheck(
-        board=checks[0].board,
+    return replace(
+        checks[0],
         dense_ms=mean(check.dense_ms for check in checks),
         pruned_ms=mean(check.pruned_ms for check in checks),
         ratio=ratio,

@@ -345,9 +345,10 @@ class _Run:
         left = self.total - done
         left_s = pace_s * left
         if self.budget_s is not None:
-            # Past two rounds the budget may end the run before all of them are done.
+            # Past two rounds the budget may end the run before all of them are done; of a run that begins no more is known.
             due = sum(len(names) + 1 for number in (0, 1) for names in self._layout(number)) - done
-            left_s = min(left_s, max(self.budget_s - self.ledger.spent_s, pace_s * due, 0.0))
+            allowed_s = max(self.budget_s - self.ledger.spent_s, pace_s * due, 0.0)
+            left_s = min(left_s, allowed_s) if fresh else allowed_s
         self.progress(done, self.total, left_s if left else 0.0, message)
 
 

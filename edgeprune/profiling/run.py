@@ -35,7 +35,7 @@ from edgeprune.profiling.selecting import (
     preview_of,
     select,
 )
-from edgeprune.profiling.setting import Setting, checked, set_up
+from edgeprune.profiling.setting import Setting, checked, set_up, with_origins
 from edgeprune.profiling.staging import assembled, beside, kernel_engines, measure_stage, refined, stages_of
 from edgeprune.profiling.subjects import DENSE
 from edgeprune.profiling.sustaining import sustained as heat
@@ -81,6 +81,7 @@ def profile(
     energy: bool = False,
     meter: str | None = None,
     percentiles: bool = False,
+    origins: Sequence[Sequence[str]] | None = None,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
 
@@ -114,6 +115,8 @@ def profile(
         meter: With `energy`: command on the board that prints an external meter's watts.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
+        origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
+            say what to run next.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, or the
@@ -176,6 +179,7 @@ def profile(
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:
                 found = with_clocks(found, {"locked": lock_clocks, **_without_process(clocks)}, setting.table)
+                found = found if origins is None else with_origins(found, setting, origins)
             if heated is not None:
                 found = with_sustained(found, heated)
                 if told is not None:

@@ -204,3 +204,12 @@ def _require_runtime(backend: str, fingerprint: Fingerprint, board: Board) -> No
                 f"board {board.name} must have {requirement.field} {requirement.needed}, found {requirement.found}.",
                 hint=for_board(requirement.hint, board.name),
             )
+
+
+def with_origins(table: LatencyTable, setting: Setting, origins: Sequence[Sequence[str]]) -> LatencyTable:
+    """The table with the words by which a command line names the models of a run and their inputs, in the order of the models."""
+    said = {subject.name: list(words) for subject, words in zip(setting.subjects, origins, strict=True)}
+    models = [
+        {**entry, "origin": said[entry["name"]]} if entry["name"] in said else entry for entry in table.header["models"]
+    ]
+    return LatencyTable({**table.header, "models": models}, table.rows)

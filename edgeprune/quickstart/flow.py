@@ -40,6 +40,7 @@ from edgeprune.quickstart.waiting import held
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.report import page, stored
 from edgeprune.report.data import Candidate
+from edgeprune.report.pruning import parameter_count
 from edgeprune.spec import Budget, Fingerprint
 
 EPOCHS = 1
@@ -55,7 +56,7 @@ class Reporter(Protocol):
     """What a step is told while it runs; `edgeprune.cli.console.Progress` is one."""
 
     def share(self, done: int, total: int) -> None: ...
-    def counted(self, done: int, total: int, left_s: float, message: str) -> None: ...
+    def timed(self, done: int, total: int, left_s: float, message: str) -> None: ...
     def stepped(self, step: str, done: int, total: int) -> None: ...
     def staged(self, state: str, done: int, total: int, message: str) -> None: ...
     def told(self, step: str, message: str) -> None: ...
@@ -174,7 +175,7 @@ def _profiled(
             out=path,
             graph=graph,
             kernel_graph=kernel_graph,
-            progress=reporter.counted,
+            progress=reporter.timed,
             told=reporter.said,
         )
     return table, kernel_graph
@@ -279,7 +280,7 @@ class _Job:
         }
         engines["pruned"] = self.kernel_graph.network_engine(result.plan.widths())
         with held(self.board, reporter.said):
-            found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.counted)
+            found = compare(self.board, engines, "pruned", rounds=8, progress=reporter.timed)
         closest = min(named, key=lambda name: abs(found.ratios[name].ratio - 1))
         proposal = planner.proposal(named[closest], result.predicted_ms)
         module = realize(
@@ -345,7 +346,7 @@ class _Job:
             "pruned": artifact.engine,
         }
         with held(self.board, reporter.said):
-            return compare(self.board, engines, "dense", rounds=20, progress=reporter.counted)
+            return compare(self.board, engines, "dense", rounds=20, progress=reporter.timed)
 
     def finish(
         self,
@@ -365,7 +366,7 @@ class _Job:
                 self.dense_ms * compared.ratios[name].ratio,
                 compared.ratios[name].ratio,
                 float(right[name].float().mean()),
-                sum(parameter.numel() for parameter in module.parameters()),
+                parameter_count(module),
             )
             for name, module in modules.items()
         )

@@ -13,11 +13,18 @@ from edgeprune.report import collecting, tasks
 from edgeprune.report.data import Candidate, Card, ReportData, Round
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.result import MetricVerdict, Result
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 Verdict = Literal["good", "bad", ""]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of parameters; what several modules share counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def from_result(
@@ -43,7 +50,7 @@ def from_result(
     header = predictor.table.header
     probed = fingerprint.from_facts(header["fingerprint"])
     device = f"{predictor.table.board} ({probed.cpu_model}, {engines(header)}, {threads(header['threads'])})"
-    parameters_after = sum(parameter.numel() for parameter in result.module.parameters())
+    parameters_after = parameter_count(result.module)
     kernels, networks = collecting.held_out_predictions(predictor)
     report = predictor.report()
     return ReportData(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import dataclass
 
 from edgeprune.errors import ConfigError, TaskError
@@ -86,5 +87,8 @@ def parse_limits(texts: tuple[str, ...]) -> dict[str, float | Tolerance]:
             raise ConfigError(f"a limit must be written NAME=LIMIT, found {text!r}.", hint="--limit NAME=2%")
         if name in found:
             raise ConfigError(f"an objective must have one limit, found two for {name!r}.")
-        found[name] = parse_limit(limit)
+        try:
+            found[name] = parse_limit(limit)
+        except ConfigError as error:
+            raise ConfigError(error.message, hint=f"--limit {shlex.quote(name)}=2%") from error
     return found

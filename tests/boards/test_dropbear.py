@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,7 +14,6 @@ import pytest
 from edgeprune.boards.board import Board
 from edgeprune.boards.ssh import SshTransport
 from edgeprune.deployment.artifact import Artifact
-from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import AuthError, ConnectError, HostKeyError, RemoteError
@@ -148,39 +147,23 @@ def test_dropbear_as_jump_host(dropbear: DropbearServer, small_board: DropbearSe
         assert transport.run(["echo", "in"]).stdout == b"in\n"
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    """Two artifacts of tiny networks."""
-    import torch
-
-    torch.set_num_threads(1)
-    folder, made = tmp_path_factory.mktemp("artifacts"), []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-        made.append(compile_artifact(net, torch.randn(1, 3, 8, 8), folder / f"net{seed}", name=f"net{seed}"))
-    return made
-
-
 @pytest.fixture
-def url(small_board: DropbearServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(small_board: DropbearServer, tmp_path: Path, host_with: Callable[[Path], None]) -> str:
     """The small board with an empty folder, and this environment's Python."""
-    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(small_board.config))
-    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
-    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
-    monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+    host_with(small_board.config)
     return f"ssh://board?python={quote(sys.executable)}&root={quote(str(tmp_path / 'board root; $(id)'))}"
 
 
 @pytest.mark.slow
-def test_small_board_is_deployed_to_and_rolled_back(artifacts: list[Artifact], url: str) -> None:
+def test_small_board_is_deployed_to_and_rolled_back(tiny_artifacts: list[Artifact], url: str) -> None:
     with Board.open(url) as board:
         assert board.probe().architecture == os.uname().machine
-    first = deploy(artifacts[0], url, rounds=1)
-    assert first.bytes_sent == artifacts[0].size_bytes
-    assert deploy(artifacts[0], url, rounds=1).bytes_sent == 0
+    first = deploy(tiny_artifacts[0], url, rounds=1)
+    assert first.bytes_sent == tiny_artifacts[0].size_bytes
+    assert deploy(tiny_artifacts[0], url, rounds=1).bytes_sent == 0
     assert (
-        deploy(artifacts[1], url, rounds=1, health="true", health_window_s=10, steady_s=0.5).previous == first.release
+        deploy(tiny_artifacts[1], url, rounds=1, health="true", health_window_s=10, steady_s=0.5).previous
+        == first.release
     )
     assert rollback(url).current is not None
     assert status(url).current.name == "net0"

@@ -16,7 +16,6 @@ from edgeprune.boards.ssh import SshTransport
 from edgeprune.boards.ssh_config import resolve, with_overrides
 from edgeprune.boards.ssh_connection import show_host_key
 from edgeprune.deployment.artifact import Artifact
-from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.fleet import FleetReport, deploy_to
 from edgeprune.errors import ConnectError, HostKeyError
 from edgeprune.testing.namespaces import HiddenFleet
@@ -25,13 +24,10 @@ pytestmark = pytest.mark.boards
 
 
 @pytest.fixture
-def named(fleet: HiddenFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def named(fleet: HiddenFleet, tmp_path: Path, host_with: Callable[[Path], None]) -> Callable[[str], Path]:
     """The boards by name in the group ``fleet``: the first ones by alias, the last by its address and a jump host. The folder of
     each on this machine's disk, which the namespaces share."""
-    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(fleet.config))
-    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
-    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
-    monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+    host_with(fleet.config)
 
     def root(name: str) -> Path:
         return tmp_path / f"root of {name}"
@@ -102,20 +98,6 @@ def test_board_behind_a_jump_host_is_added_and_probed_by_the_command_line(
     assert fleet.call(probed) == f"{last}\n"
 
 
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    """Two artifacts of tiny networks."""
-    import torch
-
-    torch.set_num_threads(1)
-    folder, made = tmp_path_factory.mktemp("artifacts"), []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        net = torch.nn.Linear(20, 10)
-        made.append(compile_artifact(net, torch.randn(1, 20), folder / f"net{seed}", name=f"net{seed}"))
-    return made
-
-
 def states(report: FleetReport) -> dict[str, str]:
     return {outcome.board: outcome.state for outcome in report.outcomes}
 
@@ -126,20 +108,20 @@ def running(root: Path) -> str | None:
 
 @pytest.mark.slow
 def test_waves_go_on_around_a_host_that_was_dropped(
-    fleet: HiddenFleet, named: Callable[[str], Path], artifacts: list[Artifact]
+    fleet: HiddenFleet, named: Callable[[str], Path], tiny_artifacts: list[Artifact]
 ) -> None:
     canary, dropped, last = fleet.boards
     boards = BoardConfig().members(["fleet"])
     fleet.drop(dropped)
     try:
-        report = fleet.call(lambda: deploy_to(artifacts[0], boards, rounds=1))
+        report = fleet.call(lambda: deploy_to(tiny_artifacts[0], boards, rounds=1))
     finally:
         fleet.mend(dropped)
     assert states(report) == {canary: "deployed", dropped: "pending", last: "deployed"}
     assert report.exit_code == 3
     assert "the jump host" in str(report.outcomes[1].message)
-    assert [running(named(name)) for name in boards] == [artifacts[0].id, None, artifacts[0].id]
-    again = fleet.call(lambda: deploy_to(artifacts[0], boards, rounds=1))
+    assert [running(named(name)) for name in boards] == [tiny_artifacts[0].id, None, tiny_artifacts[0].id]
+    again = fleet.call(lambda: deploy_to(tiny_artifacts[0], boards, rounds=1))
     assert states(again) == {canary: "ran already", dropped: "deployed", last: "ran already"}
     assert again.exit_code == 0
 
@@ -147,11 +129,11 @@ def test_waves_go_on_around_a_host_that_was_dropped(
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["upload", "latency"])
 def test_host_that_is_dropped_during_its_deployment_runs_what_it_ran(
-    fleet: HiddenFleet, named: Callable[[str], Path], artifacts: list[Artifact], state: str
+    fleet: HiddenFleet, named: Callable[[str], Path], tiny_artifacts: list[Artifact], state: str
 ) -> None:
     canary, dropped, last = fleet.boards
     boards = [canary, dropped, last]
-    assert fleet.call(lambda: deploy_to(artifacts[0], boards, rounds=1)).exit_code == 0
+    assert fleet.call(lambda: deploy_to(tiny_artifacts[0], boards, rounds=1)).exit_code == 0
     gone = threading.Event()
 
     def progress(board: str, now: str, *_: object) -> None:
@@ -160,22 +142,26 @@ def test_host_that_is_dropped_during_its_deployment_runs_what_it_ran(
             fleet.drop(dropped)
 
     try:
-        report = fleet.call(lambda: deploy_to(artifacts[1], boards, rounds=1, progress=progress))
+        report = fleet.call(lambda: deploy_to(tiny_artifacts[1], boards, rounds=1, progress=progress))
     finally:
         fleet.mend(dropped)
     assert gone.is_set()
     assert states(report) == {canary: "deployed", dropped: "pending", last: "deployed"}
-    assert [running(named(name)) for name in boards] == [artifacts[1].id, artifacts[0].id, artifacts[1].id]
-    again = fleet.call(lambda: deploy_to(artifacts[1], boards, rounds=1))
+    assert [running(named(name)) for name in boards] == [
+        tiny_artifacts[1].id,
+        tiny_artifacts[0].id,
+        tiny_artifacts[1].id,
+    ]
+    again = fleet.call(lambda: deploy_to(tiny_artifacts[1], boards, rounds=1))
     assert states(again) == {canary: "ran already", dropped: "deployed", last: "ran already"}
 
 
 @pytest.mark.slow
 def test_bastion_that_goes_away_leaves_every_board_as_it_was(
-    fleet: HiddenFleet, named: Callable[[str], Path], artifacts: list[Artifact]
+    fleet: HiddenFleet, named: Callable[[str], Path], tiny_artifacts: list[Artifact]
 ) -> None:
     boards = list(fleet.boards)
-    assert fleet.call(lambda: deploy_to(artifacts[0], boards, rounds=1)).exit_code == 0
+    assert fleet.call(lambda: deploy_to(tiny_artifacts[0], boards, rounds=1)).exit_code == 0
     bastion = fleet.servers["bastion"]
 
     def progress(board: str, now: str, *_: object) -> None:
@@ -183,9 +169,9 @@ def test_bastion_that_goes_away_leaves_every_board_as_it_was(
             bastion.cut()
 
     try:
-        report = fleet.call(lambda: deploy_to(artifacts[1], boards, rounds=1, progress=progress))
+        report = fleet.call(lambda: deploy_to(tiny_artifacts[1], boards, rounds=1, progress=progress))
     finally:
         bastion.start()
     assert set(states(report).values()) == {"pending"}
-    assert [running(named(name)) for name in boards] == [artifacts[0].id] * 3
-    assert fleet.call(lambda: deploy_to(artifacts[1], boards, rounds=1)).exit_code == 0
+    assert [running(named(name)) for name in boards] == [tiny_artifacts[0].id] * 3
+    assert fleet.call(lambda: deploy_to(tiny_artifacts[1], boards, rounds=1)).exit_code == 0

@@ -18,7 +18,6 @@ import pytest
 
 from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.deployment.artifact import Artifact
-from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import BoardBusyError, ConnectError, DeployError, HealthError, LatencyGateError, RemoteError
@@ -35,29 +34,17 @@ deploy(sys.argv[1], sys.argv[2], rounds=1)
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    """Two artifacts of different weights, large enough that an upload takes several packets."""
-    import torch
+def artifacts(two_of: Callable[..., list[Artifact]]) -> list[Artifact]:
+    """Two artifacts that are large enough for an upload to take several packets."""
+    from torch import nn
 
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("artifacts")
-    made = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        net = torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(300, 200), torch.nn.ReLU(), torch.nn.Linear(200, 10)
-        )
-        made.append(compile_artifact(net, torch.randn(1, 3, 10, 10), folder / f"net{seed}", name=f"net{seed}"))
-    return made
+    return two_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 10)), 1, 3, 10, 10)
 
 
 @pytest.fixture
-def root(sshd: OpenSshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(sshd: OpenSshServer, tmp_path: Path, host_with: Callable[[Path], None]) -> Path:
     """Folder on the board for this test alone."""
-    monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(sshd.config))
-    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
-    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
-    monkeypatch.delenv("EDGEPRUNE_FAULT", raising=False)
+    host_with(sshd.config)
     return tmp_path / "board root"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -170,7 +169,7 @@ class OnnxRuntime(Backend):
         from edgeprune.backends.onnxruntime.quantizing import quantization
 
         found = quantization(engine)
-        return None if found is None else {**asdict(found), "kept": list(found.kept)}
+        return None if found is None else found.facts()
 
     def session(self, engine: Path, threads: int = 1) -> Session:
         """See `Backend.session`."""

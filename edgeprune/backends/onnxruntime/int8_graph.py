@@ -3,7 +3,9 @@
 All that ONNX Runtime does to quantized operations is the same at all widths: it fuses them by their neighbors, puts images
 channels last, and moves the transposes that this needs to where the fewest are left. So the graph of an int8 engine is
 read after all of its optimizations, and only what stays in float is left for the NCHWc rule of `layout`.
-An exception is not followed: at some widths of an attention the transposes of its heads have other sizes than told here.
+Two exceptions are not followed: at some widths of an attention the transposes of its heads have other sizes than told here; and
+where a skip connection brings int8 numbers to a concatenation in float (of what a transposed convolution made), the network that
+is timed transposes them in int8, and the real one in float.
 
 Source: the behavior of ONNX Runtime 1.31.1 (QDQ selectors and actions, NHWC transformer, transpose optimizer), compared with
 it on random widths (tests/unit/lowering/test_int8.py, benchmarks/lowering.py --precision int8).

@@ -98,13 +98,7 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
         attributes.setdefault("bias", False)
     if base(op) == "QGemm":
         attributes["dequantized"] = len(node.input) < len(_OPERANDS["QGemm"])
-    return Operator(
-        name=node.name or node.output[0],
-        op=op,
-        inputs=tuple(inputs),
-        outputs=tuple(name for name in node.output if name),
-        attributes=tuple(sorted(attributes.items())),
-    )
+    return operators.operator_of(node, op, inputs, attributes)
 
 
 def _roles(op: str, count: int) -> str:

@@ -1,7 +1,8 @@
-"""Which int8 numbers a processor multiplies best, and which TensorRT takes.
+"""Which int8 numbers a processor multiplies best, and which TensorRT takes; which layers they are of no use to.
 
 Sources: docstring of `onnxruntime.quantization.quantize_static`, "Choosing parameters for CPU inference" (ONNX Runtime 1.31.1);
-NVIDIA/TensorRT, include/NvInfer.h at v8.6.1, v10.3.0 and v11.1, ``IQuantizeLayer`` and ``IDequantizeLayer``.
+NVIDIA/TensorRT, include/NvInfer.h at v8.6.1, v10.3.0 and v11.1, ``IQuantizeLayer`` and ``IDequantizeLayer``;
+onnxruntime/core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc, ``ConvQDQRules``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ class Int8Numbers:
     def dtype(self) -> str:
         """NumPy name of the type of activations."""
         return "uint8" if self.unsigned else "int8"
+
+    @property
+    def in_float(self) -> frozenset[str]:
+        """Layers (ONNX operations) that the runtime has no integer kernel for: quantized, they would be dequantized and run in
+        float all the same, their weights anew with each inference. ONNX Runtime on processors has none, TensorRT has.
+        """
+        return frozenset() if self.symmetric else frozenset({"ConvTranspose"})
 
     @classmethod
     def of(cls, architecture: str, isa: Sequence[str]) -> Int8Numbers:

@@ -8,7 +8,7 @@ equal text. Small constant operands (axes, clip bounds) are attributes ``operand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,6 +197,11 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
     if op == "FusedMatMul" and not any(attributes.values()):
         # The scale is left of it, and the same code multiplies (onnxruntime/contrib_ops/cpu/fused_matmul.cc).
         op, attributes = "MatMul", {}
+    return operator_of(node, op, inputs, attributes)
+
+
+def operator_of(node: NodeProto, op: str, inputs: Sequence[str], attributes: Mapping[str, AttributeValue]) -> Operator:
+    """A node as an operator of which operation, data and settings are known."""
     return Operator(
         name=node.name or node.output[0],
         op=op,

@@ -6,7 +6,7 @@ the ranges do not come from, and as noises of different layers add up (they are 
 in float until the signal-to-noise ratio that was asked for is reached.
 
 Weights are symmetric int8 per channel, which costs little time and helps layers whose channels differ much; what else depends on
-the processor is in `int8_numbers`.
+the processor is in `int8_numbers`. Layers for which the runtime has no integer kernel stay in float too.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Quantization:
     Attributes:
         layers: How many layers (convolutions, products with weights) the model has.
         kept: Module paths of those that stay in float; names of nodes where no module called them.
+        no_kernel: Those of `kept` that the runtime would compute in float in any case.
         snr_db: Signal-to-noise ratio of the worst output against the float engine, decibel, on cases that the ranges do not
             come from; None where they are equal.
         method: How the ranges follow from the data.
@@ -74,6 +75,11 @@ class Quantization:
     snr_db: float | None
     method: str
     cases: int
+    no_kernel: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def quantize(
@@ -91,14 +97,15 @@ def quantize(
         told: Told what happens.
 
     Raises:
-        CompileError: There is no layer with weights, or the ratio is only reached with every layer in float.
+        CompileError: There is no layer with weights that the runtime computes in int8, or the ratio is only reached with every
+            layer in float.
         ConfigError: There are too few cases.
     """
     import onnx
 
     tell = told or (lambda message: None)
     model = onnx.load(str(engine))
-    layers = _required_layers(model)
+    layers, floating = _required_layers(model, numbers)
     if len(cases) < 2:
         raise ConfigError(
             f"int8 engines need at least 2 deployment batches of calibration data, found {len(cases)}.",
@@ -127,22 +134,23 @@ def quantize(
                 hint="more calibration data of the real kind, --snr with a smaller ratio, or --precision fp32",
             )
         found = Quantization(
-            layers=len(layers),
-            kept=tuple(_module_paths(model, kept)),
+            layers=len(layers) + len(floating),
+            kept=tuple(_module_paths(model, [*kept, *floating])),
+            no_kernel=tuple(_module_paths(model, floating)),
             snr_db=None if noise == 0 else -10 * math.log10(noise),
             method=method,
             cases=len(given),
         )
     onnx.checker.check_model(result, full_check=True)
     entry = result.metadata_props.add()
-    entry.key, entry.value = QUANTIZATION_KEY, json.dumps(asdict(found), sort_keys=True)
+    entry.key, entry.value = QUANTIZATION_KEY, json.dumps(found.facts(), sort_keys=True)
     with replacing(path) as partial:
         partial.write_bytes(result.SerializeToString())
     return found
 
 
 def quantize_for_timing(engine: Path, case: Case, path: Path, *, numbers: Int8Numbers) -> None:
-    """Write an int8 engine of a float one for timing only: every layer is quantized, with the ranges of one case.
+    """Write an int8 engine of a float one for timing only: every layer that may be is quantized, with the ranges of one case.
 
     The time of an inference does not depend on ranges, as long as all that can be quantized is; the outputs mean nothing.
 
@@ -153,12 +161,12 @@ def quantize_for_timing(engine: Path, case: Case, path: Path, *, numbers: Int8Nu
         numbers: Form of the numbers.
 
     Raises:
-        CompileError: There is no layer with weights.
+        CompileError: There is no layer with weights that the runtime computes in int8.
     """
     import onnx
 
     model = onnx.load(str(engine))
-    layers = _required_layers(model)
+    layers, _ = _required_layers(model, numbers)
     with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
         made = _Work(model, _ranges(engine, [case], "MinMax", Path(folder)), numbers).quantized(set(layers))
     with replacing(path) as partial:
@@ -172,20 +180,28 @@ def quantization(engine: Path) -> Quantization | None:
     for entry in onnx.load(str(engine), load_external_data=False).metadata_props:
         if entry.key == QUANTIZATION_KEY:
             fields = json.loads(entry.value)
-            return Quantization(**{**fields, "kept": tuple(fields["kept"])})
+            named = {name: tuple(fields.get(name, ())) for name in ("kept", "no_kernel")}
+            return Quantization(**{**fields, **named})
     return None
 
 
-def _required_layers(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that hold weights, in their order; at least one."""
+def _required_layers(model: onnx.ModelProto, numbers: Int8Numbers) -> tuple[list[str], list[str]]:
+    """Names of the nodes that hold weights, in their order: those that may be int8, at least one, and those that may not."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    found = [node.name for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)]
-    if not found:
+    found = {
+        node.name: node.op_type for node in model.graph.node if node.op_type in LAYERS and weights & set(node.input)
+    }
+    floating = [name for name, op in found.items() if op in numbers.in_float]
+    layers = [name for name in found if name not in floating]
+    if not layers:
+        only = (
+            f"only {', '.join(sorted(numbers.in_float))}, which the runtime computes in float" if floating else "none"
+        )
         raise CompileError(
-            "int8 needs a model with convolutions or linear layers that hold weights, found none.",
+            f"int8 needs a model with convolutions or linear layers that hold weights, found {only}.",
             hint="--precision fp32",
         )
-    return found
+    return layers, floating
 
 
 def _module_paths(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:

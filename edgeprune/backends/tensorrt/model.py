@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def quantized(
         exact, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         exact.write_bytes(model.SerializeToString())
         found = quantize(exact, cases, path, needed_db=needed_db, numbers=Int8Numbers.of_tensorrt(), told=told)
-        return onnx.load(path), {**asdict(found), "kept": list(found.kept)}
+        return onnx.load(path), found.facts()
 
 
 def operations(model: onnx.ModelProto) -> dict[str, str]:

@@ -26,12 +26,12 @@ from edgeprune.loop.multitask.narrowing import Narrowing
 from edgeprune.loop.multitask.pagcp import PUBLISHED_RATE
 from edgeprune.loop.multitask.rooms import Rooms
 from edgeprune.loop.multitask.tolerances import Tolerances, tolerances
-from edgeprune.loop.netadapt import write_back
 from edgeprune.loop.searched import Searched
 from edgeprune.loop.serving import served
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
 from edgeprune.recovery.generators import Generators
+from edgeprune.surgery.writing_back import write_back
 from edgeprune.tasks.batches import device_of
 from edgeprune.tasks.task import Task
 

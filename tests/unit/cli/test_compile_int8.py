@@ -17,6 +17,12 @@ def build():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
 
 
+def growing():
+    torch.manual_seed(0)
+    up, pool = nn.ConvTranspose2d(8, 6, 2, stride=2), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), up, nn.ReLU(), pool, nn.Flatten(), nn.Linear(6, 4)).eval()
+
+
 def task():
     import edgeprune
 
@@ -48,6 +54,15 @@ def test_int8_says_what_it_lost(words, tmp_path, capsys):
     assert "int8 in " in said
     assert " dB against float" in said
     assert "error: " in said
+
+
+def test_layers_without_a_kernel_are_told_apart(words, capsys):
+    words[1] = "net.py:growing"
+    root().main([*words, "--task", "net.py:task", "--metric-loss", "5%"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "int8 in 2 of 3 layers, " in said
+    assert "  in float too, since the runtime has no int8 kernel for them: 2\n" in said
+    assert "in float stay" not in said
 
 
 @pytest.mark.parametrize(

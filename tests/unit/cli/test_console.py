@@ -28,10 +28,11 @@ def test_without_a_terminal_a_long_step_says_now_and_then_how_far_it_is() -> Non
         progress.share(second, 200)
     assert said == ["  train, 15%", "  train, 30%", "  train, 45%"]
     clock.now_s += PLAIN_EVERY_S
-    progress.counted(3, 4, 75.0, "kernels")
+    progress.timed(3, 4, 90.0, "kernels")
     clock.now_s += PLAIN_EVERY_S
     progress.told("compile", "exporting")
-    assert said[3:] == ["  train: kernels, 75%, about 1:15 left", "  train: exporting"]
+    # A quarter of the time since the last share was told: 30 of 120 seconds.
+    assert said[3:] == ["  train: kernels (3 of 4), 25%, about 1:30 left", "  train: exporting"]
     progress.said("going on: 3 measurements kept")
     assert said[-1] == "going on: 3 measurements kept"
 
@@ -51,19 +52,34 @@ def test_stages_are_one_share_of_the_time_that_never_falls() -> None:
     assert shares[-1] < 100
     assert said[1] == "  profile: round 1 (10 of 100), 57%, about 0:45 left"
     assert "left" not in said[0]
+    # The last item of a stage is not the end, and how long the next one takes is not known yet.
+    assert not [text for text in said if "0:00 left" in text]
+
+
+def test_what_is_timed_after_something_else_has_a_share_of_its_own() -> None:
+    said: list[str] = []
+    clock = Clock()
+    progress = Progress("prune", say=said.append, clock=clock)
+    clock.now_s = 10 * PLAIN_EVERY_S
+    progress.stepped("tuning", 10, 10)
+    clock.now_s += PLAIN_EVERY_S
+    progress.timed(1, 4, 3 * PLAIN_EVERY_S, "timing")
+    assert said == ["  prune: tuning, 100%", "  prune: timing (1 of 4), 25%, about 1:30 left"]
 
 
 def test_on_a_terminal_the_bar_shows_it_and_sentences_stay_above() -> None:
     screen = io.StringIO()
     with Bar(console=Console(file=screen, force_terminal=True, width=100, highlight=False)) as bar:
-        progress = Progress("profile", bar, say=lambda line: bar.console.print(line, markup=False))
+        clock = Clock()
+        progress = Progress("profile", bar, say=lambda line: bar.console.print(line, markup=False), clock=clock)
         progress.said("going on: 3 measurements kept")
-        progress.counted(1, 4, 9.0, "timing")
+        clock.now_s = 3.0
+        progress.timed(1, 4, 9.0, "timing")
         (task,) = bar.tasks
-        assert (task.description, task.completed, task.total) == ("profile: timing", 1, 4)
+        assert (task.description, task.completed, task.total) == ("profile: timing (1 of 4)", 250, 1000)
         assert task.fields["left"] == "about 0:09 left"
         progress.share(2, 4)
-        assert (task.description, task.completed) == ("profile: timing", 2)
+        assert (task.description, task.completed, task.total) == ("profile: timing (1 of 4)", 2, 4)
     assert "going on: 3 measurements kept" in screen.getvalue()
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from edgeprune.cli.console import Output
 from edgeprune.cli.loading import load_model
-from edgeprune.cli.pruning_run import _earlier, begin, go_on
+from edgeprune.cli.pruning_result import earlier_result
+from edgeprune.cli.pruning_run import begin, go_on
 from edgeprune.cli.record import PruneOptions, PruningRecord, absolute_reference, check_out
 from edgeprune.errors import ConfigError
 from edgeprune.latency.table import LatencyTable
@@ -97,7 +98,7 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
     usual, out = tmp_path / "usual", tmp_path / "out"
     begin(options, usual, Output(json_mode=True))
     expected = json.loads(capsys.readouterr().out)
-    of_run = _earlier(PruningRecord.load(usual), usual, load_model(options.model, seed=options.seed))
+    of_run = earlier_result(PruningRecord.load(usual), usual, load_model(options.model, seed=options.seed))
     assert [step.step for step in of_run.recovery] == ["batch_norm", "fine_tuning"]
     assert of_run.recovery[-1].after == of_run.metrics_after == expected["metrics_after"]
     interrupted(options.model_copy(update={"lr": 1e-3}), out, monkeypatch, Output())

@@ -133,6 +133,7 @@ def test_the_way_from_table_to_rollback(edgeprune: Run, folder: Path, table: Pat
     fail(edgeprune("fit", str(table), "--out", str(table)), 2, "--out must be a .json file", "table.json")
     assert table.read_bytes() == measured
     fitted = succeed(edgeprune("fit", str(table), "--json"))
+    assert fitted["next"].startswith("edgeprune prune net.py:build --input image=1x3x16x16:float32 --table ")
     assert (folder / "tables" / "table.json").is_file()
     assert {row["family"] for row in fitted["errors"]} >= {"conv", "end to end"}
     assert all(row["region"] for row in fitted["weak"])
@@ -246,10 +247,15 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
         edgeprune(*prune, "--table", str(table), "--percentile", "95"),
         4,
         "it holds medians",
-        "profile MODEL --percentiles",
+        "profile net.py:build --input image=1x3x16x16:float32 --percentiles",
     )
     energy = edgeprune(*prune, "--table", str(table), "--energy", "30mJ")
-    fail(energy, 4, "must hold the energy per inference of networks", "profile MODEL --energy")
+    fail(
+        energy,
+        4,
+        "must hold the energy per inference of networks",
+        "profile net.py:build --input image=1x3x16x16:float32 --energy",
+    )
     fail(edgeprune(*prune, "--table", str(table), "--min-width", "first"), 2, "--min-width must be written")
     fail(edgeprune(*prune, "--table", str(table), "--keep", "frist"), 2, "frist")
     idle = edgeprune(*prune, "--table", str(table), "--reallocate-every", "9")

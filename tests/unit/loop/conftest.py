@@ -1,12 +1,14 @@
 """A small trained residual net, and a latency table of it that was really measured on this machine."""
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import ConnectError
@@ -166,3 +168,37 @@ def tabled(tmp_path_factory):
     graph = trace(model, torch.zeros(1, 1, 8, 8))
     kernels = lower(graph, model=model, device=device, workdir=tmp_path_factory.mktemp("tabled"))
     return Planner(model, kernels, predictor, task=task)
+
+
+class Augmented(Dataset):
+    """Images of another data set with noise from the generators of torch, Python and NumPy."""
+
+    def __init__(self, data, size):
+        self.data, self.size = data, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        noise = torch.randn(image.shape) + random.random() + float(np.random.rand())
+        return image + 0.05 * noise, label
+
+
+@pytest.fixture(scope="session")
+def another_process(tabled):
+    """Makes the planner of a process of its own: its data are at their beginning, and everything random begins at a seed."""
+
+    def made(seed, steps, **options):
+        """`steps` are in an epoch, of 60 images each; `options` are the planner's."""
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        lead = tabled.task.objectives[0]
+        own = torch.Generator().manual_seed(3)
+        data = Augmented(lead.train.dataset, 60 * steps)
+        train = DataLoader(data, batch_size=60, shuffle=True, generator=own)
+        task = Task.single(train=train, validation=lead.validation, loss=nn.CrossEntropyLoss(), metric=lead.metric)
+        return Planner(tabled.model, tabled.kernel_graph, tabled.predictor, task=task, **options)
+
+    return made

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from edgeprune.loop.closing import unmeasured
 from edgeprune.loop.interruption import Interruption
-from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.result import LatencyCheck, Result
 from edgeprune.loop.settings import Settings
@@ -22,38 +17,10 @@ from edgeprune.loop.stages import Stages
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Budget
 from edgeprune.surgery.cutting import apply
-from edgeprune.tasks.task import Task
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 STEPS = 4
 """In an epoch."""
-
-
-class Augmented(Dataset):
-    """Draws from the generators of torch, Python and NumPy."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return 60 * STEPS
-
-    def __getitem__(self, index):
-        image, label = self.data[index]
-        noise = torch.randn(image.shape) + random.random() + float(np.random.rand())
-        return image + 0.05 * noise, label
-
-
-def another_process(tabled, seed):
-    """A planner whose data are at their beginning, where everything random begins at a seed."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    lead = tabled.task.objectives[0]
-    own = torch.Generator().manual_seed(3)
-    train = DataLoader(Augmented(lead.train.dataset), batch_size=60, shuffle=True, generator=own)
-    task = Task.single(train=train, validation=lead.validation, loss=nn.CrossEntropyLoss(), metric=lead.metric)
-    return Planner(tabled.model, tabled.kernel_graph, tabled.predictor, task=task)
 
 
 def stopping(stop_at):
@@ -69,9 +36,9 @@ def same_weights(one, other):
     return all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
 
 
-def test_an_interruption_before_the_first_finished_epoch_comes_to_the_same_bits(tabled, tmp_path):
+def test_an_interruption_before_the_first_finished_epoch_comes_to_the_same_bits(another_process, tmp_path):
     def run(seed, stop_at=None, **options):
-        planner = another_process(tabled, seed)
+        planner = another_process(seed, STEPS)
         tuning = FineTuning(epochs=1, lr=3e-3)
         return prune(
             planner.model, EXAMPLE, "60%", planner=planner, fine_tuning=tuning, progress=stopping(stop_at), **options
@@ -110,7 +77,9 @@ def unfinished(tabled):
 
 
 @pytest.mark.parametrize("stop_at", [STEPS - 1, STEPS + 2], ids=["in the first epoch", "in the second"])
-def test_a_plan_made_without_the_search_is_tuned_as_long_after_an_interruption(tabled, unfinished, tmp_path, stop_at):
+def test_a_plan_made_without_the_search_is_tuned_as_long_after_an_interruption(
+    another_process, unfinished, tmp_path, stop_at
+):
     settings = Settings(
         budget=Budget(latency_ratio=0.5),
         margin=0.02,
@@ -127,7 +96,7 @@ def test_a_plan_made_without_the_search_is_tuned_as_long_after_an_interruption(t
 
     def run(seed, stop_at=None, folder=None, earlier=unfinished):
         return Stages(
-            another_process(tabled, seed),
+            another_process(seed, STEPS),
             settings,
             EXAMPLE,
             board=None,

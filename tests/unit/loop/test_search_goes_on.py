@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from edgeprune.loop import netadapt as netadapts
 from edgeprune.loop.interruption import Interruption
 from edgeprune.loop.netadapt import NetAdapt
-from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Constraints
-from edgeprune.tasks.task import Task
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
-class Augmented(Dataset):
-    """Draws from the generators of torch, Python and NumPy."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return 180
-
-    def __getitem__(self, index):
-        image, label = self.data[index]
-        noise = torch.randn(image.shape) + random.random() + float(np.random.rand())
-        return image + 0.05 * noise, label
-
-
-def another_process(tabled, seed):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    lead = tabled.task.objectives[0]
-    own = torch.Generator().manual_seed(3)
-    train = DataLoader(Augmented(lead.train.dataset), batch_size=60, shuffle=True, generator=own)
-    task = Task.single(train=train, validation=lead.validation, loss=nn.CrossEntropyLoss(), metric=lead.metric)
-    constraints = Constraints(multiple_of={"*": 8})
-    return Planner(tabled.model, tabled.kernel_graph, tabled.predictor, task=task, constraints=constraints)
-
-
-def run(tabled, seed, folder=None, progress=None, **search):
-    planner = another_process(tabled, seed)
+def run(another_process, seed, folder=None, progress=None, **search):
+    planner = another_process(seed, 3, constraints=Constraints(multiple_of={"*": 8}))
     epochs = 4 if "soft_masking" in search else 1
     return prune(
         planner.model,
@@ -85,7 +51,7 @@ def assert_same(one, other):
     assert all(torch.equal(value, state[name]) for name, value in one.module.state_dict().items())
 
 
-def test_netadapt_goes_on_after_the_last_cut(tabled, tmp_path, monkeypatch):
+def test_netadapt_goes_on_after_the_last_cut(another_process, tmp_path, monkeypatch):
     tuned = []
     original = netadapts.fine_tune
 
@@ -95,7 +61,7 @@ def test_netadapt_goes_on_after_the_last_cut(tabled, tmp_path, monkeypatch):
 
     monkeypatch.setattr(netadapts, "fine_tune", counted)
     settings = NetAdapt(reduction=0.08, decay=0.9, tuning_steps=2, batches=2)
-    usual = run(tabled, 1, netadapt=settings)
+    usual = run(another_process, 1, netadapt=settings)
     in_all = len(tuned)
     assert in_all >= 5
     folder = tmp_path / "tuning"
@@ -104,24 +70,24 @@ def test_netadapt_goes_on_after_the_last_cut(tabled, tmp_path, monkeypatch):
     for seed, stop_at in ((1, 2), (2, in_all - 3)):
         progress, _ = stopping("trying cuts", stop_at)
         with pytest.raises(KeyboardInterrupt):
-            run(tabled, seed, folder, progress, netadapt=settings)
+            run(another_process, seed, folder, progress, netadapt=settings)
         assert Interruption(folder).read() is not None
-    resumed = run(tabled, 3, folder, netadapt=settings)
+    resumed = run(another_process, 3, folder, netadapt=settings)
     assert_same(resumed, usual)
     assert len(tuned) == in_all
     assert not (folder / "search").exists()
 
 
-def test_soft_masking_goes_on_after_the_last_epoch(tabled, tmp_path):
+def test_soft_masking_goes_on_after_the_last_epoch(another_process, tmp_path):
     settings = SoftMasking(epochs=3, every=2)
-    usual = run(tabled, 1, soft_masking=settings)
+    usual = run(another_process, 1, soft_masking=settings)
     assert usual.recovery[0].details["reallocations"][0]["step"] == 2
     folder = tmp_path / "tuning"
     for seed, stop_at in ((1, 2), (2, 5)):  # in the first epoch; in the second one of the run that goes on
         progress, _ = stopping("soft masking", stop_at)
         with pytest.raises(KeyboardInterrupt):
-            run(tabled, seed, folder, progress, soft_masking=settings)
+            run(another_process, seed, folder, progress, soft_masking=settings)
     progress, told = stopping("soft masking", -1)
-    resumed = run(tabled, 3, folder, progress, soft_masking=settings)
+    resumed = run(another_process, 3, folder, progress, soft_masking=settings)
     assert_same(resumed, usual)
     assert told[0] == 4, "the first epoch was not trained again"

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from edgeprune.errors import ConfigError, TaskError
+from edgeprune.loop.masked_training import loss_changes
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
-from edgeprune.loop.soft_masking import SoftMasking, loss_changes
+from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning

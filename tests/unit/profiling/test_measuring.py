@@ -19,6 +19,7 @@ import pytest
 
 from edgeprune.boards.board import Board
 from edgeprune.boards.local import LocalTransport
+from edgeprune.cli.console import Progress
 from edgeprune.errors import BackendError, BoardFullError, ConfigError
 from edgeprune.profiling.measuring import MeasuredRun, measure
 from edgeprune.profiling.statistics import Samples, summarize
@@ -119,10 +120,44 @@ def test_budget_ends_the_run_after_a_whole_round_but_not_before_two(
     told: list[tuple[int, int, float, str]] = []
     run = measure(board, engines, rounds=50, budget_s=0.01, progress=lambda *state: told.append(state), **QUICK)
     assert {len(rounds_ms) for rounds_ms in run.rounds.values()} == {2}
+    assert told[0][2] == 0.01, "nothing is measured yet, and there is no more time than that"
     done, total, left_s, _ = told[-1]
     assert done == total
     assert left_s == 0.0
     assert [state[0] for state in told] == sorted(state[0] for state in told)
+
+
+class Bar:
+    """What the bar of a display was told."""
+
+    def __init__(self) -> None:
+        self.shown: list[dict[str, Any]] = []
+
+    def add_task(self, text: str, **state: Any) -> int:
+        return 0
+
+    def update(self, task: int, **state: Any) -> None:
+        self.shown.append(state)
+
+
+def test_two_stages_are_one_share_on_the_display_and_neither_says_that_all_is_done(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    bar, later_s = Bar(), 65.0
+    display = Progress("profile", bar)
+
+    def first(done: int, total: int, left_s: float, message: str) -> None:
+        display.timed(done, total, left_s + later_s, message)
+
+    for sizes, told, budget_s in (((8, 16, 24), first, 5.0), ((32, 40), display.timed, later_s)):
+        engines = {f"conv{channels}": conv_engine(channels) for channels in sizes}
+        measure(board, engines, rounds=3, budget_s=budget_s, progress=told, **QUICK)
+    shares = [state["completed"] / state["total"] for state in bar.shown]
+    assert shares == sorted(shares)
+    assert len(set(shares)) > 2
+    assert shares[-1] < 1
+    begins = [state["left"] for state in bar.shown if "bringing the engines" in state["description"]]
+    assert begins == ["about 1:10 left", "about 1:05 left"], "what was not measured yet takes as long as it may"
 
 
 def test_stretches_are_repeated_while_there_is_time(board: Board, conv_engine: Callable[..., bytes]) -> None:

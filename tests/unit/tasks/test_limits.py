@@ -106,3 +106,9 @@ def test_a_task_takes_other_limits():
         task.with_limits({"normals": "1%"})
     with pytest.raises(ConfigError, match="a limit must be"):
         task.with_limits({"seg": "a lot"})
+
+
+def test_a_limit_that_cannot_be_read_is_told_with_its_objective() -> None:
+    with pytest.raises(ConfigError, match="found 'a lot'") as caught:
+        parse_limits(("seg=2%", "left depth=a lot"))
+    assert caught.value.hint == "--limit 'left depth'=2%"
