@@ -20,7 +20,7 @@ from edgeprune.errors import BackendError, TransferError
 from edgeprune.profiling.uploads import upload
 
 ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
-MODULES = ("failures", "engines", "tree", "sensors", "kept", "bench")
+MODULES = ("failures", "engines", "tree", "gpus", "sensors", "kept", "bench")
 
 
 @pytest.fixture
