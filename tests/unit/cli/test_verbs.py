@@ -312,8 +312,9 @@ def test_probe_says_what_power_can_be_read_and_why_not(edgeprune: Run) -> None:
     assert "energy can be measured: what the external meter measures" in metered
 
 
-def test_a_meter_without_energy_is_a_mistake(edgeprune: Run) -> None:
+def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: Run) -> None:
     fail(edgeprune("profile", "net.py:build", *INPUT, "--meter", "echo 1"), 2, "--meter must come with --energy")
+    fail(edgeprune("profile", "net.py:build", *INPUT, "--rail", "VIN"), 2, "--rail must come with --energy")
 
 
 def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
