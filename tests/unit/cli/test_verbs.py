@@ -317,6 +317,12 @@ def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: Run) -> None:
     fail(edgeprune("profile", "net.py:build", *INPUT, "--rail", "VIN"), 2, "--rail must come with --energy")
 
 
+def test_a_power_mode_is_not_chosen_for_a_dry_run_nor_on_a_board_without_any(edgeprune: Run) -> None:
+    mode = ("profile", "net.py:build", *INPUT, "--power-mode", "MAXN")
+    fail(edgeprune(*mode, "--dry-run"), 2, "--dry-run leaves the board as it is")
+    fail(edgeprune(*mode), 2, "must say how its power mode is chosen")
+
+
 def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:
     fail(edgeprune("compile", "prunde"), 2, "there is no folder 'prunde'", "edgeprune prune", "package.module:factory")
 

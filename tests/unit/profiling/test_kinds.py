@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ def kinds(kernel: Kernel) -> set[str]:
     return found | {kernel.op.rpartition(".")[2]}
 
 
+@pytest.mark.slow
 def test_every_kind_is_that_of_the_cut_model_and_is_timed_on_the_board(board: Board, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Kinds().eval()
