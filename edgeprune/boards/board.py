@@ -31,6 +31,8 @@ from edgeprune.spec import DeviceSpec, Fingerprint
 logger = logging.getLogger("edgeprune.boards.board")
 
 _OLDEST_PYTHON = (3, 6)
+_POWER_MODES = "nvpmodel"
+"""Of the ways that a device type names the one that is only used when a mode is asked for."""
 _TIMED_VERBS = frozenset({"bench", "energy", "sustain"})
 
 
@@ -67,6 +69,7 @@ class Board:
         self._run_id = ""
         self._hold = Hold(name, self._start_lock)
         self._clocks = Hold(name, self._start_clocks, "clock lock", patience_s=90.0)
+        self._clock_request: dict[str, Any] = {}
         self._runner_ready = self._untouched = False
         self.python = self.base_python = self._at_home(python)
         self.root = self._greeted(root)
@@ -265,11 +268,16 @@ class Board:
             self._build = before
 
     @contextlib.contextmanager
-    def lock_clocks(self) -> Iterator[dict[str, Any]]:
+    def lock_clocks(self, *, clocks: bool = True, power_mode: str | None = None) -> Iterator[dict[str, Any]]:
         """Hold the board's clocks still, in the ways that its device type allows; they are put back in any case.
 
         A process of its own on the board puts them back when the block ends, when this process dies, and when the link is
         lost; where that process is killed too, the next run that holds the board does.
+
+        Args:
+            clocks: Whether clocks are held; without it only the power mode is.
+            power_mode: Name or number of a Jetson's power mode to be in meanwhile. A board is another one in another mode:
+                `probe` it afterwards.
 
         Yields:
             ``ways`` and the states ``before`` and ``during``; once the block has ended also ``after`` and ``restored``,
@@ -277,21 +285,22 @@ class Board:
 
         Raises:
             ConfigError: The device type is not known, or allows none.
-            CommandError: The board does not let its user lock clocks; nothing was changed.
+            CommandError: The board does not let its user lock clocks, or has no such mode; nothing was changed.
         """
-        if not self._clock_ways():
+        allowed = [] if self.device is None else list(self.device.facts.get("clock_locks", ()))
+        ways = [way for way in allowed if (power_mode is not None if way == _POWER_MODES else clocks)]
+        if (clocks and set(ways) <= {_POWER_MODES}) or (power_mode is not None and _POWER_MODES not in ways):
             kind = "of no known device type" if self.device is None else f"a {self.device.name}, which names none"
+            what = "its clocks are locked" if clocks else "its power mode is chosen"
             raise ConfigError(
-                f"the device type of board {self.name} must say how its clocks are locked, found {kind}.",
-                hint="edgeprune device add --type, or measure without --lock-clocks",
+                f"the device type of board {self.name} must say how {what}, found {kind}.",
+                hint="edgeprune device add --type, or measure without --lock-clocks and --power-mode",
             )
+        self._clock_request = {"ways": ways, "power_mode": power_mode}
         with self._clocks.take("clocks"):
             told: dict[str, Any] = dict(self._clocks.taken["clocks"])
             yield told
         told.update(self._clocks.released)
-
-    def _clock_ways(self) -> list[str]:
-        return [] if self.device is None else list(self.device.facts.get("clock_locks", ()))
 
     def _require_held(self) -> None:
         self._hold.require()
@@ -368,7 +377,7 @@ class Board:
         return self.transport.open_process([self.python, self._runner(), "lock"], stdin=request)
 
     def _start_clocks(self, purpose: str) -> Process:
-        request = self._request({"ways": self._clock_ways()})
+        request = self._request(self._clock_request)
         return self.transport.open_process([self.python, self._runner(), purpose], stdin=request)
 
 

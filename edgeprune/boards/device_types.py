@@ -45,7 +45,7 @@ class _Facts(BaseModel):
     summed_power_rails: Annotated[list[_Text], Field(min_length=2)] | None = None
     sensor_paths: list[Annotated[str, StringConstraints(pattern=r"^/")]] | None = None
     set_up: list[_Text] | None = None
-    clock_locks: list[Literal["jetson_clocks", "nvidia_smi", "cpufreq"]] | None = None
+    clock_locks: list[Literal["nvpmodel", "jetson_clocks", "nvidia_smi", "cpufreq"]] | None = None
     notes: list[_Text] | None = None
 
     @model_validator(mode="after")

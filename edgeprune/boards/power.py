@@ -167,6 +167,12 @@ class BoardPower:
                 f"a total must not be summed with its parts, found {whole[0]} with {len(rails) - 1} more.",
                 hint=f"rails=({whole[0]!r},)",
             )
+        for rail in rails:
+            outer = next((other for other in rails if rail.startswith(f"{other} ")), None)
+            if outer is not None and known[rail].role == "inside":
+                raise PowerUnavailableError(
+                    f"a rail must not be summed with its part, found {outer} with {rail}.", hint=f"rails=({outer!r},)"
+                )
         return PowerScope(tuple(known[rail] for rail in rails), f"{' + '.join(rails)}, as asked for")
 
     def _nothing(self, known: tuple[str, ...]) -> PowerUnavailableError:
@@ -174,7 +180,7 @@ class BoardPower:
             return PowerUnavailableError(
                 f"it must be known which rails add up to the board's power, found {', '.join(known)} and no device type "
                 "that says so.",
-                hint="give the board its --type with edgeprune device add --replace, or name rails",
+                hint="give the board its --type with edgeprune device add --replace, or name the rails with --rail",
             )
         return PowerUnavailableError(
             f"the board's power must be readable, found no sensor that is: {' '.join(self.obstacles)}",

@@ -74,12 +74,24 @@ def profile(
         bool,
         typer.Option("--lock-clocks", help="Hold the clocks still, as the device type allows; they are put back."),
     ] = False,
+    power_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--power-mode", metavar="NAME", help="A Jetson's power mode to measure in; the one before comes back."
+        ),
+    ] = None,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     energy: Annotated[
         bool, typer.Option("--energy", help="Measure the energy per inference of whole networks too, by replay.")
     ] = False,
     meter: MeterOption = None,
+    rail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rail", metavar="NAME", help="With --energy: a rail that is the board's, or part of it; repeat."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Latency table to write (Parquet); that of --table, else table.parquet."),
@@ -97,6 +109,12 @@ def profile(
 
     if meter is not None and not energy:
         raise ConfigError("--meter must come with --energy, found it alone.", hint="--energy --meter COMMAND")
+    if rail and not energy:
+        raise ConfigError("--rail must come with --energy, found it alone.", hint=f"--energy --rail {rail[0]}")
+    if power_mode is not None and dry_run:
+        raise ConfigError(
+            "--dry-run leaves the board as it is, found --power-mode with it.", hint=f"sudo nvpmodel -m {power_mode}"
+        )
     if not minutes > 0:
         raise ConfigError(f"--minutes must be greater than 0, found {minutes:g}.", hint="--minutes 2")
     backends.get(backend)
@@ -122,11 +140,13 @@ def profile(
             minutes,
             sustained=sustained,
             lock_clocks=lock_clocks,
+            power_mode=power_mode,
             out=target_path,
             progress=progress.timed,
             told=progress.said,
             energy=energy,
             meter=meter,
+            rails=rail,
             percentiles=percentiles,
             origins=[[model, *input_flags(input_, inputs)] for model in models],
             **arguments,

@@ -98,6 +98,52 @@ def import_(
 
 
 @table.command()
+def layers(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ENGINE...",
+            help="Artifacts of `compile --backend tensorrt`, or exports of trtexec: LAYERS.json,PROFILE.json[,TIMES.json].",
+        ),
+    ],
+    device: Annotated[str, typer.Option("--device", help="What they were measured on.")],
+    runtime_version: Annotated[
+        str | None, typer.Option("--runtime-version", help="Release of TensorRT, where exports do not say it.")
+    ] = None,
+    fact: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=8; JSON or text; repeat."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    json_output: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a latency table of the layers of engines that TensorRT has built, as they were recorded; nothing is measured."""
+    from edgeprune.backends.tensorrt.layer_table import layer_table
+
+    output = Output(json_output)
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out must be a Parquet file, found {out}.", hint=f"--out {out.with_suffix('.parquet')}")
+    facts = {name: _json_or_text(value) for name, value in _pairs("--fact", fact).items()}
+    with output.step("read layers"):
+        made = layer_table(sources, device=device, version=runtime_version, facts=facts)
+    entries = made.header["imported"]
+    for entry in entries:
+        left_out = f", {entry['left_out']} without a time or sizes left out" if entry["left_out"] else ""
+        output.say(f"{entry['source']}: {entry['rows']} layers{left_out}")
+    counts = f"{len(made.kernels)} different ones and {len(made.networks)} whole engines"
+    output.say(f"{counts}, tensorrt on {made.device}, as recorded")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    output.wrote(made.save(out), "latency table")
+    output.finish(
+        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entries},
+        next_command=command_line("edgeprune", "fit", out),
+    )
+
+
+@table.command()
 def diff(
     first: TableArgument, second: TableArgument, json_output: JsonOption = False, verbose: VerboseOption = False
 ) -> None:

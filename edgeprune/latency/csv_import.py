@@ -137,7 +137,7 @@ def read_csv(
             }
         ],
     }
-    return header, [kernel_row(found, _repeated(values)) for found, values in times.items()]
+    return header, [kernel_row(found, repeated(values)) for found, values in times.items()]
 
 
 def _content(source: str | Path | TextIO) -> tuple[str, str, str]:
@@ -303,7 +303,7 @@ def _check_rates(times: Mapping[Kernel, list[float]], name: str, mapped: Mapped)
         )
 
 
-def _repeated(values: list[float]) -> Measurement:
+def repeated(values: list[float]) -> Measurement:
     """Rows of the same kernel as rounds of one measurement."""
     import numpy as np
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import TableMismatchError, UnstableMeasurementError, UnsupportedKernelError
 from edgeprune.latency.predictor import Estimate
+from edgeprune.profiling.measured import OUTLIERS
 from edgeprune.profiling.space import Reach
 from edgeprune.spec import Kernel, Measurement
 
@@ -110,7 +111,9 @@ def _largest_shares(reached: Reach, known: Mapping[Kernel, Estimate]) -> dict[Ke
 
 def anchors(table: LatencyTable, count: int = ANCHORS) -> list[Kernel]:
     """Kernels of a table to measure again, none of the shortest: of each part of that range the one that repeats best."""
-    doubted = {key for keys in table.header.get("flags", {}).values() for key in keys}
+    flags = table.header.get("flags", {})
+    # Of a row with outliers the rounds say how well it repeats, which is what is asked for below.
+    doubted = {key for flag, keys in flags.items() if flag != OUTLIERS for key in keys}
     timed = table.measurements
     clear = [kernel for kernel in table.kernels if kernel.key not in doubted]
     # A table of a busy board may doubt almost all of its rows: then the doubted have to do.

@@ -9,11 +9,15 @@ from typing import Any
 
 from edgeprune.profiling.changes import changes
 from edgeprune.profiling.rounds import Ledger
-from edgeprune.profiling.statistics import UNDISTURBED, Samples, full_share, summarize
+from edgeprune.profiling.statistics import UNDISTURBED, Samples, full_share, outlying, summarize
 from edgeprune.spec import Measurement
 
 TRUST = 0.5
 """A kernel whose own time is below this share of an empty call's cost is flagged."""
+
+OUTLIERS = "outliers"
+_OUTLIERS_SHARE = 0.2
+"""Fewer outliers than this are what any machine has: of fifteen samples two are no reason for doubt, four are."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class MeasuredRun:
         flags: Id to what is doubtful: ``"drifted"`` (in no round did its sentinels hold, or in each
             somebody else used the core's units), ``"below-overhead"`` (its
             own time is too small beside the call's), ``"preempted"`` (no undisturbed sample in most rounds), ``"unstable"``
-            (warm-up never settled).
+            (warm-up never settled), ``"outliers"`` (more than a fifth of its samples lie far from their median, see `outlying`;
+            they are kept, and its median hardly feels them).
         unusable: Id to the reason why the board could not run it.
     """
 
@@ -114,6 +119,8 @@ def measured_run(
         doubts[name] |= _doubts(records[name], threads)
         if name in kernels and found.median_ms < TRUST * overhead_ms:
             doubts[name].add("below-overhead")
+        if outlying(samples[name], threads) > _OUTLIERS_SHARE:
+            doubts[name].add(OUTLIERS)
     return MeasuredRun(
         measurements=measurements,
         rounds={name: found.rounds_ms for name, found in measurements.items()},

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, RemoteError
+from edgeprune.profiling.arrears import Asked, unsettled
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
@@ -146,11 +147,15 @@ def measure(
     }
     with Journal(journal, request) as book:
         kept = sum(record["kind"] == "sample" for record in book.records)
-        if kept and told is not None:
-            told(f"going on: {kept} measurements of the interrupted run are kept")
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
         run.ledger.level_ms = level_ms
-        return run.all_rounds(rounds, budget_s)
+        fetched = run.fetch()
+        if (kept or fetched) and told is not None:
+            more = f", and {fetched} that the board had kept" if fetched else ""
+            told(f"going on: {kept} measurements of the interrupted run are kept{more}")
+        found = run.all_rounds(rounds, budget_s)
+        run.forget()
+        return found
 
 
 class _Run:
@@ -178,6 +183,32 @@ class _Run:
         self.budget_s: float | None = None
         self.begun = time.monotonic()
         self.done_before: int | None = None
+        self.settled: list[str] = []
+
+    def fetch(self) -> int:
+        """Take over what the board measured in a call that was interrupted, and could not tell; returns how many samples."""
+        asked = unsettled(self.journal.records)
+        if asked is None:
+            return 0
+        count = 0
+        for line in asked.lines(self.board):
+            record = self._record(line, asked.number, asked.attempt, asked.order)
+            if record is not None:
+                self._note({**record, "seconds": line["seconds"]})
+                count += record["kind"] == "sample"
+        self._note({"kind": "fetched", "samples": count})
+        # Those of earlier calls too: which of them the board was told to forget nobody wrote down.
+        self.settled = [record["name"] for record in self.journal.records if record["kind"] == "asked"]
+        return count
+
+    def forget(self) -> None:
+        """Tell the board what it need not keep any more; a board that cannot be reached forgets it some day."""
+        settled, self.settled = self.settled, []
+        if settled:
+            try:
+                self.board.call("kept", {"forget": settled})
+            except RemoteError as error:
+                logger.debug("what board %s has kept is not removed: %s", self.board.name, error)
 
     def all_rounds(self, rounds: int, budget_s: float | None) -> MeasuredRun:
         layouts: list[list[tuple[str, ...]]] = []
@@ -269,6 +300,11 @@ class _Run:
             self._tell("bringing the engines to the board")
             self.entries = upload(self.board, self.engines, self.kernels)
         order = slots(todo, self.sentinel)
+        keeping: dict[str, Any] = {}
+        if self.journal.path is not None:
+            asked = Asked.anew(number, attempt, order)
+            self._note(asked.record())
+            keeping = {"keep": asked.name, "forget": self.settled}
         last = time.monotonic()
 
         def on_event(event: dict[str, Any]) -> None:
@@ -293,11 +329,13 @@ class _Run:
                 "sample_ms": protocol.sample_ms,
                 "warmup_ms": protocol.warmup_ms,
                 "patience": self._patience(),
+                **keeping,
             },
             timeout_s=self._deadline_s(len(order)),
             on_event=on_event,
         )
         self._note({"kind": "end", "conditions": result["conditions"]["after"]})
+        self.settled = [keeping["keep"]] if keeping else []
 
     def _record(
         self, event: Mapping[str, Any], number: int, attempt: int, order: Sequence[Slot]

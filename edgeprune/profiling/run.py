@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import LatencyError, ShortWindowError
+from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
-from edgeprune.profiling import extending, space
+from edgeprune.profiling import afterwards, extending, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
-from edgeprune.profiling.energy import measure_energy, with_energies
-from edgeprune.profiling.energy_windows import EnergyMeasurement
+from edgeprune.profiling.energy import with_energies
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
-from edgeprune.profiling.percentiles import percentiles as timed_singly
 from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.selecting import (
     Preview,
@@ -38,14 +36,12 @@ from edgeprune.profiling.selecting import (
 from edgeprune.profiling.setting import Setting, checked, set_up, with_origins
 from edgeprune.profiling.staging import assembled, beside, kernel_engines, measure_stage, refined, stages_of
 from edgeprune.profiling.subjects import DENSE
-from edgeprune.profiling.sustaining import sustained as heat
 from edgeprune.profiling.sustaining import with_sustained
 from edgeprune.spec import Precision
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgeprune.boards.power import BoardPower
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.lowering.kernel_graph import KernelGraph
 
@@ -73,6 +69,7 @@ def profile(
     seed: int = 0,
     sustained: bool = False,
     lock_clocks: bool = False,
+    power_mode: str | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
     told: Callable[[str], None] | None = None,
@@ -80,6 +77,7 @@ def profile(
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     energy: bool = False,
     meter: str | None = None,
+    rails: Sequence[str] | None = None,
     percentiles: bool = False,
     origins: Sequence[Sequence[str]] | None = None,
 ) -> LatencyTable:
@@ -103,6 +101,8 @@ def profile(
             networks in both states in the header; at most about twelve minutes more, see `sustaining.sustained`.
         lock_clocks: Hold the clocks still meanwhile, in the ways that the device type allows; they are put back in any
             case, see `Board.lock_clocks`.
+        power_mode: Name or number of a Jetson's power mode to be in meanwhile; the one before comes back. The table is one of
+            this mode, and is refused in another.
         out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
             it until then, and a run with the same arguments that finds one goes on from it.
         progress: Told (items done, items in all, seconds left, what happens).
@@ -113,6 +113,7 @@ def profile(
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
             about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
         meter: With `energy`: command on the board that prints an external meter's watts.
+        rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
@@ -136,6 +137,12 @@ def profile(
     tell = progress or _silent
     base = checked(minutes, table)
     with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
+        clocks: dict[str, Any] = {}
+        held = stack.enter_context(ExitStack())
+        if power_mode is not None:
+            # Before the board is asked what it is: that depends on its mode.
+            tell(0, 0, 60 * minutes, f"choosing power mode {power_mode}")
+            clocks = held.enter_context(target.lock_clocks(clocks=lock_clocks, power_mode=power_mode))
         setting = set_up(
             stack,
             model,
@@ -153,11 +160,9 @@ def profile(
         )
         power = target.power(meter=meter) if energy else None
         if power is not None:
-            power.scope()  # tells now, not after all timing, that the power cannot be read
+            power.scope(rails)  # tells now, not after all timing, that the power cannot be read
         path = None if out is None else Path(out)
-        clocks: dict[str, Any] = {}
-        held = stack.enter_context(ExitStack())
-        if lock_clocks:
+        if lock_clocks and not clocks:
             tell(0, 0, setting.seconds, "locking the clocks")
             clocks = held.enter_context(target.lock_clocks())
         with Journal(path and beside(path, "selection"), {**setting.request, "locked": lock_clocks}) as chosen:
@@ -172,9 +177,11 @@ def profile(
             if told is not None and found is not setting.table:
                 for sentence in (found.header if base is None else found.header["runs"][-1])["disturbances"]:
                     told(sentence)
-            heated = _heated(target, setting, selection, chosen, tell) if sustained else None
-            tails = _percentiles(target, setting, selection, tell) if percentiles else None
-            energies = None if power is None else _energies(target, setting, selection, power, meter, tell)
+            heated = afterwards.heated(target, setting, selection, chosen, tell) if sustained else None
+            tails = afterwards.percentiles(target, setting, selection, tell) if percentiles else None
+            energies = (
+                None if power is None else afterwards.energies(target, setting, selection, power, meter, rails, tell)
+            )
             held.close()
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:
@@ -188,7 +195,7 @@ def profile(
                 found = with_percentiles(found, tails)
             if energies is not None:
                 found = with_energies(found, energies)
-            if lock_clocks and told is not None:
+            if clocks and told is not None:
                 told(_on_clocks(clocks))
             if path is not None:
                 found.save(path)
@@ -344,55 +351,6 @@ def _measured(
         told(link.sentence())
     profiled = refined(board, setting, selection, profiled, link, book, path, tell)
     return assembled(base, profiled, link)
-
-
-def _heated(board: Board, setting: Setting, selection: Selection, book: Journal, tell: Progress) -> dict[str, Any]:
-    """Networks timed on a cool and on a hot board; once, however often the run is interrupted after it."""
-    for record in book.records:
-        if record["kind"] == "sustained":
-            return dict(record["found"])
-    engines = _network_engines(setting, selection)
-    found = heat(board, engines, next(iter(engines)), runtime=setting.runtime, threads=setting.threads, progress=tell)
-    book.append({"kind": "sustained", "found": found})
-    return found
-
-
-def _percentiles(board: Board, setting: Setting, selection: Selection, tell: Progress) -> dict[str, dict[str, Any]]:
-    """Percentiles of single inferences of the measured networks."""
-    engines = _network_engines(setting, selection)
-    return timed_singly(board, engines, runtime=setting.runtime, threads=setting.threads, progress=tell)
-
-
-def _energies(
-    board: Board, setting: Setting, selection: Selection, power: BoardPower, meter: str | None, tell: Progress
-) -> dict[str, EnergyMeasurement]:
-    """Energy per inference of the measured networks, by replay."""
-    try:
-        return measure_energy(
-            board,
-            _network_engines(setting, selection),
-            runtime=setting.runtime,
-            threads=setting.threads,
-            rounds=1,
-            seed=setting.seed,
-            power=power,
-            meter=meter,
-            progress=tell,
-        )
-    except ShortWindowError as error:
-        hint = "the same command without --energy, which finds every timing in its journal"
-        raise ShortWindowError(error.message, hint=hint) from error
-
-
-def _network_engines(setting: Setting, selection: Selection) -> dict[str, bytes | Path]:
-    """Engines of the measured networks by the names that the table has for them, that of the first dense one first."""
-    engines: dict[str, bytes | Path] = {}
-    for subject, chosen in zip(setting.subjects, selection.networks, strict=True):
-        for number, widths in enumerate(chosen):
-            held = subject.dense_in(setting.table) if number == 0 else None
-            name = subject.network(number) if held is None else held.name
-            engines[name] = subject.kernel_graph.network_engine(widths)
-    return engines
 
 
 def _without_process(clocks: Mapping[str, Any]) -> dict[str, Any]:

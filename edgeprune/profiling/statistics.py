@@ -21,6 +21,14 @@ UNDISTURBED = 0.95
 """A sample with less than this share of its full CPU time per wall time (see `full_share`) was interrupted."""
 
 
+OUTLYING = 3.5
+"""Scaled median absolute deviations from the median beyond which a sample is an outlier.
+
+Source: Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (ASQC Quality Press, 1993), the modified z-score."""
+_NORMAL = 1.4826
+"""Of a normal distribution the standard deviation is so many median absolute deviations."""
+
+
 SINGLE_RUNS = 100
 """Single inferences of a round of which a percentile is taken: its 99th is the second largest."""
 
@@ -116,6 +124,20 @@ def own_times(samples: Samples, threads: int = 1, full: float = 1.0) -> list[flo
     if calm or threads > 1:
         return calm or list(samples.times_ms)
     return [time * share for time, share in zip(samples.times_ms, samples.cpu_share, strict=True)]
+
+
+def outlying(rounds: Sequence[Samples], threads: int = 1) -> float:
+    """Share of the samples that lie far from the median of their round; they are counted, never left out.
+
+    Args:
+        rounds: At least one.
+        threads: Threads inside one operation.
+    """
+    full = full_share((share for samples in rounds for share in samples.cpu_share), threads)
+    own = [np.asarray(own_times(samples, threads, full)) for samples in rounds]
+    apart = np.concatenate([np.abs(times_ms / np.median(times_ms) - 1.0) for times_ms in own])
+    spread = float(np.median(apart)) * _NORMAL
+    return float(np.mean(apart > OUTLYING * spread)) if spread > 0 else 0.0
 
 
 def summarize(rounds: Sequence[Samples], overhead_ms: float = 0.0, threads: int = 1) -> Measurement:

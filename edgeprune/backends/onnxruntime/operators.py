@@ -290,11 +290,18 @@ def _moved_slice(
 
 
 def output_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
-    """Shapes of all outputs; only a Split has several."""
-    sizes = kernel.attribute("operand1")
-    if kernel.op != "Split" or not isinstance(sizes, tuple):
+    """Shapes of all outputs; only a Split has several: of the sizes that it is told, else equal ones, the last maybe smaller.
+
+    Source: ONNX, docs/Operators.md, Split (``num_outputs``).
+    """
+    if kernel.op != "Split" or not kernel.output:
         return [kernel.output]
-    axis = int(kernel.attribute("axis", 0))  # type: ignore[arg-type]
+    axis = int(kernel.attribute("axis", 0)) % len(kernel.output)  # type: ignore[arg-type]
+    sizes = kernel.attribute("operand1")
+    if not isinstance(sizes, tuple):
+        parts = int(kernel.attribute("num_outputs", 1))  # type: ignore[arg-type]
+        first, whole = kernel.output[axis], kernel.inputs[0][axis]
+        sizes = (*[first] * (parts - 1), whole - first * (parts - 1))
     return [(*kernel.output[:axis], int(size), *kernel.output[axis + 1 :]) for size in sizes]
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "clocks": "clocks",
     "sustain": "sustain",
     "bench": "bench",
+    "kept": "kept",
     "environment": "environment",
     "clean": "cleaning",
     "power": "power",

@@ -14,6 +14,7 @@ import time
 
 import engines
 import failures
+import kept
 import pace
 import sensors
 import tree
@@ -40,7 +41,9 @@ def main(request, emit):
             that took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks
             and caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not
             load or run; any other is a failure), ``patience`` (with one thread: as many times the asked time of an item may
-            go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look).
+            go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look), ``keep``
+            (name under which the board keeps what it tells, see `kept`, or nothing), ``forget`` (names of earlier runs that
+            need not be kept any more).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
             conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
@@ -55,6 +58,9 @@ def main(request, emit):
     sample_s = request.get("sample_ms", 5.0) / 1e3
     samples, item_s = int(request.get("samples", 5)), request.get("item_ms", 1000.0) / 1e3
     patience = float(request.get("patience", 0.0)) if threads == 1 else 0.0
+    kept.forget(request["root"], request.get("forget", ()))
+    if request.get("keep"):
+        emit = kept.keeping(request["root"], request["keep"], emit)
     loaded = load_all(request, runtime, threads, emit)
     empty = engines.empty(runtime, list(loaded.values()))
     before = conditions()

@@ -6,14 +6,15 @@ import sys
 import builds
 import environment
 import hooks
+import kept
 import release_files
 import releases
 import switching
 import window
 from failures import Failure
 
-ALWAYS = ("environment", "environments", "libraries.json")
-"""What a setup can bring back."""
+ALWAYS = ("environment", "environments", "libraries.json", kept.FOLDER)
+"""What a set-up, or measuring again, can bring back."""
 EVERYTHING = ("current", "previous", "releases", "store", "journal.jsonl", "incoming", "runner", "tensorrt", "lock", environment.LOCK, switching.MUTEX, window.STATE, window.LOG, hooks.RELOADING)
 
 

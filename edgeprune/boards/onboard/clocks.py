@@ -5,7 +5,7 @@ changes anything it writes down how to undo it, and starts the *watchdog*: a pro
 for the owner to end, however it ends, undoes the change and removes the note. Should both be killed, the *next run* finds
 the note and undoes the change before it begins.
 
-Nothing here asks for a password: what needs root is run through ``sudo -n``, and its refusal is said in one sentence.
+What is changed, and how that is undone, is in `clock_ways`.
 """
 
 import contextlib
@@ -13,16 +13,15 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import time
 
 import lock
+import sensors
+from clock_ways import PATIENCE_S, WAYS, refusal, run
 from failures import Failure
-from tree import FOLDERS_OF_COMMANDS, Tree
+from tree import Tree
 
 NOTE, GUARD = "clocks.json", "clocks.lock"
-PATIENCE_S = 20.0
-_GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
 
 
 def main(request, emit):
@@ -30,7 +29,8 @@ def main(request, emit):
     them at the end of input.
 
     Args:
-        request: ``ways`` names what the device type allows, see `WAYS`; all that are there are used, at least one.
+        request: ``ways`` names what the device type allows, see `WAYS`; all that are there are used, at least one. With
+            ``nvpmodel`` among them ``power_mode`` is its mode, by name or number.
         emit: Takes events.
 
     Returns:
@@ -46,11 +46,14 @@ def main(request, emit):
         raise refusal("clocks that an earlier run locked could not be restored")
     with guard(root) as guarded:
         before = state(tree)
-        ways = [WAYS[name](tree, root) for name in request["ways"] if name in WAYS]
-        found = [way for way in ways if way.missing() is None]
+        ways = [WAYS[name](tree, root, request) for name in request["ways"] if name in WAYS]
+        reasons = [way.missing() for way in ways]
+        for way, reason in zip(ways, reasons):
+            if way.asked and reason is not None:
+                raise refusal(reason, "one of those, or measure in the mode that is on")
+        found = [way for way, reason in zip(ways, reasons) if reason is None]
         if not found:
-            reasons = [way.missing() for way in ways] or ["the device type names no way"]
-            raise refusal("; ".join(reasons), "measure without --lock-clocks")
+            raise refusal("; ".join(reasons) or "the device type names no way", "measure without --lock-clocks")
         for way in found:
             way.prepare()
         write_note(root, [command for way in found for command in way.restoring()])
@@ -88,7 +91,7 @@ def hold(emit, told):
 def restore_leftover(root):
     """Undo what a run that was killed with its watchdog has left.
 
-    A note from before the last start of the board is void: clocks do not outlive a restart.
+    Of a note from before the last start of the board only what outlives a restart counts: clocks do not, power modes do.
 
     Returns:
         None where nothing was left, else whether it could be undone.
@@ -101,7 +104,8 @@ def restore_leftover(root):
             # The watchdog was quicker; or it is no note of ours, and says nothing.
             remove_note(root)
             return None
-        done = note.get("boot") != boot_id() or undo(note["restore"])
+        restarted = note.get("boot") != boot_id()
+        done = undo([entry for entry in note["restore"] if entry.get("lasting") or not restarted])
         if done:
             remove_note(root)
         return done
@@ -224,49 +228,8 @@ def boot_id():
     return Tree().read("/proc/sys/kernel/random/boot_id")
 
 
-def run(argv, text=None):
-    """Run a command; None, or in a few words why it failed."""
-    path = os.pathsep.join([os.environ.get("PATH", "")] + ["/" + folder for folder in FOLDERS_OF_COMMANDS])
-    try:
-        done = subprocess.run(
-            argv,
-            input=(text or "").encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=PATIENCE_S,
-            env=dict(os.environ, PATH=path),
-        )
-    except OSError as error:
-        return "%s: %s" % (argv[0], error.strerror)
-    except subprocess.TimeoutExpired:
-        return "%s gave no answer within %d s" % (" ".join(argv), PATIENCE_S)
-    if done.returncode == 0:
-        return None
-    said = done.stdout.decode("utf-8", "replace").strip().splitlines()
-    return said[-1].strip() if said else "%s ended with exit code %d" % (" ".join(argv), done.returncode)
-
-
-def refusal(reason, hint=None):
-    """The failure that says why clocks cannot be locked."""
-    allow = "allow the commands to %s without a password (sudoers, NOPASSWD), or measure without --lock-clocks" % user()
-    message = "the board must allow its clocks to be locked, found: %s." % reason.rstrip(".")
-    return Failure("CommandError", message, hint or allow)
-
-
-def user():
-    """Who runs this, for a sentence."""
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or "user %d" % os.getuid()
-
-
-def as_root(argv):
-    """The command as root: as it is for root, else through sudo, which must not ask."""
-    return list(argv) if os.geteuid() == 0 else ["sudo", "-n"] + list(argv)
-
-
 def state(tree):
     """What can be read of the clocks."""
-    import sensors
-
     found = {
         "governors": sensors.governors(tree),
         "clocks_khz": sensors.clocks(tree),
@@ -280,132 +243,3 @@ def state(tree):
         if said is not None:
             found[name] = said.strip().splitlines()
     return found
-
-
-class Way(object):
-    """One way to lock clocks.
-
-    Args:
-        tree: Facts of the board.
-        root: The board's folder.
-    """
-
-    name = ""
-
-    def __init__(self, tree, root):
-        self.tree, self.root = tree, root
-
-    def missing(self):
-        """None, or why it does not work here."""
-        raise NotImplementedError
-
-    def prepare(self):
-        """Store what `restoring` needs; nothing is changed yet."""
-
-    def apply(self):
-        """Lock."""
-        raise NotImplementedError
-
-    def restoring(self):
-        """Commands that undo `apply`: dictionaries of ``argv`` and, where it reads one, ``input``."""
-        raise NotImplementedError
-
-    def require(self, argv, text=None):
-        """Run a command as root.
-
-        Raises:
-            failures.Failure: It failed.
-        """
-        reason = run(as_root(argv), text)
-        if reason is not None:
-            raise refusal("%s: %s" % (self.name, reason))
-
-    def has(self, program):
-        """Whether a program is there."""
-        folders = os.environ.get("PATH", "").split(os.pathsep) + ["/" + folder for folder in FOLDERS_OF_COMMANDS]
-        return any(os.access(os.path.join(folder, program), os.X_OK) for folder in folders)
-
-
-class JetsonClocks(Way):
-    """``jetson_clocks``: the highest clocks of the power mode that is chosen; it stores and restores by itself.
-
-    Source: NVIDIA, Jetson Linux Developer Guide, "Platform Power and Performance", jetson_clocks (--store, --restore).
-    """
-
-    name = "jetson_clocks"
-
-    def missing(self):
-        return None if self.has("jetson_clocks") else "there is no jetson_clocks"
-
-    def prepare(self):
-        self.stored = os.path.join(self.root, "jetson_clocks.conf")
-        # It refuses to write over a file of an earlier run.
-        with contextlib.suppress(OSError):
-            os.remove(self.stored)
-        self.require(["jetson_clocks", "--store", self.stored])
-
-    def apply(self):
-        self.require(["jetson_clocks"])
-
-    def restoring(self):
-        return [{"argv": as_root(["jetson_clocks", "--restore", self.stored])}]
-
-
-class NvidiaSmi(Way):
-    """``nvidia-smi --lock-gpu-clocks`` at the highest SM clock; undone by ``--reset-gpu-clocks``, which also undoes a lock
-    that somebody else had set: the driver does not tell of one.
-
-    Source: NVIDIA, nvidia-smi manual, --lock-gpu-clocks and --reset-gpu-clocks.
-    """
-
-    name = "nvidia_smi"
-
-    def missing(self):
-        if not self.has("nvidia-smi"):
-            return "there is no nvidia-smi"
-        return None if self.highest_mhz() else "nvidia-smi tells no highest SM clock"
-
-    def highest_mhz(self):
-        said = self.tree.run("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits")
-        words = (said or "").split()
-        return int(words[0]) if words and words[0].isdigit() else None
-
-    def apply(self):
-        clock = self.highest_mhz()
-        self.require(["nvidia-smi", "--lock-gpu-clocks=%d,%d" % (clock, clock)])
-
-    def restoring(self):
-        return [{"argv": as_root(["nvidia-smi", "--reset-gpu-clocks"])}]
-
-
-class CpuFreq(Way):
-    """The governor ``performance`` on every core; the former ones are put back.
-
-    Source: Linux, Documentation/admin-guide/pm/cpufreq.rst.
-    """
-
-    name = "cpufreq"
-
-    def missing(self):
-        return None if self.tree.glob(_GOVERNORS) else "the kernel offers no CPU frequency governors"
-
-    def prepare(self):
-        self.former = {path: self.tree.read(path) for path in self.tree.glob(_GOVERNORS)}
-
-    def apply(self):
-        for path in sorted(self.former):
-            self.require(["tee", self.tree.path(path)], "performance\n")
-        wrong = sorted({self.tree.read(path) or "nothing" for path in self.former} - {"performance"})
-        if wrong:
-            raise refusal("cpufreq: the governor stayed %s" % wrong[0])
-
-    def restoring(self):
-        commands = []
-        for path, governor in sorted(self.former.items()):
-            if governor:
-                commands.append({"argv": as_root(["tee", self.tree.path(path)]), "input": governor + "\n"})
-        return commands
-
-
-# What a device type's file may name; one line each.
-WAYS = {way.name: way for way in (JetsonClocks, NvidiaSmi, CpuFreq)}

@@ -179,6 +179,11 @@ class OnnxEngine(object):
             value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), array.dtype.type, "cpu")
             held.append(value)
             binding.bind_ortvalue_output(name, value)
+        # And one into these: what does not fit is refused now, not in the middle of a timing.
+        try:
+            self._session.run_with_iobinding(binding)
+        except _refusals() as error:
+            raise _refusal("run", ort, error)
         self._binding, self._held = binding, held
 
     def run(self, times):

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 
 import environment
+import gpus
 import power
 import processor
 import runtimes
@@ -71,7 +72,7 @@ def main(request, emit):
                 "power_mode_id": mode_id,
                 "l4t": l4t,
                 "jetpack": jetpack,
-                "gpus": gpus(tree),
+                "gpus": cards(tree),
                 "clocks": clocks,
                 "temperatures_celsius": temperatures,
                 "hypervisor": processor.hypervisor(tree, processors),
@@ -89,7 +90,7 @@ def disturbances(tree, result, governors):
     found = []
     if facts["emulated"]:
         found.append("the processor is emulated: results are right, but no latency means anything.")
-    found.extend(sensors.throttling(tree))
+    found.extend(sensors.throttling(tree) + gpus.throttling(gpus.states(tree)))
     if (result["load"] or 0.0) > LOAD_LIMIT * result["cores"]:
         found.append(
             "other programs are running: the load is %.2f on %d core%s, and should be below %.1f per core."
@@ -164,7 +165,7 @@ def jetson_release(tree):
     return "%s.%s" % match.groups(), package.group(1) if package else None
 
 
-def gpus(tree):
+def cards(tree):
     """NVIDIA GPUs as nvidia-smi lists them, or None without one."""
     said = tree.run("nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader")
     rows = [[cell.strip() for cell in line.split(",")] for line in (said or "").splitlines()]

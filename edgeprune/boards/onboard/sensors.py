@@ -2,7 +2,13 @@
 
 import re
 
+import gpus
+
 UNCONNECTED_CELSIUS = -100.0
+
+
+_MEMORY_RATES = ("/sys/kernel/debug/bpmp/debug/clk/emc/rate", "/sys/kernel/debug/clk/emc/clk_rate")
+"""JetPack 5 and later, JetPack 4; Hz."""
 
 
 def governors(tree):
@@ -36,6 +42,32 @@ def clocks(tree):
                 if value is not None:
                     values[ours] = value // 1000
             found[folder.split("/")[-1]] = values
+    # A Jetson's memory controller; the kernel's debug files are for root alone.
+    rates = [rate for rate in map(tree.read_int, _MEMORY_RATES) if rate]
+    if rates:
+        found["emc"] = {"current_khz": rates[0] // 1000}
+    return found
+
+
+def held(domains):
+    """Names of clock domains whose least clock is their highest: they are locked."""
+    return sorted(
+        name
+        for name, values in domains.items()
+        if values.get("min_khz") and values.get("min_khz") == values.get("max_khz")
+    )
+
+
+def fans(tree):
+    """Fans by monitor: {"pwmfan 1": {"rpm", "pwm"}}, what is not told left out; ``pwm`` is from 0 to 255."""
+    found = {}
+    for what, pattern in (("rpm", "fan[0-9]*_input"), ("pwm", "pwm[0-9]*")):
+        for path in tree.glob("/sys/class/hwmon/hwmon[0-9]*/" + pattern):
+            match = re.search(r"/(?:fan(\d+)_input|pwm(\d+))$", path)
+            value = tree.read_int(path) if match else None
+            if value is not None:
+                chip = tree.read(path.rsplit("/", 1)[0] + "/name") or path.split("/")[-2]
+                found.setdefault("%s %s" % (chip, match.group(1) or match.group(2)), {})[what] = value
     return found
 
 
@@ -129,12 +161,16 @@ def power_mode(tree):
 
 def conditions(tree):
     """What is worth recording before and after a measurement, as JSON."""
-    return {
+    domains, cards = clocks(tree), gpus.states(tree)
+    found = {
         "governors": governors(tree),
-        "clocks_khz": {name: values["current_khz"] for name, values in clocks(tree).items()},
+        "clocks_khz": {name: values["current_khz"] for name, values in domains.items()},
+        "clocks_held": held(domains),
         "temperatures_celsius": temperatures(tree),
-        "throttling": throttling(tree),
+        "fans": fans(tree),
+        "throttling": throttling(tree) + gpus.throttling(cards),
         "power_mode": power_mode(tree)[0],
         "load": load(tree),
         "boot": tree.read("/proc/sys/kernel/random/boot_id"),
     }
+    return dict(found, gpus=cards) if cards else found

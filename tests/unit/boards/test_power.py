@@ -79,6 +79,13 @@ def test_rails_that_are_asked_for_are_summed_unless_one_is_the_total() -> None:
         board.scope(["VDD_GPU"])
     with pytest.raises(PowerUnavailableError, match=r"named once each"):
         board.scope(["VDD_SOC", "VDD_SOC"])
+    host = power(
+        sensor("rapl package-0", "share"), sensor("rapl package-0 core", "inside"), sensor("rapl dram", "share")
+    )
+    assert host.scope(["package-0", "dram"]).rails == ("package-0", "dram")
+    assert host.scope(["package-0 core", "dram"]).rails == ("package-0 core", "dram")
+    with pytest.raises(PowerUnavailableError, match=r"summed with its part, found package-0 with package-0 core"):
+        host.scope(["package-0 core", "package-0"])
 
 
 def test_a_board_without_sensors_says_what_was_looked_for_and_what_refuses() -> None:

@@ -152,3 +152,27 @@ def test_a_card_is_never_written_over_its_table(edgeprune: CommandLine) -> None:
         edgeprune, 2, "card", "measured.parquet", "--out", "measured.parquet"
     )
     assert (edgeprune.folder / "measured.parquet").read_bytes() == before
+
+
+def test_layers_of_recorded_engines_become_a_table(edgeprune: CommandLine) -> None:
+    for what in ("layers", "profile", "times"):
+        shutil.copy(DATA / "trtexec" / f"resnet18.{what}.json", edgeprune.folder)
+    exports = "resnet18.layers.json,resnet18.profile.json,resnet18.times.json"
+    reading = (
+        "table",
+        "layers",
+        exports,
+        "--device",
+        "laptop",
+        "--fact",
+        "multiprocessors=30",
+        "--out",
+        "layers.parquet",
+    )
+    made = json.loads(edgeprune.succeed(*reading, "--json"))
+    assert (made["imported"][0]["rows"], made["next"]) == (24, "edgeprune fit layers.parquet")
+    card = edgeprune.succeed("table", "card", "layers.parquet")
+    assert "imported" in card
+    assert "layers timed one by one by trtexec" in card
+    assert "must be a Parquet file" in refused(edgeprune, 2, "layers", exports, "--device", "x", "--out", "x.csv")
+    assert "found none" in refused(edgeprune, 4, "layers", "nowhere", "--device", "x")

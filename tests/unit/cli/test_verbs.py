@@ -318,8 +318,15 @@ def test_probe_says_what_power_can_be_read_and_why_not(edgeprune: Run) -> None:
     assert "energy can be measured: what the external meter measures" in metered
 
 
-def test_a_meter_without_energy_is_a_mistake(edgeprune: Run) -> None:
+def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: Run) -> None:
     fail(edgeprune("profile", "net.py:build", *INPUT, "--meter", "echo 1"), 2, "--meter must come with --energy")
+    fail(edgeprune("profile", "net.py:build", *INPUT, "--rail", "VIN"), 2, "--rail must come with --energy")
+
+
+def test_a_power_mode_is_not_chosen_for_a_dry_run_nor_on_a_board_without_any(edgeprune: Run) -> None:
+    mode = ("profile", "net.py:build", *INPUT, "--power-mode", "MAXN")
+    fail(edgeprune(*mode, "--dry-run"), 2, "--dry-run leaves the board as it is")
+    fail(edgeprune(*mode), 2, "must say how its power mode is chosen")
 
 
 def test_a_run_that_is_not_there_is_not_taken_for_a_factory(edgeprune: Run) -> None:

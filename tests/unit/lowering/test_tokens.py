@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.backends import registry
 from edgeprune.backends._base import Operator
 from edgeprune.backends.onnxruntime.shapes import inferred
 from edgeprune.lowering.trained_form import in_trained_form
+from edgeprune.spec import Kernel
 from edgeprune.surgery.plan import make_plan
 
 
@@ -223,6 +225,22 @@ def test_operations_with_inputs_that_are_left_out_can_be_timed(tmp_path):
         for kernel in kernels.at(widths):
             _run(kernels.backend.kernel_engine(kernel), onnxruntime.SessionOptions())
         _run(kernels.network_engine(widths), onnxruntime.SessionOptions())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "output", "sizes"),
+    [
+        ((("axis", 2), ("num_outputs", 2)), (1, 7, 10), [10, 10]),
+        ((("axis", -1), ("num_outputs", 3)), (1, 7, 7), [7, 7, 6]),
+        ((("axis", -1), ("operand1", (4, 16))), (1, 7, 4), [4, 16]),
+    ],
+)
+def test_a_split_is_timed_with_all_its_outputs(attributes, output, sizes):
+    """With the first one alone the runtime makes one of the whole, and refuses to write it into the array of a part."""
+    kernel = Kernel("Split", "concat", ((1, 7, 20),), output, attributes)
+    session = onnxruntime.InferenceSession(registry.get("onnxruntime").kernel_engine(kernel))
+    found = session.run(None, {"input0": np.zeros((1, 7, 20), np.float32)})
+    assert [part.shape for part in found] == [(1, 7, size) for size in sizes]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from edgeprune.errors import BackendError, TransferError
 from edgeprune.profiling.uploads import upload
 
 ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
-MODULES = ("failures", "engines", "tree", "sensors", "pace", "bench")
+MODULES = ("failures", "engines", "tree", "gpus", "sensors", "kept", "pace", "bench")
 
 
 @pytest.fixture
@@ -85,6 +85,21 @@ def test_optional_engine_that_does_not_load_is_told_and_left_out(
     _, events = run(board, engines, [["bad", "good"]], optional=["bad"], **settings)
     assert [event["id"] for event in events if event["event"] == "unusable"] == ["bad"]
     assert [(event["id"], event["position"]) for event in events if event["event"] == "sample"] == [("good", 1)]
+
+
+def test_optional_engine_whose_outputs_are_not_what_its_file_says_is_left_out(
+    board: Board, conv_engine: Callable[..., bytes]
+) -> None:
+    """The runtime makes the outputs of a first run as they come, and refuses to write them into arrays of another size."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 8), ("y", 4))]
+    split = helper.make_node("Split", ["x"], ["y"], axis=1, num_outputs=2)
+    graph = helper.make_graph([split], "half", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    engines = {"bad": model.SerializeToString(), "good": conv_engine(8)}
+    settings = {"samples": 1, "sample_ms": 1.0, "warmup_ms": 1.0}
+    _, events = run(board, engines, [["bad", "good"]], optional=["bad"], **settings)
+    assert [event["id"] for event in events if event["event"] == "unusable"] == ["bad"]
+    assert [event["id"] for event in events if event["event"] == "sample"] == ["good"]
 
 
 def test_required_engine_that_does_not_load_is_a_failure_with_the_reason(board: Board) -> None:

@@ -15,7 +15,7 @@ from edgeprune.errors import BoardBusyError, ConfigError, PowerUnavailableError
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.table import LatencyTable
-from edgeprune.profiling import run
+from edgeprune.profiling import afterwards
 from edgeprune.profiling.energy import measure_energy
 from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.run import DENSE, profile
@@ -107,7 +107,8 @@ def test_profile_that_was_interrupted_goes_on_where_it_was(
     table = profile(model, INPUT, board, progress=watch, told=said.append, **settings)
     assert seen[0] >= 20
     kept = sum('"kind":"sample"' in line for line in before)
-    assert said == [f"going on: {kept} measurements of the interrupted run are kept"]
+    (sentence,) = said
+    assert sentence.startswith(f"going on: {kept} measurements of the interrupted run are kept")
     assert table.hash == LatencyTable.load(out).hash
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.parquet"]
 
@@ -134,10 +135,11 @@ def test_energy_of_the_whole_networks_is_kept_in_the_table(
 ) -> None:
     # The meter prints a constant, so what is above idle is nothing, and that is what must be said. Windows are cut short.
     short = {"replay_s": 0.2, "idle_s": 0.2, "settle_s": 0.02, "least_s": 0.1, "least_updates": 5}
-    monkeypatch.setattr(run, "measure_energy", partial(measure_energy, **short))
+    monkeypatch.setattr(afterwards, "measure_energy", partial(measure_energy, **short))
     out = tmp_path / "table.parquet"
     meter = "while echo 3.25; do sleep 0.01; done"
-    profile(model, INPUT, board, minutes=0.02, graph=graph, out=out, energy=True, meter=meter, percentiles=True)
+    asked: dict[str, Any] = {"energy": True, "meter": meter, "rails": ["meter"], "percentiles": True}
+    profile(model, INPUT, board, minutes=0.02, graph=graph, out=out, **asked)
     table = LatencyTable.load(out)
     tails = table.chosen(percentile=95)
     assert {network.name for network in tails.networks} == {network.name for network in table.networks}
@@ -148,6 +150,7 @@ def test_energy_of_the_whole_networks_is_kept_in_the_table(
         found = EnergyMeasurement.from_record(record)
         assert found.gross_mj == pytest.approx(3.25 * found.run_ms)
         assert found.energy_mj == pytest.approx(0, abs=1e-6)
+        assert (found.rails, found.covers) == (("meter",), "meter, as asked for")
         assert "is not more than twice its uncertainty" in found.doubts[0]
 
 
@@ -158,6 +161,8 @@ def test_energy_on_a_board_that_does_not_tell_its_power_is_refused_before_anythi
         pytest.skip("this machine tells its power")
     with pytest.raises(PowerUnavailableError, match="the board's power must be readable"):
         profile(model, INPUT, board, out=tmp_path / "table.parquet", energy=True)
+    with pytest.raises(PowerUnavailableError, match="rails must be among those that can be read"):
+        profile(model, INPUT, board, out=tmp_path / "table.parquet", energy=True, rails=["VDD_IN"])
     assert list(tmp_path.iterdir()) == [tmp_path / "board"]
 
 

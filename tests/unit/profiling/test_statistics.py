@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.profiling.statistics import Samples, median_ratio, own_times, summarize, undisturbed
+from edgeprune.profiling.statistics import Samples, median_ratio, outlying, own_times, summarize, undisturbed
 
 times = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=9)
 
@@ -54,6 +54,17 @@ def test_interrupted_samples_of_several_threads_are_told_by_the_most_that_the_en
     # Without an undisturbed sample there is only wall-clock time: the CPU time of four threads says nothing of it.
     assert found.rounds_ms == pytest.approx((2.01, 2.04, 3.2))
     assert found.median_ms == pytest.approx(2.04)
+
+
+def test_outliers_are_counted_round_by_round_and_taken_out_of_nothing() -> None:
+    steady = [calm(1.00, 1.01, 0.99, 1.00, 1.02), calm(1.20, 1.21, 1.19, 1.20, 1.22)]
+    assert outlying(steady) == 0.0, "rounds that differ are no outliers"
+    spoilt = [calm(1.00, 1.01, 0.99, 1.00, 1.60), calm(1.20, 1.21, 1.19, 1.90, 1.22)]
+    assert outlying(spoilt) == pytest.approx(0.2)
+    assert summarize(spoilt).samples == 10
+    assert outlying([calm(1.0), calm(2.0)]) == 0.0
+    # What another program interrupted is told by its CPU time, and is no outlier of the engine.
+    assert outlying([Samples((1.0, 1.01, 0.99, 4.0, 1.0), (1.0, 1.0, 1.0, 0.25, 1.0))]) == 0.0
 
 
 @given(rounds=st.lists(times, min_size=1, max_size=5), overhead_ms=st.floats(0.0, 0.01))

@@ -19,7 +19,7 @@ from edgeprune.profiling.sustaining import statement, sustained, with_sustained
 from edgeprune.spec import Kernel, Measurement
 
 ONBOARD = Path(edgeprune.boards.onboard.__file__).parent
-MODULES = ("failures", "engines", "tree", "sensors", "pace", "bench", "sustain")
+MODULES = ("failures", "engines", "tree", "gpus", "sensors", "kept", "pace", "bench", "sustain")
 
 
 @pytest.fixture
