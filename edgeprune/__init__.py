@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
+    from edgeprune.budget import Budget
     from edgeprune.deployment.artifact import Artifact
     from edgeprune.deployment.compiling import compile
     from edgeprune.deployment.deploying import deploy
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edgeprune.loop.tiles import prune_tiles
     from edgeprune.lowering.kernel_graph import KernelGraph, lower
     from edgeprune.profiling.run import profile
-    from edgeprune.spec import Budget, Constraints
+    from edgeprune.spec import Constraints
     from edgeprune.surgery.checking import check
     from edgeprune.surgery.cutting import apply
     from edgeprune.surgery.plan import PruningPlan, uniform_plan
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Artifact": "deployment.artifact",
     "Board": "boards.board",
-    "Budget": "spec",
+    "Budget": "budget",
     "ChannelGraph": "graph.channel_graph",
     "Constraints": "spec",
     "EdgepruneError": "errors",

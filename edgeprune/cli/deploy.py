@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeprune.boards.cores import counted
+from edgeprune.budget import Budget
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import BoardOption, JsonOption, LatencyOption, VerboseOption, was_given
 from edgeprune.cli.record import deployment_record
 from edgeprune.errors import ConfigError
 from edgeprune.files import write_text
-from edgeprune.spec import Budget
 
 if TYPE_CHECKING:
     from edgeprune.deployment.result import Deployment

@@ -16,9 +16,9 @@ from edgeprune.report.pruning import parameter_count
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.budget import Budget
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.result import Result, Spent
-    from edgeprune.spec import Budget
 
 
 def record_of(result: Result, predictor: Predictor, options: PruneOptions) -> PruningRecord:

@@ -23,9 +23,9 @@ from edgeprune.tasks.limits import parse_limits
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.budget import Budget
     from edgeprune.loop.multitask.per_task import PerTask
     from edgeprune.loop.result import Result
-    from edgeprune.spec import Budget
     from edgeprune.tasks.task import Task
 
 

@@ -35,7 +35,7 @@ def quickstart(
 
     Interrupted, it goes on where it was when the same command is given again.
     """
-    from edgeprune.spec import Budget
+    from edgeprune.budget import Budget
 
     output = Output(json_output)
     budget = Budget.parse(latency)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError
 from edgeprune.loop.result import MetricVerdict, PruningRound, Spent
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 
 if TYPE_CHECKING:
     import torch

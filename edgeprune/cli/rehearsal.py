@@ -14,9 +14,9 @@ from edgeprune.cli.console import Output, command_line
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
+    from edgeprune.budget import Budget
     from edgeprune.deployment.artifact import Artifact
     from edgeprune.deployment.rehearsing import Rehearsal
-    from edgeprune.spec import Budget
 
 
 def rehearse_on(

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprune.boards.board import Board
 from edgeprune.boards.installing import for_board
+from edgeprune.budget import Budget
 from edgeprune.deployment import faults, gates, preflight
 from edgeprune.deployment.agreement import Parity
 from edgeprune.deployment.artifact import Artifact
@@ -34,7 +35,6 @@ from edgeprune.errors import (
     ParityError,
     TransferError,
 )
-from edgeprune.spec import Budget
 
 STATES = ("probe", "preflight", "lock", "upload", "stage", "parity", "latency", "activate", "health", "done")
 

@@ -15,7 +15,7 @@ from edgeprune.errors import LatencyGateError, ParityError, UnstableMeasurementE
 
 if TYPE_CHECKING:
     from edgeprune.boards.board import Board
-    from edgeprune.spec import Budget
+    from edgeprune.budget import Budget
 
 PARITY_TIMEOUT_S = 900.0
 

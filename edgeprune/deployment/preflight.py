@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.boards import cores
 from edgeprune.boards.installing import for_board
+from edgeprune.budget import Budget
 from edgeprune.deployment.manifest import Manifest
 from edgeprune.errors import BoardFullError, EmulatedProcessorError, IncompatibleTargetError
-from edgeprune.spec import Budget, Fingerprint, Requirement, TensorSpec
+from edgeprune.spec import Fingerprint, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     from edgeprune.backends._base import Backend

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.boards.board import Board
+from edgeprune.budget import Budget
 from edgeprune.deployment import preflight
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.cargo import Cargo, engine_of
 from edgeprune.deployment.signing import require_signed
 from edgeprune.deployment.status import read_status
 from edgeprune.deployment.threads import thread_notes, threads_for
-from edgeprune.spec import Budget, Requirement
+from edgeprune.spec import Requirement
 
 
 @dataclass(frozen=True)

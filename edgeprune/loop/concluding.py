@@ -15,11 +15,11 @@ from edgeprune.loop.verdicts import verdicts
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.budget import Budget
     from edgeprune.loop.dense import DenseLatency
     from edgeprune.loop.planning import Planner
     from edgeprune.loop.realizing import Realized
     from edgeprune.loop.taken import Taken
-    from edgeprune.spec import Budget
     from edgeprune.tasks.task import Task
 
 

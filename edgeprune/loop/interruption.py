@@ -29,10 +29,10 @@ from edgeprune.surgery.plan import PruningPlan
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.budget import Budget
     from edgeprune.loop.planning import Planner
     from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.generators import Generators
-    from edgeprune.spec import Budget
 
 STATE_NAME = "state.json"
 _MODEL, _EPOCHS, _SEARCH = "model", "epochs.safetensors", "search"

@@ -15,9 +15,9 @@ from edgeprune.loop.result import Spent
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edgeprune.budget import Budget
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
-    from edgeprune.spec import Budget
 
 
 def limits_of(budget: Budget, kernel_graph: KernelGraph, predictor: Predictor | None = None) -> tuple[Limit, ...]:

@@ -10,13 +10,13 @@ from edgeprune.loop.closing import UNUSED
 
 if TYPE_CHECKING:
     from edgeprune.allocation._base import Certificate
+    from edgeprune.budget import Budget
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.closing import Closed
     from edgeprune.loop.dense import DenseLatency
     from edgeprune.loop.planning import Planner
     from edgeprune.loop.result import LatencyCheck, MetricVerdict
     from edgeprune.lowering.kernel_graph import KernelGraph
-    from edgeprune.spec import Budget
 
 
 def latency_notes(

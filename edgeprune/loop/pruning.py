@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS
 from edgeprune.loop.dense import dense_latency
@@ -23,7 +24,7 @@ from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.recovery.precision import MixedPrecision
 from edgeprune.recovery.taps import require_known
 from edgeprune.recovery.teaching import Distillations, made
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import require_possible
 from edgeprune.tasks import ranks
 from edgeprune.tasks.batches import device_of

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgeprune.budget import Budget
     from edgeprune.loop.realizing import Refit
     from edgeprune.loop.searched import Search
     from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.fine_tuning import FineTuning
-    from edgeprune.spec import Budget
 
 
 @dataclass(frozen=True)

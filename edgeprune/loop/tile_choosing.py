@@ -14,12 +14,12 @@ from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
 
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
+    from edgeprune.budget import Budget
     from edgeprune.criteria.tiles.curves import TileCurve
     from edgeprune.criteria.tiles.sums import Floats
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.planning import Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
-    from edgeprune.spec import Budget
     from edgeprune.surgery.plan import PruningPlan
 
 

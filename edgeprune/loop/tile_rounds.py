@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.boards.board import Board
+    from edgeprune.budget import Budget
     from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.closing import Closed
     from edgeprune.loop.dense import DenseLatency
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from edgeprune.loop.result import LatencyCheck
     from edgeprune.loop.tile_choosing import Choosing, Chosen
     from edgeprune.lowering.kernel_graph import KernelGraph
-    from edgeprune.spec import Budget
     from edgeprune.surgery.plan import PruningPlan
 
 _BELOW_DENSE = 0.999

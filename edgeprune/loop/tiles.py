@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.allocation.tiles.exact import ExactTiles
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError, ReconstructionError, TableMissingError
 from edgeprune.loop.closing import MOST_ROUNDS
 from edgeprune.loop.lowering import require_runtime
@@ -21,7 +22,6 @@ from edgeprune.loop.tiled_result import TiledResult, tiled_layers_of
 from edgeprune.loop.verdicts import verdicts
 from edgeprune.recovery.evaluation import RecoveryRecord, evaluate
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
-from edgeprune.spec import Budget
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.batches import validate
 

@@ -21,6 +21,7 @@ import torch
 import edgeprune
 from edgeprune.allocation.uniform import closest_uniform
 from edgeprune.boards.board import Board
+from edgeprune.budget import Budget
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.result import Deployment
 from edgeprune.errors import ConfigError, TableFormatError
@@ -41,7 +42,7 @@ from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.report import page, stored
 from edgeprune.report.data import Candidate
 from edgeprune.report.pruning import parameter_count
-from edgeprune.spec import Budget, Fingerprint
+from edgeprune.spec import Fingerprint
 
 EPOCHS = 1
 """Of fine-tuning, brief: so many that the pruned model is within a point of the dense one on the validation images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from edgeprune.budget import Budget
 from edgeprune.deployment.result import Deployment
 from edgeprune.latency.predictor import Predictor
 from edgeprune.loop.result import Result
@@ -13,7 +14,6 @@ from edgeprune.lowering.kernel_graph import KernelGraph
 from edgeprune.profiling.comparing import Comparison
 from edgeprune.report import pruning
 from edgeprune.report.data import Candidate, Card, ReportData
-from edgeprune.spec import Budget
 
 
 def summary(

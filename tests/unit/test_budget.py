@@ -2,8 +2,8 @@
 
 import pytest
 
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError
-from edgeprune.spec import Budget
 
 
 @pytest.mark.parametrize(

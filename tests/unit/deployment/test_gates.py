@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeprune.budget import Budget
 from edgeprune.deployment.gates import Latency, check_latency
 from edgeprune.errors import LatencyGateError, UnstableMeasurementError
-from edgeprune.spec import Budget
 
 
 def latency(low, value, high, dense_ms=10.0):

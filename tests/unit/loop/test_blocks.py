@@ -19,6 +19,7 @@ from edgeprune.allocation.decompose import decompose
 from edgeprune.allocation.nodes import Nodes
 from edgeprune.allocation.problem import Problem
 from edgeprune.backends import registry as backends
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
@@ -30,7 +31,7 @@ from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import without
 from edgeprune.tasks.task import Task
 

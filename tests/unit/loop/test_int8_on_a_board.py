@@ -8,9 +8,9 @@ from torch import nn
 
 import edgeprune
 from edgeprune.boards.board import Board
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.latency.table import LatencyTable
-from edgeprune.spec import Budget
 
 X = torch.zeros(1, 3, 16, 16)
 

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from edgeprune.budget import Budget
 from edgeprune.loop.closing import unmeasured
 from edgeprune.loop.interruption import Interruption
 from edgeprune.loop.pruning import prune
@@ -15,7 +16,6 @@ from edgeprune.loop.settings import Settings
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.loop.stages import Stages
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget
 from edgeprune.surgery.cutting import apply
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

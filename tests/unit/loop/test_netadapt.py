@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.budget import Budget
 from edgeprune.errors import BudgetInfeasibleError, ConfigError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.planning import Planner
@@ -13,7 +14,7 @@ from edgeprune.loop.pruning import prune
 from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.surgery.cutting import apply
 from edgeprune.surgery.plan import make_plan
 from edgeprune.tasks.task import Task

@@ -10,6 +10,7 @@ from torch import nn
 
 from edgeprune.allocation.cost import CostModel
 from edgeprune.allocation.memory import Memory
+from edgeprune.budget import Budget
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.l2 import L2
 from edgeprune.errors import (
@@ -34,7 +35,7 @@ from edgeprune.loop.verification import require_same_device
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.surgery.plan import PruningPlan
 from edgeprune.tasks.task import Task
 

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 
+from edgeprune.budget import Budget
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, ConstraintError, TaskError
 from edgeprune.loop.netadapt import NetAdapt
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import require_possible
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)

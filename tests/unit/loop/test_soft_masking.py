@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgeprune.budget import Budget
 from edgeprune.errors import ConfigError, TaskError
 from edgeprune.loop.masked_training import loss_changes
 from edgeprune.loop.planning import Planner
@@ -15,7 +16,6 @@ from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.recovery.distillation.logits import Logits
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget
 from edgeprune.surgery.checking import check
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.task import Task

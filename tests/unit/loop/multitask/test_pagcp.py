@@ -13,6 +13,7 @@ from torch import nn
 from edgeprune.allocation.energy import Energy
 from edgeprune.allocation.resources import Parameters
 from edgeprune.allocation.terms import Limit
+from edgeprune.budget import Budget
 from edgeprune.criteria.damage import best_units
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
 from edgeprune.latency.energy import fit_energy
@@ -31,7 +32,7 @@ from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints, Kernel
+from edgeprune.spec import Constraints, Kernel
 from edgeprune.surgery.cutting import apply
 from edgeprune.tasks.task import Objective, Task
 

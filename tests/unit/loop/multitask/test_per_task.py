@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgeprune.budget import Budget
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.errors import BudgetInfeasibleError, ConfigError, TaskError
 from edgeprune.loop.multitask.calibration_data import CalibrationData
@@ -15,7 +16,7 @@ from edgeprune.loop.multitask.pagcp import Pagcp
 from edgeprune.loop.multitask.per_task import PerTask
 from edgeprune.loop.pruning import prune
 from edgeprune.recovery.fine_tuning import FineTuning
-from edgeprune.spec import Budget, Constraints
+from edgeprune.spec import Constraints
 from edgeprune.tasks.task import Task
 
 QUICK = PerTask(
