@@ -201,7 +201,7 @@ def test_disk_of_the_board_that_fills_up_in_the_middle_stops_only_what_needs_it_
 
     # Several calls to the board after that: nothing is written there to time what is there.
     run = measure(board, engines, rounds=2, journal=journal, progress=fill, **{**QUICK, "every": 2, "per_call": 2})
-    assert os.statvfs(disk).f_bavail == 0
+    assert os.statvfs(disk).f_bavail <= 1, "what the board had kept for the host may be gone again"
     assert {len(rounds_ms) for rounds_ms in run.rounds.values()} == {2}
     # What is sent there afterwards is refused before anything of it is timed, and goes on once there is space.
     further = {**engines, "conv24": conv_engine(24)}

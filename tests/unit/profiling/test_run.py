@@ -62,9 +62,7 @@ def test_table_holds_kernels_and_networks_of_the_same_rounds(
     assert set(dense.kernels) <= measured
     assert min(network.measurement.median_ms for network in networks.values()) < dense.measurement.median_ms
     # Those that were disturbed do not count.
-    rounds = [len(value) for value in table.frame["rounds_ms"]]
-    assert min(rounds) >= 1
-    assert max(rounds) >= 2
+    assert all(1 <= len(value) <= 3 for value in table.frame["rounds_ms"])
     header = table.header
     assert header["identity"] == board.probe().identity("onnxruntime")
     assert header["model"]["signature"] == graph.signature
@@ -75,6 +73,7 @@ def test_table_holds_kernels_and_networks_of_the_same_rounds(
     assert (header["protocol"]["seed"], header["threads"], header["label"]) == (4, 1, "measured")
     assert header["conditions"]["before"]["cores"]
     assert told[-1][0] == told[-1][1] > 0
+    assert any(state[3].startswith("round 2") for state in told)
     assert {"probing local", "lowering the model", "choosing kernels and networks"} <= {state[3] for state in told}
 
 
