@@ -17,6 +17,7 @@ from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import Comparison, compare
+from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.sustaining import sustained
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def measure_ratio(
                         rounds=rounds,
                         percentile=which.percentile,
                         level_ms=level_ms,
+                        patience=0.0 if which.sustained else PATIENCE,
                         progress=tell,
                     )
                 except RemoteError:

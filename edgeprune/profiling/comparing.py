@@ -114,6 +114,7 @@ def compare(
     seed: int = 0,
     percentile: int = 50,
     level_ms: float | None = None,
+    patience: float = PATIENCE,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Comparison:
     """Time engines interleaved with a reference engine.
@@ -138,6 +139,8 @@ def compare(
             disturbances are what a tail is made of.
         level_ms: `Comparison.level_ms` of an earlier comparison with the same reference: a whole comparison may lie in a
             disturbance, which then is seen.
+        patience: See `edgeprune.profiling.levels.PATIENCE`; 0 does not look at who slows the core down, and counts all rounds:
+            for a hot board, whose clock falls and rises.
         progress: Told (items done, items in all, seconds left, what happens).
 
     Raises:
@@ -158,15 +161,16 @@ def compare(
         "samples": samples,
         "sample_ms": sample_ms,
         "warmup_ms": warmup_ms,
-        "patience": PATIENCE,
+        "patience": patience,
         **(SINGLE if percentile != _MEDIAN else {}),
     }
     timing = _Timing(board, names, request, rounds, level_ms, progress)
     for part in _parts(interleaved(names, rounds), count):
         timing.run(part)
-    if percentile == _MEDIAN:
+    choosy = percentile == _MEDIAN and patience > 0
+    if choosy:
         timing.again()
-    counted = {name: timing.counted(name) if percentile == _MEDIAN else timing.taken for name in names}
+    counted = {name: timing.counted(name) if choosy else timing.taken for name in names}
 
     def summary(name: str, rounds: Sequence[_Round]) -> Measurement:
         rows = timing.samples(name, rounds)

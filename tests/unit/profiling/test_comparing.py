@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,14 @@ def test_percentiles_of_single_inferences_are_compared_when_asked_for(
     rounds = zip(timed["half"].rounds_ms, timed["reference"].rounds_ms, strict=True)
     assert found.ratios["half"].rounds == pytest.approx([value / reference for value, reference in rounds])
     assert 0.1 < found.ratios["half"].ratio < 0.9
+
+
+def test_without_patience_all_rounds_count(board: Board, conv_engine: Callable[..., bytes]) -> None:
+    settings: dict[str, float] = {"samples": 1, "sample_ms": 0.2, "warmup_ms": 0.2}
+    engines: dict[str, bytes | Path] = {"a": conv_engine(8), "b": conv_engine(8)}
+    found = compare(board, engines, "a", rounds=8, patience=0.0, **settings)  # type: ignore[arg-type]
+    assert len(found.ratios["b"].rounds) == len(found.processes) == 8
+    assert found.disturbed == 0
 
 
 def test_reference_must_be_among_the_engines(board: Board) -> None:
