@@ -17,7 +17,7 @@ from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import Comparison, compare
-from edgeprune.profiling.levels import PATIENCE
+from edgeprune.profiling.levels import COMPARED_PATIENCE
 from edgeprune.profiling.sustaining import sustained
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def measure_ratio(
                         rounds=rounds,
                         percentile=which.percentile,
                         level_ms=level_ms,
-                        patience=0.0 if which.sustained else PATIENCE,
+                        patience=0.0 if which.sustained else COMPARED_PATIENCE,
                         progress=tell,
                     )
                 except RemoteError:

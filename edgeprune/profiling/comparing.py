@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.levels import PATIENCE, WITHIN, slowest_pace, usual
+from edgeprune.profiling.levels import COMPARED_PATIENCE, WITHIN, slowest_pace, usual
 from edgeprune.profiling.statistics import (
     SINGLE_RUNS,
     Ratio,
@@ -114,7 +114,7 @@ def compare(
     seed: int = 0,
     percentile: int = 50,
     level_ms: float | None = None,
-    patience: float = PATIENCE,
+    patience: float = COMPARED_PATIENCE,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Comparison:
     """Time engines interleaved with a reference engine.
@@ -139,7 +139,7 @@ def compare(
             disturbances are what a tail is made of.
         level_ms: `Comparison.level_ms` of an earlier comparison with the same reference: a whole comparison may lie in a
             disturbance, which then is seen.
-        patience: See `edgeprune.profiling.levels.PATIENCE`; 0 does not look at who slows the core down, and counts all rounds:
+        patience: See `edgeprune.profiling.levels.COMPARED_PATIENCE`; 0 does not look at who slows the core down, and counts all rounds:
             for a hot board, whose clock falls and rises.
         progress: Told (items done, items in all, seconds left, what happens).
 

@@ -22,6 +22,9 @@ SLOWED = 1.12
 PATIENCE = 8.0
 """As many times its own time may an item wait on the board for the core to be its own, and take samples anew."""
 
+COMPARED_PATIENCE = 4.0
+"""The same in comparisons, which time rounds again that were slowed all the same."""
+
 _PARTS, _LEAST_IN_PART = 8, 10
 
 
