@@ -139,8 +139,8 @@ def compare(
             disturbances are what a tail is made of.
         level_ms: `Comparison.level_ms` of an earlier comparison with the same reference: a whole comparison may lie in a
             disturbance, which then is seen.
-        patience: See `edgeprune.profiling.levels.COMPARED_PATIENCE`; 0 does not look at who slows the core down, and counts all rounds:
-            for a hot board, whose clock falls and rises.
+        patience: See `edgeprune.profiling.levels.COMPARED_PATIENCE`; 0 does not look at who slows the core down, and counts
+            all rounds: for a hot board, whose clock falls and rises.
         progress: Told (items done, items in all, seconds left, what happens).
 
     Raises:
