@@ -47,7 +47,7 @@ SINGLE = {"samples": SINGLE_RUNS, "sample_ms": 0.0, "warmup_ms": 20.0, "item_ms"
 nobody waits."""
 
 _MEDIAN = 50
-_LEAST_PROCESSES, _ROUNDS_PER_PROCESS = 4, 5
+_LEAST_PROCESSES, _ROUNDS_PER_PROCESS, _AGAIN_PER_PROCESS = 4, 5, 10
 # Few rounds without a neighbor say more than many with one now and then: those are of a ratio that nobody asked for.
 _LEAST_HELD = 3
 # Nothing is known of an engine's time before the first process has run: a deadline that only a hung board misses.
@@ -170,6 +170,7 @@ def compare(
     choosy = percentile == _MEDIAN and patience > 0
     if choosy:
         timing.again()
+    timing.finished()
     counted = {name: timing.counted(name) if choosy else timing.taken for name in names}
 
     def summary(name: str, rounds: Sequence[_Round]) -> Measurement:
@@ -224,7 +225,7 @@ class _Timing:
         self.level_ms, self.progress = level_ms, progress
         self.taken: list[_Round] = []
         self.results: list[dict[str, Any]] = []
-        self.total = rounds * len(names)
+        self.due = rounds * len(names)
         self.begun = time.monotonic()
 
     def run(self, part: list[list[str]]) -> None:
@@ -253,10 +254,10 @@ class _Timing:
             level_ms = min(self.usual_ms(), self.level_ms or math.inf)
             held = min((self.held(name, level_ms) for name in self.names), key=sum)
             most = self.rounds * (2 if sum(held) >= _LEAST_HELD else 3)
-            missing = min(most - len(self.taken), self.rounds - sum(held), _ROUNDS_PER_PROCESS)
+            missing = min(most - len(self.taken), self.rounds - sum(held), _AGAIN_PER_PROCESS)
             if missing <= 0:
                 return
-            self.total += missing * len(self.names)
+            self.due += missing * len(self.names)
             self.run([one.order for one, fine in zip(self.taken, held, strict=True) if not fine][-missing:])
 
     def counted(self, name: str) -> list[_Round]:
@@ -292,10 +293,17 @@ class _Timing:
         full = full_share((share for one in samples for share in one.cpu_share), threads)
         return [median(own_times(one, threads, full)) for one in samples]
 
-    def _tell(self, done: int) -> None:
+    def finished(self) -> None:
+        """Tell that no further round is timed."""
+        self._tell(self.due, finished=True)
+
+    def _tell(self, done: int, finished: bool = False) -> None:
+        """Tell how far it is: a share that never falls, since what is timed again was not counted on."""
         if self.progress is not None:
-            left_s = (time.monotonic() - self.begun) * (self.total - done) / done
-            self.progress(done, self.total, left_s, f"timing {len(self.names)} engines interleaved")
+            planned = self.rounds * len(self.names)
+            left_s = (time.monotonic() - self.begun) * (self.due - done) / done
+            shown = planned if finished else min(done, planned - 1)
+            self.progress(shown, planned, left_s, f"timing {len(self.names)} engines interleaved")
 
 
 def _parts(orders: list[list[str]], processes: int) -> list[list[list[str]]]:

@@ -45,7 +45,9 @@ def test_engine_compared_with_itself_has_ratio_one(board: Board, conv_engine: Ca
         assert len(ratio.rounds) == len(found.measurements[name].rounds_ms) >= 5
     rounds = len(found.processes) + found.disturbed
     assert 10 <= rounds <= 30
-    assert told[-1] == (3 * rounds, 3 * rounds)
+    assert told[-1] == (30, 30)
+    assert told.count((30, 30)) == 1
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert rounds > 10 or found.processes == (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
     several = len(set(found.processes))
     assert found.ratios["same"].high - found.ratios["same"].low >= 0.9 * 2 * 1.96 * 0.0027 / several**0.5
@@ -157,7 +159,7 @@ def test_one_more_time_as_many_rounds_are_tried_where_hardly_any_says_something(
 
 def test_state_that_is_hardly_ever_left_is_the_usual_one() -> None:
     timing, board = timed("xxx...xxxxxx" + "x" * 12)
-    assert board.asked < 24
+    assert board.asked == 24, "it was hoped for, as often as before"
     assert counted_ms(timing) == {0.62}
 
 
