@@ -158,9 +158,10 @@ def test_one_more_time_as_many_rounds_are_tried_where_hardly_any_says_something(
 
 
 def test_state_that_is_hardly_ever_left_is_the_usual_one() -> None:
-    timing, board = timed("xxx...xxxxxx" + "x" * 12)
-    assert board.asked == 24, "it was hoped for, as often as before"
+    timing, board = timed("xxxx.xxxxxxx" + "x" * 12)
+    assert board.asked == 13, "the one quick round is as far from usual as a slow one would be"
     assert counted_ms(timing) == {0.62}
+    assert len(timing.counted("pruned")) == 12
 
 
 def test_comparison_that_lies_in_a_disturbance_is_seen_by_the_level_of_the_last_one() -> None:
