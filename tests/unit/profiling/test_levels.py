@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgeprune.profiling.levels import SLOWED, WITHIN, slowest_pace, usual
 
 
-def alternating(slow: float, share: float, seed: int, count: int = 400, noise: float = 0.01) -> list[float]:
+def alternating(slow: float, share: float, seed: int, count: int = 4000, noise: float = 0.01) -> list[float]:
     """Times of 1 ms, in runs of 3 to 15 of them `slow` times as long, which makes about a `share` of all."""
     dice = np.random.default_rng(seed)
     times: list[float] = []
@@ -54,7 +54,7 @@ def test_level_lies_among_the_times(times: list[float]) -> None:
     assert min(times) <= usual(times) <= max(times) * (1 + WITHIN)
 
 
-@given(share=st.floats(0.0, 0.75), seed=st.integers(0, 99))
+@given(share=st.floats(0.0, 0.7), seed=st.integers(0, 99))
 def test_arithmetic_beside_a_neighbor_is_slowed_and_none_else(share: float, seed: int) -> None:
     paces = [37.0 * time for time in alternating(1.6, share, seed)]
     assert slowest_pace(paces) == pytest.approx(SLOWED * 37.0, rel=0.03)
