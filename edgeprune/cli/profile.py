@@ -211,9 +211,15 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
             f"kind, with a wider interval where there are none; the first one: {reason}"
         )
     if (lost_s := header["drift"].get("lost_s", 0.0)) >= _TELL_LOST_S:
-        output.say(f"{lost_s:.0f} s were lost to others who used the core, which nobody can see from inside the board")
+        output.say(
+            f"{lost_s:.0f} s were lost to others who use the board's core: fewer kernels fit into the time; "
+            "with more --minutes, or when it is quiet, the table gets better"
+        )
     if drifted := header["drift"]["drifted_rows"]:
-        output.say(f"{drifted} of {len(table)} rows were never measured undisturbed")
+        output.say(
+            f"{drifted} of {len(table)} rows were never measured undisturbed; "
+            "with more --minutes, or when the board is quiet, fewer are"
+        )
     for entry in header.get("models", ()):
         _tell_energy(output, entry["name"], table.energy.get(entry["dense"]))
     output.wrote(path, "latency table")

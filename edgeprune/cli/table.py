@@ -25,6 +25,11 @@ table = typer.Typer(
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table (Parquet).")]
 
+_FactOption = Annotated[
+    list[str] | None,
+    typer.Option("--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=80; JSON or text; repeat."),
+]
+
 
 @table.command("import")
 def import_(
@@ -50,12 +55,7 @@ def import_(
     latency_us: Annotated[str | None, typer.Option("--latency-us", help="Column of times in microseconds.")] = None,
     latency_s: Annotated[str | None, typer.Option("--latency-s", help="Column of times in seconds.")] = None,
     runtime: Annotated[str, typer.Option("--runtime", help="What executed the kernels.")] = "unknown",
-    fact: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=80; JSON or text; repeat."
-        ),
-    ] = None,
+    fact: _FactOption = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out rows that cannot be used, and count them.")
     ] = False,
@@ -110,12 +110,7 @@ def layers(
     runtime_version: Annotated[
         str | None, typer.Option("--runtime-version", help="Release of TensorRT, where exports do not say it.")
     ] = None,
-    fact: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=8; JSON or text; repeat."
-        ),
-    ] = None,
+    fact: _FactOption = None,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
     json_output: JsonOption = False,
     verbose: VerboseOption = False,

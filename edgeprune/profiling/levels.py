@@ -1,9 +1,9 @@
-"""Which level a machine keeps coming back to, where others slow it down for seconds at a time.
+"""Which level a machine keeps coming back to, where others slow it down now and then.
 
 A virtual machine shares its cores with neighbors that it cannot see: one that computes on the other hardware thread of a core
-makes arithmetic up to 1.8 times slower and passes over memory 1.3 times, for 5 to 15 seconds, again and again. Kernels are not
-all slowed alike, so a table that mixes both states is right in neither. The median of a run is no guide: it lies in the
-slow state, or between the two, as soon as that takes half of the time.
+makes arithmetic up to 1.8 times slower and passes over memory 1.3 times (measured on a virtual x86-64 server), for
+milliseconds or for seconds, again and again. Kernels are not all slowed alike, so a table that mixes both states is right in
+neither. The median of a run is no guide: it lies in the slow state, or between the two, as soon as that takes half of the time.
 """
 
 from __future__ import annotations
