@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgeprune.latency import transfer
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.features import FeatureMatrix, Machine, channels_of, features
-from edgeprune.latency.intervals import conformal_half_width, median_noise, round_noise
+from edgeprune.latency.intervals import MOST_HALF_WIDTH, conformal_half_width, median_noise, round_noise
 from edgeprune.latency.regressors import BLENDS, BOOSTING_ROWS, Constant, Regressor, candidates, regressor
 from edgeprune.latency.roofline import Roofline
 from edgeprune.latency.transfer import TRANSFER, SourceTimes
@@ -122,7 +122,7 @@ class FamilyModel:
         outside = np.maximum(self.lowest - extent, 0) + np.maximum(extent - self.highest, 0)
         half_widths = self.half_width + EXTRAPOLATION_SLOPE * outside.sum(axis=1)
         half_widths = np.where(np.isin(ops, self.ops), half_widths, half_widths * UNKNOWN_OP_FACTOR)
-        return self.regression.log_ms(matrix, ops), half_widths
+        return self.regression.log_ms(matrix, ops), np.minimum(half_widths, MOST_HALF_WIDTH)
 
 
 def fit_family(

@@ -7,8 +7,7 @@ Annals of Statistics 49(1), 2021.
 
 Networks: there are few of them, so a quantile of their residuals would be infinite or a lottery. Their leave-one-out
 residuals give the scale of a Student distribution, mixed with a weak prior that counts as one more network. They come from
-sums that hold predicted kernels already, so the error of kernels is not added again: it only says how the scale of one
-network compares with that of the others. A residual
+sums that hold predicted kernels already: what these explain is told apart, so that it is not counted twice. A residual
 beyond three robust standard deviations counts as three: one network that was measured while the board was busy must not
 widen the intervals of all. A dozen residuals may be small by luck, but no prediction is nearer to a measurement than measurements
 are to each other; and what shifts a whole run shows in none of them.
@@ -38,6 +37,9 @@ RUN_SPREAD = 0.01
 Networks measured minutes after the run that the predictor was fitted to were off by 0 to 1.9 % on average, root mean square
 1.2 % (measured: `benchmarks/predictor_board.py`, two models of each of five families)."""
 
+MOST_HALF_WIDTH = math.log(1000)
+"""An interval from a thousandth to a thousand times says that nothing is known; wider ones say no more, and would overflow."""
+
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""
 
@@ -51,14 +53,15 @@ def conformal_half_width(residuals: Floats, level: float) -> float:
 
     Returns:
         The k-th smallest absolute residual, k = ceil((rows + 1) level); with fewer rows than that needs, a Student
-        quantile of their root mean square, at least `FEW_ROWS_FLOOR`.
+        quantile of their root mean square, at least `FEW_ROWS_FLOOR`. At most `MOST_HALF_WIDTH`.
     """
     count = len(residuals)
     rank = math.ceil((count + 1) * level)
     if 0 < rank <= count:
-        return float(np.sort(np.abs(residuals))[rank - 1])
+        return min(float(np.sort(np.abs(residuals))[rank - 1]), MOST_HALF_WIDTH)
     spread = math.sqrt(float(np.mean(np.square(residuals)))) if count else FEW_ROWS_FLOOR
-    return max(student_quantile(level, max(count, 1)) * spread * math.sqrt(1 + 1 / max(count, 1)), FEW_ROWS_FLOOR)
+    width = student_quantile(level, max(count, 1)) * spread * math.sqrt(1 + 1 / max(count, 1))
+    return min(max(width, FEW_ROWS_FLOOR), MOST_HALF_WIDTH)
 
 
 def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> float:
@@ -85,17 +88,38 @@ def network_half_width(
     count = len(residuals)
     degrees = PRIOR_NETWORKS + count
     most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
-    squares = [min(abs(value), most) ** 2 for value in residuals]
-    variances = [value * value for value in shares]
-    own = (PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2 + sum(squares) - sum(variances)) / degrees
+    squares = np.array([min(abs(value), most) ** 2 for value in residuals])
+    variances = np.square(np.array(shares, dtype=np.float64))
     least = max(noise * noise, 1e-12)
-    own = max(own, least)
-    ratios = PRIOR_NETWORKS + sum(
-        square / (own + variance) for square, variance in zip(squares, variances, strict=True)
-    )
+    own = _variance_of_their_own(squares, variances, least)
+    # The prior tells the size of `own`; how the residuals compare with it is theirs alone to say.
+    ratios = PRIOR_NETWORKS + float(np.sum(squares / (own + variances)))
     # Networks that missed less than the noise must not take it back by way of the ratios.
     variance = max(ratios / degrees * (own + share * share), least + share * share) + RUN_SPREAD**2
-    return student_quantile(level, degrees) * math.sqrt(variance)
+    return min(student_quantile(level, degrees) * math.sqrt(variance), MOST_HALF_WIDTH)
+
+
+def _variance_of_their_own(squares: Floats, variances: Floats, least: float) -> float:
+    """What networks miss besides the error of their predicted kernels: a variance, at least `least`.
+
+    The one with which the squared residuals, each over its whole variance, come to as many as there are. Sums alone
+    (residuals less shares) would let a network with large shares hide what another one misses without any.
+
+    Source: Paule and Mandel, "Consensus values and weighting factors", Journal of Research of the National Bureau of
+    Standards 87(5), 1982, with the prior as one more network.
+    """
+    from scipy.optimize import brentq
+
+    degrees = PRIOR_NETWORKS + len(squares)
+    prior = PRIOR_NETWORKS * PRIOR_NETWORK_SPREAD**2
+
+    def excess(own: float) -> float:
+        return prior / own + float(np.sum(squares / (own + variances))) - degrees
+
+    highest = (prior + float(np.sum(squares))) / degrees  # What it is without shares: with any, it is less.
+    if highest <= least or excess(least) <= 0:
+        return least
+    return float(brentq(excess, least, highest, xtol=1e-12)) if excess(highest) < 0 else highest
 
 
 def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:

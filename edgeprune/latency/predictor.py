@@ -199,8 +199,8 @@ class Predictor:
     def network(self, kernels: Iterable[Kernel]) -> tuple[float, float, float]:
         """Latency of a network with its interval.
 
-        The interval is what calibrated networks miss (leave-one-out, Student's distribution), scaled by how much of this
-        network's time is predicted rather than measured, compared with theirs; see `network_half_width`.
+        The interval is what calibrated networks miss (leave-one-out, Student's distribution) besides the errors of their
+        predicted kernels, and the errors of this network's predicted kernels; see `network_half_width`.
 
         Args:
             kernels: What it executes, repeats included.

@@ -16,6 +16,7 @@ from edgeprune.latency.calibration import (
     leave_one_out,
 )
 from edgeprune.latency.intervals import (
+    MOST_HALF_WIDTH,
     RUN_SPREAD,
     conformal_half_width,
     cross_coverage,
@@ -103,6 +104,13 @@ def test_nobody_asks_how_long_weights_are_kept_where_that_explains_nothing() -> 
     assert kept_time(totals, (sums + 6e-8 * blocked) * noise, 0.003) == 0.0
     assert kept_time(totals[:5], sums[:5], 0.003) == 0.0, "five networks do not tell"
     assert fit_calibrations(totals, sums * noise, 0.003)[0].kept_ms == 0.0
+
+
+def test_a_network_of_predicted_kernels_does_not_hide_what_another_one_misses() -> None:
+    """Few networks, one measured and 40 % off, one predicted with wide intervals: nothing explodes, nothing is lost."""
+    width = network_half_width([0.4, 0.01], [0.0, 0.6], 0.3, 0.9)
+    assert 0.4 < width < 1.2
+    assert network_half_width([0.4, 0.01], [0.0, 1e4], 1e9, 0.9) == MOST_HALF_WIDTH
 
 
 def test_one_disturbed_network_does_not_spoil_the_others() -> None:
@@ -201,6 +209,13 @@ def test_errors_of_predicted_kernels_are_counted_once(own: float, share: float) 
     assert 0.86 <= np.mean(inside) <= 0.97
 
 
+def test_a_network_of_predicted_kernels_does_not_hide_what_another_one_misses() -> None:
+    """Few networks, one measured and 40 % off, one predicted with wide intervals: nothing explodes, nothing is lost."""
+    width = network_half_width([0.4, 0.01], [0.0, 0.6], 0.3, 0.9)
+    assert 0.4 < width < 1.2
+    assert network_half_width([0.4, 0.01], [0.0, 1e4], 1e9, 0.9) == MOST_HALF_WIDTH
+
+
 def test_one_disturbed_network_does_not_widen_the_intervals_of_all() -> None:
     quiet = [0.01, -0.012, 0.008, -0.011, 0.009, 0.01, -0.01]
     assert half_width([*quiet, 0.8]) < 0.06
@@ -217,7 +232,7 @@ def test_networks_that_missed_less_than_they_are_noisy_were_lucky() -> None:
     assert 0.87 <= np.mean(inside) <= 0.97
     assert width > 1.5 * half_width(lucky)
     unlucky = [0.04, -0.05, 0.06, -0.05] * 3
-    assert network_half_width(unlucky, [0.0] * 12, 0.0, 0.9, noise) == half_width(unlucky)
+    assert network_half_width(unlucky, [0.0] * 12, 0.0, 0.9, noise) == pytest.approx(half_width(unlucky))
     assert network_noise([[1.0], [2.0]]) == 0.0
 
 
