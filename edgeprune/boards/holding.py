@@ -69,7 +69,7 @@ class Hold:
         Raises:
             BoardBusyError: Somebody else has it by now.
         """
-        if self._process is None or _alive(self._process):
+        if not self.held or (self._process is not None and _alive(self._process)):
             return
         logger.warning("the %s of board %s was lost on the way; it is taken again.", self._what, self._board)
         self._let_go()
@@ -81,7 +81,7 @@ class Hold:
         Raises:
             ConnectError: The lock was lost.
         """
-        if self._process is not None and not _alive(self._process):
+        if self.held and (self._process is None or not _alive(self._process)):
             raise ConnectError(
                 f"board {self._board} must be held as long as it measures, its {self._what} was lost on the way.",
                 hint="run it again",

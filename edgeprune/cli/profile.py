@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +93,12 @@ def profile(
             "--rail", metavar="NAME", help="With --energy: a rail that is the board's, or part of it; repeat."
         ),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", metavar="MINUTES", help="How long a board that drops off the network meanwhile is waited for."
+        ),
+    ] = 5.0,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Latency table to write (Parquet); that of --table, else table.parquet."),
@@ -117,6 +124,8 @@ def profile(
         )
     if not minutes > 0:
         raise ConfigError(f"--minutes must be greater than 0, found {minutes:g}.", hint="--minutes 2")
+    if not 0 <= wait < math.inf:
+        raise ConfigError(f"--wait must be 0 or more minutes, found {wait:g}.", hint="--wait 5")
     backends.get(backend)
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
@@ -149,6 +158,7 @@ def profile(
             rails=rail,
             percentiles=percentiles,
             origins=[[model, *input_flags(input_, inputs)] for model in models],
+            wait_s=60 * wait,
             **arguments,
         )
     _tell(output, measured, target_path)

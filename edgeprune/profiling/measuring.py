@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError, RemoteError
+from edgeprune.errors import ConfigError, ConnectError, RemoteError
 from edgeprune.profiling.arrears import Asked, unsettled
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
+from edgeprune.profiling.reconnecting import Link
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload
 
@@ -92,6 +93,7 @@ def measure(
     patience: float = PATIENCE,
     identity: Mapping[str, Any] | None = None,
     level_ms: float | None = None,
+    wait_s: float = 0.0,
 ) -> MeasuredRun:
     """Measure engines on a board.
 
@@ -109,7 +111,7 @@ def measure(
         seed: Seed of the orders.
         journal: File that holds what is measured; a run with the same arguments goes on from it.
         progress: Told how far it is.
-        told: Told, once, that it goes on from an earlier run.
+        told: Told, once, that it goes on from an earlier run; and of each link that was lost and came back.
         kernels: Ids of engines that are single kernels: the cost of the call itself is taken off them, and one that the
             board cannot run is left out and told in `MeasuredRun.unusable`.
         budget_s: No round is begun, and no stretch repeated, that would take longer than this in all, seconds.
@@ -122,10 +124,12 @@ def measure(
         identity: What else must be equal for a journal to be continued, e.g. `Fingerprint.identity`.
         level_ms: What the sentinel took in an earlier part of the same run, milliseconds; drift is judged by it, and not by
             this part alone.
+        wait_s: How long a board whose link is lost meanwhile is waited for, seconds; its clocks are locked again where they
+            were. The time does not count as measured.
 
     Raises:
         ConfigError: No engines, or an id that is not among them.
-        RemoteError: The board was lost; what was measured is in the journal.
+        RemoteError: The board was lost, and did not come back in time; what was measured is in the journal.
         BackendError: A network does not load on the board.
     """
     if not engines:
@@ -149,6 +153,7 @@ def measure(
         kept = sum(record["kind"] == "sample" for record in book.records)
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
         run.ledger.level_ms = level_ms
+        run.link, run.told = Link(board, wait_s), told
         fetched = run.fetch()
         if (kept or fetched) and told is not None:
             more = f", and {fetched} that the board had kept" if fetched else ""
@@ -184,6 +189,8 @@ class _Run:
         self.begun = time.monotonic()
         self.done_before: int | None = None
         self.settled: list[str] = []
+        self.link = Link(board, 0.0)
+        self.told: Callable[[str], None] | None = None
 
     def fetch(self) -> int:
         """Take over what the board measured in a call that was interrupted, and could not tell; returns how many samples."""
@@ -281,7 +288,24 @@ class _Run:
     def _attempt(self, number: int, attempt: int, layout: Sequence[tuple[str, ...]], chosen: Sequence[int]) -> None:
         places = [(number, attempt, stretch) for stretch in chosen]
         while waiting := [place for place in places if self.ledger.open(place, layout[place[2]])]:
-            self._call(number, attempt, self._portion(waiting, layout))
+            try:
+                self._call(number, attempt, self._portion(waiting, layout))
+            except ConnectError as lost:
+                self._reconnect(lost)
+
+    def _reconnect(self, lost: ConnectError) -> None:
+        """Go on over a new link; what the board could not tell over the old one is asked for first."""
+        gone_s = self.link.restored(
+            lost,
+            self.ledger.measured,
+            lambda left_s: self._tell(f"the link is lost, waiting for the board for up to {left_s:.0f} s"),
+        )
+        fetched = self.fetch()
+        self.entries = None  # A board that has started anew may have lost what was brought to it.
+        self.begun += gone_s
+        if self.told is not None:
+            kept = f"; {fetched} measurements that it had kept were fetched" if fetched else ""
+            self.told(f"the link to board {self.board.name} was lost, and came back after {gone_s:.0f} s{kept}")
 
     def _portion(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]]) -> list[tuple[int, list[str]]]:
         """As many stretches as one call may hold, at least one."""

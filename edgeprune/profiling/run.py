@@ -26,6 +26,7 @@ from edgeprune.profiling.energy import with_energies
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
 from edgeprune.profiling.percentiles import with_percentiles
+from edgeprune.profiling.reconnecting import WAIT_S
 from edgeprune.profiling.selecting import (
     Preview,
     Selection,
@@ -80,6 +81,7 @@ def profile(
     rails: Sequence[str] | None = None,
     percentiles: bool = False,
     origins: Sequence[Sequence[str]] | None = None,
+    wait_s: float = WAIT_S,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
 
@@ -118,6 +120,7 @@ def profile(
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
             say what to run next.
+        wait_s: How long a board whose link is lost while kernels are measured is waited for, seconds; then the run goes on.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, or the
@@ -131,7 +134,7 @@ def profile(
         UnstableMeasurementError: Kernels of `table` changed, and not all alike.
         BackendUnavailableError: The board lacks the runtime.
         BoardBusyError: Another run holds the board.
-        RemoteError: The board was lost; run it again, and it goes on.
+        RemoteError: The board was lost, and did not come back in time; run it again, and it goes on.
     """
     begun = time.monotonic()
     tell = progress or _silent
@@ -158,6 +161,7 @@ def profile(
             kernel_graph,
             precision=precision,
         )
+        setting = replace(setting, wait_s=wait_s)
         power = target.power(meter=meter) if energy else None
         if power is not None:
             power.scope(rails)  # tells now, not after all timing, that the power cannot be read
@@ -299,6 +303,7 @@ def _quick(
         samples=samples,
         max_repeats=0,
         kernels=kernels,
+        wait_s=setting.wait_s,
     )
 
 
@@ -349,7 +354,7 @@ def _measured(
     link = None if base is None else _linked(base, profiled.parts[0], path)
     if link is not None and told is not None:
         told(link.sentence())
-    profiled = refined(board, setting, selection, profiled, link, book, path, tell)
+    profiled = refined(board, setting, selection, profiled, link, book, path, tell, told)
     return assembled(base, profiled, link)
 
 

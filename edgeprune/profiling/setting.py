@@ -49,6 +49,7 @@ class Setting:
         request: What two runs must have in common for one to go on with what the other measured.
         table: The table that is extended.
         predictor: Fitted to that table.
+        wait_s: How long a board whose link is lost is waited for, seconds.
     """
 
     subjects: Sequence[Subject]
@@ -56,6 +57,7 @@ class Setting:
     request: dict[str, Any]
     table: LatencyTable | None
     predictor: Predictor | None
+    wait_s: float = 0.0
 
     @property
     def runtime(self) -> str:

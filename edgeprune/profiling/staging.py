@@ -66,6 +66,7 @@ def measure_stage(
         budget_s=budget_s,
         identity=setting.request["identity"],
         level_ms=level_ms,
+        wait_s=setting.wait_s,
     )
 
 
@@ -78,6 +79,7 @@ def refined(
     book: Journal,
     path: Path | None,
     tell: Progress,
+    told: Callable[[str], None] | None,
 ) -> Profiled:
     """The same with the stages that follow from it, and the stair edges that they found."""
     if not selection.refine_s:
@@ -115,7 +117,7 @@ def refined(
             path and beside(path, f"journal-{len(done)}"),
             left_s,
             _said(tell, "what the fit doubts" if stage.why == DOUBTED else "the edges of steps"),
-            None,
+            told,
             first.level_ms,
         )
         spent_s += run.spent_s

@@ -65,7 +65,7 @@ def test_a_link_that_is_lost_and_a_board_that_restarts_lose_and_double_no_sample
             "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
         }
         board = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
-        command = (*PROFILE, "--minutes", "0.05", "--board", board)
+        command = (*PROFILE, "--minutes", "0.05", "--wait", "0", "--board", board)
         process = edgeprune.start(*command)
         try:
             out_said, err_said = _cut_after(process, link, journal, 10)

@@ -8,6 +8,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.boards.board import Board
 from edgeprune.boards.known_hosts import fingerprint
-from edgeprune.errors import RemoteError
+from edgeprune.errors import BoardBusyError, ConnectError, RemoteError
 from edgeprune.profiling.measuring import measure
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
@@ -40,48 +43,70 @@ def product(columns: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def test_what_a_silent_link_swallowed_is_fetched_over_the_next(sshd: OpenSshServer, tmp_path: Path) -> None:
-    engines: dict[str, bytes | Path] = {f"product{columns}": product(columns) for columns in range(16, 336, 16)}
-    journal, root = tmp_path / "run.jsonl", tmp_path / "board"
-    settings: dict[str, Any] = {"samples": 2, "sample_ms": 4.0, "warmup_ms": 2.0, "every": 5, "max_repeats": 0}
-    said: list[str] = []
+SETTINGS: dict[str, Any] = {"rounds": 2, "samples": 2, "sample_ms": 4.0, "warmup_ms": 2.0, "every": 5, "max_repeats": 0}
+
+
+@pytest.fixture(scope="module")
+def engines() -> dict[str, bytes | Path]:
+    return {f"product{columns}": product(columns) for columns in range(16, 336, 16)}
+
+
+@dataclass
+class Swallowing:
+    """A link that passes nothing on once so much was measured, and is cut and mended once the board has measured more.
+
+    Attributes:
+        link: That link.
+        url: Of the board behind it.
+        root: Its folder.
+    """
+
+    link: FaultyLink
+    url: str
+    root: Path
+    swallowed: bool = False
+
+    def swallow(self, done: int, total: int, left_s: float, message: str) -> None:
+        """A run's progress."""
+        if done >= 4 and not self.swallowed:
+            self.swallowed = True
+            self.link.black_hole()
+
+    def cut_later(self) -> None:
+        end = time.monotonic() + 30
+        while self._kept() < 10 and time.monotonic() < end:
+            time.sleep(0.01)
+        self.link.cut()
+        self.link.mend()
+
+    def _kept(self) -> int:
+        return sum(path.read_bytes().count(b'"sample"') for path in (self.root / "measured").glob("*.jsonl"))
+
+
+def address(link: FaultyLink, sshd: OpenSshServer, root: Path) -> str:
+    """Of a board behind a link."""
+    options = {
+        "python": sys.executable,
+        "root": str(root),
+        "identity": str(sshd.identity),
+        "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
+    }
+    return f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+
+
+@pytest.fixture
+def swallowing(sshd: OpenSshServer, tmp_path: Path) -> Iterator[Swallowing]:
+    root = tmp_path / "board"
     with FaultyLink(sshd.host, sshd.port) as link:
-        options = {
-            "python": sys.executable,
-            "root": str(root),
-            "identity": str(sshd.identity),
-            "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-        }
-        url = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
-
-        def swallow(done: int, total: int, left_s: float, message: str) -> None:
-            if done >= 4:
-                link.black_hole()
-
-        def kept() -> int:
-            return sum(path.read_bytes().count(b'"sample"') for path in (root / "measured").glob("*.jsonl"))
-
-        def cut_later() -> None:
-            end = time.monotonic() + 30
-            while kept() < 10 and time.monotonic() < end:
-                time.sleep(0.01)
-            link.cut()
-            link.mend()
-
-        cutting = threading.Thread(target=cut_later)
+        board = Swallowing(link, address(link, sshd, root), root)
+        cutting = threading.Thread(target=board.cut_later)
         cutting.start()
-        with pytest.raises(RemoteError), Board.open(url) as board:
-            measure(board, engines, rounds=2, journal=journal, progress=swallow, **settings)
+        yield board
         cutting.join()
-        arrived = journal.read_text().count('"kind":"sample"')
-        with Board.open(url) as board:
-            measure(board, engines, rounds=2, journal=journal, told=said.append, **settings)
-    records = [json.loads(line) for line in journal.read_text().splitlines()]
-    (fetched,) = (record for record in records if record["kind"] == "fetched")
-    assert fetched["samples"] >= 3
-    assert said == [
-        f"going on: {arrived} measurements of the interrupted run are kept, and {fetched['samples']} that the board had kept"
-    ]
+
+
+def assert_each_once(records: list[dict[str, Any]], engines: dict[str, bytes | Path]) -> None:
+    """Each item was measured once in each of two rounds."""
     times = Counter(
         (record["round"], record["id"])
         for record in records
@@ -89,4 +114,70 @@ def test_what_a_silent_link_swallowed_is_fetched_over_the_next(sshd: OpenSshServ
     )
     assert set(times.values()) == {1}
     assert len(times) == 2 * (len(engines) - 1)
-    assert list((root / "measured").iterdir()) == []
+
+
+def test_what_a_silent_link_swallowed_is_fetched_over_the_next(
+    swallowing: Swallowing, engines: dict[str, bytes | Path], tmp_path: Path
+) -> None:
+    journal, said = tmp_path / "run.jsonl", []
+    with pytest.raises(RemoteError), Board.open(swallowing.url) as board:
+        measure(board, engines, journal=journal, progress=swallowing.swallow, **SETTINGS)
+    arrived = journal.read_text().count('"kind":"sample"')
+    with Board.open(swallowing.url) as board:
+        measure(board, engines, journal=journal, told=said.append, **SETTINGS)
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    (fetched,) = (record for record in records if record["kind"] == "fetched")
+    assert fetched["samples"] >= 3
+    assert said == [
+        f"going on: {arrived} measurements of the interrupted run are kept, and {fetched['samples']} that the board had kept"
+    ]
+    assert_each_once(records, engines)
+    assert list((swallowing.root / "measured").iterdir()) == []
+
+
+def test_a_board_that_comes_back_in_time_is_measured_further(
+    swallowing: Swallowing, engines: dict[str, bytes | Path], tmp_path: Path
+) -> None:
+    journal, said, waited = tmp_path / "run.jsonl", [], []
+
+    def progress(done: int, total: int, left_s: float, message: str) -> None:
+        swallowing.swallow(done, total, left_s, message)
+        if "waiting for the board" in message:
+            waited.append(message)
+
+    with Board.open(swallowing.url) as board, board.hold("a measurement"):
+        found = measure(
+            board, engines, journal=journal, progress=progress, told=said.append, wait_s=60.0, **SETTINGS
+        )
+        with Board.open(swallowing.url) as other, pytest.raises(BoardBusyError, match="a measurement"), other.hold("mine"):
+            pass
+    assert set(found.measurements) == set(engines)
+    assert waited
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    (fetched,) = (record for record in records if record["kind"] == "fetched")
+    assert fetched["samples"] >= 3
+    (sentence,) = said
+    assert "was lost, and came back after" in sentence
+    assert sentence.endswith(f"; {fetched['samples']} measurements that it had kept were fetched")
+    assert_each_once(records, engines)
+    assert list((swallowing.root / "measured").iterdir()) == []
+
+
+def test_a_board_that_stays_away_is_waited_for_no_longer_than_asked(
+    sshd: OpenSshServer, engines: dict[str, bytes | Path], tmp_path: Path
+) -> None:
+    waited: list[float] = []
+
+    def progress(done: int, total: int, left_s: float, message: str) -> None:
+        if done == 4 and not waited:
+            links.close()
+        if "waiting for the board" in message:
+            waited.append(time.monotonic())
+
+    with ExitStack() as links:
+        url = address(links.enter_context(FaultyLink(sshd.host, sshd.port)), sshd, tmp_path / "board")
+        with pytest.raises(ConnectError, match="link to .* must stay up"), Board.open(url) as board:
+            measure(board, engines, journal=tmp_path / "run.jsonl", progress=progress, wait_s=2.5, **SETTINGS)
+        assert len(waited) >= 2
+        assert time.monotonic() - waited[0] < 10
+    assert '"kind":"sample"' in (tmp_path / "run.jsonl").read_text()
