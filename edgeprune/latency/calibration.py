@@ -242,7 +242,8 @@ def fit_calibrations(
     for model in models:
         if OWN_NETWORKS <= len(model) < len(totals):
             mine = measured_ms[list(model)]
-            own.append(fit_calibration(_of(totals, model), mine, smallest_kernel_ms, prior, kept_ms=kept_ms))
+            fitted = fit_calibration(_of(totals, model), mine, smallest_kernel_ms, prior, kept_ms=kept_ms)
+            own.append(_with_prices(fitted, common))
         else:
             own.append(None)
     return common, own
@@ -258,16 +259,20 @@ def leave_one_out(
     for index in range(len(totals)):
         rest = [row for row in range(len(totals)) if row != index]
         kept_ms = times.best(without=index)
-        spreads = _NO_WEIGHTS if index in model_of else PRIOR_SPREADS
-        fitted = fit_calibration(
-            _of(totals, rest), measured_ms[rest], smallest_kernel_ms, spreads=spreads, kept_ms=kept_ms
-        )
+        known, others = _of(totals, rest), measured_ms[rest]
+        fitted = fit_calibration(known, others, smallest_kernel_ms, kept_ms=kept_ms)
         if index in model_of:
+            prior = fit_calibration(known, others, smallest_kernel_ms, spreads=_NO_WEIGHTS, kept_ms=kept_ms)
             rows = [row for row in model_of[index] if row != index]
-            mine = measured_ms[rows]
-            fitted = fit_calibration(_of(totals, rows), mine, smallest_kernel_ms, fitted, kept_ms=kept_ms)
+            own = fit_calibration(_of(totals, rows), measured_ms[rows], smallest_kernel_ms, prior, kept_ms=kept_ms)
+            fitted = _with_prices(own, fitted)
         found.append(fitted)
     return found
+
+
+def _with_prices(own: Calibration, common: Calibration) -> Calibration:
+    """A model's calibration; weights of operations that none of its networks has cost what they do in others."""
+    return replace(own, per_byte_ms={**common.per_byte_ms, **own.per_byte_ms})
 
 
 def _of(totals: Sequence[Totals], rows: Sequence[int]) -> list[Totals]:

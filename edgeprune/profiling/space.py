@@ -7,6 +7,7 @@ run, those are measured first that matter most, and after them those that are fa
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.latency.calibration import Totals
 from edgeprune.latency.features import FeatureMatrix, Machine, features, vector_bits
 from edgeprune.spec import SMALLEST_SHARE, Kernel, smallest_width
 
@@ -30,6 +32,9 @@ _ALIGNMENTS = {16: 0.30, 8: 0.25, 4: 0.30, 1: 0.15}
 _WHOLE = 0.1
 _LEAST_PER_OP = 3
 _JITTER = 0.15
+_ABOUT, _UNLIKE = 0.25, 0.1
+"""How far from the middle of a gap, as a share of it, a network may lie that reads its weights by other operations, and how
+large a share of them that must be to count."""
 
 # A deliberately plain price of a kernel, for sharing out measuring time only: work at 50 GMAC/s or traffic at 10 GB/s,
 # whichever takes longer, and a microsecond to start. Ratios between kernels are all that is used.
@@ -188,6 +193,9 @@ def ordered(reached: Reach, count: int) -> list[Kernel]:
 def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> list[Widths]:
     """Widths of whole networks to measure, the dense one first, spread over about 0.2 to 1 times the dense cost.
 
+    Of those that would close a gap in cost, the one is taken whose weights are read by other operations than those of the
+    networks so far: what a byte of weights costs a network differs between them, and what no network has cannot be learned.
+
     Args:
         kernel_graph: The lowered model.
         count: Most networks.
@@ -198,27 +206,42 @@ def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> li
         {name: aligned(size, share, multiple) for name, size in sizes.items()}
         for share, multiple in ((0.5, 8), (0.75, 8), (0.35, 8), (0.6, 4), (0.25, 16))
     ]
-    drawn = draw(sizes, 12 * count, seed=seed + 1)
+    drawn = draw(sizes, 12 * max(count, 12), seed=seed + 1)
     # Widths that run the same kernels are one network to the clock.
-    distinct: dict[tuple[str, ...], tuple[Widths, float]] = {}
+    distinct: dict[tuple[str, ...], tuple[Widths, float, dict[str, float]]] = {}
     for widths in [dict(sizes), *uniform, *drawn]:
         kernels = sorted(kernel_graph.at(widths), key=lambda kernel: kernel.key)
         identity = tuple(kernel.key for kernel in kernels)
         if identity not in distinct:
-            distinct[identity] = widths, float(price(kernels, kernel_graph.isa).sum())
-    pool = [widths for widths, _ in distinct.values()]
-    costs = [cost for _, cost in distinct.values()]
+            distinct[identity] = widths, float(price(kernels, kernel_graph.isa).sum()), _readers(kernels)
+    pool, costs, readers = (list(column) for column in zip(*distinct.values(), strict=True))
     chosen = [0, *(number for number in range(1, len(pool)) if pool[number] in uniform[:3])][:count]
     low, high = max(0.2 * costs[0], min(costs)), 0.95 * costs[0]
     while len(chosen) < min(count, len(pool)):
-        # The widest gap in cost that is still open, then the network nearest to its middle.
+        # The widest gap in cost that is still open, then of the networks about its middle the most unlike, or the nearest.
         marks = sorted({low, high, *(costs[number] for number in chosen if low <= costs[number] <= high)})
         gaps = [(upper / lower, lower, upper) for lower, upper in pairwise(marks)] or [(1.0, low, high)]
         _, lower, upper = max(gaps)
         middle = (lower * upper) ** 0.5
         left = [number for number in range(len(pool)) if number not in chosen]
-        chosen.append(min(left, key=lambda number: (abs(np.log(costs[number] / middle)), number)))
+        off = {number: abs(math.log(costs[number] / middle)) for number in left}
+        about = [number for number in left if off[number] <= _ABOUT * math.log(upper / lower)] or left
+        news = {number: min(_apart(readers[number], readers[other]) for other in chosen) for number in about}
+        unlike = [number for number in about if news[number] >= max(_UNLIKE, max(news.values()) - _UNLIKE)]
+        chosen.append(min(unlike or left, key=lambda number: (off[number], number)))
     return [pool[number] for number in chosen]
+
+
+def _readers(kernels: Sequence[Kernel]) -> dict[str, float]:
+    """Share of the bytes of weights that each operation reads."""
+    read = Totals.of(kernels, [0.0] * len(kernels)).weight_bytes
+    whole = sum(read.values())
+    return {op: count / whole for op, count in read.items()}
+
+
+def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """How large a share of its weights one network reads by other operations than another."""
+    return sum(max(0.0, share - other.get(op, 0.0)) for op, share in one.items())
 
 
 def group_sizes(kernel_graph: KernelGraph) -> Widths:
