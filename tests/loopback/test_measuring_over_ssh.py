@@ -146,10 +146,12 @@ def test_a_board_that_comes_back_in_time_is_measured_further(
             waited.append(message)
 
     with Board.open(swallowing.url) as board, board.hold("a measurement"):
-        found = measure(
-            board, engines, journal=journal, progress=progress, told=said.append, wait_s=60.0, **SETTINGS
-        )
-        with Board.open(swallowing.url) as other, pytest.raises(BoardBusyError, match="a measurement"), other.hold("mine"):
+        found = measure(board, engines, journal=journal, progress=progress, told=said.append, wait_s=60.0, **SETTINGS)
+        with (
+            Board.open(swallowing.url) as other,
+            pytest.raises(BoardBusyError, match="a measurement"),
+            other.hold("mine"),
+        ):
             pass
     assert set(found.measurements) == set(engines)
     assert waited
@@ -176,7 +178,7 @@ def test_a_board_that_stays_away_is_waited_for_no_longer_than_asked(
 
     with ExitStack() as links:
         url = address(links.enter_context(FaultyLink(sshd.host, sshd.port)), sshd, tmp_path / "board")
-        with pytest.raises(ConnectError, match="link to .* must stay up"), Board.open(url) as board:
+        with pytest.raises(ConnectError, match=r"link to .* must stay up"), Board.open(url) as board:
             measure(board, engines, journal=tmp_path / "run.jsonl", progress=progress, wait_s=2.5, **SETTINGS)
         assert len(waited) >= 2
         assert time.monotonic() - waited[0] < 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,11 +107,20 @@ def test_nobody_asks_how_long_weights_are_kept_where_that_explains_nothing() -> 
     assert fit_calibrations(totals, sums * noise, 0.003)[0].kept_ms == 0.0
 
 
-def test_a_network_of_predicted_kernels_does_not_hide_what_another_one_misses() -> None:
-    """Few networks, one measured and 40 % off, one predicted with wide intervals: nothing explodes, nothing is lost."""
-    width = network_half_width([0.4, 0.01], [0.0, 0.6], 0.3, 0.9)
-    assert 0.4 < width < 1.2
-    assert network_half_width([0.4, 0.01], [0.0, 1e4], 1e9, 0.9) == MOST_HALF_WIDTH
+def test_weights_of_operations_that_a_model_was_not_measured_with_cost_what_they_do_in_others() -> None:
+    totals, sums, _ = networks(18)
+    totals[12:] = [replace(one, weight_bytes={"blocked": one.weight_bytes["blocked"]}) for one in totals[12:]]
+    blocked, plain = (np.array([one.weight_bytes.get(op, 0.0) for one in totals]) for op in ("blocked", "plain"))
+    measured = sums + 6e-8 * blocked + 3e-8 * plain
+    models = [range(12), range(12, 18)]
+    common, (first, second) = fit_calibrations(totals, measured, 0.003, models)
+    assert first is not None
+    assert second is not None
+    assert second.per_byte_ms["plain"] == common.per_byte_ms["plain"] == pytest.approx(3e-8, rel=0.1)
+    assert second.per_byte_ms["blocked"] == pytest.approx(6e-8, rel=0.1)
+    assert first.per_byte_ms["plain"] != common.per_byte_ms["plain"], "it has its own"
+    for index, fitted in enumerate(leave_one_out(totals, measured, 0.003, models)):
+        assert fitted.per_byte_ms["plain"] == pytest.approx(3e-8, rel=0.2), index
 
 
 def test_one_disturbed_network_does_not_spoil_the_others() -> None:
