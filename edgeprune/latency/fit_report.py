@@ -13,7 +13,7 @@ import numpy as np
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.energy import EnergyModel
 from edgeprune.latency.family_model import FamilyModel
-from edgeprune.latency.intervals import cross_coverage, network_half_width, repeatability
+from edgeprune.latency.intervals import NetworkNoise, cross_coverage, network_half_width, repeatability
 from edgeprune.latency.transfer import TRANSFER
 from edgeprune.latency.weak_regions import weak_regions
 from edgeprune.spec import Kernel, Measurement
@@ -100,7 +100,7 @@ def make_report(
     models: Iterable[FamilyModel],
     network_residuals: Sequence[float],
     network_shares: Sequence[float],
-    network_noise: float,
+    network_noise: NetworkNoise,
 ) -> FitReport:
     """Report of a fitted predictor."""
     level = predictor.settings.level
@@ -140,7 +140,7 @@ def _family_row(model: FamilyModel, timed: dict[str, Measurement], level: float)
 
 
 def _end_to_end_row(
-    predictor: Predictor, residuals: Sequence[float], shares: Sequence[float], noise: float, level: float
+    predictor: Predictor, residuals: Sequence[float], shares: Sequence[float], noise: NetworkNoise, level: float
 ) -> dict[str, Any] | None:
     networks = predictor.calibrated_on
     if not networks:

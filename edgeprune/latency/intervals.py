@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,28 @@ Networks measured minutes after the run that the predictor was fitted to were of
 MOST_HALF_WIDTH = math.log(1000)
 """An interval from a thousandth to a thousand times says that nothing is known; wider ones say no more, and would overflow."""
 
+UNSTEADY_SHARE = 0.7
+"""Of the standard deviation of one round: what shifts a later measurement of some seconds. What neighbors leave of a shared cache
+changes within seconds and within minutes, so later rounds have that in common; on a machine of one's own it is next to nothing
+(measured there too: three runs of six networks, rounds 0.8 to 3.1 % apart, networks off by 1.4 to 4.7 %)."""
+
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""
+
+
+class NetworkNoise(NamedTuple):
+    """Relative standard deviations of measurements of networks.
+
+    Attributes:
+        median: Of a network's latency, the median of its rounds.
+        single: Of one round.
+    """
+
+    median: float = 0.0
+    single: float = 0.0
+
+
+NO_NOISE = NetworkNoise()
 
 
 def conformal_half_width(residuals: Floats, level: float) -> float:
@@ -74,7 +95,11 @@ def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> 
 
 
 def network_half_width(
-    residuals: Sequence[float], shares: Sequence[float], share: float, level: float, noise: float = 0.0
+    residuals: Sequence[float],
+    shares: Sequence[float],
+    share: float,
+    level: float,
+    noise: NetworkNoise = NO_NOISE,
 ) -> float:
     """Half-width of a network's calibrated latency, for a measurement in another run.
 
@@ -83,20 +108,24 @@ def network_half_width(
         shares: Relative standard deviation of each of their sums that comes from predicted kernels.
         share: The same of the network in question.
         level: In (0, 1).
-        noise: Relative standard deviation of a measurement, `network_noise`; the errors cannot be less.
+        noise: Of their measurements; the errors cannot be less than that of a median, and what rounds differ by tells how
+            much another run may.
     """
     count = len(residuals)
     degrees = PRIOR_NETWORKS + count
     most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
     squares = np.array([min(abs(value), most) ** 2 for value in residuals])
     variances = np.square(np.array(shares, dtype=np.float64))
-    least = max(noise * noise, 1e-12)
+    least = max(noise.median**2, 1e-12)
     own = _variance_of_their_own(squares, variances, least)
     # The prior tells the size of `own`; how the residuals compare with it is theirs alone to say.
     ratios = PRIOR_NETWORKS + float(np.sum(squares / (own + variances)))
     # Networks that missed less than the noise must not take it back by way of the ratios.
-    variance = max(ratios / degrees * (own + share * share), least + share * share) + RUN_SPREAD**2
-    return min(student_quantile(level, degrees) * math.sqrt(variance), MOST_HALF_WIDTH)
+    variance = max(ratios / degrees * (own + share * share), least + share * share)
+    width = student_quantile(level, degrees) * math.hypot(
+        math.sqrt(variance), RUN_SPREAD, UNSTEADY_SHARE * noise.single
+    )
+    return min(width, MOST_HALF_WIDTH)
 
 
 def _variance_of_their_own(squares: Floats, variances: Floats, least: float) -> float:
@@ -122,13 +151,14 @@ def _variance_of_their_own(squares: Floats, variances: Floats, least: float) -> 
     return float(brentq(excess, least, highest, xtol=1e-12)) if excess(highest) < 0 else highest
 
 
-def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:
-    """Relative standard deviation of a network's latency, the median of its rounds; 0 where no network has two."""
+def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> NetworkNoise:
+    """Of networks that were measured in these rounds; 0 where no network has two."""
     several = [rounds for rounds in all_rounds_ms if len(rounds) > 1]
     if not several:
-        return 0.0
-    pooled = round_noise(several)
-    return math.sqrt(float(np.mean([(pooled * _of_median(len(rounds))) ** 2 for rounds in several])))
+        return NO_NOISE
+    single = round_noise(several)
+    medians = [(single * _of_median(len(rounds))) ** 2 for rounds in several]
+    return NetworkNoise(math.sqrt(float(np.mean(medians))), single)
 
 
 def student_quantile(level: float, degrees: float) -> float:

@@ -20,7 +20,7 @@ from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Machine
-from edgeprune.latency.intervals import network_half_width, network_noise
+from edgeprune.latency.intervals import NO_NOISE, network_half_width, network_noise
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.latency.table_rows import check_kernel
@@ -109,7 +109,7 @@ class Predictor:
         self._borrowed = dict(borrowed or {})
         self._network_residuals: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
-        self._network_noise = 0.0
+        self._network_noise = NO_NOISE
         self._report: FitReport | None = None
         self.machine = Machine.from_header(table.header)
         self.energy: EnergyModel | None = None
