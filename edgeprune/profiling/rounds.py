@@ -59,7 +59,7 @@ def stretches(
         seed: Of the order.
         round_number: Of the order too.
         often: Items that come `passes` times, in stretches that lie as far apart as can be.
-        passes: At most as many as there are stretches.
+        passes: How often; there are at least as many stretches.
     """
     dice = random.Random(f"{seed}/{round_number}")
     order = sorted(names)
@@ -68,12 +68,11 @@ def stretches(
     once = [name for name in order if name not in again]
     if not again:
         return [tuple(once[start : start + every]) for start in range(0, len(once), every)] or [()]
-    count = math.ceil((len(once) + passes * len(again)) / every)
+    count = max(passes, math.ceil((len(once) + passes * len(again)) / every))
     parts: list[list[str]] = [[] for _ in range(count)]
-    turns = min(passes, count)
     for place, name in enumerate(again):
-        for turn in range(turns):
-            parts[(place + turn * count // turns) % count].append(name)
+        for turn in range(passes):
+            parts[(place + turn * count // passes) % count].append(name)
     for name in once:
         min(parts, key=len).append(name)
     for part in parts:

@@ -27,8 +27,9 @@ FILL, _LOAD_MS, _START_MS = 0.8, 6.0, 800.0
 _NETWORKS_MOST, _NETWORKS_LEAST, _NETWORKS_SHARE = 12, 4, 0.35
 _PASSES_SHARE, _PASSES_MOST = 0.12, 8
 """Share of the measuring time in which the networks are timed again and again, and how often a round does so at most."""
-_NETWORKS_FURTHER = 6
-"""Networks of a further model: what it shares with those of the table is known."""
+_NETWORKS_FURTHER, _FURTHER_SHARE, _FURTHER_MOST = 6, 0.3, 32
+"""The same of a further model: what it shares with those of the table is known, so there are fewer networks, and hardly a
+kernel to measure besides. A run of a few seconds would see one state of the machine's caches, and take it for the model's."""
 _SENTINEL_SHARE = 0.15
 _LEAST_KERNELS = 8
 _REFINE_SHARE = 0.3
@@ -165,7 +166,8 @@ def select(
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
     every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
     networks = [_unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
-    passes = max(1, min(_PASSES_MOST, int(_PASSES_SHARE * round_ms / (count * sum(mean_ms)))))
+    share, most_passes = (_PASSES_SHARE, _PASSES_MOST) if predictor is None else (_FURTHER_SHARE, _FURTHER_MOST)
+    passes = max(1, min(most_passes, int(share * round_ms / (count * sum(mean_ms)))))
     left_ms = round_ms - passes * count * sum(mean_ms)
     most = max(_LEAST_KERNELS, int(left_ms / item_ms(0.0)))
     reached = space.reach([subject.kernel_graph for subject in subjects], seed=seed, draws=max(40, min(300, most)))
@@ -192,7 +194,8 @@ def select(
     missing = extending.lacking(wanted, reached, predictor)
     anchors = extending.anchors(predictor.table)
     needed_ms = sum(costs_ms[kernel] + sentinel_ms for kernel in missing) + len(anchors) * (item_ms(0.0) + sentinel_ms)
-    needed_ms += passes * sum(len(chosen) * ms for chosen, ms in zip(networks, mean_ms, strict=True))
+    whole_ms = sum(len(chosen) * ms for chosen, ms in zip(networks, mean_ms, strict=True))
+    needed_ms += passes * (whole_ms + item_ms(dense_ms[0]))  # a sentinel beside each pass
     needed_s = min(left_s - refine_s, needed_ms * ROUNDS / 1e3 / FILL)
     # A model of a kind that the table hardly knows is looked into as a first one is.
     refine_s = _refine_s(needed_s / (1 - _REFINE_SHARE)) if 2 * len(missing) > len(wanted) else 0.0
