@@ -5,7 +5,7 @@ the least that can be asked), and with
 
 - `busy`: a program pinned to the same core, busy 30 of every 100 ms during the middle third of the run,
 - `stopped`: the program on the board stopped (SIGSTOP) for 20 s in the middle,
-- `cut`: the link reset in the middle; the command is given again, as a user would, and goes on.
+- `cut`: the link reset in the middle; the run waits for the board, and goes on.
 
 What is looked at: what the run noticed (samples that were interrupted and taken anew, stretches measured again, rows that are
 flagged in the table), whether a sample is there twice, and how far the kernels of the table are from those of the quiet run of
@@ -45,7 +45,6 @@ from quickstart import host
 
 import edgeprune
 from edgeprune.boards.known_hosts import fingerprint
-from edgeprune.errors import RemoteError
 from edgeprune.files import write_text
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling.statistics import UNDISTURBED
@@ -126,20 +125,17 @@ def run(cell: Cell, minutes: float, core: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as name, bench(Path(name), core) as place:
         out = Path(name) / "table.parquet"
         disturbing = Disturbing(cell.kind, place)
-        lost = 0
+        said: list[str] = []
         begun = time.monotonic()
         with disturbing:
-            while True:
-                try:
-                    table = edgeprune.profile(
-                        model, x, place.board, minutes=minutes, seed=cell.seed, out=out, progress=disturbing.watch(out)
-                    )
-                    break
-                except RemoteError as error:
-                    if cell.kind != "cut":
-                        raise
-                    lost += 1
-                    print(f"  {error.message} Once more.", flush=True)
+            table = edgeprune.profile(
+                *(model, x, place.board),
+                minutes=minutes,
+                seed=cell.seed,
+                out=out,
+                progress=disturbing.watch(out),
+                told=said.append,
+            )
         seconds = round(time.monotonic() - begun, 1)
         disturbing.check(seconds)
         return {
@@ -151,7 +147,7 @@ def run(cell: Cell, minutes: float, core: int) -> dict[str, Any]:
             "host": host(),
             "seconds": seconds,
             "disturbed_s": disturbing.seconds,
-            "links_lost": lost,
+            "links_lost": sum("came back" in sentence for sentence in said),
             **noticed(table, disturbing.records()),
             "networks_ms": {hashed(row["kernels"]): row["median_ms"] for row in table.rows if row["kind"] == "network"},
             "kernels_ms": {hashed(row["key"]): row["median_ms"] for row in table.rows if row["kind"] == "kernel"},
