@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgeprune.latency.calibration import Totals
 from edgeprune.latency.features import FeatureMatrix, Machine, features, vector_bits
+from edgeprune.latency.likeness import ALIKE, Skeleton, likeness, skeleton
 from edgeprune.spec import SMALLEST_SHARE, Kernel, smallest_width
 
 if TYPE_CHECKING:
@@ -193,8 +194,9 @@ def ordered(reached: Reach, count: int) -> list[Kernel]:
 def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> list[Widths]:
     """Widths of whole networks to measure, the dense one first, spread over about 0.2 to 1 times the dense cost.
 
-    Of those that would close a gap in cost, the one is taken whose weights are read by other operations than those of the
-    networks so far: what a byte of weights costs a network differs between them, and what no network has cannot be learned.
+    Half of them run the dense network's operations with fewer channels, as plans at the edges of the staircase do. The others
+    run as many others as can be found: what a byte of weights costs a network differs between the operations that read it,
+    and what no network has cannot be learned.
 
     Args:
         kernel_graph: The lowered model.
@@ -206,42 +208,74 @@ def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> li
         {name: aligned(size, share, multiple) for name, size in sizes.items()}
         for share, multiple in ((0.5, 8), (0.75, 8), (0.35, 8), (0.6, 4), (0.25, 16))
     ]
-    drawn = draw(sizes, 12 * max(count, 12), seed=seed + 1)
     # Widths that run the same kernels are one network to the clock.
-    distinct: dict[tuple[str, ...], tuple[Widths, float, dict[str, float]]] = {}
-    for widths in [dict(sizes), *uniform, *drawn]:
+    distinct: dict[tuple[str, ...], _Network] = {}
+    for widths in [dict(sizes), *uniform, *draw(sizes, 12 * max(count, 12), seed=seed + 1)]:
         kernels = sorted(kernel_graph.at(widths), key=lambda kernel: kernel.key)
         identity = tuple(kernel.key for kernel in kernels)
         if identity not in distinct:
-            distinct[identity] = widths, float(price(kernels, kernel_graph.isa).sum()), _readers(kernels)
-    pool, costs, readers = (list(column) for column in zip(*distinct.values(), strict=True))
-    chosen = [0, *(number for number in range(1, len(pool)) if pool[number] in uniform[:3])][:count]
-    low, high = max(0.2 * costs[0], min(costs)), 0.95 * costs[0]
+            distinct[identity] = _Network.of(widths, kernels, kernel_graph.isa)
+    pool = list(distinct.values())
+    usual = [one for one in pool if one.like(pool[0])]
+    chosen = [pool[0], *(one for one in pool[1:] if one.widths in uniform[:3])][:count]
     while len(chosen) < min(count, len(pool)):
-        # The widest gap in cost that is still open, then of the networks about its middle the most unlike, or the nearest.
-        marks = sorted({low, high, *(costs[number] for number in chosen if low <= costs[number] <= high)})
-        gaps = [(upper / lower, lower, upper) for lower, upper in pairwise(marks)] or [(1.0, low, high)]
-        _, lower, upper = max(gaps)
-        middle = (lower * upper) ** 0.5
-        left = [number for number in range(len(pool)) if number not in chosen]
-        off = {number: abs(math.log(costs[number] / middle)) for number in left}
-        about = [number for number in left if off[number] <= _ABOUT * math.log(upper / lower)] or left
-        news = {number: min(_apart(readers[number], readers[other]) for other in chosen) for number in about}
-        unlike = [number for number in about if news[number] >= max(_UNLIKE, max(news.values()) - _UNLIKE)]
-        chosen.append(min(unlike or left, key=lambda number: (off[number], number)))
-    return [pool[number] for number in chosen]
+        held = [one for one in chosen if one.like(pool[0])]
+        if 2 * len(held) < count and len(held) < len(usual):
+            chosen.append(_in_widest_gap(usual, held, pool[0].cost))
+        else:
+            chosen.append(_in_widest_gap(pool, chosen, pool[0].cost, unlike=True))
+    return [one.widths for one in chosen]
 
 
-def _readers(kernels: Sequence[Kernel]) -> dict[str, float]:
-    """Share of the bytes of weights that each operation reads."""
-    read = Totals.of(kernels, [0.0] * len(kernels)).weight_bytes
-    whole = sum(read.values())
-    return {op: count / whole for op, count in read.items()}
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A network that could be measured.
+
+    Attributes:
+        widths: Of its groups.
+        cost: See `price`.
+        readers: Share of the bytes of its weights that each operation reads.
+        bones: What pruning leaves of its kernels.
+    """
+
+    widths: Widths
+    cost: float
+    readers: Mapping[str, float]
+    bones: Skeleton
+
+    @classmethod
+    def of(cls, widths: Widths, kernels: Sequence[Kernel], isa: Sequence[str]) -> _Network:
+        read = Totals.of(kernels, [0.0] * len(kernels)).weight_bytes
+        whole = sum(read.values())
+        readers = {op: count / whole for op, count in read.items()}
+        return cls(widths, float(price(kernels, isa).sum()), readers, skeleton(kernels))
+
+    def apart(self, other: _Network) -> float:
+        """How large a share of its weights is read by other operations than in another network."""
+        return sum(max(0.0, share - other.readers.get(op, 0.0)) for op, share in self.readers.items())
+
+    def like(self, other: _Network) -> bool:
+        """Whether it is calibrated together with another network, and reads its weights as that does."""
+        return self.apart(other) < _UNLIKE and likeness(self.bones, other.bones) >= ALIKE
 
 
-def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """How large a share of its weights one network reads by other operations than another."""
-    return sum(max(0.0, share - other.get(op, 0.0)) for op, share in one.items())
+def _in_widest_gap(
+    pool: Sequence[_Network], chosen: Sequence[_Network], whole: float, unlike: bool = False
+) -> _Network:
+    """The network nearest to the middle of the widest gap in cost that is still open; or of those about it the most unlike."""
+    left = [one for one in pool if one not in chosen]
+    low, high = max(0.2 * whole, min(one.cost for one in pool)), 0.95 * whole
+    marks = sorted({low, high, *(one.cost for one in chosen if low <= one.cost <= high)})
+    gaps = [(upper / lower, lower, upper) for lower, upper in pairwise(marks)] or [(1.0, low, high)]
+    _, lower, upper = max(gaps)
+
+    def off(one: _Network) -> float:
+        return abs(math.log(one.cost / (lower * upper) ** 0.5))
+
+    if unlike and (about := [one for one in left if off(one) <= _ABOUT * math.log(upper / lower)]):
+        news = [min(one.apart(other) for other in chosen) for one in about]
+        left = [one for one, new in zip(about, news, strict=True) if new >= max(news) - _UNLIKE]
+    return min(left, key=off)
 
 
 def group_sizes(kernel_graph: KernelGraph) -> Widths:
