@@ -21,7 +21,7 @@ from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
-from edgeprune.profiling.reconnecting import Link
+from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload
 
@@ -153,7 +153,7 @@ def measure(
         kept = sum(record["kind"] == "sample" for record in book.records)
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
         run.ledger.level_ms = level_ms
-        run.link, run.told = Link(board, wait_s), told
+        run.reconnector, run.told = Reconnector(board, wait_s), told
         fetched = run.fetch()
         if (kept or fetched) and told is not None:
             more = f", and {fetched} that the board had kept" if fetched else ""
@@ -189,7 +189,7 @@ class _Run:
         self.begun = time.monotonic()
         self.done_before: int | None = None
         self.settled: list[str] = []
-        self.link = Link(board, 0.0)
+        self.reconnector = Reconnector(board, 0.0)
         self.told: Callable[[str], None] | None = None
 
     def fetch(self) -> int:
@@ -295,7 +295,7 @@ class _Run:
 
     def _reconnect(self, lost: ConnectError) -> None:
         """Go on over a new link; what the board could not tell over the old one is asked for first."""
-        gone_s = self.link.restored(
+        gone_s = self.reconnector.wait(
             lost,
             self.ledger.measured,
             lambda left_s: self._tell(f"the link is lost, waiting for the board for up to {left_s:.0f} s"),

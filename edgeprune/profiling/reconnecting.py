@@ -24,8 +24,8 @@ _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 logger = logging.getLogger("edgeprune.profiling")
 
 
-class Link:
-    """The link of one run to its board.
+class Reconnector:
+    """Waits for the board of one run whenever their link is lost.
 
     Args:
         board: Where the run measures.
@@ -36,7 +36,7 @@ class Link:
         self.board, self.wait_s = board, wait_s
         self._measured, self._fruitless = -1, 0
 
-    def restored(self, lost: ConnectError, measured: int, waiting: Callable[[float], None]) -> float:
+    def wait(self, lost: ConnectError, measured: int, waiting: Callable[[float], None]) -> float:
         """Return once the board answers again, and is held again where it was.
 
         It may be busy at first: what it did for us when the link was lost holds it until it notices.
