@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,8 +86,20 @@ def network_half_width(
         level: In (0, 1).
         noise: Relative standard deviation of a measurement, `network_noise`; the errors cannot be less.
     """
+    degrees = PRIOR_NETWORKS + len(residuals)
+    own, factor, least = _of_their_own(tuple(residuals), tuple(shares), noise)
+    # Networks that missed less than the noise must not take it back by way of the ratios.
+    variance = max(factor * (own + share * share), least + share * share) + RUN_SPREAD**2
+    return min(student_quantile(level, degrees) * math.sqrt(variance), MOST_HALF_WIDTH)
+
+
+@lru_cache(maxsize=256)
+def _of_their_own(residuals: tuple[float, ...], shares: tuple[float, ...], noise: float) -> tuple[float, float, float]:
+    """What a predictor asks again for every network: variance that is theirs, how the residuals compare with it, its least.
+
+    For the arguments see `network_half_width`.
+    """
     count = len(residuals)
-    degrees = PRIOR_NETWORKS + count
     most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
     squares = np.array([min(abs(value), most) ** 2 for value in residuals])
     variances = np.square(np.array(shares, dtype=np.float64))
@@ -94,9 +107,7 @@ def network_half_width(
     own = _variance_of_their_own(squares, variances, least)
     # The prior tells the size of `own`; how the residuals compare with it is theirs alone to say.
     ratios = PRIOR_NETWORKS + float(np.sum(squares / (own + variances)))
-    # Networks that missed less than the noise must not take it back by way of the ratios.
-    variance = max(ratios / degrees * (own + share * share), least + share * share) + RUN_SPREAD**2
-    return min(student_quantile(level, degrees) * math.sqrt(variance), MOST_HALF_WIDTH)
+    return own, ratios / (PRIOR_NETWORKS + count), least
 
 
 def _variance_of_their_own(squares: Floats, variances: Floats, least: float) -> float:
@@ -131,6 +142,7 @@ def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> float:
     return math.sqrt(float(np.mean([(pooled * _of_median(len(rounds))) ** 2 for rounds in several])))
 
 
+@lru_cache(maxsize=256)
 def student_quantile(level: float, degrees: float) -> float:
     """Half-width of the central interval of Student's distribution."""
     from scipy.stats import t
