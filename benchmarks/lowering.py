@@ -1,4 +1,5 @@
-"""Are the kernels of a candidate those that ONNX Runtime runs for the cut model? Random widths, five families of networks.
+"""Are the kernels of a candidate those that ONNX Runtime runs for the cut model? Random widths, five families of networks, and
+three that cut channels up (`chunk`, `split`), whose parts are pruned apart.
 
 Per family 50 width vectors are drawn (a third without multiples of 4). The model is cut to each, exported and optimized by the
 real ONNX Runtime, and the kernels of that graph are compared with `edgeprune.lower(graph).at(widths)`, which compiles nothing.
@@ -20,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import lowering_networks
 import onnxruntime
 from predictor_networks import families
 
@@ -45,7 +47,7 @@ def run(family: str, count: int, precision: Precision) -> None:
         row = json.loads(path.read_text())
     if row["networks"] >= count:
         return
-    model, x = families.build(family)
+    model, x = lowering_networks.build(family) if family in lowering_networks.CUT_UP else families.build(family)
     graph = edgeprune.trace(model, x)
     dice = random.Random(f"lowering/{family}")
     wrong = Counter(row["differences"])
@@ -101,13 +103,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    every = [*families.FAMILIES, *lowering_networks.CUT_UP]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(families.FAMILIES), help="one family instead of all")
+    parser.add_argument("--only", choices=every, help="one family instead of all")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     parser.add_argument("--networks", type=int, default=50, help="per family")
     parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="of the engines")
     arguments = parser.parse_args()
-    names = [arguments.only] if arguments.only else list(families.FAMILIES)
+    names = [arguments.only] if arguments.only else every
     folder = results(arguments.precision)
     folder.mkdir(parents=True, exist_ok=True)
     for name in [] if arguments.table else names:

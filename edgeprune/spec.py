@@ -68,6 +68,18 @@ class Kernel:
     precision: Precision = "fp32"
     origin: tuple[str, ...] = field(default=(), compare=False)
 
+    def __hash__(self) -> int:
+        # A prediction looks each kernel up ten times, and to hash nested tuples takes as long as the rest of that.
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = hash((self.op, self.family, self.inputs, self.output, self.attributes, self.precision))
+            self.__dict__["_hash"] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Texts have other hashes in another process.
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
+
     @cached_property
     def key(self) -> str:
         """Canonical text of everything but `origin`; equal keys mean equal kernels."""

@@ -239,12 +239,12 @@ def channels_of(family: str, shape: Sequence[int]) -> int:
     return shape[1 if behind_batch and family != "gemm" else -1]
 
 
-@lru_cache(maxsize=1 << 16)
 def weight_bytes(kernel: Kernel) -> int:
     """Bytes of the weights of a kernel that it reads, 0 where it has none."""
     return int(_counts(kernel)[_WEIGHTS]) * ELEMENT_BYTES[kernel.precision]
 
 
+@lru_cache(maxsize=1 << 16)
 def _counts(kernel: Kernel) -> tuple[float, ...]:
     attributes = dict(kernel.attributes)
     first = kernel.inputs[0] if kernel.inputs else kernel.output

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -111,21 +112,29 @@ def network_half_width(
         noise: Of their measurements; the errors cannot be less than that of a median, and what rounds differ by tells how
             much another run may.
     """
+    degrees = PRIOR_NETWORKS + len(residuals)
+    own, factor, least = _of_their_own(tuple(residuals), tuple(shares), noise.median)
+    # Networks that missed less than the noise must not take it back by way of the ratios.
+    variance = max(factor * (own + share * share), least + share * share)
+    spread = math.hypot(math.sqrt(variance), RUN_SPREAD, UNSTEADY_SHARE * noise.single)
+    return min(student_quantile(level, degrees) * spread, MOST_HALF_WIDTH)
+
+
+@lru_cache(maxsize=256)
+def _of_their_own(residuals: tuple[float, ...], shares: tuple[float, ...], noise: float) -> tuple[float, float, float]:
+    """What a predictor asks again for every network: variance that is theirs, how the residuals compare with it, its least.
+
+    For the arguments see `network_half_width`.
+    """
     count = len(residuals)
-    degrees = PRIOR_NETWORKS + count
     most = 3 * 1.4826 * float(np.median(np.abs(residuals))) if count >= ROBUST_NETWORKS else math.inf
     squares = np.array([min(abs(value), most) ** 2 for value in residuals])
     variances = np.square(np.array(shares, dtype=np.float64))
-    least = max(noise.median**2, 1e-12)
+    least = max(noise**2, 1e-12)
     own = _variance_of_their_own(squares, variances, least)
     # The prior tells the size of `own`; how the residuals compare with it is theirs alone to say.
     ratios = PRIOR_NETWORKS + float(np.sum(squares / (own + variances)))
-    # Networks that missed less than the noise must not take it back by way of the ratios.
-    variance = max(ratios / degrees * (own + share * share), least + share * share)
-    width = student_quantile(level, degrees) * math.hypot(
-        math.sqrt(variance), RUN_SPREAD, UNSTEADY_SHARE * noise.single
-    )
-    return min(width, MOST_HALF_WIDTH)
+    return own, ratios / (PRIOR_NETWORKS + count), least
 
 
 def _variance_of_their_own(squares: Floats, variances: Floats, least: float) -> float:
@@ -161,6 +170,7 @@ def network_noise(all_rounds_ms: Sequence[Sequence[float]]) -> NetworkNoise:
     return NetworkNoise(math.sqrt(float(np.mean(medians))), single)
 
 
+@lru_cache(maxsize=256)
 def student_quantile(level: float, degrees: float) -> float:
     """Half-width of the central interval of Student's distribution."""
     from scipy.stats import t

@@ -27,6 +27,7 @@ from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.lowering.fitted_forms import FittedForms
 from edgeprune.lowering.places import sliding, with_places
 from edgeprune.lowering.removal import without_branches
+from edgeprune.lowering.same_pieces import pieces_of, slices_of
 from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.parts import core_of
 from edgeprune.spec import Fingerprint, Kernel, Precision
@@ -240,12 +241,21 @@ def _join(
         UnsupportedKernelError: Names the operator.
     """
     dense = graph.shapes(graph.widths())
+    several = {node.name for node in graph.program.graph.nodes} - dense.keys()
     nodes: dict[str, str] = {}
     for name, shape in operators.shapes.items():
-        for candidate in (operators.sources.get(name), name):
+        source = operators.sources.get(name)
+        # Which result it is of an operation that has several is not told by what the exporter calls it.
+        for candidate in (source,) if source in several else (source, name):
             if candidate is not None and dense.get(candidate) == shape:
                 nodes[name] = candidate
                 break
+    slices = slices_of(graph.program.graph, dense)
+    for operator in operators.operators:
+        for name, (whole, axis, begin, end) in pieces_of(operator, operators.shapes):
+            node = slices.get((nodes.get(whole, ""), axis, begin, end))
+            if node is not None and operators.sources.get(name) not in dense and dense[node] == operators.shapes[name]:
+                nodes[name] = node
     for operator in operators.operators:
         for name in operator.outputs:
             if name not in nodes and len(shape := operators.shapes.get(name, ())) == 3 and operator.inputs:

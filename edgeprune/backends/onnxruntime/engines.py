@@ -22,11 +22,11 @@ from edgeprune.backends.onnxruntime.operators import (
     filled,
     input_dtypes,
     output_dtype,
-    output_shapes,
     read,
     resized,
     write,
 )
+from edgeprune.backends.onnxruntime.pieces import output_shapes
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.backends.onnxruntime.versions import WRITTEN, OnnxVersions
 from edgeprune.errors import CompileError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,18 +91,41 @@ def _program(
         noisy.setLevel(level)
         module.train(training)
     assert exported is not None
-    return exported.model_proto, _sources(exported.exported_program)
+    return exported.model_proto, _sources(program, exported.exported_program)
 
 
-def _sources(program: torch.export.ExportedProgram | None) -> dict[str, str]:
-    """Name of each node of the decomposed program to the node that it was made from."""
+def _sources(traced: torch.export.ExportedProgram, decomposed: torch.export.ExportedProgram | None) -> dict[str, str]:
+    """Name of each tensor that may be in the file to the node of the traced program that it is the value of.
+
+    A node of the decomposed program remembers which node it was made from. Of an operation with several results
+    (chunk, split, unbind) that is the operation for all of them; which result it is, says its place among them.
+    """
     sources: dict[str, str] = {}
-    for node in program.graph.nodes if program is not None else ():
+    nodes = () if decomposed is None else decomposed.graph.nodes
+    for node in nodes:
         origin: list[Any] = node.meta.get("from_node", [])
         while origin:
             sources[node.name] = origin[-1].name
             origin = origin[-1].from_node
+    whole = {node.name: node for node in traced.graph.nodes}
+    parts = {node.args: node.name for node in traced.graph.nodes if node.target is operator.getitem}
+    for node in nodes:
+        if node.target is not operator.getitem:
+            continue
+        made, place = node.args
+        source = whole.get(sources.get(made.name, made.name))
+        part = parts.get((source, place))
+        if part is not None and _shapes(made) == _shapes(source):
+            # The exporter names what stays a list by the list, and so it does the outputs of a Split that takes its place
+            # (torch/onnx/_internal/exporter/_core.py; split_to_sequence in onnxscript/optimizer/_constant_folding.py).
+            sources |= dict.fromkeys((node.name, f"{made.name}__{place}", f"{made.name}_split_{place}"), part)
     return sources
+
+
+def _shapes(node: torch.fx.Node | None) -> list[tuple[int, ...]] | None:
+    """Shapes of the results of an operation that has several; None of any other."""
+    values = None if node is None else node.meta.get("val")
+    return [tuple(getattr(value, "shape", ())) for value in values] if isinstance(values, (list, tuple)) else None
 
 
 def _small_metadata(sources: dict[str, str]) -> list[tuple[str, str]]:

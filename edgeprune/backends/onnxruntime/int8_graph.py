@@ -28,7 +28,8 @@ from edgeprune.backends._base import Operator, OperatorGraph
 from edgeprune.backends.onnxruntime import engines, int8_nodes, shapes
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
 from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
-from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, filled, output_shapes, resized
+from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, filled, resized
+from edgeprune.backends.onnxruntime.pieces import output_shapes
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.backends.onnxruntime.versions import OnnxVersions
 from edgeprune.spec import AttributeValue, Kernel, TensorSpec

@@ -364,7 +364,9 @@ class _Walk:
         return (shape[0], -(-shape[1] // self.block) * self.block, *shape[2:])
 
     def _origin(self, operator: Operator) -> tuple[str, ...]:
-        return tuple(self.graph.sources.get(name, name) for name in operator.outputs[:1])
+        first, *others = operator.outputs
+        parts = [name for name in others if operator.op == "Split" and name in self.graph.sources]
+        return tuple(self.graph.sources.get(name, name) for name in (first, *parts))
 
     def _source(self, name: str) -> tuple[str, ...]:
         return (self.graph.sources.get(name, name),)

@@ -16,6 +16,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edgeprune.backends._base import Operator, OperatorGraph
+from edgeprune.backends.onnxruntime.pieces import moved_slice, split_settings, told_split, written_split
 from edgeprune.spec import AttributeValue, Kernel
 
 _MICROSOFT = "com.microsoft"
@@ -194,6 +195,8 @@ def read(node: NodeProto, constants: Mapping[str, TensorProto]) -> Operator:
                 attributes[f"operand{position}"] = tuple(array.tolist()) if array.ndim else array.item()
             else:
                 inputs.append(name)
+    if op == "Split":
+        attributes = told_split(attributes)
     if op == "FusedMatMul" and not any(attributes.values()):
         # The scale is left of it, and the same code multiplies (onnxruntime/contrib_ops/cpu/fused_matmul.cc).
         op, attributes = "MatMul", {}
@@ -261,11 +264,11 @@ def resized(
         attributes.pop("allowzero", None)
     if operator.op == "Resize" and isinstance(sizes := attributes.get("operand3"), tuple) and len(sizes) == len(target):
         attributes["operand3"] = target
-    if operator.op == "Split" and "operand1" in attributes:
+    if operator.op == "Split":
         axis = int(attributes.get("axis", 0))  # type: ignore[arg-type]
-        attributes["operand1"] = tuple(shapes[name][axis] for name in operator.outputs)
-    if operator.op == "Slice" and (moved := _moved_slice(attributes, source, target)):
-        attributes |= moved
+        attributes = split_settings(attributes, [shapes[name][axis] for name in operator.outputs])
+    if operator.op == "Slice":
+        attributes |= moved_slice(operator, graph, shapes)
     if operator.op == "Pad" and isinstance(pads := attributes.get("operand1"), tuple) and len(pads) == 2 * len(target):
         # Where the number of padded channels changed, all of them go behind: it takes the same time.
         rank = len(target)
@@ -273,36 +276,6 @@ def resized(
         begin = [pads[axis] if same[axis] else 0 for axis in range(rank)]
         attributes["operand1"] = (*begin, *(target[axis] - source[axis] - begin[axis] for axis in range(rank)))
     return attributes
-
-
-def _moved_slice(
-    attributes: Mapping[str, AttributeValue], source: tuple[int, ...], target: tuple[int, ...]
-) -> dict[str, AttributeValue]:
-    """Begin and end of a slice of one axis, step by step, at other sizes; what begins within the axis ends with it."""
-    start, end, axes, step = (attributes.get(f"operand{place}") for place in range(1, 5))
-    if not (isinstance(start, tuple) and isinstance(end, tuple) and isinstance(axes, tuple)) or len(axes) != 1:
-        return {}
-    axis = int(axes[0])
-    if step not in (None, (1,)) or len(range(source[axis])[int(start[0]) : int(end[0])]) == target[axis]:
-        return {}
-    begin = 0 if start[0] == 0 else source[axis] - target[axis]
-    return {"operand1": (begin,), "operand2": (begin + target[axis],)}
-
-
-def output_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
-    """Shapes of all outputs; only a Split has several: of the sizes that it is told, else equal ones, the last maybe smaller.
-
-    Source: ONNX, docs/Operators.md, Split (``num_outputs``).
-    """
-    if kernel.op != "Split" or not kernel.output:
-        return [kernel.output]
-    axis = int(kernel.attribute("axis", 0)) % len(kernel.output)  # type: ignore[arg-type]
-    sizes = kernel.attribute("operand1")
-    if not isinstance(sizes, tuple):
-        parts = int(kernel.attribute("num_outputs", 1))  # type: ignore[arg-type]
-        first, whole = kernel.output[axis], kernel.inputs[0][axis]
-        sizes = (*[first] * (parts - 1), whole - first * (parts - 1))
-    return [(*kernel.output[:axis], int(size), *kernel.output[axis + 1 :]) for size in sizes]
 
 
 def weight_shapes(kernel: Kernel) -> list[tuple[int, ...]]:
@@ -339,7 +312,7 @@ def write(kernel: Kernel, inputs: list[str], outputs: list[str], prefix: str, we
         weights: Factor of the weights, close to 1.
     """
     nodes: list[NodeProto] = []
-    attributes = dict(kernel.attributes)
+    attributes = written_split(kernel) if kernel.op == "Split" else dict(kernel.attributes)
     bias, residual = attributes.pop("bias", False), attributes.pop("residual", False)
     names = list(inputs)
     if base(kernel.op) in WEIGHTED and len(kernel.inputs) <= 2 and not _both_data(kernel):

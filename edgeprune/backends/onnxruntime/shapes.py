@@ -145,18 +145,26 @@ def _joined(shapes: Sequence[Shape], axis: int) -> Shape:
 def _parts(
     operator: Operator, dense: Shapes, shapes: Shapes, attributes: Mapping[str, AttributeValue]
 ) -> dict[str, Shape] | None:
-    """The outputs of a Split: as they were where the axis is as long as it was, else equal ones of an equal split."""
-    source = operator.inputs[0]
+    """What a Split cuts up, from all of its outputs, and the outputs that are not known.
+
+    The axis is as long as all of them together. Where none is known (the gates of a recurrent layer, which stay alike) they
+    are as they were if the axis is as long as it was, else equal ones of an equal split.
+    """
+    source, axis = operator.inputs[0], int(attributes.get("axis", 0))  # type: ignore[arg-type]
+    unknown = [name for name in operator.outputs if name not in shapes]
+    told = [shapes[name] for name in operator.outputs if name in shapes]
     if source not in shapes:
+        return None if unknown else {source: _joined(told, axis)}
+    now = shapes[source]
+    if now[axis] == dense[source][axis]:
+        sizes = [dense[name][axis] for name in unknown]
+    elif len(unknown) == 1:
+        sizes = [now[axis] - sum(shape[axis] for shape in told)]
+    elif not told and len({dense[name][axis] for name in unknown}) == 1 and now[axis] % len(unknown) == 0:
+        sizes = [now[axis] // len(unknown)] * len(unknown)
+    else:
         return None
-    now, axis = shapes[source], int(attributes.get("axis", 0))  # type: ignore[arg-type]
-    sizes = [dense[name][axis] for name in operator.outputs]
-    if now[axis] != dense[source][axis]:
-        if len(set(sizes)) > 1 or now[axis] % len(sizes):
-            return None
-        sizes = [now[axis] // len(sizes)] * len(sizes)
-    found = {name: _with(now, axis, size) for name, size in zip(operator.outputs, sizes, strict=True)}
-    return {name: shape for name, shape in found.items() if name not in shapes}
+    return {name: _with(now, axis, size) for name, size in zip(unknown, sizes, strict=True)}
 
 
 def _taken(operator: Operator, dense: Shapes, now: Shape, attributes: Mapping[str, AttributeValue]) -> Shape | None:

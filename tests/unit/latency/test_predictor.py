@@ -133,7 +133,7 @@ def test_prediction_is_quick_and_known_kernels_are_free(held_out: tuple[Predicto
         begun = time.process_time()
         predictor.network(network)
         again.append(time.process_time() - begun)
-    # With its interval; 4 to 5 ms and 0.7 ms on the machine that it was last timed on, beside other work, where 5 ms
+    # With its interval; 3.6 ms and 0.24 ms on the machine that it was last timed on, beside other work, where 5 ms
     # are promised; slower machines get the rest.
     assert np.median(spent) < 0.015
     assert np.median(again) < 0.002
