@@ -164,7 +164,7 @@ def select(
     most_networks = _NETWORKS_MOST if predictor is None else _NETWORKS_FURTHER
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
     every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
-    networks = [_unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
+    networks = [unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
     passes = max(1, min(_PASSES_MOST, int(_PASSES_SHARE * round_ms / (count * sum(mean_ms)))))
     left_ms = round_ms - passes * count * sum(mean_ms)
     most = max(_LEAST_KERNELS, int(left_ms / item_ms(0.0)))
@@ -270,7 +270,7 @@ def _affordable(
     return list(ordered[:count])
 
 
-def _unknown(subject: Subject, chosen: list[space.Widths], predictor: Predictor | None) -> list[space.Widths]:
+def unknown(subject: Subject, chosen: list[space.Widths], predictor: Predictor | None) -> list[space.Widths]:
     """The networks of a model that are still to be measured, and in any case the dense one first."""
     held = [] if predictor is None else predictor.table.networks
     if subject.dense_in(None if predictor is None else predictor.table) is None:
