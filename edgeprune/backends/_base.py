@@ -75,6 +75,21 @@ class OperatorGraph:
     notes: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LayerTimes:
+    """How a runtime times engines that only run in processes of their own, and says what each of their layers took.
+
+    Attributes:
+        build_s: What building the engine of one network takes about, seconds, before one was built.
+        timing_s: What one timing of one engine takes about, seconds, its start and its end counted.
+        what: What its times are, in a sentence for a table's header.
+    """
+
+    build_s: float
+    timing_s: float
+    what: str
+
+
 class Backend(ABC):
     """A compiler and runtime. Methods run on the host and need the backend's host package only where they say so."""
 
@@ -87,6 +102,8 @@ class Backend(ABC):
     """Whether one engine file runs on boards of any kind; if not, `for_board` says which it is compiled for."""
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
     """Precisions that it can compile for."""
+    layer_times: ClassVar[LayerTimes | None] = None
+    """Where engines run in processes of their own: kernels are then timed as layers of whole networks, see `layer_kernels`."""
 
     @abstractmethod
     def availability(self) -> str | None:
@@ -193,9 +210,22 @@ class Backend(ABC):
             ExportError: The module cannot be exported; the message names the operation.
         """
 
+    def export_source(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Write the file that `operators` reads: the engine, or what it is built from where only a board can build it.
+
+        Takes, returns and raises what `export` does.
+        """
+        return self.export(module, example_inputs, path)
+
+    def engine_of(self, source: Path, path: Path) -> Path:
+        """The engine of a file that `export_source` wrote: that file, or one at `path` that is built from it."""
+        return source
+
     @abstractmethod
     def operators(self, engine: Path) -> OperatorGraph:
-        """The runtime's graph of a dense engine before layouts are chosen."""
+        """The runtime's graph of a dense engine, or of what it is built from, before layouts are chosen."""
 
     @abstractmethod
     def infer_shapes(
@@ -265,3 +295,24 @@ class Backend(ABC):
     @abstractmethod
     def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
         """An engine of the same network with other widths and meaningless weights, for timing only."""
+
+    def layer_kernels(
+        self,
+        engine: bytes,
+        graph: OperatorGraph,
+        shapes: Mapping[str, tuple[int, ...]],
+        layers: Sequence[tuple[str, float]],
+    ) -> list[tuple[Kernel, float]]:
+        """What kernels took in a run of a network that was timed layer by layer; only with `layer_times`.
+
+        Args:
+            engine: From `network_engine`, of this very object.
+            graph: As it was given there.
+            shapes: As they were given there.
+            layers: Name and mean time of each layer, milliseconds, in the order of the run.
+
+        Returns:
+            Kernels of `layout_rule` with their times, milliseconds. A kernel that the runtime computes together with others is
+            not among them.
+        """
+        return []

@@ -54,7 +54,7 @@ def profile(
         ),
     ] = 2.0,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="fp32|int8", help="Of the engines that are measured.")
+        str, typer.Option("--precision", metavar="fp32|fp16|int8", help="Of the engines that are measured.")
     ] = "fp32",
     table: Annotated[
         Path | None,

@@ -103,11 +103,13 @@ def measure_ratio(
             progress(_STEP, done, total)
 
     with tempfile.TemporaryDirectory(prefix="edgeprune-prune-") as folder:
-        engines: dict[str, bytes | Path] = {"dense": kernel_graph.dense_engine}
+        backend, suffix = kernel_graph.backend.built_on(board), kernel_graph.dense_engine.suffix
+        dense = backend.engine_of(kernel_graph.dense_engine, Path(folder) / f"dense{suffix}")
+        engines: dict[str, bytes | Path] = {"dense": dense}
         if pruned is not None:
-            path = Path(folder) / f"pruned{kernel_graph.dense_engine.suffix}"
+            path = Path(folder) / f"pruned{suffix}"
             graph = kernel_graph.graph
-            kernel_graph.backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
+            backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
             engines["pruned"] = path
         checks: list[LatencyCheck] = []
         level_ms: float | None = None
@@ -115,7 +117,7 @@ def measure_ratio(
         heated = ""
         with board.hold("prune"):
             if which.sustained:
-                heated = _heat(board, kernel_graph, threads)
+                heated = _heat(board, kernel_graph.backend.name, dense, threads)
             while not checks or (len(checks) < _MOST_COMPARISONS and _half_width(mean_of(checks)) > precision):
                 try:
                     found = compare(
@@ -139,13 +141,13 @@ def measure_ratio(
     return replace(mean_of(checks), percentile=which.percentile, heated=heated)
 
 
-def _heat(board: Board, kernel_graph: KernelGraph, threads: int) -> str:
+def _heat(board: Board, runtime: str, dense: Path, threads: int) -> str:
     """Run the dense engine until the board is in equilibrium, or ten minutes are over; one sentence on what that came to."""
     found = sustained(
         board,
-        {"dense": kernel_graph.dense_engine},
+        {"dense": dense},
         "dense",
-        runtime=kernel_graph.backend.name,
+        runtime=runtime,
         threads=threads,
         rest_s=0.0,
     )

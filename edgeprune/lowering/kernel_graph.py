@@ -7,6 +7,7 @@ backend's layout rule then says which kernels run at those shapes.
 
 from __future__ import annotations
 
+import copy
 import platform
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ from edgeprune.spec import Fingerprint, Kernel, Precision
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.boards.board import Board
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.surgery.plan import PruningPlan
 
@@ -48,7 +50,7 @@ class KernelGraph:
         graph: The channel graph whose groups name the widths.
         backend: Whose kernels these are.
         operators: The runtime's graph before layouts are chosen.
-        dense_engine: The engine file of the dense model, with its weights.
+        dense_engine: The engine file of the dense model, with its weights, or what it is built from (`Backend.export_source`).
         architecture: Of the board, as in `Fingerprint.architecture`.
         isa: Instruction set flags of the board.
     """
@@ -62,6 +64,7 @@ class KernelGraph:
         self._nodes, self._inferring = _join(self.operators, graph, backend)
         self._sliding = sliding(self.operators)
         self._idle = {branch.name: idle(graph.program, branch) for branch in graph.branches}
+        self._lowered: KernelGraph | None = None  # keeps the dense engine's folder, which goes with it
 
     def at(self, widths: Mapping[str, int]) -> list[Kernel]:
         """The kernels that run when groups have the given widths, in order.
@@ -101,6 +104,21 @@ class KernelGraph:
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
         """An engine file at the given widths with meaningless weights, for timing only."""
         return self.backend.network_engine(*self._candidate(widths))
+
+    def layer_kernels(
+        self, widths: Mapping[str, int], engine: bytes, layers: Sequence[tuple[str, float]]
+    ) -> list[tuple[Kernel, float]]:
+        """What kernels took in a timed run of `network_engine` at these widths, layer by layer; see `Backend.layer_kernels`."""
+        return self.backend.layer_kernels(engine, *self._candidate(widths), layers)
+
+    def on(self, board: Board) -> KernelGraph:
+        """The same with engines that are built on an open board, where they can only be built there."""
+        backend = self.backend.built_on(board)
+        if backend is self.backend:
+            return self
+        made = copy.copy(self)
+        made.backend, made._lowered = backend, self
+        return made
 
     @cached_property
     def removable(self) -> tuple[ResidualBranch, ...]:
@@ -222,7 +240,7 @@ def lower(
     workdir.mkdir(parents=True, exist_ok=True)
     engine = workdir / f"dense{chosen.suffix}"
     whole = in_trained_form(graph.model if model is None else model)
-    chosen.export(core_of(whole, graph.parts), graph.example_inputs, engine)
+    chosen.export_source(core_of(whole, graph.parts), graph.example_inputs, engine)
     if device is None:
         return KernelGraph(graph, chosen, engine, architecture=platform.machine(), isa=host_isa())
     identity = device.identity(chosen.name) if isinstance(device, Fingerprint) else device

@@ -76,6 +76,7 @@ def table_of(profiled: Profiled) -> LatencyTable:
         "threads": profiled.request["settings"][1],
         "precision": profiled.subjects[0].kernel_graph.backend.precision,
         "label": "measured",
+        **({} if (times := profiled.subjects[0].kernel_graph.backend.layer_times) is None else {"timing": times.what}),
         "model": {"signature": profiled.request["models"][0][0], "inputs": profiled.request["models"][0][1]},
         **_statement(profiled, profiled.networks, None),
         "edges": [dict(edge) for edge in profiled.edges],

@@ -43,6 +43,8 @@ class MeasuredRun:
             (warm-up never settled), ``"outliers"`` (more than a fifth of its samples lie far from their median, see `outlying`;
             they are kept, and its median hardly feels them).
         unusable: Id to the reason why the board could not run it.
+        layers: Id to what its layers took, one list of names and milliseconds for each timing that counts; of runtimes that time
+            their layers.
     """
 
     measurements: Mapping[str, Measurement]
@@ -59,6 +61,7 @@ class MeasuredRun:
     disturbances: tuple[str, ...] = ()
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[Sequence[tuple[str, float]]]] = field(default_factory=dict)
 
 
 def measured_run(
@@ -136,7 +139,12 @@ def measured_run(
         sentinels_ms=ledger.levels.sentinels_ms,
         flags={name: tuple(sorted(found)) for name, found in doubts.items() if found},
         unusable=dict(ledger.unusable),
+        layers={name: told for name, rows in records.items() if (told := _layers(rows))},
     )
+
+
+def _layers(records: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, float]]]:
+    return [[(str(name), float(ms)) for name, ms in record["layers"]] for record in records if record.get("layers")]
 
 
 def _doubts(records: Sequence[Mapping[str, Any]], threads: int) -> set[str]:

@@ -94,6 +94,7 @@ def measure(
     identity: Mapping[str, Any] | None = None,
     level_ms: float | None = None,
     wait_s: float = 0.0,
+    timing_s: float | None = None,
 ) -> MeasuredRun:
     """Measure engines on a board.
 
@@ -126,6 +127,8 @@ def measure(
             this part alone.
         wait_s: How long a board whose link is lost meanwhile is waited for, seconds; its clocks are locked again where they
             were. The time does not count as measured.
+        timing_s: What one timing takes about, seconds, where the runtime does it in a process of its own; its layers are
+            timed too then, see `MeasuredRun.layers`.
 
     Raises:
         ConfigError: No engines, or an id that is not among them.
@@ -148,12 +151,14 @@ def measure(
         "runtime": [runtime, threads],
         "order": [sentinel, seed],
         "protocol": asdict(protocol),
+        **({} if timing_s is None else {"layers": True}),
     }
     with Journal(journal, request) as book:
         kept = sum(record["kind"] == "sample" for record in book.records)
         run = _Run(board, engines, frozenset(kernels), sentinel, protocol, runtime, threads, seed, book, progress)
         run.ledger.level_ms = level_ms
         run.reconnector, run.told = Reconnector(board, wait_s), told
+        run.timing_s = timing_s
         fetched = run.fetch()
         if (kept or fetched) and told is not None:
             more = f", and {fetched} that the board had kept" if fetched else ""
@@ -186,6 +191,7 @@ class _Run:
         self.entries: dict[str, Entry] | None = None
         self.total = 0
         self.budget_s: float | None = None
+        self.timing_s: float | None = None
         self.begun = time.monotonic()
         self.done_before: int | None = None
         self.settled: list[str] = []
@@ -353,6 +359,7 @@ class _Run:
                 "sample_ms": protocol.sample_ms,
                 "warmup_ms": protocol.warmup_ms,
                 "patience": self._patience(),
+                **({} if self.timing_s is None else {"layers": True}),
                 **keeping,
             },
             timeout_s=self._deadline_s(len(order)),
@@ -373,7 +380,7 @@ class _Run:
             return None
         slot = order[event["position"]]
         timing = {name: event[name] for name in ("times_ms", "number", "stable", "cpu_share", "preempted")}
-        timing.update({name: event[name] for name in ("pace_ns", "lost_s") if event.get(name)})
+        timing.update({name: event[name] for name in ("pace_ns", "lost_s", "layers") if event.get(name)})
         return {"kind": "sample", "round": number, "attempt": attempt, "id": slot.name, **_where(slot), **timing}
 
     def _note(self, record: dict[str, Any]) -> None:
@@ -390,9 +397,14 @@ class _Run:
 
     @property
     def _nominal_s(self) -> float:
+        if self.timing_s is not None:
+            return self.timing_s
         return (self.protocol.warmup_ms + self.protocol.samples * self.protocol.sample_ms + _LOAD_MS) / 1e3
 
     def _deadline_s(self, items: int) -> float:
+        if self.timing_s is not None:
+            # That of a board that is several times slower than what it is taken for.
+            return 600.0 + 5 * items * self.timing_s
         nominal_s = (4 * self.protocol.warmup_ms + 3 * self.protocol.samples * self.protocol.sample_ms) / 1e3
         return 120.0 + items * (2.0 + nominal_s)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.backends import registry as backends
 from edgeprune.boards.board import Board
 from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
-from edgeprune.profiling import afterwards, extending, space
+from edgeprune.profiling import afterwards, extending, layered, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
 from edgeprune.profiling.energy import with_energies
 from edgeprune.profiling.journal import Journal
@@ -38,6 +40,7 @@ from edgeprune.profiling.setting import Setting, checked, set_up, with_origins
 from edgeprune.profiling.staging import assembled, beside, kernel_engines, measure_stage, refined, stages_of
 from edgeprune.profiling.subjects import DENSE
 from edgeprune.profiling.sustaining import with_sustained
+from edgeprune.profiling.uploads import spilled
 from edgeprune.spec import Precision
 
 if TYPE_CHECKING:
@@ -123,8 +126,8 @@ def profile(
         wait_s: How long a board whose link is lost while kernels are measured is waited for, seconds; then the run goes on.
 
     Raises:
-        ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, or the
-            device type does not say how clocks are locked.
+        ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
+            cannot measure what is asked for beside the timing, or the device type does not say how clocks are locked.
         CompileError: In int8: no layer of a model has weights.
         PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
         ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
@@ -139,6 +142,8 @@ def profile(
     begun = time.monotonic()
     tell = progress or _silent
     base = checked(minutes, table)
+    asked = {"a sustained latency": sustained, "energy": energy, "percentiles": percentiles}
+    layered.refuse_afterwards(backends.get(backend), asked)
     with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
         clocks: dict[str, Any] = {}
         held = stack.enter_context(ExitStack())
@@ -177,7 +182,8 @@ def profile(
                 chosen.append(selection.record())
             if setting.table is not None and told is not None:
                 told(str(preview_of(selection, setting.subjects, setting.table)))
-            found = _measured(target, setting, selection, chosen, path, tell, told)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-networks-")))
+            found = _measured(target, setting, selection, chosen, path, folder, tell, told)
             if told is not None and found is not setting.table:
                 for sentence in (found.header if base is None else found.header["runs"][-1])["disturbances"]:
                     told(sentence)
@@ -241,6 +247,8 @@ def preview(
             precision=precision,
         )
         tell(0, 0, 0.0, "choosing kernels and networks")
+        if setting.layer_times is not None:
+            return preview_of(layered.usual(setting), setting.subjects, setting.table)
         dense_ms = guessed_dense_ms(setting.subjects, setting.predictor)
         selection = select(setting.subjects, dense_ms, 60 * minutes, seed=seed, predictor=setting.predictor)
         return preview_of(selection, setting.subjects, setting.table)
@@ -249,6 +257,8 @@ def preview(
 def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> Selection:
     """Choose what fits into the time, from one quick measurement of the dense networks or from what the table predicts."""
     seconds, seed = setting.seconds, setting.seed
+    if setting.layer_times is not None:
+        return layered.selected(board, setting, begun, tell)
     if setting.predictor is not None:
         tell(0, 0, seconds, "choosing kernels and networks")
         # The same as `preview` says, whatever the time that lowering took.
@@ -304,6 +314,7 @@ def _quick(
         max_repeats=0,
         kernels=kernels,
         wait_s=setting.wait_s,
+        timing_s=None if setting.layer_times is None else setting.layer_times.timing_s,
     )
 
 
@@ -313,6 +324,7 @@ def _measured(
     selection: Selection,
     book: Journal,
     path: Path | None,
+    folder: Path,
     tell: Progress,
     told: Callable[[str], None] | None,
 ) -> LatencyTable:
@@ -324,10 +336,10 @@ def _measured(
         for place, (subject, chosen) in enumerate(zip(subjects, selection.networks, strict=True))
         for number, widths in enumerate(chosen)
     }
-    tell(0, 0, selection.budget_s, "building engines")
-    engines: dict[str, bytes | Path] = {
-        name: subjects[place].kernel_graph.network_engine(widths) for name, (place, widths) in networks.items()
-    }
+    engines: dict[str, bytes | Path] = {}
+    for number, (name, (place, widths)) in enumerate(networks.items(), 1):
+        tell(0, 0, selection.budget_s, f"building engine {number} of {len(networks)}")
+        engines[name] = spilled(subjects[place].kernel_graph.network_engine(widths), folder / f"network-{number}")
     kernels, unsupported = kernel_engines(selection.kernels, subjects[0].kernel_graph, engines)
     anchors, _ = kernel_engines(selection.anchors, subjects[0].kernel_graph, engines)
     if base is not None and (path is None or not beside(path, "journal").exists()):
@@ -335,7 +347,8 @@ def _measured(
         tell(0, 0, selection.budget_s, "comparing the board with the table")
         sentinel = subjects[0].network(0)
         check = _quick(board, setting, {name: engines[name] for name in (sentinel, *anchors)}, list(anchors))
-        extending.link(base, Part(check, {}, {}, anchors).anchored())
+        dense = {sentinel: networks[sentinel]}
+        extending.link(base, layered.with_layers(Part(check, {}, {}, anchors), setting, dense, engines).anchored())
     later_s = selection.refine_s
     run = measure_stage(
         board,
@@ -348,9 +361,8 @@ def _measured(
         lambda done, total, left_s, message: tell(done, total, left_s + later_s, message),
         told,
     )
-    profiled = Profiled(
-        subjects, networks, [Part(run, kernels, unsupported, anchors)], setting.fingerprint, setting.request
-    )
+    part = layered.with_layers(Part(run, kernels, unsupported, anchors), setting, networks, engines)
+    profiled = Profiled(subjects, networks, [part], setting.fingerprint, setting.request)
     link = None if base is None else _linked(base, profiled.parts[0], path)
     if link is not None and told is not None:
         told(link.sentence())

@@ -165,7 +165,7 @@ def select(
     most_networks = _NETWORKS_MOST if predictor is None else _NETWORKS_FURTHER
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
     every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
-    networks = [_unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
+    networks = [unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
     share, most_passes = (_PASSES_SHARE, _PASSES_MOST) if predictor is None else (_FURTHER_SHARE, _FURTHER_MOST)
     passes = max(1, min(most_passes, int(share * round_ms / (count * sum(mean_ms)))))
     left_ms = round_ms - passes * count * sum(mean_ms)
@@ -273,7 +273,7 @@ def _affordable(
     return list(ordered[:count])
 
 
-def _unknown(subject: Subject, chosen: list[space.Widths], predictor: Predictor | None) -> list[space.Widths]:
+def unknown(subject: Subject, chosen: list[space.Widths], predictor: Predictor | None) -> list[space.Widths]:
     """The networks of a model that are still to be measured, and in any case the dense one first."""
     held = [] if predictor is None else predictor.table.networks
     if subject.dense_in(None if predictor is None else predictor.table) is None:

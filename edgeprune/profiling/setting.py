@@ -32,6 +32,7 @@ from edgeprune.spec import Fingerprint, Kernel, Precision
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.backends._base import LayerTimes
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -62,6 +63,11 @@ class Setting:
     @property
     def runtime(self) -> str:
         return self.subjects[0].kernel_graph.backend.name
+
+    @property
+    def layer_times(self) -> LayerTimes | None:
+        """How kernels are timed where that is done as layers of networks; see `Backend.layer_times`."""
+        return self.subjects[0].kernel_graph.backend.layer_times
 
     @property
     def seconds(self) -> float:
@@ -150,6 +156,7 @@ def set_up(
         model,
         example_inputs,
         backend,
+        board,
         fingerprint,
         folder,
         precision=precision,
@@ -157,7 +164,7 @@ def set_up(
         kernel_graph=kernel_graph,
         table=base,
     )
-    for subject in subjects if precision != "fp32" else ():
+    for subject in subjects if precision == "int8" else ():
         require_timeable(subject, folder)
     request = {
         "identity": fingerprint.identity(backend),

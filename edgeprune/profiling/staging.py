@@ -67,6 +67,7 @@ def measure_stage(
         identity=setting.request["identity"],
         level_ms=level_ms,
         wait_s=setting.wait_s,
+        timing_s=None if setting.layer_times is None else setting.layer_times.timing_s,
     )
 
 

@@ -15,6 +15,7 @@ from edgeprune.spec import Fingerprint, Kernel, Precision
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgeprune.boards.board import Board
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.table import LatencyTable, Network
     from edgeprune.lowering.kernel_graph import KernelGraph
@@ -60,6 +61,7 @@ def lowered_subjects(
     model: nn.Module | Mapping[str, nn.Module],
     example_inputs: Any,
     backend: str,
+    board: Board,
     fingerprint: Fingerprint,
     folder: Path,
     *,
@@ -74,6 +76,7 @@ def lowered_subjects(
         model: One model, or several by name.
         example_inputs: Of the model; with several, by the same names.
         backend: Which runtime executes the kernels.
+        board: For which, and on which engines are built that can only be built there.
         fingerprint: Of the board.
         folder: For the dense engines.
         precision: Of the engines.
@@ -96,7 +99,7 @@ def lowered_subjects(
         if given.backend.precision != precision:
             raise ConfigError(f"the model must be lowered for {precision}, found {given.backend.precision}.")
         prefix = "" if not taken and not subjects else _free_prefix(name, taken, subjects)
-        subjects.append(Subject(prefix.rstrip("/") or name, prefix, given))
+        subjects.append(Subject(prefix.rstrip("/") or name, prefix, given.on(board)))
     return subjects
 
 

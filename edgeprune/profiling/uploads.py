@@ -25,6 +25,14 @@ def content_hash(engine: bytes | Path) -> str:
     return hashlib.sha256(engine).hexdigest() if isinstance(engine, bytes) else sha256_of(engine)
 
 
+def spilled(engine: bytes, path: Path) -> bytes | Path:
+    """A large engine as a file, a small one as it is: a run has dozens of them at once."""
+    if len(engine) <= SMALL_BYTES:
+        return engine
+    path.write_bytes(engine)
+    return path
+
+
 def upload(board: Board, engines: Mapping[str, bytes | Path], kernels: Collection[str]) -> dict[str, Entry]:
     """Push engines; what the board already has is skipped.
 

@@ -3,8 +3,9 @@
 It is strict where the real one is: an option that is not in the list of its version (``trtexec_options.json``, taken from
 NVIDIA's sources) is refused, ``--option value`` instead of ``--option=value`` leaves an unknown word behind, and a number that is
 missing ends it with the real one's words. It fails with lines that were recorded of the real one. What it exports was recorded
-of the real one too, so layers and times have nothing to do with the model that it was given; only outputs are the model's, from
-ONNX Runtime, rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec.
+of the real one too, so layers and times have nothing to do with the model that it was given, unless it is told to make them up
+(`trtexec_model`): then they are *modelled*, those of no device. Outputs are always the model's, from ONNX Runtime, rounded to
+the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec.
 
 Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, samples/common/sampleOptions.cpp (options),
 samples/trtexec/trtexec.cpp (what runs when), samples/common/sampleReporting.cpp and sampleEngines.cpp (exports, words),
@@ -16,12 +17,14 @@ points), yuvraj108c/ComfyUI-Dwpose-Tensorrt issue 5 (version tags of TensorRT 10
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shlex
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +108,7 @@ def install(
     failing: Failing | None = None,
     build_s: float = 0.0,
     name: str = "trtexec",
+    modelled: bool = False,
 ) -> Path:
     """Put a stand-in into a folder.
 
@@ -117,6 +121,7 @@ def install(
         failing: How every build fails: too little memory, a node without an implementation, or killed by the kernel.
         build_s: Time that a build takes, seconds.
         name: Of the program.
+        modelled: Whether layers and times are made up for the model that it is given, by ``trtexec_model.py``.
 
     Returns:
         The program.
@@ -130,6 +135,7 @@ def install(
         "times": str(times.resolve()),
         "failing": failing,
         "build_s": build_s,
+        "modelled": str((folder / "modelled").resolve()) if modelled else None,
     }
     setting.write_text(json.dumps(told), encoding="utf-8")
     program = folder / name
@@ -168,7 +174,7 @@ class _StandIn:
                 self._infer(given, self._loaded(Path(given["--loadEngine"])))
             else:
                 plan = self._built(given)
-                self._layers(given)
+                self._layers(given, plan)
                 if "--skipInference" in given:
                     _say(sys.stdout, "[I] Skipped inference phase since --skipInference is added.")
                 else:
@@ -261,6 +267,13 @@ class _StandIn:
         # Two builds of one model are not equal byte by byte (NVIDIA/TensorRT, issue 4798).
         salt = random.randbytes(_HEADER - 8)
         plan = MAGIC + salt + bytes([*map(int, self.version.split(".")), 0]) + source.read_bytes()
+        if self.setting["modelled"]:
+            model = Path(__file__).with_name("trtexec_model.py")
+            done = subprocess.run(
+                [sys.executable, str(model)], input=source.read_bytes(), capture_output=True, check=True
+            )
+            self._modelled(plan).parent.mkdir(exist_ok=True)
+            self._modelled(plan).write_bytes(done.stdout)
         if "--saveEngine" in given:
             Path(given["--saveEngine"]).write_bytes(plan)
         _say(sys.stdout, f"[I] Created engine with size: {len(plan) / 2**20:.6g} MiB")
@@ -276,10 +289,26 @@ class _StandIn:
             raise _FailedError(wrong, *after)
         return plan
 
-    def _layers(self, given: Mapping[str, str]) -> None:
+    def _modelled(self, plan: bytes) -> Path:
+        return Path(self.setting["modelled"], hashlib.sha256(plan).hexdigest())
+
+    def _export(self, name: str, plan: bytes) -> str:
+        """What was recorded, or what was made up for a model and differs a little each time."""
+        if not self.setting["modelled"]:
+            return Path(self.setting[name]).read_text(encoding="utf-8")
+        made = json.loads(self._modelled(plan).read_text(encoding="utf-8"))
+        if name == "layers":
+            return json.dumps(made["layers"])
+        if name == "times":
+            told = [made["whole_ms"] * random.gauss(1.0, 0.003) for _ in range(100)]
+            return json.dumps([{"latencyMs": ms, "computeMs": ms} for ms in told])
+        rows = [{"name": row, "averageMs": ms * random.gauss(1.0, 0.005)} for row, ms in made["profile"]]
+        return json.dumps([{"count": 1000}, *rows])
+
+    def _layers(self, given: Mapping[str, str], plan: bytes) -> None:
         if "--exportLayerInfo" not in given:
             return
-        text = Path(self.setting["layers"]).read_text(encoding="utf-8")
+        text = self._export("layers", plan)
         if given.get("--profilingVerbosity") != "detailed":
             found = json.loads(text)
             text = json.dumps({"Layers": [layer["Name"] for layer in found["Layers"]], "Bindings": found["Bindings"]})
@@ -287,21 +316,21 @@ class _StandIn:
 
     def _infer(self, given: Mapping[str, str], plan: bytes) -> None:
         if "--loadEngine" in given:
-            self._layers(given)
+            self._layers(given, plan)
         profiled = "--exportProfile" in given or "--dumpProfile" in given
         # Up to TensorRT 10 a profiled run has no times of its own, unless a run of its own is asked for.
         if not profiled or "--separateProfileRun" in given or self.version.startswith("11."):
             _say(sys.stdout, "[I] === Performance summary ===")
-            self._copied(given, "--exportTimes", "times")
-        self._copied(given, "--exportProfile", "profile")
+            self._exported(given, "--exportTimes", "times", plan)
+        self._exported(given, "--exportProfile", "profile", plan)
         if "--exportOutput" in given:
             Path(given["--exportOutput"]).write_text(
                 _outputs(plan[_HEADER:], given, wide=not self.version.startswith("8.")), encoding="utf-8"
             )
 
-    def _copied(self, given: Mapping[str, str], option: str, name: str) -> None:
+    def _exported(self, given: Mapping[str, str], option: str, name: str, plan: bytes) -> None:
         if option in given:
-            Path(given[option]).write_bytes(Path(self.setting[name]).read_bytes())
+            Path(given[option]).write_text(self._export(name, plan), encoding="utf-8")
 
 
 def mismatch(plan: bytes, version: str) -> str | None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeprune.backends._base import CALIBRATION, Backend, Case, Operator, OperatorGraph, Session, Told
+from edgeprune.backends._base import CALIBRATION, Backend, Case, LayerTimes, Operator, OperatorGraph, Session, Told
 from edgeprune.backends.tensorrt import building, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
-from edgeprune.errors import BackendError, BackendUnavailableError, CompileError, ConfigError
+from edgeprune.backends.tensorrt.layer_times import BuiltLayer, built_layers, group_times
+from edgeprune.errors import BackendError, CompileError, ConfigError, UnsupportedKernelError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.backends.tensorrt import fusing
     from edgeprune.boards.board import Board
 
+_REMEMBERED = 32
+"""Sets of operators whose fusions are remembered."""
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -29,7 +34,10 @@ class TensorRt(Backend):
 
     An engine is bound to its release and GPU, and the same build twice gives different bytes, so what identifies one is the
     hash of its own file. Beside it lies ``tensorrt.json``: the commands, trtexec's times, and the layers joined to the
-    model's nodes. `profile` and `prune` are refused: layers at other widths are only known once they are built.
+    model's nodes.
+
+    What it computes as one layer is told beforehand by its fusions (`edgeprune.backends.tensorrt.fusing`). Kernels are timed as
+    layers of whole networks, which trtexec does one by one: alone they would be surrounded by other layouts.
 
     Everything here was checked against recorded exports and logs and a stand-in that has the options of NVIDIA's public
     sources: no GPU ran it yet.
@@ -44,6 +52,11 @@ class TensorRt(Backend):
     suffix: ClassVar[str] = ".plan"
     portable: ClassVar[bool] = False
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
+    layer_times: ClassVar[LayerTimes | None] = LayerTimes(
+        build_s=60.0,
+        timing_s=8.0,
+        what="trtexec's times on the device, without transfers: of whole queries in a CUDA graph, and of layers one by one",
+    )
 
     def __init__(self, *, dla_core: int | None = None, workspace_mib: int | None = None) -> None:
         self._dla_core, self._workspace_mib = dla_core, workspace_mib
@@ -51,6 +64,9 @@ class TensorRt(Backend):
         self._board: Board | None = None
         self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
         self._quantized: bytes | None = None
+        # What the builder said of the networks that were built to be timed, by the hash of the engine.
+        self._built: dict[str, tuple[BuiltLayer, ...]] = {}
+        self._groups: dict[Any, list[fusing.Group]] = {}
 
     @property
     def options(self) -> BuildOptions:
@@ -87,6 +103,19 @@ class TensorRt(Backend):
         made = TensorRt(dla_core=self._dla_core, workspace_mib=self._workspace_mib)
         made._precision, made._board, made._calibration = precision, board, self._calibration
         return made
+
+    def for_timing(self) -> TensorRt:
+        """See `Backend.for_timing`.
+
+        Raises:
+            ConfigError: In int8: which layers the builder then makes of quantize nodes is not known beforehand.
+        """
+        if self._precision == "int8":
+            raise ConfigError(
+                "profile and prune take engines of TensorRT in fp32 or fp16, found precision int8.",
+                hint="--precision fp16",
+            )
+        return self
 
     def availability(self) -> str | None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -155,40 +184,65 @@ class TensorRt(Backend):
             BackendUnavailableError: The board has neither trtexec nor TensorRT's Python module.
             ConfigError: Precision and DLA core contradict each other, or int8 has no calibration data.
         """
-        if self._board is None:
-            raise CompileError(
-                "a TensorRT engine must be built on the board that runs it, which only compile does: there is none to build on "
-                "here, and profile and prune cannot use TensorRT yet.",
-                hint="edgeprune compile --backend tensorrt --board BOARD",
-            )
-        import onnx
-
         from edgeprune.backends.onnxruntime import exporting
-        from edgeprune.backends.tensorrt import model
 
-        options = self.options
-        if options.precision == "int8" and self._calibration is None:
+        board = self._on_board()
+        if self.options.precision == "int8" and self._calibration is None:
             raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
-        version = building.version_on(self._board)
+        version = building.version_on(board)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             source = Path(folder) / "model.onnx"
             inputs, outputs = exporting.export(module, example_inputs, source)
-            exported = onnx.load(source)
+            self._build(board, version, source, path)
+        return inputs, outputs
+
+    def export_source(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """See `Backend.export_source`: ONNX, from which any board builds."""
+        from edgeprune.backends.onnxruntime import exporting
+
+        return exporting.export(module, example_inputs, path)
+
+    def engine_of(self, source: Path, path: Path) -> Path:
+        """See `Backend.engine_of`; builds it on the board.
+
+        Raises:
+            CompileError: No board was named, or its TensorRT cannot build the engine.
+        """
+        board = self._on_board()
+        self._build(board, building.version_on(board), source, path)
+        return path
+
+    def _on_board(self) -> Board:
+        if self._board is None:
+            raise CompileError(
+                "a TensorRT engine must be built on the board that runs it, found no board to build on.",
+                hint="edgeprune compile --backend tensorrt --board BOARD",
+            )
+        return self._board
+
+    def _build(self, board: Board, version: versions.Version, source: Path, path: Path) -> None:
+        """Build the engine of an exported model, and leave its record beside it."""
+        import onnx
+
+        from edgeprune.backends.tensorrt import model
+
+        options, exported = self.options, onnx.load(source)
         ready = model.prepared(exported, versions.dialect(version), self._precision)
         quantization = None
         if self._calibration is not None:
             ready, quantization = model.quantized(ready, *self._calibration)
             self._quantized = ready.SerializeToString()
         source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported))
-        board = self._board.probe()
-        gpu = building.gpu_of(board)
-        record = building.build(self._board, version, source_model, options, path, gpu=gpu)
+        fingerprint = board.probe()
+        gpu = building.gpu_of(fingerprint)
+        record = building.build(board, version, source_model, options, path, gpu=gpu)
         record |= {**gpu, "quantization": quantization}
-        if options.dla_core is not None and "machine" in board.facts:
+        if options.dla_core is not None and "machine" in fingerprint.facts:
             # Which core it is for stands on the board that built it, and in no file that travels.
-            record["machine"] = board.facts["machine"]
+            record["machine"] = fingerprint.facts["machine"]
         write_text(path.with_name(building.RECORD_NAME), json.dumps(record, indent=1, sort_keys=True) + "\n")
-        return inputs, outputs
 
     def parse_engine(self, engine: Path) -> list[Kernel]:
         """See `Backend.parse_engine`: the layers of the engine as its builder exported them, from the record beside it.
@@ -210,28 +264,80 @@ class TensorRt(Backend):
         return [Kernel.from_key(entry["kernel"]) for entry in record["kernels"]]
 
     def operators(self, engine: Path) -> OperatorGraph:
-        """Refused: see the class."""
-        _refuse()
+        """See `Backend.operators`, of what `export_source` wrote. Batch norms are folded; which operators one layer computes,
+        `layout_rule` tells.
+        """
+        from edgeprune.backends.onnxruntime import engines
+
+        return engines.operators(engine, "BASIC")
 
     def infer_shapes(
         self, operator: Operator, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, tuple[int, ...]] | None:
-        """Refused: see the class."""
-        _refuse()
+        """See `Backend.infer_shapes`."""
+        from edgeprune.backends.onnxruntime.shapes import inferred
+
+        return inferred(operator, graph.shapes, shapes)
 
     def layout_rule(
         self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]], architecture: str, isa: Sequence[str]
     ) -> list[Kernel]:
-        """Refused: see the class."""
-        _refuse()
+        """See `Backend.layout_rule`. Which layouts and tactics the builder chooses at some widths is not told by a kernel."""
+        from edgeprune.backends.tensorrt import fusing
+
+        return fusing.kernels(graph, shapes, self._groups_of(graph), self._precision)
 
     def kernel_engine(self, kernel: Kernel) -> bytes:
-        """Refused: see the class."""
-        _refuse()
+        """Refused: alone a kernel has layouts to bring about that are there in a network; see `layer_kernels`."""
+        raise UnsupportedKernelError(
+            f"kernels of TensorRT must be timed as layers of networks, found {kernel.op} by itself.",
+            hint="edgeprune profile --backend tensorrt",
+        )
 
     def network_engine(self, graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-        """Refused: see the class."""
-        _refuse()
+        """See `Backend.network_engine`; builds it on the board.
+
+        Raises:
+            CompileError: No board was named, or its TensorRT cannot build the engine.
+        """
+        from edgeprune.backends.tensorrt import model
+
+        board = self._on_board()
+        version = building.version_on(board)
+        ready = model.prepared(model.network(graph, shapes), versions.dialect(version), self._precision)
+        source = building.Model(ready.SerializeToString(), model.operations(ready), {})
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            path = Path(folder) / "engine.plan"
+            record = building.build(board, version, source, self.options, path, timed=False)
+            content = path.read_bytes()
+        self._built[record["engine_sha256"]] = built_layers(record)
+        return content
+
+    def layer_kernels(
+        self,
+        engine: bytes,
+        graph: OperatorGraph,
+        shapes: Mapping[str, tuple[int, ...]],
+        layers: Sequence[tuple[str, float]],
+    ) -> list[tuple[Kernel, float]]:
+        """See `Backend.layer_kernels`."""
+        from edgeprune.backends.tensorrt import fusing
+
+        groups = self._groups_of(graph)
+        kernels = fusing.kernels(graph, shapes, groups, self._precision)
+        built = self._built.get(hashlib.sha256(engine).hexdigest(), ())
+        times = group_times(built, layers, groups)
+        return [(kernels[place], ms) for place, ms in sorted(times.items())]
+
+    def _groups_of(self, graph: OperatorGraph) -> list[fusing.Group]:
+        from edgeprune.backends.tensorrt import fusing
+
+        key = tuple((operator.name, operator.op, operator.inputs, operator.outputs) for operator in graph.operators)
+        if key not in self._groups:
+            while len(self._groups) >= _REMEMBERED:
+                del self._groups[next(iter(self._groups))]
+            self._groups[key] = fusing.groups(graph)
+        return self._groups[key]
 
 
 def _record(engine: Path) -> dict[str, Any]:
@@ -249,10 +355,3 @@ def _record(engine: Path) -> dict[str, Any]:
             hint="compile again with this edgeprune",
         )
     return found
-
-
-def _refuse() -> NoReturn:
-    raise BackendUnavailableError(
-        "TensorRT's layers must be known at widths that were not built to profile or prune for it, and they are not.",
-        hint="prune with a latency table of the board (edgeprune table import), then compile --backend tensorrt --board BOARD",
-    )

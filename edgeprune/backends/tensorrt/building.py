@@ -78,6 +78,7 @@ def build(
     path: Path,
     *,
     gpu: Mapping[str, str] | None = None,
+    timed: bool = True,
 ) -> dict[str, Any]:
     """Build an engine on a board, time it there, and bring it here.
 
@@ -92,16 +93,19 @@ def build(
         options: How.
         path: File for the engine; it appears whole or not at all.
         gpu: What the engine is bound to, see `gpu_of`; the board is asked where it is None.
+        timed: Whether it is timed at once; without it the record has layers without times.
 
     Returns:
         The record of the build, JSON-ready; see ``docs/backends.md``.
 
     Raises:
         CompileError: trtexec cannot build or load it; `CompileError.log_tail` has the end of its log.
-        IncompatibleTargetError: It does not take its own engine: two releases are mixed up on the board.
+        IncompatibleTargetError: It does not take its own engine, since two releases are mixed up on the board, or it has no DLA.
         BoardBusyError: Another run holds the board, which a build would disturb.
         RemoteError: The board cannot be reached; the build goes on there.
     """
+    if options.dla_core is not None:
+        versions.require_dla(version)
     blob = board.push(model.content)
     place = {"onnx": f"{{store}}/{blob}", "engine": f"{{work}}/{_ENGINE}"}
     cache = f"{{root}}/tensorrt/timing-{version}.cache"
@@ -132,8 +136,10 @@ def build(
                 f"trtexec of TensorRT {version} must write the engine, found that it ended well without one.",
                 log_tail=failures.tail(built["log"]),
             )
+        times: dict[str, Any] = {"outputs": {}, "by": built["by"]}
         try:
-            timed = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
+            if timed:
+                times = _run(board, version, work, "time", commands["time"], [_PROFILE, _TIMES], timeout_s=_TIME_S)
         except (CompileError, IncompatibleTargetError):
             if built["found"] == "finished":
                 board.call("trtexec", {"action": "forget", "work": work, "step": "build"})
@@ -148,7 +154,7 @@ def build(
     texts = {
         name: _text(board, f"{folder}/{name}", path.with_name(f".{name}"))
         for name in (_LAYERS, _PROFILE, _TIMES)
-        if name in {**built["outputs"], **timed["outputs"]}
+        if name in {**built["outputs"], **times["outputs"]}
     }
     return {
         "format": RECORD_FORMAT,
@@ -158,7 +164,7 @@ def build(
         "precision": options.precision,
         "dla_core": options.dla_core,
         "commands": commands,
-        **_read(model, texts, by=timed["by"]),
+        **_read(model, texts, by=times["by"], timed=timed),
     }
 
 
@@ -216,17 +222,19 @@ def _text(board: Board, remote: str, local: Path) -> str:
         local.unlink(missing_ok=True)
 
 
-def _read(model: Model, texts: Mapping[str, str], *, by: str) -> dict[str, Any]:
+def _read(model: Model, texts: Mapping[str, str], *, by: str, timed: bool) -> dict[str, Any]:
     """What the exports say. An engine whose export cannot be read is an engine: the reason is recorded instead."""
     found: dict[str, Any] = {"kernels": None, "latency": None, "unread": []}
     try:
         layers = exports.read_layers(texts.get(_LAYERS, ""))
-        profile = exports.read_profile(texts.get(_PROFILE, ""))
+        profile = exports.read_profile(texts.get(_PROFILE, "")) if timed else None
         joined = kernels.timed_kernels(layers, profile, operations=model.operations, origins=model.origins)
         found["kernels"] = [kernel.as_json() for kernel in joined]
     except BackendError as error:
         logger.warning("%s", error.message)
         found["unread"].append(error.message)
+    if not timed:
+        return found
     try:
         times = exports.read_times(texts.get(_TIMES, ""))
         found["latency"] = {

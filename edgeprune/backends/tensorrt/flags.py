@@ -46,7 +46,8 @@ class BuildOptions:
             )
         if self.dla_core is not None and self.dla_core < 0:
             raise ConfigError(f"a DLA core must be 0 or more, found {self.dla_core}.")
-        # Which releases take quantize nodes there was not looked up.
+        # Up to TensorRT 10 a DLA takes no quantize nodes, only a table of scales (NVIDIA/TensorRT issue 2222,
+        # NVIDIA/Model-Optimizer pull request 1661); what 11.4.1 takes there was not looked up.
         if self.dla_core is not None and self.precision != "fp16":
             raise ConfigError(f"a DLA must be used in fp16, found precision {self.precision}.", hint="--precision fp16")
         if self.workspace_mib is not None and self.workspace_mib < 1:

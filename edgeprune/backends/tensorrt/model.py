@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from edgeprune.backends._base import Case, Told
+from edgeprune.backends._base import Case, OperatorGraph, Told
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
 from edgeprune.backends.tensorrt.versions import Dialect
 from edgeprune.errors import ExportError
@@ -83,6 +83,25 @@ def quantized(
         exact.write_bytes(model.SerializeToString())
         found = quantize(exact, cases, path, needed_db=needed_db, numbers=Int8Numbers.of_tensorrt(), told=told)
         return onnx.load(path), found.facts()
+
+
+def network(graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """The operators as a plain ONNX model at other widths, with meaningless weights; a node has the name of its operator.
+
+    Weights are initializers: what an importer computes from a shape may be no weight to it.
+    """
+    from edgeprune.backends.onnxruntime import engines
+    from edgeprune.backends.onnxruntime.literals import with_literals
+
+    made = with_literals(onnx.load_from_string(engines.network_engine(graph, shapes)))
+    names = {operator.outputs[0]: operator.name for operator in graph.operators}
+    for node in made.graph.node:
+        node.name = names.get(node.output[0], node.name)
+    # Domains of ONNX Runtime's own: no node is of them, and another importer may not know them.
+    plain = [entry for entry in made.opset_import if entry.domain in ("", "ai.onnx")]
+    del made.opset_import[:]
+    made.opset_import.extend(plain)
+    return made
 
 
 def operations(model: onnx.ModelProto) -> dict[str, str]:

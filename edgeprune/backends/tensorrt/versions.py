@@ -59,6 +59,9 @@ DIALECTS = (
     Dialect("11", Version(11, 0), Version(12, 0), 25, 9, strongly_typed=True, quiet_defaults=True),
 )
 SUPPORTED = "8.6, 10.x or 11.x"
+# NVIDIA, "Working with DLA" of TensorRT 11.4.1: 10.7 was the last 10.x release that had one, 11.0 to 11.3 have none, 11.4.0 only
+# on Windows on ARM. https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/inference-library/work-with-dla.html
+_WITHOUT_DLA = (Version(10, 8), Version(11, 4, 1))
 
 
 def of_log(log: str) -> Version | None:
@@ -82,6 +85,22 @@ def parse(text: str) -> Version:
     """A version as `Version.__str__` writes it, or with more parts; what is no number counts as 0."""
     parts = [int(part) if part.isdigit() else 0 for part in text.split(".")[:3]]
     return Version(*[*parts, 0, 0, 0][:3])
+
+
+def require_dla(version: Version) -> None:
+    """See that a release builds for a Jetson's DLA; all of them have the options for it.
+
+    Raises:
+        IncompatibleTargetError: It does not.
+    """
+    first, again = _WITHOUT_DLA
+    if first <= version < again:
+        raise IncompatibleTargetError(
+            "TensorRT",
+            f"up to 10.7 or from {again}, which build for a DLA",
+            str(version),
+            hint="leave out --dla, or a JetPack with one of these releases",
+        )
 
 
 def dialect(version: Version) -> Dialect:

@@ -263,7 +263,7 @@ def _network(graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> onn
     import onnx
 
     from edgeprune.backends.onnxruntime import engines
-    from edgeprune.backends.tvm.importing import with_literals
+    from edgeprune.backends.onnxruntime.literals import with_literals
 
     return with_literals(onnx.load_from_string(engines.network_engine(graph, shapes)))
 

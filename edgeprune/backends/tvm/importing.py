@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 
 from edgeprune.backends.tvm.target import TvmTarget
 from edgeprune.errors import CompileError
@@ -50,32 +49,6 @@ def fused(model: onnx.ModelProto, target: TvmTarget) -> tuple[Any, list[tuple[st
         joined = relax.transform.FuseOps()(plain)
     owners = _owners(plain["main"], marks)
     return joined, _calls(joined, plain["main"], owners)
-
-
-def with_literals(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its ``Constant`` and ``ConstantOfShape`` nodes as initializers."""
-    import numpy as np
-
-    values: dict[str, Any] = {item.name: None for item in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        attributes = {item.name: item for item in node.attribute}
-        if node.op_type == "Constant" and "value" in attributes:
-            values[node.output[0]] = numpy_helper.to_array(attributes["value"].t)
-        elif node.op_type == "ConstantOfShape" and values.get(node.input[0]) is not None:
-            fill = numpy_helper.to_array(attributes["value"].t)
-            values[node.output[0]] = np.full(tuple(values[node.input[0]]), fill[0], fill.dtype)
-        else:
-            kept.append(node)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:]
-    result.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
-    result.graph.initializer.extend(
-        numpy_helper.from_array(value, name) for name, value in values.items() if value is not None and name in read
-    )
-    return result
 
 
 def _imported(model: onnx.ModelProto) -> tuple[Any, dict[str, str]]:

@@ -43,7 +43,7 @@ def main(request, emit):
             load or run; any other is a failure), ``patience`` (with one thread: as many times the asked time of an item may
             go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look), ``keep``
             (name under which the board keeps what it tells, see `kept`, or nothing), ``forget`` (names of earlier runs that
-            need not be kept any more).
+            need not be kept any more), ``layers`` (of engines that run in a process of their own: time their layers too).
         emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
             conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
 
@@ -90,7 +90,7 @@ def main(request, emit):
                     continue
                 if hasattr(loaded[name], "timed"):
                     # A runtime that only runs in a process of its own brings its own clock.
-                    item = loaded[name].timed(warmup_s, sample_s, samples)
+                    item = loaded[name].timed(warmup_s, sample_s, samples, bool(request.get("layers")))
                 else:
                     item = time_item(
                         loaded[name],

@@ -80,8 +80,19 @@ def main(request, emit):
             }
         ),
     }
+    result["runtimes"] = with_gpu(found_runtimes, result["facts"])
     result["disturbances"] = disturbances(tree, result, governors)
     return result
+
+
+def with_gpu(found, facts):
+    """Runtimes, that of GPUs with which one it runs on: the processor does not tell two boards apart that differ in it."""
+    listed = facts.get("gpus") or [{}]
+    # A Jetson's GPU follows from the board; not each release has nvidia-smi.
+    name = listed[0].get("name") or (facts.get("board_model") if "l4t" in facts else None)
+    if name is None or "tensorrt" not in found:
+        return found
+    return dict(found, tensorrt=dict(found["tensorrt"], gpu=name))
 
 
 def disturbances(tree, result, governors):

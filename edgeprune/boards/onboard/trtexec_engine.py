@@ -59,13 +59,15 @@ class TrtexecEngine(object):
         """None: device times hold no cost of a call."""
         return None
 
-    def timed(self, warmup_s, sample_s, samples):
+    def timed(self, warmup_s, sample_s, samples, layers=False):
         """Time it in one process of trtexec; what `bench.time_item` returns.
 
         Args:
             warmup_s: Warm up at least so long, seconds.
             sample_s: Least length of one sample, seconds; 0, a sample per query, is refused: its tail is not the device's.
             samples: Number of samples: the queries in as many equal parts, a mean of each.
+            layers: Whether layers are timed too, one by one in a run of their own: ``layers`` of the answer are their names and
+                mean times, milliseconds, in order.
         """
         if sample_s <= 0.0:
             raise failures.Failure(
@@ -85,7 +87,13 @@ class TrtexecEngine(object):
                 words.append("--noCudaGraph")
             if not dla and self._tag < TAG_11:
                 words.append("--useCudaGraph")
+            profile = os.path.join(folder, "profile.json")
+            if layers:
+                words.append("--exportProfile=" + profile)
+                # Since TensorRT 11 a run of their own is the default, and the option does nothing.
+                words += ["--separateProfileRun"] if self._tag < TAG_11 else []
             self._run(words + ["--exportTimes=" + exported], folder, exported)
+            rows = self._profiled(profile) if layers else None
             try:
                 with open(exported) as file:
                     queries = [float(query["computeMs"]) for query in json.load(file)]
@@ -96,7 +104,7 @@ class TrtexecEngine(object):
         count = min(samples, len(queries))
         number = len(queries) // count
         parts = [queries[part * number : (part + 1) * number] for part in range(count)]
-        return {
+        found = {
             "times_ms": [sum(part) / number for part in parts],
             "number": number,
             "stable": None,
@@ -104,6 +112,7 @@ class TrtexecEngine(object):
             "cpu_share": [1.0] * count,
             "preempted": 0,
         }
+        return found if rows is None else dict(found, layers=rows)
 
     def compute(self, arrays):
         """Outputs by name for inputs by name (NumPy arrays).
@@ -132,6 +141,16 @@ class TrtexecEngine(object):
             self._run(words, folder, exported)
             with open(exported, "rb") as file:
                 return self._outputs(numpy, file.read().decode("utf-8", "replace"))
+
+    def _profiled(self, path):
+        """Name and mean time of each layer, milliseconds; the median is a multiple of the timer's tick."""
+        try:
+            # Names are written as they are: a control character in one is no damage.
+            with open(path, "rb") as file:
+                found = json.loads(file.read().decode("utf-8", "replace"), strict=False)
+            return [[str(row["name"]), float(row["averageMs"])] for row in found if "name" in row]
+        except (IOError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._refusal("a profile that cannot be read (%s)" % error)
 
     def _run(self, words, folder, wanted=None):
         command = self._program + ["--loadEngine=" + self._source, "--device=0"] + self._arguments + words

@@ -82,21 +82,28 @@ def test_an_artifact_is_built_on_the_board_and_deployed_there(compiled, stand_in
     assert "compile" in caught.value.hint
 
 
-def test_an_fp16_engine_for_a_dla_is_bound_to_its_board_and_wrong_numbers_are_noticed_there(compiled, tmp_path):
-    artifact = compiled("11.1.0", precision="fp16", backend=TensorRt(dla_core=1))
+def test_an_fp16_engine_for_a_dla_is_bound_to_its_board(compiled, tmp_path):
+    with pytest.raises(IncompatibleTargetError, match=r"up to 10\.7 or from 11\.4\.1, which build for a DLA") as caught:
+        compiled("11.1.0", precision="fp16", backend=TensorRt(dla_core=1))
+    assert (caught.value.found, "--dla" in caught.value.hint) == ("11.1.0", True)
+    artifact = compiled("10.3.0", precision="fp16", backend=TensorRt(dla_core=1))
     with edgeprune.Board.open("local") as board:
         board_is = board.probe()
     known = tmp_path / "root" / "tensorrt" / "engines" / f"{artifact.manifest.files['engine.plan'].sha256}.json"
     assert json.loads(known.read_text(encoding="utf-8"))["arguments"] == ["--useDLACore=1", "--allowGPUFallback"]
-    parity = edgeprune.deploy(artifact, "local", rounds=1).parity
-    # Weights and activations were made fp16: that shows, and is allowed.
-    assert parity.passed
-    assert parity.max_abs > 1e-5
+    assert edgeprune.deploy(artifact, "local", rounds=1).parity.passed
     needs = {**artifact.manifest.requires, "machine": "another"}
     unmet = [item.field for item in TensorRt().requirements(board_is, needs) if not item.met]
     assert unmet == ["machine"]
     assert artifact.manifest.requires.get("machine") == board_is.facts.get("machine")
 
+
+def test_an_fp16_engine_has_numbers_of_its_own_and_wrong_ones_are_noticed_on_the_board(compiled):
+    artifact = compiled("11.1.0", precision="fp16")
+    parity = edgeprune.deploy(artifact, "local", rounds=1).parity
+    # Weights and activations were made fp16: that shows, and is allowed.
+    assert parity.passed
+    assert parity.max_abs > 1e-5
     # The stand-in's engine is a header and the model: one weight is another.
     backend, engine = registry.get("tensorrt"), artifact.folder / "engine.plan"
     assert len(backend.parse_engine(engine)) == 26
@@ -152,17 +159,3 @@ def test_precisions_are_those_that_the_backend_has(tmp_path):
         edgeprune.compile(net(), example(), tmp_path / "artifact", backend="tensorrt", precision="int8")
     with pytest.raises(ConfigError, match="onnxruntime must be one of fp32"):
         edgeprune.compile(net(), example(), tmp_path / "artifact", precision="fp16")
-
-
-def test_what_it_cannot_do_is_a_typed_refusal(tmp_path):
-    backend = TensorRt()
-    for refused in (
-        lambda: backend.operators(tmp_path / "engine.plan"),
-        lambda: backend.network_engine(None, {}),
-        lambda: backend.kernel_engine(None),
-        lambda: backend.layout_rule(None, {}, "aarch64", ()),
-        lambda: backend.infer_shapes(None, None, {}),
-    ):
-        with pytest.raises(BackendUnavailableError) as caught:
-            refused()
-        assert caught.value.hint

@@ -15,6 +15,7 @@ from edgeprune.backends.tensorrt import building, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
 from edgeprune.boards.board import Board
 from edgeprune.errors import (
+    BackendError,
     BackendUnavailableError,
     BoardBusyError,
     CompileError,
@@ -22,6 +23,7 @@ from edgeprune.errors import (
     RemoteTimeoutError,
 )
 from edgeprune.files import sha256_of
+from edgeprune.profiling.uploads import upload
 
 
 def held(board):
@@ -39,7 +41,7 @@ def held(board):
 
 @pytest.mark.parametrize(
     ("version", "options"),
-    [("8.6.1", BuildOptions("fp16")), ("10.3.0", BuildOptions()), ("11.1.0", BuildOptions("fp16", dla_core=0))],
+    [("8.6.1", BuildOptions("fp16", dla_core=0)), ("10.3.0", BuildOptions()), ("11.1.0", BuildOptions("fp16"))],
 )
 def test_an_engine_is_built_timed_and_recorded(stand_in, build, model, tmp_path, version, options):
     stand_in(version)
@@ -222,6 +224,45 @@ def test_a_trtexec_that_is_too_old_or_broken_is_refused(tmp_path, monkeypatch, s
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     with Board.open("local") as board, pytest.raises(kind):
         building.version_on(board)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "11.1.0"])
+def test_a_timing_tells_layers_where_they_are_asked_for(stand_in, build, model, tmp_path, version):
+    stand_in(version)
+    build(model, tmp_path / "engine.plan")
+    events = []
+    with Board.open("local") as board:
+        request = {
+            "runtime": "tensorrt",
+            "engines": upload(board, {"a": tmp_path / "engine.plan"}, ()),
+            "rounds": [["a"]],
+        }
+        for layers in (True, False):
+            board.call("bench", {**request, "layers": layers}, on_event=events.append)
+        damaged = tmp_path / "damaged.json"
+        damaged.write_text('[{"count": 3}, {"name": "conv1"}]')
+        stand_in(version, profile=damaged)
+        with pytest.raises(BackendError, match="a profile that cannot be read"):
+            board.call("bench", {**request, "layers": True})
+    told, untold = (event for event in events if event["event"] == "sample")
+    assert len(told["layers"]) == 26
+    assert told["layers"][1] == ["/conv1/Conv + /relu/Relu", 0.0288488]
+    assert told["times_ms"] == untold["times_ms"]
+    assert "layers" not in untold
+
+
+def test_boards_that_differ_in_their_gpu_alone_are_two(stand_in, tmp_path):
+    program, identities = stand_in("11.1.0"), []
+    for name in ("Orin", "Thor"):
+        told = program.with_name("nvidia-smi")
+        told.write_text(f"#!/bin/sh\necho '{name}, 540.3.0, 8.7, [N/A]'\n")
+        told.chmod(0o755)
+        with Board.open("local") as board:
+            found = board.probe()
+        assert found.runtimes["tensorrt"]["gpu"] == name
+        assert "runtime_gpu" not in found.identity("onnxruntime")
+        identities.append(found.identity("tensorrt"))
+    assert {key for key in identities[0] if identities[0][key] != identities[1][key]} == {"runtime_gpu"}
 
 
 def test_the_probe_tells_release_and_library(stand_in, tmp_path):

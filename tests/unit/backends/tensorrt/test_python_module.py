@@ -51,7 +51,7 @@ def build(build):
 
 @pytest.mark.parametrize(
     ("version", "options"),
-    [("8.6.1", BuildOptions("fp16", workspace_mib=64)), ("11.1.0", BuildOptions("fp16", dla_core=0))],
+    [("8.6.1", BuildOptions("fp16", workspace_mib=64, dla_core=0)), ("11.1.0", BuildOptions("fp16"))],
 )
 def test_an_engine_is_built_timed_recorded_and_run_as_with_trtexec(module, build, model, tmp_path, version, options):
     module(version)

@@ -42,6 +42,15 @@ def test_opset_and_ir_version_follow_the_release(version, opset, ir_version):
     assert (family.opset, family.ir_version) == (opset, ir_version)
 
 
+def test_releases_without_a_dla_are_told_apart():
+    for version in (Version(8, 6, 1), Version(10, 3, 0), Version(10, 7, 2), Version(11, 4, 1), Version(11, 5)):
+        versions.require_dla(version)
+    for version in (Version(10, 8), Version(10, 16, 2), Version(11, 1, 0), Version(11, 4, 0)):
+        with pytest.raises(IncompatibleTargetError, match=r"up to 10\.7 or from 11\.4\.1") as caught:
+            versions.require_dla(version)
+        assert caught.value.found == str(version)
+
+
 @pytest.mark.parametrize("version", [Version(7, 1, 3), Version(8, 5, 2), Version(9, 2), Version(12, 0)])
 def test_a_release_whose_options_are_not_known_is_refused(version):
     with pytest.raises(IncompatibleTargetError) as caught:
