@@ -188,7 +188,9 @@ def told_latency(done: Deployment) -> str:
         made_for = (
             ", as the artifact is for" if same else f"; the artifact is for {counted(done.made_for_threads, 'thread')}"
         )
-    return f"{done.measured_ms:.3f} ms, measured on {done.board} with {counted(done.threads, 'thread')}{made_for}"
+    disturbance = f"; {done.disturbance}" if done.disturbance else ""
+    where = f"measured on {done.board} with {counted(done.threads, 'thread')}{made_for}"
+    return f"{done.measured_ms:.3f} ms, {where}{disturbance}"
 
 
 def _rows(done: Deployment, budget: Budget | None, tolerance: float) -> list[list[str]]:

@@ -226,7 +226,7 @@ def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: s
     if result.predicted_ms is not None:
         rows.append(["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"])
     if result.measured is not None:
-        rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", f"{result.measured.ratio:.1%}"])
+        rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", result.measured.of_dense])
     rows.append(["parameters", f"{parameter_count(dense):,}", f"{parameter_count(result.module):,}"])
     for step in result.recovery:
         rows += [

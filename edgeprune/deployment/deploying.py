@@ -168,6 +168,7 @@ def deploy(
         seconds=time.monotonic() - started,
         threads=threads,
         made_for_threads=opened_artifact.manifest.threads,
+        disturbance="" if latency is None else latency.disturbance,
         notes=run.notes,
     )
 
@@ -286,8 +287,11 @@ class _Run:
             self.tell("latency", 0, 0, "nothing is timed: the processor is emulated")
             return None
 
+        level_ms: float | None = None
+
         def measure(count: int) -> Latency:
-            return gates.measure_latency(
+            nonlocal level_ms
+            found = gates.measure_latency(
                 self.board,
                 self.artifact.engine,
                 self.dense,
@@ -296,8 +300,11 @@ class _Run:
                 dense_ms=dense_ms,
                 rounds=count,
                 percentile=percentile,
+                level_ms=level_ms,
                 progress=lambda done, total, left_s, message: self.tell("latency", done, total, message),
             )
+            level_ms = found.level_ms
+            return found
 
         self.tell("latency", 0, 0, "timing on the board")
         found = gates.check_latency(

@@ -39,6 +39,8 @@ class Latency:
         low_ms: Lower end of its 95 % confidence interval.
         high_ms: Upper end.
         conditions: State of the board before and after.
+        disturbance: Where rounds were disturbed, a clause on how many; else empty.
+        level_ms: What the reference usually takes, milliseconds, for a further measurement; None where it is not known.
     """
 
     measured_ms: float
@@ -50,6 +52,8 @@ class Latency:
     low_ms: float
     high_ms: float
     conditions: Mapping[str, Any]
+    disturbance: str = ""
+    level_ms: float | None = None
 
 
 def check_parity(board: Board, artifact: Artifact, release: str, *, threads: int, cases: int | None = None) -> Parity:
@@ -89,6 +93,7 @@ def measure_latency(
     dense_ms: float | None = None,
     rounds: int = 20,
     percentile: int = 50,
+    level_ms: float | None = None,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> Latency:
     """Time an engine on the board, in the same rounds as a reference where there is one.
@@ -102,9 +107,10 @@ def measure_latency(
         dense_ms: Dense latency that ratios are multiplied with, milliseconds; by default as timed beside the release.
         rounds: Rounds of the comparison; more rounds are shared by more processes, see `compare`.
         percentile: What is compared, and told in place of medians, see `compare`.
+        level_ms: `Latency.level_ms` of an earlier measurement of the same two.
         progress: See `edgeprune.profiling.comparing.compare`.
     """
-    from edgeprune.profiling.comparing import ALONE_PROCESS_SPREAD, compare
+    from edgeprune.profiling.comparing import ALONE_PROCESS_SPREAD, compare, disturbance
     from edgeprune.profiling.statistics import median_ratio
 
     engines: dict[str, bytes | Path] = {_NEW: engine}
@@ -119,6 +125,7 @@ def measure_latency(
         threads=threads,
         rounds=rounds,
         percentile=percentile,
+        level_ms=level_ms,
         progress=progress,
     )
     timed = found.measurements[_NEW]
@@ -139,6 +146,8 @@ def measure_latency(
             low_ms=interval.low,
             high_ms=interval.high,
             conditions=found.conditions,
+            disturbance=disturbance([found]),
+            level_ms=found.level_ms,
         )
     ratio = found.ratios[_NEW]
     scale_ms = found.measurements[_DENSE].median_ms if dense_ms is None else dense_ms
@@ -152,6 +161,8 @@ def measure_latency(
         low_ms=ratio.low * scale_ms,
         high_ms=ratio.high * scale_ms,
         conditions=found.conditions,
+        disturbance=disturbance([found]),
+        level_ms=found.level_ms,
     )
 
 

@@ -31,6 +31,7 @@ class Deployment:
         seconds: How long it all took.
         threads: Threads that it was timed and checked with.
         made_for_threads: Those that the artifact's own latency is of; None where nothing says so.
+        disturbance: Where rounds of the measurement were disturbed, a clause on how many; else empty.
         notes: Sentences that a person must know beside the verdict.
     """
 
@@ -51,4 +52,5 @@ class Deployment:
     seconds: float
     threads: int = 1
     made_for_threads: int | None = None
+    disturbance: str = ""
     notes: tuple[str, ...] = ()

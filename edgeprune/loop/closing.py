@@ -71,6 +71,7 @@ class Closed:
         module: Its cut model, not yet tuned; None where it was not cut here (an earlier run's, or the dense one).
         lost: A clause on why the last round was not measured, or empty.
         ended: A clause on why there was no further round, or empty where the budget was met.
+        level_ms: What the dense engine usually took, milliseconds, for what is measured next; None where nothing was.
     """
 
     rounds: tuple[PruningRound, ...]
@@ -79,6 +80,7 @@ class Closed:
     module: nn.Module | None
     lost: str
     ended: str
+    level_ms: float | None = None
 
 
 def unmeasured(proposal: Proposal) -> PruningRound:
@@ -123,6 +125,7 @@ class ClosedLoop:
         self.planner, self.dense, self.budget_ms, self.board = planner, dense, budget_ms, board
         self.most_rounds, self.measuring_rounds, self.progress = most_rounds, measuring_rounds, progress
         self.settle_ms = settle_ms
+        self.level_ms: float | None = None
 
     def run(
         self, first: Proposal, begun: Sequence[PruningRound] = (), plans: Mapping[int, PruningPlan] | None = None
@@ -158,6 +161,7 @@ class ClosedLoop:
             module=tried[chosen][1],
             lost=lost,
             ended=ended,
+            level_ms=self.level_ms,
         )
 
     def measure(self, proposal: Proposal) -> tuple[PruningRound, nn.Module | None, str]:
@@ -172,8 +176,15 @@ class ClosedLoop:
             module = apply(planner.model, proposal.plan)
             self._tell("cutting", 1)
         found, lost = measured_or_lost(
-            self.board, planner, module, rounds=self.measuring_rounds, progress=self.progress
+            self.board,
+            planner,
+            module,
+            rounds=self.measuring_rounds,
+            level_ms=self.level_ms,
+            progress=self.progress,
         )
+        if found is not None:
+            self.level_ms = found.level_ms
         return replace(turn, measured=found), module, lost
 
     def _next(self, rounds: Sequence[PruningRound]) -> tuple[Proposal | None, str]:

@@ -23,6 +23,9 @@ class LatencyCheck:
         ratio_high: Upper end.
         percentile: What of each round was compared; 50 is the median.
         heated: Where the board was heated first, one sentence on what that came to; else empty.
+        disturbance: Where rounds were disturbed, a clause on how many; else empty.
+        level_ms: What the dense engine usually takes, milliseconds, see `edgeprune.profiling.comparing.Comparison`; None where
+            that was not kept.
     """
 
     board: str
@@ -33,6 +36,13 @@ class LatencyCheck:
     ratio_high: float
     percentile: int = 50
     heated: str = ""
+    disturbance: str = ""
+    level_ms: float | None = None
+
+    @property
+    def of_dense(self) -> str:
+        """``"61.2%"``, and how many rounds were disturbed, if any."""
+        return ", ".join(filter(None, (f"{self.ratio:.1%}", self.disturbance)))
 
 
 @dataclass(frozen=True)

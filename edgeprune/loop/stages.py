@@ -310,6 +310,7 @@ class Stages:
             taken.planner,
             realized.module,
             rounds=self._settings.measuring_rounds,
+            level_ms=None if taken.closed is None else taken.closed.level_ms,
             progress=self._progress,
         )
         return again or measured, lost

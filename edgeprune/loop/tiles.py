@@ -184,7 +184,8 @@ def prune_tiles(
                 fine_tune(cut, task, fine_tuning, teacher=model if distill else None, progress=progress),
             )
         metrics = evaluate(cut, task) if len(recovery) > 1 else after
-        measured, lost = _measured(target, kernel_graph, cut, predictor, threads, measuring_rounds, progress)
+        level_ms = None if tried is None else tried.closed.level_ms
+        measured, lost = _measured(target, kernel_graph, cut, predictor, threads, measuring_rounds, level_ms, progress)
         dense_ms, ms, guesses = choosing.latencies(plan)
         judged = verdicts(task, before, metrics)
         return TiledResult(
@@ -345,6 +346,7 @@ def _measured(
     predictor: Predictor | None,
     threads: int | None,
     rounds: int,
+    level_ms: float | None,
     progress: Progress | None,
 ) -> tuple[LatencyCheck | None, str]:
     """What the board says, or a clause on why it did not; none without a board."""
@@ -359,7 +361,14 @@ def _measured(
     return ratio_or_lost(
         board,
         lambda: measure_ratio(
-            board, kernel_graph, pruned, threads=count, rounds=rounds, chosen=which, progress=progress
+            board,
+            kernel_graph,
+            pruned,
+            threads=count,
+            rounds=rounds,
+            chosen=which,
+            level_ms=level_ms,
+            progress=progress,
         ),
     )
 

@@ -16,7 +16,7 @@ from edgeprune.errors import RemoteError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
-from edgeprune.profiling.comparing import Comparison, compare
+from edgeprune.profiling.comparing import Comparison, compare, disturbance
 from edgeprune.profiling.levels import COMPARED_PATIENCE
 from edgeprune.profiling.sustaining import sustained
 
@@ -73,6 +73,7 @@ def measure_ratio(
     rounds: int,
     precision: float = 1.0,
     chosen: Chosen | None = None,
+    level_ms: float | None = None,
     progress: Progress | None = None,
 ) -> LatencyCheck:
     """Time the dense engine and that of a pruned model interleaved on a board, which is held meanwhile.
@@ -90,6 +91,7 @@ def measure_ratio(
         chosen: Which latency is compared; the median when None. Of a percentile, the ratio is that of the two engines'
             percentiles in the same round. For a sustained latency the dense engine heats the board to equilibrium first; the
             comparison, which leaves no pause, follows at once.
+        level_ms: `LatencyCheck.level_ms` of an earlier measurement on the same board, with the same dense engine.
         progress: Told the items done.
 
     Raises:
@@ -111,8 +113,8 @@ def measure_ratio(
             graph = kernel_graph.graph
             backend.export(core_of(pruned, graph.parts), graph.example_inputs, path)
             engines["pruned"] = path
+        comparisons: list[Comparison] = []
         checks: list[LatencyCheck] = []
-        level_ms: float | None = None
         which = chosen or Chosen()
         heated = ""
         with board.hold("prune"):
@@ -137,8 +139,15 @@ def measure_ratio(
                         raise
                     break  # what was measured before the board was lost is good
                 level_ms = found.level_ms
+                comparisons.append(found)
                 checks.append(check_of(board.name, found, "dense" if pruned is None else "pruned"))
-    return replace(mean_of(checks), percentile=which.percentile, heated=heated)
+    return replace(
+        mean_of(checks),
+        percentile=which.percentile,
+        heated=heated,
+        disturbance=disturbance(comparisons),
+        level_ms=level_ms,
+    )
 
 
 def _heat(board: Board, runtime: str, dense: Path, threads: int) -> str:
@@ -156,7 +165,13 @@ def _heat(board: Board, runtime: str, dense: Path, threads: int) -> str:
 
 
 def measured_or_lost(
-    board: Board, planner: MakesPlans, pruned: nn.Module | None, *, rounds: int, progress: Progress | None
+    board: Board,
+    planner: MakesPlans,
+    pruned: nn.Module | None,
+    *,
+    rounds: int,
+    level_ms: float | None,
+    progress: Progress | None,
 ) -> tuple[LatencyCheck | None, str]:
     """As `measure_ratio`, to `PRECISION`; None and a clause on what happened where the board is lost.
 
@@ -165,6 +180,7 @@ def measured_or_lost(
         planner: Holds the lowered dense model and the table, whose number of threads is used.
         pruned: The pruned model; None times the dense engine alone.
         rounds: Rounds of each comparison.
+        level_ms: See `measure_ratio`.
         progress: Told the items done.
 
     Raises:
@@ -181,6 +197,7 @@ def measured_or_lost(
             rounds=rounds,
             precision=PRECISION,
             chosen=Chosen.of(header),
+            level_ms=level_ms,
             progress=progress,
         ),
     )
@@ -207,6 +224,8 @@ def check_of(board: str, found: Comparison, pruned: str = "pruned") -> LatencyCh
         ratio=ratio.ratio,
         ratio_low=ratio.low,
         ratio_high=ratio.high,
+        disturbance=disturbance([found]),
+        level_ms=found.level_ms,
     )
 
 

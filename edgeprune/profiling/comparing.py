@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -67,6 +67,7 @@ class Comparison:
         processes: Per round that counts for the reference the number of the process that timed it.
         level_ms: What the reference usually takes, milliseconds, see `edgeprune.profiling.levels`; for the next comparison.
         disturbed: Rounds that do not count, because the reference was off that level or never had the core to itself.
+        crowded: Whether hardly any round was undisturbed, so that all count.
     """
 
     reference: str
@@ -77,6 +78,7 @@ class Comparison:
     processes: tuple[int, ...]
     level_ms: float
     disturbed: int = 0
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,18 @@ def compare(
         processes=tuple(one.process for one in counted[reference]),
         level_ms=timing.usual_ms(),
         disturbed=len(timing.taken) - len(counted[reference]),
+        crowded=choosy and timing.crowded(),
     )
+
+
+def disturbance(comparisons: Iterable[Comparison]) -> str:
+    """A clause on the rounds of some comparisons that were disturbed; empty where none was."""
+    found = list(comparisons)
+    if any(one.crowded for one in found):
+        return "nearly all rounds were disturbed, so all count"
+    left_out = sum(one.disturbed for one in found)
+    rounds = left_out + sum(len(one.processes) for one in found)
+    return f"leaving out {left_out} of {rounds} rounds as disturbed" if left_out else ""
 
 
 class _Timing:
@@ -264,6 +277,10 @@ class _Timing:
         """Rounds that say what the ratio of an engine is; all where that is known of hardly any."""
         held = [one for one, fine in zip(self.taken, self.held(name, self.usual_ms()), strict=True) if fine]
         return held if len(held) >= min(_LEAST_HELD, self.rounds) else self.taken
+
+    def crowded(self) -> bool:
+        """Whether hardly any round is known to say what the reference takes, so that all count."""
+        return sum(self.held(self.names[0], self.usual_ms())) < min(_LEAST_HELD, self.rounds)
 
     def usual_ms(self) -> float:
         """What the reference usually takes, milliseconds; as in an earlier comparison where it came near that again."""

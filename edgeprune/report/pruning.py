@@ -137,6 +137,8 @@ def with_deployment(data: ReportData, deployment: Mapping[str, Any]) -> ReportDa
     timed_with, made_for = deployment.get("threads"), deployment.get("made_for_threads")
     if timed_with and made_for and made_for != timed_with:
         detail = f"{detail}; timed with {threads(timed_with)}, the artifact is for {threads(made_for)}"
+    if deployment.get("disturbance"):
+        detail = f"{detail}; {deployment['disturbance']}"
     parity = deployment["parity"]
     board = deployment["board"]
     cards = (
@@ -162,10 +164,11 @@ def _latency_card(result: Result, budget: str) -> Card:
         value = f"{result.dense_predicted_ms:.3f} → {result.predicted_ms:.3f} ms"
         return Card("latency, predicted only", value, f"budget {budget}; not measured on a board")
     verdict: Verdict = "" if result.budget_met is None else "good" if result.budget_met else "bad"
+    interleaved = ", ".join(filter(None, ("interleaved", checked.disturbance)))
     return Card(
         "latency",
         f"{result.dense_ms:.3f} → {result.measured_ms:.3f} ms",
-        f"{checked.ratio:.1%} of dense, interleaved; budget {budget}; "
+        f"{checked.ratio:.1%} of dense, {interleaved}; budget {budget}; "
         f"as timed in the comparison {checked.dense_ms:.3f} → {checked.pruned_ms:.3f} ms",
         verdict,
     )

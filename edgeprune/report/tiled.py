@@ -26,7 +26,7 @@ def from_tiles(result: TiledResult, *, title: str, table_hash: str | None, param
     if checked is not None:
         value, detail = (
             f"{checked.dense_ms:.3f} → {checked.pruned_ms:.3f} ms",
-            f"{checked.ratio:.1%} of dense, interleaved",
+            ", ".join(filter(None, (f"{checked.ratio:.1%} of dense, interleaved", checked.disturbance))),
         )
         cards.insert(0, Card(f"latency on {checked.board}", value, detail))
     elif result.predicted_ms is not None:

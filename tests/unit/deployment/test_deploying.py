@@ -15,6 +15,7 @@ import pytest
 
 from edgeprune.boards.board import Board
 from edgeprune.boards.local import LocalTransport
+from edgeprune.deployment import gates
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.cleaning import clean_releases
 from edgeprune.deployment.deploying import STATES, deploy
@@ -32,6 +33,8 @@ from edgeprune.errors import (
     ManifestError,
     ParityError,
 )
+from edgeprune.profiling import comparing
+from edgeprune.profiling.comparing import compare
 
 BOARD_STATES = (
     "board:copied",
@@ -197,6 +200,23 @@ def test_relative_budget_is_held_against_the_interleaved_ratio(artifacts, root):
     assert done.dense_ms > 0
     assert_runs(root, artifacts[0])
     assert artifacts[1].release not in {release.folder for release in status("local").releases}
+
+
+def test_longer_measurement_knows_what_the_reference_took_in_the_first(artifacts, root, monkeypatch):
+    levels = []
+
+    def watched(*args, **options):
+        found = compare(*args, **options)
+        levels.append((options["level_ms"], found.level_ms))
+        return found
+
+    monkeypatch.setattr(comparing, "compare", watched)
+    verdicts = iter([None, True])  # an interval that straddles the budget, then one that does not
+    monkeypatch.setattr(gates, "_verdict", lambda *_: next(verdicts))
+    quick(artifacts[0], budget_ratio=1.0, reference=artifacts[1])
+    (first, found), (second, _) = levels
+    assert first is None
+    assert second == found
 
 
 def test_budget_in_ms_is_held_against_the_ratio_times_the_dense_latency_of_the_profile(artifacts, root):

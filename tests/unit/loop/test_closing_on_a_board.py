@@ -14,6 +14,7 @@ from edgeprune.loop.pruning import prune
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.loop.soft_masking import SoftMasking
 from edgeprune.loop.verification import mean_of, measure_ratio
+from edgeprune.profiling.comparing import compare
 from edgeprune.profiling.sustaining import sustained
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.surgery.cutting import apply
@@ -48,8 +49,16 @@ def test_a_percentile_on_a_hot_board_is_what_the_board_is_asked_for(case, monkey
     assert found.ratio == 1.0
 
 
-def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case, planned, tmp_path):
+def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case, planned, tmp_path, monkeypatch):
     """The predictor has pruned networks much faster than they are: round one must miss, the next must come closer."""
+    levels = []
+
+    def watched(*args, **options):
+        found = compare(*args, **options)
+        levels.append((options["level_ms"], found.level_ms))
+        return found
+
+    monkeypatch.setattr(verification, "compare", watched)
     planner = planned(case.predictor, tmp_path)
     result = prune(
         planner.model,
@@ -74,6 +83,8 @@ def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case
     assert tried.endswith(f"plan {result.chosen + 1} was taken.")
     with torch.no_grad():
         assert result.module(planner.graph.example_inputs[0]).shape == (1, 10)
+    known, told = zip(*levels, strict=True)
+    assert known == (None, *told[:-1]), "what the dense engine takes is handed from one comparison to the next"
 
 
 def test_what_a_lost_board_left_is_finished_without_tuning_again(case, lost_board):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import ConfigError
-from edgeprune.profiling.comparing import _Timing, interleaved
+from edgeprune.profiling.comparing import Comparison, _Timing, disturbance, interleaved
 from edgeprune.profiling.measuring import compare
 from edgeprune.profiling.statistics import SINGLE_RUNS
 
@@ -153,8 +153,10 @@ def test_one_more_time_as_many_rounds_are_tried_where_hardly_any_says_something(
     assert board.asked == 36
     assert timing.usual_ms() == QUIET_MS
     assert counted_ms(timing) == {0.5, 0.62}, "two rounds are too few to say what the ratio is"
+    assert timing.crowded()
     timing, board = timed("x" * 12 + "x" * 10 + ".x..x" + "x" * 10, level_ms=QUIET_MS)
     assert counted_ms(timing) == {0.5}
+    assert not timing.crowded()
 
 
 def test_state_that_is_hardly_ever_left_is_the_usual_one() -> None:
@@ -175,3 +177,15 @@ def test_level_of_the_last_comparison_is_given_up_where_the_board_has_changed() 
     assert board.asked == 36
     assert timing.usual_ms() == SLOWED_MS
     assert len(timing.counted("pruned")) == 36
+    assert not timing.crowded()
+
+
+def comparison(counted: int, disturbed: int, crowded: bool = False) -> Comparison:
+    return Comparison("dense", {}, {}, {}, 0.0, (0,) * counted, 1.0, disturbed, crowded)
+
+
+def test_disturbed_rounds_are_told_of_all_comparisons_together_and_only_where_there_were_any() -> None:
+    assert disturbance([]) == disturbance([comparison(20, 0), comparison(20, 0)]) == ""
+    assert disturbance([comparison(20, 3), comparison(20, 1)]) == "leaving out 4 of 44 rounds as disturbed"
+    crowded = [comparison(20, 3), comparison(60, 0, crowded=True)]
+    assert disturbance(crowded) == "nearly all rounds were disturbed, so all count"

@@ -213,6 +213,9 @@ def test_a_deployment_is_added_to_the_cards_and_hashes() -> None:
     assert more.hashes == {"plan": "aa", "artifact on bench": "cc", "release on bench": "dd"}
     gated = with_deployment(data, {**deployment, "budget": "1.2 ms", "tolerance": 0.05}).cards[1]
     assert gated.detail.endswith("; budget 1.2 ms, +5% tolerated")
+    clause = "leaving out 3 of 23 rounds as disturbed"
+    assert clause not in gated.detail
+    assert with_deployment(data, {**deployment, "disturbance": clause}).cards[1].detail.endswith(f"; {clause}")
     both = with_deployment(more, {**deployment, "board": "other", "release": "ee"})
     assert {"deployed to bench", "deployed to other"} < {card.title for card in both.cards}
     assert (both.hashes["release on bench"], both.hashes["release on other"]) == ("dd", "ee")
@@ -232,6 +235,7 @@ def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph
     latency, predicted = data.cards[:2]
     assert data.cards[-2].title == "parameters"
     assert latency.value == f"{result.dense_ms:.3f} → {measured_ms:.3f} ms"
+    assert latency.detail.startswith("60.0% of dense, interleaved; budget 70%")
     assert f"as timed in the comparison {slow:.3f} → {0.6 * slow:.3f} ms" in latency.detail
     assert f"{result.predicted_ms / measured_ms - 1:+.1%} of measured" in predicted.detail
     assert [row.latency_ms for row in data.candidates] == [result.dense_ms, measured_ms]
@@ -239,6 +243,10 @@ def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph
     deployed = with_deployment(data, {**deployment, "parity": {"max_abs": 0.0}, "artifact": "a"})
     assert deployed.cards[-2].value == f"{measured_ms:.3f} ms"
     assert f"{measured_ms:.3f}" in render(data)
+    disturbed = replace(result, measured=replace(check, disturbance="leaving out 3 of 23 rounds as disturbed"))
+    data = from_result(disturbed, kernel_graph, predictor, title="t", budget="70%", parameters_before=1)
+    words = "60.0% of dense, interleaved, leaving out 3 of 23 rounds as disturbed; budget 70%"
+    assert data.cards[0].detail.startswith(words)
 
 
 def test_disturbances_are_those_of_every_run_each_once() -> None:
