@@ -148,6 +148,12 @@ class Backend(ABC):
         """The backend whose engines have the kernels of its own, and numbers that need not mean anything: int8 without data."""
         return self
 
+    def for_deployment(self) -> Backend:
+        """The backend whose engines are as quick as it knows how to make them, where those that are timed for a latency table
+        are not: code that was tuned for some widths says nothing of others.
+        """
+        return self
+
     def for_precision(self, precision: Precision) -> Backend:
         """The backend whose engines have a precision.
 

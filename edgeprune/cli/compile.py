@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeprune.cli.compile_tuning import tell_beside, telling, tuned_backend, tuning_of
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import (
     BackendOption,
@@ -20,6 +21,7 @@ from edgeprune.cli.options import (
     VerboseOption,
     WeightsOption,
     given,
+    input_flags,
     was_given,
 )
 from edgeprune.errors import ConfigError
@@ -27,6 +29,7 @@ from edgeprune.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from edgeprune.backends.tvm.tuning import Tuning
     from edgeprune.cli.record import PruningRecord
     from edgeprune.deployment.artifact import Artifact
 
@@ -72,6 +75,13 @@ def compile(  # noqa: A001 - the verb's name
     dla: Annotated[
         int | None, typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt, fp16).")
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", metavar="10min", help="tvm: search schedules so long first; what is found is kept."),
+    ] = None,
+    tune_trials: Annotated[
+        int | None, typer.Option("--tune-trials", min=1, help="With --tune: candidates to build and time, at most.")
+    ] = None,
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="SSH key to sign the manifest with (ssh-keygen -Y).")
     ] = None,
@@ -90,6 +100,7 @@ def compile(  # noqa: A001 - the verb's name
     from edgeprune.cli.loading import FORM, load_model, load_task
 
     output = Output(json_output)
+    tuning = tuning_of(tune, tune_trials, seed)
     extras: dict[str, Any] = {
         "labels": _json(labels, list, "--labels"),
         "normalization": _json(normalization, dict, "--normalization"),
@@ -104,7 +115,7 @@ def compile(  # noqa: A001 - the verb's name
                 hint=f"{command_line('edgeprune', 'compile', model)}, without them",
             )
         other = backend if was_given(context, "backend") else None
-        _compile_run(Path(model), output, out, dense, board, (other, dla), extras, sign, task)
+        _compile_run(Path(model), output, out, dense, board, (other, dla, tuning), extras, sign, task)
         return
     if dense is not None:
         raise ConfigError(
@@ -117,7 +128,7 @@ def compile(  # noqa: A001 - the verb's name
             "is no factory either.",
             hint="edgeprune prune, or --out of the run that wrote another folder",
         )
-    chosen = _backend(backend, dla)
+    chosen = _backend(backend, dla, tuning)
     require_compilable(chosen, precision, has_task=task is not None)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
@@ -130,13 +141,22 @@ def compile(  # noqa: A001 - the verb's name
             module,
             example,
             out,
-            backend=chosen,
+            backend=telling(chosen, progress),
             plan=loaded,
             board=opened,
             progress=progress.told,
             **extras,
         )
-    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), {}, sign)
+    again: list[object] = [
+        "edgeprune",
+        "compile",
+        model,
+        *input_flags(input_, inputs),
+        *given(weights=weights, plan=plan),
+    ]
+    traced, traced_example = (module, example) if loaded is None else loaded.traced(module, example)
+    more = tell_beside(output, artifact, traced, traced_example, [*again, "--out", out])
+    _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), more, sign)
 
 
 def _int8(precision: str, snr: float | None, metric_loss: str | None) -> dict[str, Any]:
@@ -170,8 +190,10 @@ def _opened(board: str | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if board is None else edgeprune.Board.open(board)
 
 
-def _backend(name: str, dla: int | None) -> Any:
-    """The backend of that name, or one that was told about a DLA."""
+def _backend(name: str, dla: int | None, tuning: Tuning | None) -> Any:
+    """The backend of that name, or one that was told about a DLA, or to tune."""
+    if tuning is not None:
+        return tuned_backend(name, tuning)
     if dla is None:
         return name
     if name != "tensorrt":
@@ -203,7 +225,7 @@ def _compile_run(
     out: Path,
     dense: Path | None,
     board: str | None,
-    backend: tuple[str | None, int | None],
+    backend: tuple[str | None, int | None, Tuning | None],
     extras: dict[str, Any],
     sign: Path | None,
     task: str | None,
@@ -230,7 +252,7 @@ def _compile_run(
             f"the run was for {' '.join(meant)}: what it takes with {name} {precision} was neither predicted nor measured, "
             "deploy does so"
         )
-    chosen = _backend(name, backend[1])
+    chosen = _backend(name, *backend[1:])
     if task is None and precision == "int8":
         task = options.task
     require_compilable(chosen, precision, has_task=task is not None)
@@ -251,7 +273,7 @@ def _compile_run(
                     traced_example,
                     dense,
                     name=type(original).__name__,
-                    backend=chosen,
+                    backend=telling(chosen, progress),
                     progress=progress.told,
                     **extras,
                 )
@@ -263,7 +285,7 @@ def _compile_run(
                 pruned,
                 example,
                 out,
-                backend=chosen,
+                backend=telling(chosen, progress),
                 plan=plan.with_prediction(threads=record.threads) if own else replace(plan, predicted={}),
                 predicted_ms=record.predicted_ms if own else None,
                 measured=_measured(record) if own else None,
@@ -277,6 +299,8 @@ def _compile_run(
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
         *given(percentile=options.percentile if options.percentile != 50 and checkable else None),
     )
+    again = ["edgeprune", "compile", folder, "--backend", "onnxruntime", "--out", out]
+    more |= tell_beside(output, artifact, *plan.traced(pruned, example), again)
     _finish(output, artifact, following, more, sign)
 
 

@@ -153,7 +153,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
     tell = progress or (lambda step, message: None)
     if board is not None and fingerprint is None:
         fingerprint = board.probe()
-    chosen = registry.get(backend).for_board(fingerprint).for_precision(precision)
+    chosen = registry.get(backend).for_board(fingerprint).for_precision(precision).for_deployment()
     if board is not None:
         chosen = chosen.built_on(board)
     title = name or type(module).__name__

@@ -5,27 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from edgeprune.boards.state_folder import folder
 from edgeprune.files import write_text
 
-VARIABLE = "EDGEPRUNE_STATE"
-"""Environment variable with another folder for this state."""
-
 _log = logging.getLogger("edgeprune.deployment.state")
-
-
-def folder() -> Path:
-    """Where the state lies."""
-    told = os.environ.get(VARIABLE)
-    return Path(told) if told else platformdirs.user_state_path("edgeprune")
 
 
 def remember(board: str, status: Mapping[str, Any]) -> None:

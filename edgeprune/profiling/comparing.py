@@ -106,6 +106,7 @@ def compare(
     reference: str,
     *,
     runtime: str = "onnxruntime",
+    runtimes: Mapping[str, str] | None = None,
     threads: int = 1,
     rounds: int = 20,
     processes: int | None = None,
@@ -126,6 +127,7 @@ def compare(
         engines: Id to engine file or its bytes, the reference among them.
         reference: Id of the engine that the others are divided by.
         runtime: Runtime that executes them.
+        runtimes: Id to the runtime that executes this engine, where that is another one.
         threads: Threads inside one operation.
         rounds: Rounds in all; each times every engine once. Up to twice as many are added for those that others disturbed.
         processes: Fresh processes that share the rounds: how memory happens to be laid out differs by process. By default
@@ -159,7 +161,10 @@ def compare(
     request = {
         "runtime": runtime,
         "threads": threads,
-        "engines": upload(board, engines, kernels=()),
+        "engines": {
+            name: {**entry, "runtime": runtimes[name]} if runtimes and name in runtimes else entry
+            for name, entry in upload(board, engines, kernels=()).items()
+        },
         "samples": samples,
         "sample_ms": sample_ms,
         "warmup_ms": warmup_ms,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.backends.tvm import engine_file
-from edgeprune.backends.tvm.target import TvmTarget, target_of
+from edgeprune.backends.tvm.target import SERIES, TvmTarget, target_of
+from edgeprune.backends.tvm.tuning import Tuning
 from edgeprune.boards.installing import SETUP
 from edgeprune.errors import CompileError, ConfigError
 from edgeprune.files import replacing
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The virtual machine's byte code and TVM's calling convention change between minor versions.
-_SERIES = "0.27"
 _PACKAGES = ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1")
 _NEEDED = ("tvm", "tvm_ffi", "onnx", "onnxscript", "onnxruntime")
 _REMEMBERED = 64
@@ -34,6 +33,8 @@ class Tvm(Backend):
 
     Args:
         target: What engines are compiled for; None means this host. See `for_board`.
+        tuning: Search schedules before an engine is exported for deployment, and what that may take.
+        searched: Take the schedules of the database, where there are some. See `for_deployment`.
     """
 
     name: ClassVar[str] = "tvm"
@@ -41,8 +42,8 @@ class Tvm(Backend):
     suffix: ClassVar[str] = ".so"
     portable: ClassVar[bool] = False
 
-    def __init__(self, target: TvmTarget | None = None) -> None:
-        self._target = target
+    def __init__(self, target: TvmTarget | None = None, tuning: Tuning | None = None, searched: bool = False) -> None:
+        self._target, self._tuning, self._searched = target, tuning, searched
         self._groups: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
 
     @property
@@ -62,7 +63,25 @@ class Tvm(Backend):
         Raises:
             CompileError: TVM engines are not made for its architecture.
         """
-        return Tvm(target_of(device))
+        return Tvm(target_of(device), self._tuning, self._searched)
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What is searched before an engine is exported for deployment."""
+        return self._tuning
+
+    def with_tuning(self, tuning: Tuning) -> Tvm:
+        """The backend that searches what another tuning says."""
+        return Tvm(self._target, tuning, self._searched)
+
+    def for_deployment(self) -> Tvm:
+        """See `Backend.for_deployment`: with the schedules of the tuning database, after tuning where that was asked for."""
+        return Tvm(self._target, self._tuning, searched=True)
+
+    def searched(self, engine: Path) -> tuple[int, int]:
+        """How many functions of an engine have a schedule that search has found, and how many there are."""
+        told = engine_file.description_of(engine)
+        return len(told.get("searched", ())), len({function for function, key in told["calls"] if key is not None})
 
     def availability(self) -> str | None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -72,8 +91,8 @@ class Tvm(Backend):
             version = metadata.version("apache-tvm")
         except metadata.PackageNotFoundError:
             return "missing: the package apache-tvm, found a tvm that was not installed as one"
-        if not version.startswith(f"{_SERIES}."):
-            return f"apache-tvm must be {_SERIES}, found {version}"
+        if not version.startswith(f"{SERIES}."):
+            return f"apache-tvm must be {SERIES}, found {version}"
         if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
             return "missing: a C compiler, which links engines (apt-get install gcc)"
         return None
@@ -84,8 +103,8 @@ class Tvm(Backend):
         series = (needs or {}).get("series")
         hint = f"{SETUP} --backend tvm"
         if series is None:
-            met = found is not None and _numbers(found) >= _numbers(_SERIES)
-            items = [Requirement("tvm", f">= {_SERIES}", found or "none", met, hint)]
+            met = found is not None and _numbers(found) >= _numbers(SERIES)
+            items = [Requirement("tvm", f">= {SERIES}", found or "none", met, hint)]
         else:
             met = found is not None and _numbers(found)[:2] == _numbers(str(series))
             items = [Requirement("tvm", f"{series}.x, which compiled it", found or "none", met, hint)]
@@ -101,8 +120,8 @@ class Tvm(Backend):
         """See `Backend.board_packages`: the pair that was tried together."""
         if version is None:
             return (_PACKAGES,)
-        if _numbers(version)[:2] != _numbers(_SERIES):
-            raise ConfigError(f"the runtime's version must be one of TVM {_SERIES}, found {version!r}.")
+        if _numbers(version)[:2] != _numbers(SERIES):
+            raise ConfigError(f"the runtime's version must be one of TVM {SERIES}, found {version!r}.")
         return ((f"apache-tvm=={version}", *_PACKAGES[1:]),)
 
     def needs(self, engine: Path) -> dict[str, Any]:
@@ -132,7 +151,9 @@ class Tvm(Backend):
             # Folds batch norms and constants; everything stays plain ONNX.
             model = engines.optimized(source, "BASIC")
             graph = engines.operators(source, "BASIC")
-        content = self._built(model, graph, inputs, outputs, weights_inside=True, names=_names(model, graph))
+        content = self._built(
+            model, graph, inputs, outputs, weights_inside=True, names=_names(model, graph), searched=self._searched
+        )
         with replacing(path) as partial:
             partial.write_bytes(content)
         return inputs, outputs
@@ -222,13 +243,21 @@ class Tvm(Backend):
         *,
         weights_inside: bool,
         names: Mapping[str, str],
+        searched: bool = False,
     ) -> bytes:
         """The engine file of a model whose shapes `graph` tells."""
         from edgeprune.backends.tvm import building, importing, kernels
 
         target = self.target
         module, calls = importing.fused(model, target)
-        library = building.built(module, len(calls), target, weights_inside=weights_inside)
+        library = building.built(
+            module,
+            len(calls),
+            target,
+            weights_inside=weights_inside,
+            searched=searched,
+            tuning=self._tuning if searched else None,
+        )
         groups = [[names[node] for node in call] for call in calls]
         made = kernels.kernels(graph, graph.shapes, groups)
         found = engine_file.architecture_of(library.content)
@@ -241,7 +270,7 @@ class Tvm(Backend):
             {
                 "architecture": target.architecture,
                 "isa": list(target.isa),
-                "series": _SERIES,
+                "series": SERIES,
                 "glibc": engine_file.glibc_of(library.content),
                 "target": target.llvm,
                 "inputs": [_tensor(spec) for spec in inputs],
@@ -254,6 +283,7 @@ class Tvm(Backend):
                     for function, kernel in zip(library.functions, made, strict=True)
                 ],
                 "graph": kernels.as_json(graph),
+                **({"searched": list(library.searched)} if library.searched else {}),
             },
         )
 

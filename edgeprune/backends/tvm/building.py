@@ -12,6 +12,8 @@ from typing import Any
 
 from edgeprune.backends.tvm import scheduling
 from edgeprune.backends.tvm.target import TvmTarget
+from edgeprune.backends.tvm.tuned_functions import tuned_functions
+from edgeprune.backends.tvm.tuning import Tuning
 from edgeprune.errors import CompileError
 
 _LARGE = 64
@@ -31,14 +33,24 @@ class Library:
         content: The shared library.
         functions: Name of the function behind each call of the program, in order.
         weights: Shape, NumPy dtype and scale of the weights that became inputs, behind the network's own.
+        searched: Names of the functions whose schedule was found by search.
     """
 
     content: bytes
     functions: tuple[str, ...]
     weights: tuple[tuple[tuple[int, ...], str, float], ...]
+    searched: tuple[str, ...] = ()
 
 
-def built(module: Any, calls: int, target: TvmTarget, *, weights_inside: bool) -> Library:
+def built(
+    module: Any,
+    calls: int,
+    target: TvmTarget,
+    *,
+    weights_inside: bool,
+    searched: bool = False,
+    tuning: Tuning | None = None,
+) -> Library:
     """Compile and link a fused program.
 
     Args:
@@ -47,9 +59,11 @@ def built(module: Any, calls: int, target: TvmTarget, *, weights_inside: bool) -
         target: What it is compiled for.
         weights_inside: False makes weights inputs: an engine for timing stays small, whatever it multiplies by. The functions
             take weights as arguments either way, so their code is the same.
+        searched: Take the schedules that tuning has found, where there are some.
+        tuning: Tune first.
 
     Raises:
-        CompileError: TVM or the linker fails.
+        CompileError: TVM or the linker fails, or the tuning does.
     """
     import tvm
     from tvm import relax
@@ -60,7 +74,10 @@ def built(module: Any, calls: int, target: TvmTarget, *, weights_inside: bool) -
         functions = _functions(module)
         if len(functions) != calls:
             raise CompileError(f"TVM must keep the {calls} calls of the fused program, found {len(functions)}.")
-        module = scheduling.scheduled(module, target.isa)
+    # Outside: a tuning speaks to the user, whose terminal may be standard output.
+    known = tuned_functions(module, functions, target, tuning) if searched or tuning is not None else None
+    with tvm.target.Target(target.llvm), contextlib.redirect_stdout(io.StringIO()):
+        module, found = scheduling.scheduled(module, target.isa, known)
         weights: tuple[tuple[tuple[int, ...], str, float], ...] = ()
         if not weights_inside:
             module, weights = _lifted(module)
@@ -95,7 +112,7 @@ def built(module: Any, calls: int, target: TvmTarget, *, weights_inside: bool) -
                 fcompile=lambda path, objects, **_: _link(linker, path, objects),
                 workspace_dir=folder,
             )
-            return Library(library.read_bytes(), functions, weights)
+            return Library(library.read_bytes(), functions, weights, tuple(sorted(found)))
 
 
 def _link(linker: str, path: str, objects: list[str]) -> None:

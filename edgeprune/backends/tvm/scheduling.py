@@ -4,11 +4,13 @@ Without a schedule TVM's code for a CPU is the plain loop nest: one multiply-acc
 the textbook one (Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication"; the register tile only): a
 tile of the output, some rows by some neighboring elements, is kept in registers while the reduction runs over it, and what
 follows the reduction (a sum, an activation) is done on the tile. It reads no weights and no timings, so equal functions get
-equal code, alone and within a network. Searching for better ones is tuning, and is not done here.
+equal code, alone and within a network. Better ones are searched for by tuning (`edgeprune.backends.tvm.searching`), which
+begins with this rule's; what it has found is taken where it is given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 # Elements of a tile's row: one AVX-512 register, two of AVX2, four of Neon.
@@ -21,60 +23,88 @@ _REDUCE = 2
 """``IterVar.CommReduce``."""
 
 
-def scheduled(module: Any, isa: tuple[str, ...]) -> Any:
+def scheduled(
+    module: Any, isa: tuple[str, ...], tuned: Callable[[Any], Any | None] | None = None
+) -> tuple[Any, frozenset[str]]:
     """The module with every function scheduled that the rule fits; the others stay as they are.
 
     Args:
         module: After `FuseTIR`.
         isa: Flags of the target.
+        tuned: Gives a function with a schedule that was found by search, or None; the rule does the others.
+
+    Returns:
+        The module, and the names of the functions that search has scheduled.
     """
     import tvm
-    from tvm.s_tir import ScheduleError
+
+    changed, searched = {}, set()
+    for variable, function in module.functions.items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            found = None if tuned is None else tuned(function)
+            if found is not None:
+                searched.add(str(variable.name_hint))
+            else:
+                schedule = ruled(tvm.IRModule({"main": function}), isa)
+                if schedule is None:
+                    continue
+                found = schedule.mod["main"].with_attrs(dict(function.attrs.items()))
+            changed[variable] = found
+    return tvm.IRModule({**dict(module.functions.items()), **changed}), frozenset(searched)
+
+
+def ruled(module: Any, isa: tuple[str, ...]) -> Any | None:
+    """The rule's schedule of a module whose only function is ``main``; None where the rule does not fit.
+
+    Args:
+        module: The function.
+        isa: Flags of the target.
+    """
+    from tvm.s_tir import Schedule, ScheduleError
 
     rows = max((count for flag, count in _ROWS.items() if flag in isa), default=_FEWEST_ROWS)
-    changed = {}
-    for name, function in module.functions.items():
-        if isinstance(function, tvm.tirx.PrimFunc):
-            try:
-                changed[name] = _scheduled(function, rows).with_attrs(dict(function.attrs.items()))
-            # The rule does not fit every function: then the plain loops stay, which are right, and slow.
-            except (ScheduleError, ValueError):
-                continue
-    return tvm.IRModule({**dict(module.functions.items()), **changed})
+    schedule = Schedule(module)
+    try:
+        reductions = inlined(schedule)
+        if len(reductions) == 1:
+            _tiled(schedule, reductions[0], rows)
+    # The rule does not fit every function: then the plain loops stay, which are right, and slow.
+    except (ScheduleError, ValueError):
+        return None
+    return schedule
 
 
-def _scheduled(function: Any, rows: int) -> Any:
-    import tvm
-    from tvm.s_tir import Schedule
-
-    schedule = Schedule(tvm.IRModule({"main": function}))
+def inlined(schedule: Any) -> list[Any]:
+    """Put what stands between a reduction and the last block into the last; returns the blocks that reduce."""
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
     for block in blocks[:-1]:
         # What is computed between the reduction and the last block goes into the last; what is padded before it stays.
         if not _reduces(schedule, block) and not any(_reduces(schedule, one) for one in schedule.get_consumers(block)):
             schedule.compute_inline(block)
     blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    reductions = [block for block in blocks if _reduces(schedule, block)]
-    if len(reductions) == 1:
-        _tiled(schedule, reductions[0], rows)
-    return schedule.mod["main"]
+    return [block for block in blocks if _reduces(schedule, block)]
+
+
+def axes_of(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
+    """Loops of a reduction's block: those over the output, and those that it sums over; both empty where that is not clear."""
+    kinds = [int(item.iter_type) for item in schedule.get(block).iter_vars]
+    loops = schedule.get_loops(block)
+    if len(loops) != len(kinds):
+        return [], []
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != _REDUCE]
+    return spatial, [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _REDUCE]
 
 
 def _tiled(schedule: Any, block: Any, rows: int) -> None:
     """A register tile for one reduction."""
-    kinds = [int(item.iter_type) for item in schedule.get(block).iter_vars]
-    loops = schedule.get_loops(block)
-    if len(loops) != len(kinds):
-        return
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != _REDUCE]
-    reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _REDUCE]
+    spatial, reduced = axes_of(schedule, block)
     if not spatial or not reduced:
         return
     # Channels of a convolution's output, rows of a product: neighbors there share what they read. Where their number has no
     # divisor that fills a tile (61 channels), the rows of another axis do.
-    counts = [_divisor(_extent(schedule, loop), rows) for loop in spatial[:-1]]
+    counts = [_divisor(extent_of(schedule, loop), rows) for loop in spatial[:-1]]
     place = max(range(len(counts)), key=lambda axis: (counts[axis], axis == 1), default=None)
-    columns = _divisor(_extent(schedule, spatial[-1]), _COLUMNS)
+    columns = _divisor(extent_of(schedule, spatial[-1]), _COLUMNS)
     followers = list(schedule.get_consumers(block))
     if len(followers) > 1:
         return
@@ -101,7 +131,7 @@ def _tiled(schedule: Any, block: Any, rows: int) -> None:
 def _unrolled(schedule: Any, block: Any, depth: int) -> None:
     """The last loop of a block as one vector, those of the tile around it unrolled."""
     loops = schedule.get_loops(block)
-    if _extent(schedule, loops[-1]) > 1:
+    if extent_of(schedule, loops[-1]) > 1:
         schedule.vectorize(loops[-1])
     for loop in loops[-depth:-1]:
         schedule.unroll(loop)
@@ -111,7 +141,8 @@ def _reduces(schedule: Any, block: Any) -> bool:
     return any(int(item.iter_type) == _REDUCE for item in schedule.get(block).iter_vars)
 
 
-def _extent(schedule: Any, loop: Any) -> int:
+def extent_of(schedule: Any, loop: Any) -> int:
+    """Length of a loop."""
     return int(schedule.get(loop).extent)
 
 

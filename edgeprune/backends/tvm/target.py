@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeprune.boards.host import host_isa
+from edgeprune.boards.host import host_cpu_model, host_isa
 from edgeprune.errors import CompileError
 from edgeprune.spec import Fingerprint
+
+SERIES = "0.27"
+"""Of TVM. The virtual machine's byte code and TVM's calling convention change between minor versions."""
 
 # Linux's name of a flag (as the probe tells it) to LLVM's. Only what code for fp32 networks can gain from.
 # Source: llvm/lib/Target/X86/X86.td and llvm/lib/Target/AArch64/AArch64Features.td; Linux's names as in
@@ -48,12 +51,14 @@ class TvmTarget:
         cpu: LLVM's name of the CPU, whose timings it schedules for.
         features: LLVM's switches, ``"+avx2"`` or ``"-sve"``; what the board has is on, all else of our list is off.
         isa: Flags that a board must have, as its probe tells them, sorted.
+        model: Name of the processor as its probe tells it, ``"unknown"`` where that is not known: what schedules were timed on.
     """
 
     architecture: str
     cpu: str
     features: tuple[str, ...]
     isa: tuple[str, ...]
+    model: str = "unknown"
 
     @property
     def triple(self) -> str:
@@ -105,7 +110,7 @@ def target_of(device: Fingerprint | Mapping[str, Any] | None) -> TvmTarget:
         CompileError: TVM engines are not made for its architecture.
     """
     if device is None:
-        return _target(platform.machine(), "unknown", host_isa())
+        return _target(platform.machine(), host_cpu_model(), host_isa())
     if isinstance(device, Fingerprint):
         return _target(device.architecture, device.cpu_model, device.isa)
     return _target(device["architecture"], str(device.get("cpu_model", "unknown")), device["isa"])
@@ -121,11 +126,12 @@ def _target(architecture: str, cpu_model: str, isa: Sequence[str]) -> TvmTarget:
     if architecture == "x86_64":
         # The baseline CPU by name, everything else by flag, so that nothing is used that the board did not tell.
         needed = sorted(has & set(_X86))
-        return TvmTarget(architecture, "x86-64", tuple(f"+{_X86[name]}" for name in needed), tuple(needed))
+        features = tuple(f"+{_X86[name]}" for name in needed)
+        return TvmTarget(architecture, "x86-64", features, tuple(needed), cpu_model)
     switches = [f"{'+' if name in has else '-'}{llvm}" for name, llvm in sorted(_ARM.items())]
     switches += [f"-{name}" for name in _ARM_NEVER]
     needed = sorted((has & set(_ARM)) | set(_ARM_ALWAYS))
-    return TvmTarget(architecture, _arm_cpu(cpu_model), tuple(switches), tuple(needed))
+    return TvmTarget(architecture, _arm_cpu(cpu_model), tuple(switches), tuple(needed), cpu_model)
 
 
 def _arm_cpu(cpu_model: str) -> str:

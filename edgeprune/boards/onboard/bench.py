@@ -36,7 +36,8 @@ def main(request, emit):
     """Run one bench request.
 
     Args:
-        request: ``engines`` (id to entry, see `engines`), ``rounds`` (lists of ids, timed in this order), ``root`` (the
+        request: ``engines`` (id to entry, see `engines`; an entry may name a ``runtime`` of its own), ``rounds`` (lists of
+            ids, timed in this order), ``root`` (the
             board's folder), ``runtime``, ``threads``, ``warmup_ms``, ``sample_ms``, ``samples``, ``item_ms`` (an item
             that took longer gets no more than three samples), ``settle_ms`` (work before the first item, so that clocks
             and caches leave their idle state), ``optional`` (ids that are told as an event and left out when they do not
@@ -118,7 +119,8 @@ def load_all(request, runtime, threads, emit):
     told = time.perf_counter()
     for done, name in enumerate(wanted, 1):
         try:
-            engine = engines.load(request["engines"][name], store, runtime, threads)
+            entry = request["engines"][name]
+            engine = engines.load(entry, store, entry.get("runtime", runtime), threads)
             engine.bind()
             loaded[name] = engine
         except failures.Failure as failure:
