@@ -73,7 +73,8 @@ def moved_slice(operator: Operator, graph: OperatorGraph, shapes: Mapping[str, S
         if len(range(whole)[start:end]) == size:
             return {}
         begin = 0 if start == 0 else whole - size
-    open_end = end > graph.shapes[operator.inputs[0]][axis]
+    # An end at or behind that of the axis is one of any axis that is shorter, and stays as it was written.
+    open_end = end >= graph.shapes[operator.inputs[0]][axis]
     return {"operand1": (begin,), "operand2": (end if open_end else begin + size,)}
 
 
