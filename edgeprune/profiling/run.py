@@ -79,6 +79,7 @@ def profile(
     meter: str | None = None,
     rails: Sequence[str] | None = None,
     percentiles: bool = False,
+    tiles: Sequence[tuple[int, int]] = (),
     origins: Sequence[Sequence[str]] | None = None,
 ) -> LatencyTable:
     """Measure what a latency predictor for pruning `model` on `board` needs.
@@ -116,12 +117,15 @@ def profile(
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
+        tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
+            without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
             say what to run next.
 
     Raises:
-        ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, or the
-            device type does not say how clocks are locked.
+        ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision, the
+            device type does not say how clocks are locked, or a model has no linear layer that is larger than one of the tiles.
+        UnsupportedKernelError: The kernels that the backend runs for tiles are not known.
         CompileError: In int8: no layer of a model has weights.
         PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
         ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
@@ -157,6 +161,7 @@ def profile(
             graph,
             kernel_graph,
             precision=precision,
+            tiles=tiles,
         )
         power = target.power(meter=meter) if energy else None
         if power is not None:
@@ -216,6 +221,7 @@ def preview(
     table: LatencyTable | Path | str | None = None,
     threads: int = 1,
     seed: int = 0,
+    tiles: Sequence[tuple[int, int]] = (),
     progress: Progress | None = None,
 ) -> Preview:
     """What `profile` with the same arguments would measure. The board is asked what it is, and nothing is timed.
@@ -235,6 +241,7 @@ def preview(
         setting = set_up(
             *(stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, None, None),
             precision=precision,
+            tiles=tiles,
         )
         tell(0, 0, 0.0, "choosing kernels and networks")
         dense_ms = guessed_dense_ms(setting.subjects, setting.predictor)
@@ -314,14 +321,10 @@ def _measured(
     base, subjects = setting.table, setting.subjects
     if base is not None and not preview_of(selection, subjects, base).to_measure:
         return base
-    networks = {
-        subject.network(number): (place, widths)
-        for place, (subject, chosen) in enumerate(zip(subjects, selection.networks, strict=True))
-        for number, widths in enumerate(chosen)
-    }
+    networks = selection.candidates(subjects)
     tell(0, 0, selection.budget_s, "building engines")
     engines: dict[str, bytes | Path] = {
-        name: subjects[place].kernel_graph.network_engine(widths) for name, (place, widths) in networks.items()
+        name: subjects[place].engine(candidate) for name, (place, candidate) in networks.items()
     }
     kernels, unsupported = kernel_engines(selection.kernels, subjects[0].kernel_graph, engines)
     anchors, _ = kernel_engines(selection.anchors, subjects[0].kernel_graph, engines)
