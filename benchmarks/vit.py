@@ -10,6 +10,8 @@ Accuracy is that on the test images.
 - published: LPViT's published search by floating-point operations, its target moved until the latency is met;
 - torch-pruning: its example for vision transformers (`pruning_rivals/torch_pruning_vit.py`), where it is installed.
 
+How fast a larger one runs, DeiT-S end to end and its layers, is told by `block_sparse.py`.
+
 A cell that is done is not run again; what is missing is printed. Use a machine that does nothing else meanwhile.
 
     python benchmarks/vit.py --data cifar10 --weights vit.safetensors --seeds 0 1 2
@@ -78,6 +80,7 @@ class Bench(DenseModel):
             folder,
             every=options.images,
             test_images=options.test_images,
+            tiles=(tuple(options.tile),),
         )
         self.grids = tile_grids(self.model, self.graph, tuple(options.tile))
         self.tokens = layer_tokens(self.model, self.example, self.grids)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from edgeprune.errors import ConfigError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show the log, and a traceback where there is one.")]
@@ -43,6 +46,18 @@ def input_flags(specs: list[str] | None, file: Path | None) -> list[str]:
     """The options that give the same example inputs again, for the command that is printed as the next one."""
     flags = [word for text in specs or () for word in ("--input", text)]
     return flags if file is None else [*flags, "--inputs", str(file)]
+
+
+def tile_of(text: str) -> tuple[int, int]:
+    """``"64x128"`` as rows and columns.
+
+    Raises:
+        ConfigError: It is no such text.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or not (int(match[1]) and int(match[2])):
+        raise ConfigError(f"--tiles must be ROWSxCOLUMNS, outputs by inputs, found {text!r}.", hint="--tiles 64x128")
+    return int(match[1]), int(match[2])
 
 
 def was_given(context: typer.Context, name: str) -> bool:

@@ -24,6 +24,7 @@ from edgeprune.cli.options import (
     WeightsOption,
     given,
     input_flags,
+    tile_of,
 )
 from edgeprune.errors import ConfigError
 
@@ -71,6 +72,14 @@ def profile(
         bool,
         typer.Option("--percentiles", help="Also time 500 single inferences of each network, for prune --percentile."),
     ] = False,
+    tiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tiles",
+            metavar="ROWSxCOLUMNS",
+            help="Also measure what linear layers run without some tiles of this size, for prune --tiles; repeat.",
+        ),
+    ] = None,
     lock_clocks: Annotated[
         bool,
         typer.Option("--lock-clocks", help="Hold the clocks still, as the device type allows; they are put back."),
@@ -122,6 +131,7 @@ def profile(
         raise ConfigError(
             "--dry-run leaves the board as it is, found --power-mode with it.", hint=f"sudo nvpmodel -m {power_mode}"
         )
+    sizes = tuple(tile_of(text) for text in tiles or ())
     if not minutes > 0:
         raise ConfigError(f"--minutes must be greater than 0, found {minutes:g}.", hint="--minutes 2")
     if not 0 <= wait < math.inf:
@@ -130,7 +140,13 @@ def profile(
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
     target_path = out or table or Path("table.parquet")
-    arguments: dict[str, Any] = {"precision": precision, "table": table, "threads": threads, "seed": seed}
+    arguments: dict[str, Any] = {
+        "precision": precision,
+        "table": table,
+        "threads": threads,
+        "seed": seed,
+        "tiles": sizes,
+    }
     if dry_run:
         with output.step(f"look at {board}") as progress, edgeprune.Board.open(board) as target:
             seen = preview(modules, examples, target, backend, minutes, progress=progress.timed, **arguments)
@@ -173,6 +189,7 @@ def profile(
             *("edgeprune", "prune", models[-1], *input_flags(input_, inputs)),
             *given(weights=weights, seed=seed or None, backend=backend if backend != "onnxruntime" else None),
             *("--table", target_path, "--latency", "50%", "--board", board),
+            *given(tiles="auto" if sizes else None, task="FACTORY" if sizes else None),
         ),
     )
 

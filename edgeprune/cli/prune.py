@@ -18,6 +18,7 @@ from edgeprune.cli.options import (
     SeedOption,
     VerboseOption,
     WeightsOption,
+    tile_of,
     was_given,
 )
 from edgeprune.criteria.registry import CRITERIA
@@ -32,6 +33,7 @@ _NEEDS = {
     "tap": "distill",
     "reallocate_every": "soft_masking",
     "channels": "tiles",
+    "power_weight": "tiles",
 }
 """Options that do nothing without another one."""
 
@@ -105,8 +107,9 @@ def prune(
         str | None,
         typer.Option(
             "--tiles",
-            metavar="ROWSxCOLUMNS",
-            help="Remove tiles of linear layers (of a transformer) instead of channels; needs a task, and --macs or --latency.",
+            metavar="ROWSxCOLUMNS|auto",
+            help="Remove tiles of linear layers (of a transformer) instead of channels; needs a task and one budget; "
+            "auto: sizes layer by layer, by their predicted latency.",
         ),
     ] = None,
     channels: Annotated[
@@ -115,6 +118,15 @@ def prune(
             "--channels", help="Beside --tiles: heads, head dimensions and hidden units too, in one allocation."
         ),
     ] = False,
+    power_weight: Annotated[
+        float,
+        typer.Option(
+            "--power-weight",
+            metavar="1.0",
+            min=0,
+            help="With --tiles: weigh modelled power too; 1 balances it and damage.",
+        ),
+    ] = 0.0,
     criterion: Annotated[
         str | None,
         typer.Option(
@@ -224,7 +236,7 @@ def prune(
     """
     from edgeprune.cli.pruning_run import begin, go_on
     from edgeprune.cli.record import PruneOptions, absolute_reference
-    from edgeprune.cli.tiles_run import begin_tiles, require_together, tile_of
+    from edgeprune.cli.tiles_run import begin_tiles, require_together
 
     output = Output(json_output)
     if resume:
@@ -236,10 +248,12 @@ def prune(
             )
         go_on(out, board if was_given(context, "board") else None, output)
         return
-    tile = None if tiles is None else tile_of(tiles)
+    tile: tuple[int, int] | Literal["auto"] | None = None
+    if tiles is not None:
+        tile = "auto" if tiles == "auto" else tile_of(tiles)
     if model is None or (table is None and tile is None) or not any((latency, params, macs, energy, memory)):
         budget = latency or params or macs or energy or memory
-        needed = {"MODEL": model, "--table": table or tile, "--latency (or another budget)": budget}
+        needed = {"MODEL": model, "--table": table or tiles, "--latency (or another budget)": budget}
         missing = ", ".join(name for name, value in needed.items() if value is None)
         raise ConfigError(
             f"prune needs a model, a table and a budget, found no {missing}.", hint="edgeprune prune --help"
@@ -288,6 +302,7 @@ def prune(
         hold_limits=hold_limits,
         tiles=tile,
         channels=channels,
+        power_weight=power_weight,
         seed=seed,
     )
     if tile is not None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.loading import load_model, load_task, source_hash
+from edgeprune.cli.loading import load_model, load_task
 from edgeprune.cli.meant_latency import fitted, meant_table
 from edgeprune.cli.options import given
 from edgeprune.cli.pruning_result import earlier_result, not_fp32, record_of, tell
-from edgeprune.cli.pruning_start import begun
+from edgeprune.cli.pruning_start import begun, interruption_of
 from edgeprune.cli.record import PruneOptions, PruningRecord
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.recovery.distillation.registry import require_names
@@ -67,6 +67,11 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
                 f"an interrupted run goes on with its own board, {interrupted.board}, found {board}.",
                 hint=command_line("edgeprune", "prune", "--resume", "--out", out),
             )
+        if interrupted.tiles is not None:
+            from edgeprune.cli.tiles_run import begin_tiles
+
+            begin_tiles(interrupted, out, output)
+            return
         begin(interrupted, out, output)
         return
     if not (out / records.FILE_NAME).is_file():
@@ -115,10 +120,8 @@ def _carry_out(
 ) -> None:
     import edgeprune
     from edgeprune.loop.dense import dense_latency
-    from edgeprune.loop.interruption import Interruption
     from edgeprune.loop.lowering import precision_of
     from edgeprune.loop.notes import table_notes
-    from edgeprune.recovery.checkpoint import different
     from edgeprune.report import pruning, stored
 
     task = None if options.task is None else load_task(options.task)
@@ -135,19 +138,7 @@ def _carry_out(
             f"the latency table of the run must be at {options.table}, found another one.",
             hint="edgeprune prune, without --resume",
         )
-    asked = options.model_dump(mode="json")
-    sources = {
-        "source of the model": source_hash(options.model),
-        "source of the task": None if options.task is None else source_hash(options.task),
-    }
-    interruption = Interruption(out / records.TUNING_FOLDER, {"options": asked, "sources": sources}, sources)
-    if task is not None and (before := records.interrupted(out)) is not None:
-        known = (interruption.read() or {}).get("information", {}).get("sources", {})
-        differs = different({**before.model_dump(mode="json"), **known}, {**asked, **sources})
-        if differs:
-            output.say(f"the interrupted run in {out} differs in {', '.join(differs)}: this one begins anew")
-        else:
-            output.say(f"going on with the interrupted run in {out}")
+    interruption = interruption_of(options, out, output)
     with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         with output.step("trace and lower"):
             graph = edgeprune.trace(module, example)

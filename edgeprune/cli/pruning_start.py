@@ -1,4 +1,4 @@
-"""What every pruning run begins with, of channels or of tiles: its table, its model and the example inputs."""
+"""What every pruning run begins with, of channels or of tiles: table, model, inputs, and what an interrupted one left."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from edgeprune.boards.config import require_known
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output
 from edgeprune.cli.inputs import example_inputs
-from edgeprune.cli.loading import load_model
+from edgeprune.cli.loading import load_model, source_hash
 from edgeprune.cli.meant_latency import meant_table
 from edgeprune.cli.record import PruneOptions
 
 if TYPE_CHECKING:
     import torch
+
+    from edgeprune.loop.interruption import Interruption
 
 
 def begun(options: PruneOptions, out: Path, output: Output) -> tuple[Any, torch.nn.Module, Any]:
@@ -36,3 +38,30 @@ def begun(options: PruneOptions, out: Path, output: Output) -> tuple[Any, torch.
     module = load_model(options.model, options.weights, seed=options.seed)
     require_possible(options.constraints, module)
     return table, module, example_inputs(module, options.input, options.inputs, seed=options.seed)
+
+
+def interruption_of(options: PruneOptions, out: Path, output: Output) -> Interruption:
+    """What an interrupted run of the same options goes on from; where there is an interrupted one, that is told.
+
+    Args:
+        options: Of this run.
+        out: Its folder.
+        output: Where to tell it.
+    """
+    from edgeprune.loop.interruption import Interruption
+    from edgeprune.recovery.checkpoint import different
+
+    asked = options.model_dump(mode="json")
+    sources = {
+        "source of the model": source_hash(options.model),
+        "source of the task": None if options.task is None else source_hash(options.task),
+    }
+    found = Interruption(out / records.TUNING_FOLDER, {"options": asked, "sources": sources}, sources)
+    if options.task is not None and (before := records.interrupted(out)) is not None:
+        known = (found.read() or {}).get("information", {}).get("sources", {})
+        differs = different({**before.model_dump(mode="json"), **known}, {**asked, **sources})
+        if differs:
+            output.say(f"the interrupted run in {out} differs in {', '.join(differs)}: this one begins anew")
+        else:
+            output.say(f"going on with the interrupted run in {out}")
+    return found

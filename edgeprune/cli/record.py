@@ -72,8 +72,9 @@ class PruneOptions(BaseModel):
         limit: ``NAME=LIMIT`` each, of the objectives of the task.
         pagcp: Rounds of the search under those limits; 0 for none.
         hold_limits: Whether they must hold before tuning.
-        tiles: Rows and columns of the tiles that are removed instead of channels, or None.
+        tiles: Rows and columns of the tiles that are removed instead of channels, ``"auto"`` for sizes by latency, or None.
         channels: Whether channels are removed beside tiles.
+        power_weight: What modelled power is worth where tiles go.
         seed: Of the factory, of example inputs and of tuning.
     """
 
@@ -116,8 +117,9 @@ class PruneOptions(BaseModel):
     limit: tuple[str, ...] = ()
     pagcp: int = 0
     hold_limits: bool = False
-    tiles: tuple[int, int] | None = None
+    tiles: tuple[int, int] | Literal["auto"] | None = None
     channels: bool = False
+    power_weight: float = 0.0
     seed: int = 0
 
     @property
@@ -154,7 +156,7 @@ class PruningRecord(BaseModel):
         table_hash: Latency table that the widths were chosen with; None where tiles were removed without one, as for the next
             three.
         weights_hash: SHA-256 of the weights file, or None without one.
-        budget_ms: Budget, milliseconds; None where tiles were removed.
+        budget_ms: Budget, milliseconds; None where tiles were removed and no plan was tried on a board.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds.
         predicted_ms: Predicted latency of the pruned model, milliseconds.
         dense_ms: Latency of the dense model that the budget refers to, milliseconds; None where nothing was measured.
@@ -173,6 +175,7 @@ class PruningRecord(BaseModel):
         verdicts: Per objective both, its limit and whether it is kept.
         outputs: Where there are several objectives: by objective the places of the model's outputs that it reads.
         tiles: Where tiles were removed: by weight how many are kept, and of how many.
+        tile_sizes: Where sizes of tiles were chosen by latency: by weight outputs and inputs of a tile.
         widths: Where channels were removed beside them: by group how many units are kept, and of how many.
     """
 
@@ -200,6 +203,7 @@ class PruningRecord(BaseModel):
     verdicts: tuple[MetricVerdict, ...]
     outputs: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     tiles: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    tile_sizes: dict[str, tuple[int, int]] = Field(default_factory=dict)
     widths: dict[str, tuple[int, int]] = Field(default_factory=dict)
 
     @property

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +12,7 @@ from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.loading import load_task
 from edgeprune.cli.meant_latency import fitted
 from edgeprune.cli.options import given
-from edgeprune.cli.pruning_start import begun
+from edgeprune.cli.pruning_start import begun, interruption_of
 from edgeprune.cli.record import PruneOptions, PruningRecord, Recovered
 from edgeprune.errors import ConfigError
 from edgeprune.report.pruning import parameter_count
@@ -24,30 +22,19 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.interruption import Interruption
     from edgeprune.loop.tiled_result import TiledResult
 
 TOGETHER = frozenset(
     {
         *("model", "weights", "input_", "inputs", "task", "limit", "board", "backend", "tiles", "macs", "seed", "out"),
-        *("table", "latency", "precision", "percentile", "sustained", "json_output", "verbose"),
-        *("epochs", "lr", "distill", "ema", "amp", "channels"),
+        *("table", "latency", "energy", "precision", "percentile", "sustained", "json_output", "verbose"),
+        *("epochs", "lr", "distill", "ema", "amp", "channels", "power_weight"),
     }
 )
 """Options of ``prune`` that mean something for tiles."""
 BESIDE_CHANNELS = frozenset({"keep", "min_width", "multiple_of", "same_as", "criterion", "blocks"})
 """And those that do where channels go with them."""
-
-
-def tile_of(text: str) -> tuple[int, int]:
-    """``"64x128"`` as rows and columns.
-
-    Raises:
-        ConfigError: It is no such text.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None or not (int(match[1]) and int(match[2])):
-        raise ConfigError(f"--tiles must be ROWSxCOLUMNS, outputs by inputs, found {text!r}.", hint="--tiles 64x128")
-    return int(match[1]), int(match[2])
 
 
 def require_together(given_options: Collection[str], options: PruneOptions) -> None:
@@ -75,13 +62,24 @@ def require_together(given_options: Collection[str], options: PruneOptions) -> N
         raise ConfigError(
             "--tiles needs a task, whose loss says which tiles matter, found none.", hint="--task FILE.py:F"
         )
-    if bool(options.macs) == bool(options.latency):
-        found = "both" if options.macs else "neither"
+    budgets = {"--macs": options.macs, "--latency": options.latency, "--energy": options.energy}
+    asked = [name for name, text in budgets.items() if text]
+    if len(asked) != 1:
         raise ConfigError(
-            f"--tiles needs a budget of either --macs or --latency, found {found}.", hint="--tiles 64x128 --macs 50%"
+            f"--tiles needs a budget of one of {', '.join(budgets)}, found {' and '.join(asked) or 'none'}.",
+            hint="--tiles 64x128 --macs 50%",
         )
-    if options.latency and options.table is None:
-        raise ConfigError("--latency needs --table, which says what tiles take, found none.", hint="--macs 50%")
+    if options.energy and options.channels:
+        raise ConfigError("--tiles --channels share a budget of --macs or --latency, found --energy.")
+    if options.tiles == "auto" and not options.latency:
+        raise ConfigError(
+            f"--tiles auto chooses sizes by predicted latency, which the budget must bound, found {asked[0]}.",
+            hint="--latency 60% --table TABLE, or --tiles 64x128",
+        )
+    if options.power_weight and options.channels:
+        raise ConfigError("--power-weight weighs power where tiles alone are chosen, found --channels beside it.")
+    if not options.macs and options.table is None:
+        raise ConfigError(f"{asked[0]} needs --table, which says what tiles take, found none.", hint="--macs 50%")
     if not set(options.distill) <= {"logits"}:
         raise ConfigError(f"--tiles goes with --distill logits alone, found {', '.join(options.distill)}.")
 
@@ -101,11 +99,13 @@ def begin_tiles(options: PruneOptions, out: Path, output: Output) -> None:
     if options.table is not None:
         with output.step("fit the predictor"):
             predictor = fitted(table, options)
-    with records.staged(out) as folder, tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
+    interruption = interruption_of(options, out, output)
+    with records.staged(out) as folder:
         with output.step(f"remove tiles{' and channels' if options.channels else ''}, to {budget}") as progress:
-            result = _pruned(options, module, example, task, predictor, folder, Path(scratch), progress.stepped)
+            result = _pruned(options, module, example, task, predictor, folder, interruption, progress.stepped)
         with output.step("write"):
             record = _written(result, options, predictor, module, example, folder)
+    interruption.discard()
     _tell(output, result, module, str(budget))
     for name, what in (
         (records.PLAN_NAME, "plan"),
@@ -140,7 +140,7 @@ def _pruned(
     task: Any,
     predictor: Predictor | None,
     folder: Path,
-    scratch: Path,
+    interruption: Interruption,
     progress: Any,
 ) -> TiledResult:
     import edgeprune
@@ -163,10 +163,12 @@ def _pruned(
         predictor,
         tile=options.tiles,
         channels=channels,
+        power_weight=options.power_weight,
         fine_tuning=tuning,
         distill=bool(options.distill),
         backend=options.backend,
         plan_path=folder / records.PLAN_NAME,
+        checkpoint=interruption,
         progress=progress,
     )
 
@@ -196,7 +198,7 @@ def _written(
         options=options,
         table_hash=None if predictor is None else predictor.table_hash,
         weights_hash=records.file_hash(options.weights),
-        budget_ms=None,
+        budget_ms=result.budget_ms,
         dense_predicted_ms=result.dense_predicted_ms,
         predicted_ms=result.predicted_ms,
         dense_ms=None if checked is None else checked.dense_ms,
@@ -214,6 +216,7 @@ def _written(
         recovery=tuple(Recovered(**asdict(step)) for step in result.recovery),
         verdicts=result.verdicts,
         tiles={name: (layer.kept, layer.tiles) for name, layer in result.layers.items()},
+        tile_sizes=dict(result.sizes),
         widths=dict(result.widths) if options.channels else {},
     )
     (folder / records.FILE_NAME).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -222,11 +225,14 @@ def _written(
 
 def _tell(output: Output, result: TiledResult, dense: torch.nn.Module, budget: str) -> None:
     unit = result.allocation.unit
-    rows = [["latency, predicted" if unit == "ms" else unit, "100.0%", f"{result.share:.1%}"]]
+    what = {"ms": "latency, predicted", "mJ": "energy above idle, predicted"}.get(unit, unit)
+    rows = [[what, "100.0%", f"{result.share:.1%}"]]
     if result.predicted_ms is not None:
         rows.append(["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"])
     if result.measured is not None:
         rows.append([f"of dense on {result.measured.board}, interleaved", "100.0%", result.measured.of_dense])
+    if result.power_share is not None:
+        rows.append([result.power_of, "100.0%", f"{result.power_share:.1%}"])
     rows.append(["parameters", f"{parameter_count(dense):,}", f"{parameter_count(result.module):,}"])
     for step in result.recovery:
         rows += [

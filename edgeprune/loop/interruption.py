@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.budget import Budget
+    from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.planning import Planner
     from edgeprune.recovery.distillation._base import Distillation
     from edgeprune.recovery.generators import Generators
+    from edgeprune.tasks.task import Task
 
 STATE_NAME = "state.json"
 _MODEL, _EPOCHS, _SEARCH = "model", "epochs.safetensors", "search"
@@ -56,6 +58,7 @@ class Begun:
         realized: The cut model, not yet tuned.
         left: How it is tuned: what the search, where there was one, has left of the fine-tuning.
         generators: Where everything random was when the tuning began (`edgeprune.recovery.generators.Generators.states`).
+        more: What else the kind of run must know of it, JSON values.
     """
 
     plan: PruningPlan
@@ -67,6 +70,7 @@ class Begun:
     realized: Realized
     left: FineTuning
     generators: Mapping[str, Any]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class Interruption:
             realized=realized,
             left=FineTuning(**state["left"]),
             generators=state["generators"],
+            more=state.get("more", {}),
         ), ""
 
     def searching(self, identity: Mapping[str, Any], generators: Generators) -> Path:
@@ -216,6 +221,7 @@ class Interruption:
             "notes": list(begun.realized.notes),
             "left": asdict(begun.left),
             "generators": begun.generators,
+            "more": dict(begun.more),
         }
         write_text(self.folder / STATE_NAME, json.dumps(state, indent=1) + "\n")
         shutil.rmtree(self.folder / _SEARCH, ignore_errors=True)
@@ -243,21 +249,29 @@ def _is_ours(name: str) -> bool:
     return any(name == own or (name.startswith(f".{own}.") and name.endswith(".partial")) for own in _OWN)
 
 
+def common_identity(
+    model: nn.Module, example_inputs: Sequence[Any], budget: Budget, predictor: Predictor | None, task: Task | None
+) -> dict[str, Any]:
+    """What of that every kind of run has: model, inputs, budget, table and objectives."""
+    return {
+        "model": weights_hash([*model.named_parameters(), *model.named_buffers()]),
+        "example inputs": [list(example.shape) for example in example_inputs],
+        "budget": str(budget),
+        "latency table": None if predictor is None else predictor.table_hash,
+        "objectives": [
+            [one.name, str(one.limit), one.weight, one.higher_is_better, one.pooled]
+            for one in (() if task is None else task.objectives)
+        ],
+    }
+
+
 def identity_of(
     planner: Planner, budget: Budget, settings: FineTuning, losses: Sequence[Distillation]
 ) -> dict[str, Any]:
     """What makes a run the same as an earlier one, as JSON values."""
-    named = [*planner.model.named_parameters(), *planner.model.named_buffers()]
     rules = sorted((name, repr(rule)) for name, rule in planner.rules.items())
     return {
-        "model": weights_hash(named),
-        "example inputs": [list(example.shape) for example in planner.graph.example_inputs],
-        "budget": str(budget),
-        "latency table": planner.predictor.table_hash,
-        "objectives": [
-            [one.name, str(one.limit), one.weight, one.higher_is_better, one.pooled]
-            for one in (() if planner.task is None else planner.task.objectives)
-        ],
+        **common_identity(planner.model, planner.graph.example_inputs, budget, planner.predictor, planner.task),
         "constraints": hashlib.sha256(repr(rules).encode()).hexdigest(),
         "criterion": planner.criterion.name,
         "damage calibration": repr(planner.calibrate_damage),

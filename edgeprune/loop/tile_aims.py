@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from edgeprune.surgery.plan import make_plan
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
     from edgeprune.criteria.tiles.sums import Floats
-    from edgeprune.latency.predictor import Predictor
+    from edgeprune.loop.tile_energy import Pricing
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.surgery.plan import PruningPlan
 
@@ -30,7 +31,7 @@ class Aimed:
         allocation: Of the search.
         plan: Its plan.
         cost: Predicted latency of the plan as a whole, milliseconds.
-        damage: Of the allocation, and of merging.
+        damage: Of the allocation, with the price of its power where it has one, and of merging.
         merged: Weight to products before and after.
     """
 
@@ -45,7 +46,7 @@ def within_latency(
     problem: TileProblem,
     search: TileSearch,
     kernel_graph: KernelGraph,
-    predictor: Predictor,
+    predictor: Pricing,
     budget_ms: float,
     damages: Mapping[str, Floats] | None = None,
 ) -> Aimed:
@@ -54,7 +55,7 @@ def within_latency(
     Of the plans within the budget the one with the least damage is taken.
 
     Args:
-        problem: Layers with their milliseconds.
+        problem: Layers with their milliseconds, or millijoules where the predictor is one of energies.
         search: Chooses tiles within an aim.
         kernel_graph: The lowered dense model.
         predictor: Of the device.
@@ -71,21 +72,22 @@ def within_latency(
         allocation = search.search(problem, aim_ms)
         if all(count == curves[name].tiles for name, count in allocation.counts.items()):
             dense = make_plan(kernel_graph.graph, {}, allow_empty=True)
-            return Aimed(allocation, dense, predictor.network_ms(kernel_graph.at({})), allocation.damage)
+            return Aimed(allocation, dense, predictor.network_ms(kernel_graph.at({})), allocation.objective)
         plan = plan_of(kernel_graph, curves, allocation.counts)
         price = at_price(problem, aim_ms)[1] if damages else 0.0
         clusters = clustered_tiles(kernel_graph, predictor, plan, damages or {}, price)
         choice = worthwhile_tiles(kernel_graph, predictor, clusters.plan)
         left = {name: counts for name, counts in clusters.merged.items() if name in choice.plan.kept_tiles}
-        return Aimed(allocation, choice.plan, choice.latency_ms, allocation.damage + clusters.damage, left)
+        return Aimed(allocation, choice.plan, choice.latency_ms, allocation.objective + clusters.damage, left)
 
     best, fastest = within_budget(at, budget_ms, problem.smallest, problem.dense)
     if best is None:
         assert fastest is not None  # the search refuses an aim that is out of reach
+        what, best_of = ("latency", "fastest") if problem.unit == "ms" else ("energy", "most frugal")
         raise BudgetInfeasibleError(
-            f"the predicted latency must be <= {budget_ms:.4g} ms, the fastest plan of tiles that was found has "
-            f"{fastest.cost:.4g} ms.",
-            best_ms=fastest.cost,
+            f"the predicted {what} must be <= {budget_ms:.4g} {problem.unit}, the {best_of} plan of tiles that was found has "
+            f"{fastest.cost:.4g} {problem.unit}.",
+            best_ms=fastest.cost if problem.unit == "ms" else math.nan,
             widths=fastest.allocation.counts,
             hint="a larger budget, or tiles of another size",
         )

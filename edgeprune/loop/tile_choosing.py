@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from edgeprune.errors import EmptyPlanError
 from edgeprune.loop.tile_aims import within_latency
-from edgeprune.loop.tile_costs import counted, plan_of, priced, require_kernels
+from edgeprune.loop.tile_costs import counted, plan_of, power_share, powered, priced, require_kernels
+from edgeprune.loop.tile_energy import Energies, Pricing
 
 if TYPE_CHECKING:
     from edgeprune.allocation.tiles.problem import TileAllocation, TileProblem, TileSearch
@@ -74,6 +75,16 @@ class Choosing(ABC):
             BudgetInfeasibleError: None is.
         """
 
+    def power_share(self, plan: PruningPlan) -> float | None:
+        """Power of a plan as a share of the dense model's; None where power does not count."""
+        del plan
+        return None
+
+    @property
+    def power_of(self) -> str:
+        """What that is the power of, and how it is known; empty where power does not count."""
+        return ""
+
     def notes(self, chosen: Chosen) -> tuple[str, ...]:
         """What a person should know of a choice."""
         allocation = chosen.allocation
@@ -93,6 +104,8 @@ class Choosing(ABC):
         """
         if self.latency:
             found, unit = budget.resolve_ms(self.dense), "ms"
+        elif budget.energy_mj or budget.energy_ratio:
+            found, unit = budget.energy_mj or (budget.energy_ratio or 1.0) * self.dense, "mJ"
         else:
             found, unit = budget.macs or (budget.macs_ratio or 1.0) * self.dense, "multiply-accumulates"
         if found >= self.dense:
@@ -111,7 +124,8 @@ class Choosing(ABC):
         notes: tuple[str, ...] = ()
         if guessed:
             notes = (
-                f"The latency table holds no {', '.join(guessed)}: what these take is a guess from what their memory traffic is.",
+                f"The latency table holds no {', '.join(guessed)}: what these take is a guess from what their memory traffic is; "
+                "edgeprune profile MODEL --table TABLE --tiles ROWSxCOLUMNS measures them.",
             )
         return self.predictor.network_ms(self.kernel_graph.at({})), self.predictor.network_ms(kernels), notes
 
@@ -127,6 +141,8 @@ class TileChoosing(Choosing):
         search: How many tiles each layer keeps.
         damages: Damage of each tile alone, by weight; None merges no products.
         latency: Whether costs are milliseconds.
+        energy: Whether they are millijoules.
+        power_weight: What power is worth, see `edgeprune.loop.tile_costs.powered`; 0 does not count it.
         progress: Called with (step, done, in all).
     """
 
@@ -140,18 +156,24 @@ class TileChoosing(Choosing):
         *,
         damages: Mapping[str, Floats] | None = None,
         latency: bool,
+        energy: bool = False,
+        power_weight: float = 0.0,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(kernel_graph, predictor, latency=latency)
+        self._pricing: Pricing | None = None
+        if predictor is not None and (latency or energy):
+            self._pricing = Energies(predictor) if energy else predictor
+        self._unit = "mJ" if energy else "ms"
         self._curves, self._tokens, self._search, self._progress = curves, tokens, search, progress
-        self._damages = damages
+        self._damages, self._power_weight = damages, power_weight
 
     @property
     def dense(self) -> float:
         """See `Choosing.dense`."""
         problem = self._problem  # first: it says what a table lacks
-        if self.latency and self.predictor is not None:
-            return self.predictor.network_ms(self.kernel_graph.at({}))
+        if self._pricing is not None:
+            return self._pricing.network_ms(self.kernel_graph.at({}))
         return problem.dense
 
     @property
@@ -161,9 +183,9 @@ class TileChoosing(Choosing):
 
     def choose(self, at_most: float) -> Chosen:
         """See `Choosing.choose`."""
-        if self.latency and self.predictor is not None:
+        if self._pricing is not None:
             found = within_latency(
-                self._problem, self._search, self.kernel_graph, self.predictor, at_most, self._damages
+                self._problem, self._search, self.kernel_graph, self._pricing, at_most, self._damages
             )
             return Chosen(found.allocation, found.plan, found.cost, at_most, found.merged)
         allocation = self._search.search(self._problem, at_most)
@@ -172,8 +194,40 @@ class TileChoosing(Choosing):
             require_kernels(self.kernel_graph, self.predictor, plan)
         return Chosen(allocation, plan, allocation.cost, at_most)
 
+    def power_share(self, plan: PruningPlan) -> float | None:
+        """See `Choosing.power_share`."""
+        fixed = 0.0 if self._energies is None else self._energies.fixed
+        return power_share(self._problem, plan, fixed)
+
+    @property
+    def power_of(self) -> str:
+        """See `Choosing.power_of`."""
+        if not self._power_weight:
+            return ""
+        if self._energies is not None:
+            return "energy above idle, predicted from the energies that the table holds"
+        return "power of the layers, modelled by kept tiles and the rows that stream through them"
+
+    def notes(self, chosen: Chosen) -> tuple[str, ...]:
+        """See `Choosing.notes`."""
+        share = self.power_share(chosen.plan)
+        if share is None:
+            return super().notes(chosen)
+        return (*super().notes(chosen), f"{self.power_of[0].upper()}{self.power_of[1:]}: {share:.1%} of dense.")
+
+    @cached_property
+    def _energies(self) -> TileProblem | None:
+        """Layers with predicted millijoules as their cost, where power counts and the table holds energies."""
+        if not self._power_weight or self.predictor is None or self.predictor.energy is None:
+            return None
+        return priced(self.kernel_graph, Energies(self.predictor), self._curves, unit="mJ", progress=self._progress)
+
     @cached_property
     def _problem(self) -> TileProblem:
-        if self.latency and self.predictor is not None:
-            return priced(self.kernel_graph, self.predictor, self._curves, progress=self._progress)
-        return counted(self.kernel_graph, self._curves, self._tokens)
+        if self._pricing is not None:
+            found = priced(self.kernel_graph, self._pricing, self._curves, unit=self._unit, progress=self._progress)
+        else:
+            found = counted(self.kernel_graph, self._curves, self._tokens)
+        if not self._power_weight:
+            return found
+        return powered(found, self._tokens, self._power_weight, self._energies)

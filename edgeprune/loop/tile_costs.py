@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgeprune.allocation.resources import MultiplyAccumulates
-from edgeprune.allocation.tiles.costs import measured
+from edgeprune.allocation.tiles.costs import measured, modelled_power
 from edgeprune.allocation.tiles.problem import TileLayer, TileProblem, least_kept
+from edgeprune.allocation.tiles.published import balanced_beta
 from edgeprune.errors import TableMismatchError, UnsupportedKernelError
 from edgeprune.surgery.kept_tiles import KeptTiles
 from edgeprune.surgery.plan import PruningPlan, make_plan
 
 if TYPE_CHECKING:
     from edgeprune.criteria.tiles.curves import TileCurve
-    from edgeprune.latency.predictor import Predictor
     from edgeprune.loop.planning import Progress
+    from edgeprune.loop.tile_energy import Pricing
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 PRICED = (0.25, 0.5, 0.75)
@@ -45,7 +48,12 @@ def counted(kernel_graph: KernelGraph, curves: Curves, tokens: Mapping[str, int]
 
 
 def priced(
-    kernel_graph: KernelGraph, predictor: Predictor, curves: Curves, *, progress: Progress | None = None
+    kernel_graph: KernelGraph,
+    predictor: Pricing,
+    curves: Curves,
+    *,
+    unit: str = "ms",
+    progress: Progress | None = None,
 ) -> TileProblem:
     """Layers that cost what the predicted network is slower than with the fewest tiles of this layer, all others dense.
 
@@ -53,8 +61,9 @@ def priced(
 
     Args:
         kernel_graph: The lowered dense model.
-        predictor: Of the device.
+        predictor: Of the device; or of energies (`edgeprune.loop.tile_energy.Energies`).
         curves: Damage by weight.
+        unit: Of what it gives networks.
         progress: Told the layers done.
 
     Raises:
@@ -78,7 +87,57 @@ def priced(
         saved_ms += dense_ms - lowest
         cost = measured(curve, {count: ms - lowest for count, ms in figures.items()})
         layers[name] = TileLayer(curve, cost, least=least[name])
-    return TileProblem(layers, unit="ms", fixed=max(0.0, dense_ms - saved_ms))
+    return TileProblem(layers, unit=unit, fixed=max(0.0, dense_ms - saved_ms))
+
+
+def powered(
+    problem: TileProblem, tokens: Mapping[str, int], weight: float, energies: TileProblem | None = None
+) -> TileProblem:
+    """The same layers with a price on their power.
+
+    Without energies it is *modelled* (`edgeprune.allocation.tiles.costs.modelled_power`); there a tile counts by its weights, so
+    that layers with tiles of other sizes compare.
+
+    Args:
+        problem: Layers with their damage and cost.
+        tokens: Rows that enter each layer.
+        weight: What power is worth, in the paper's scale between damage and power (`balanced_beta`).
+        energies: The same layers with predicted millijoules as their cost, where the table holds energies.
+
+    Raises:
+        ConfigError: No layer's power changes with its tiles.
+    """
+    layers = {}
+    for name, layer in problem.layers.items():
+        curve = layer.curve
+        power = (
+            modelled_power(curve, tokens[name], energy=float(curve.weights[-1]) / curve.tiles)
+            if energies is None
+            else energies.layers[name].cost
+        )
+        layers[name] = replace(layer, power=power)
+    # A layer of one tile keeps it: what its removal would do is no slope that anything is weighed by.
+    movable = {name: layer for name, layer in layers.items() if layer.curve.tiles > 1}
+    beta = balanced_beta(replace(problem, layers=movable or layers, beta=0.0))
+    return replace(problem, layers=layers, beta=weight * beta)
+
+
+def power_share(problem: TileProblem, plan: PruningPlan, fixed: float = 0.0) -> float | None:
+    """Power of a plan as a share of that of all tiles; None where the layers have none.
+
+    Args:
+        problem: Of `powered`.
+        plan: Of these layers.
+        fixed: What neither has less of, in the unit of the layers' power.
+    """
+    dense = problem.power(problem.every()) + fixed
+    if not dense:
+        return None
+    counts = [
+        int(plan.kept_tiles[name].array().sum()) if name in plan.kept_tiles else layer.curve.tiles
+        for name, layer in problem.layers.items()
+    ]
+    return (problem.power(np.array(counts, dtype=np.int64)) + fixed) / dense
 
 
 def plan_of(kernel_graph: KernelGraph, curves: Curves, counts: Mapping[str, int]) -> PruningPlan:
@@ -91,7 +150,7 @@ def plan_of(kernel_graph: KernelGraph, curves: Curves, counts: Mapping[str, int]
     return make_plan(kernel_graph.graph, {}, kept_tiles=tiles)
 
 
-def require_kernels(kernel_graph: KernelGraph, predictor: Predictor, plan: PruningPlan) -> None:
+def require_kernels(kernel_graph: KernelGraph, predictor: Pricing, plan: PruningPlan) -> None:
     """Refuse a table by which a plan's kernels cannot be priced.
 
     Raises:
@@ -107,7 +166,7 @@ def require_kernels(kernel_graph: KernelGraph, predictor: Predictor, plan: Pruni
     if missing:
         raise TableMismatchError(
             f"the latency table must hold the kernels of a model with tiles, found none to judge {', '.join(missing)} by.",
-            hint="edgeprune profile with this model, or --macs 50%, which needs no table",
+            hint="edgeprune profile MODEL --table TABLE --tiles ROWSxCOLUMNS adds them; --macs 50% needs no table",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +64,11 @@ class TiledResult(Pruned):
         refitted: Whether the layers refitted by least squares were taken.
         dense_predicted_ms: Predicted latency of the dense model, milliseconds; None without a predictor.
         predicted_ms: The same of `module`.
+        sizes: Size of each weight's tiles, outputs and inputs, where these were chosen by latency; else empty.
+        power_share: Power as a share of the dense model's; None where it did not count.
+        power_of: What that is the power of, and how it is known: *modelled*, or predicted from energies that were measured.
+        dense_ms: Latency of the dense model that a budget tried on a board refers to, milliseconds; else None.
+        budget_ms: That budget, milliseconds.
     """
 
     allocation: TileAllocation
@@ -73,6 +78,11 @@ class TiledResult(Pruned):
     refitted: bool
     dense_predicted_ms: float | None = None
     predicted_ms: float | None = None
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    power_share: float | None = None
+    power_of: str = ""
+    dense_ms: float | None = None
+    budget_ms: float | None = None
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:

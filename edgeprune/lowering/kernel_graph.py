@@ -91,14 +91,7 @@ class KernelGraph:
             UnsupportedKernelError: As for `at`, or a layer with tiles is one whose kernels are not known.
             PlanError: The plan belongs to another model.
         """
-        from edgeprune.lowering.tiled_layers import tiled_nodes
-
-        if plan.signature != self.graph.signature:
-            raise PlanError("a plan must belong to the lowered model, found one with another signature.")
-        widths, layouts = tiled_nodes(self.graph, plan)
-        operators, shapes = self._candidate(widths)
-        if layouts:
-            operators, shapes = self.backend.tiled(operators, shapes, layouts)
+        operators, shapes = self._planned(plan)
         return self.backend.layout_rule(operators, shapes, self.architecture, self.isa)
 
     def network_engine(self, widths: Mapping[str, int]) -> bytes:
@@ -119,6 +112,17 @@ class KernelGraph:
         made = copy.copy(self)
         made.backend, made._lowered = backend, self
         return made
+
+    def plan_engine(self, plan: PruningPlan) -> bytes:
+        """An engine file of the model that a plan leaves, layers with tiles among its own, for timing only.
+
+        Its weights are meaningless.
+
+        Raises:
+            UnsupportedKernelError: As for `of_plan`.
+            PlanError: As for `of_plan`.
+        """
+        return self.backend.network_engine(*self._planned(plan))
 
     @cached_property
     def removable(self) -> tuple[ResidualBranch, ...]:
@@ -183,6 +187,16 @@ class KernelGraph:
                 f"{self.backend.precision}."
             )
         return with_places(operators, shapes, cut) if cut else (operators, shapes)
+
+    def _planned(self, plan: PruningPlan) -> tuple[OperatorGraph, dict[str, Shape]]:
+        """The graph of what a plan leaves before layouts are chosen, and the shapes of its tensors."""
+        from edgeprune.lowering.tiled_layers import tiled_nodes
+
+        if plan.signature != self.graph.signature:
+            raise PlanError("a plan must belong to the lowered model, found one with another signature.")
+        widths, layouts = tiled_nodes(self.graph, plan)
+        operators, shapes = self._candidate(widths)
+        return self.backend.tiled(operators, shapes, layouts) if layouts else (operators, shapes)
 
     def _shapes(self, widths: Mapping[str, int]) -> dict[str, Shape]:
         # What is not there has no shape that anyone asks for.

@@ -69,9 +69,8 @@ def energies(
 def network_engines(setting: Setting, selection: Selection) -> dict[str, bytes | Path]:
     """Engines of the measured networks by the names that the table has for them, that of the first dense one first."""
     engines: dict[str, bytes | Path] = {}
-    for subject, chosen in zip(setting.subjects, selection.networks, strict=True):
-        for number, widths in enumerate(chosen):
-            held = subject.dense_in(setting.table) if number == 0 else None
-            name = subject.network(number) if held is None else held.name
-            engines[name] = subject.kernel_graph.network_engine(widths)
+    for name, (place, candidate) in selection.candidates(setting.subjects).items():
+        subject = setting.subjects[place]
+        held = subject.dense_in(setting.table) if name == subject.network(0) else None
+        engines[name if held is None else held.name] = subject.engine(candidate)
     return engines

@@ -16,8 +16,7 @@ from edgeprune.latency.table_rows import Row, kernel_row, network_row
 from edgeprune.profiling.changes import changes
 from edgeprune.profiling.measuring import MeasuredRun
 from edgeprune.profiling.selecting import SAMPLE_MS, SAMPLES, WARMUP_MS
-from edgeprune.profiling.space import Widths
-from edgeprune.profiling.subjects import Subject
+from edgeprune.profiling.subjects import Candidate, Subject
 from edgeprune.spec import Fingerprint, Kernel, Measurement
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Profiled:
 
     Attributes:
         subjects: Its models.
-        networks: Name of each measured network to its model's place in `subjects` and its widths.
+        networks: Name of each measured network to its model's place in `subjects` and what it is.
         parts: What was measured, the networks in the first one.
         fingerprint: Of the board.
         request: Identity, board, settings and table of the run.
@@ -60,7 +59,7 @@ class Profiled:
     """
 
     subjects: Sequence[Subject]
-    networks: Mapping[str, tuple[int, Widths]]
+    networks: Mapping[str, tuple[int, Candidate]]
     parts: Sequence[Part]
     fingerprint: Fingerprint
     request: Mapping[str, Any]
@@ -135,7 +134,7 @@ def with_clocks(table: LatencyTable, clocks: Mapping[str, Any], base: LatencyTab
     return LatencyTable(header, table.rows)
 
 
-def _rows(profiled: Profiled, networks: Mapping[str, tuple[int, Widths]], link: Link | None) -> list[Row]:
+def _rows(profiled: Profiled, networks: Mapping[str, tuple[int, Candidate]], link: Link | None) -> list[Row]:
     def kept(measurement: Measurement) -> Measurement:
         return measurement if link is None else link.scaled(measurement)
 
@@ -146,15 +145,15 @@ def _rows(profiled: Profiled, networks: Mapping[str, tuple[int, Widths]], link: 
         if name in part.run.measurements
     ]
     whole = profiled.parts[0].run.measurements
-    for name, (place, widths) in networks.items():
-        kernel_graph = profiled.subjects[place].kernel_graph
-        kernels, precision = kernel_graph.at(widths), kernel_graph.backend.precision
-        rows.append(network_row(name, kernels, kept(whole[name]), widths, precision))
+    for name, (place, candidate) in networks.items():
+        subject = profiled.subjects[place]
+        kernels, precision = subject.kernels(candidate), subject.kernel_graph.backend.precision
+        rows.append(network_row(name, kernels, kept(whole[name]), subject.widths(candidate), precision))
     return rows
 
 
 def _statement(
-    profiled: Profiled, networks: Mapping[str, tuple[int, Widths]], base: LatencyTable | None
+    profiled: Profiled, networks: Mapping[str, tuple[int, Candidate]], base: LatencyTable | None
 ) -> dict[str, Any]:
     """What is said of one run."""
     minutes, threads, seed = profiled.request["settings"]
@@ -174,6 +173,7 @@ def _statement(
                 "inputs": inputs,
                 "dense": subject.network(0) if (held := subject.dense_in(base)) is None else held.name,
                 "networks": sorted(name for name, (owner, _) in networks.items() if owner == place),
+                **({"tiles": [list(tile) for tile in subject.tiles]} if subject.tiles else {}),
             }
             for place, (subject, (signature, inputs)) in enumerate(
                 zip(profiled.subjects, profiled.request["models"], strict=True)
@@ -235,6 +235,9 @@ def _models(header: Mapping[str, Any], new: Sequence[Mapping[str, Any]]) -> list
             models.append(dict(entry))
         else:
             known["networks"] = sorted({*known["networks"], *entry["networks"]})
+            tiles = [*known.get("tiles", ()), *entry.get("tiles", ())]
+            if tiles:
+                known["tiles"] = [list(tile) for tile in dict.fromkeys(map(tuple, tiles))]
             # The dense network as it is now: it may run other kernels than it did.
             known["dense"] = entry["dense"]
     return models

@@ -21,7 +21,7 @@ from edgeprune.profiling import space
 from edgeprune.profiling.assembling import Part
 from edgeprune.profiling.measuring import Progress, measure
 from edgeprune.profiling.selecting import FILL, ROUNDS, Selection, unknown
-from edgeprune.profiling.subjects import Subject
+from edgeprune.profiling.subjects import Candidate, Subject
 from edgeprune.spec import Kernel
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def selected(board: Board, setting: Setting, begun: float, tell: Progress) -> Se
         timing_s=times.timing_s,
     )
     # A network whose layers tell nothing is refused before minutes are spent on others.
-    dense = {
+    dense: dict[str, tuple[int, Candidate]] = {
         subject.network(0): (place, space.group_sizes(subject.kernel_graph)) for place, subject in enumerate(subjects)
     }
     with_layers(Part(quick, {}, {}), setting, dense, engines)
@@ -139,7 +139,7 @@ def usual(setting: Setting) -> Selection:
 def with_layers(
     part: Part,
     setting: Setting,
-    networks: Mapping[str, tuple[int, Mapping[str, int]]],
+    networks: Mapping[str, tuple[int, Candidate]],
     engines: Mapping[str, bytes | Path],
 ) -> Part:
     """The part with the kernels that were timed as layers of its networks; as it is where layers were not timed.
@@ -149,7 +149,7 @@ def with_layers(
     Args:
         part: What was measured.
         setting: Of the run.
-        networks: Name of each network to its model's place and its widths.
+        networks: Name of each network to its model's place and what it is; none is without some tiles.
         engines: Engines of these networks.
 
     Raises:
@@ -159,8 +159,9 @@ def with_layers(
         return part
     times: dict[Kernel, list[float]] = {}
     wanted: dict[Kernel, None] = {}
-    for name, (place, widths) in networks.items():
+    for name, (place, candidate) in networks.items():
         kernel_graph, engine = setting.subjects[place].kernel_graph, engines[name]
+        widths = setting.subjects[place].widths(candidate)
         wanted |= dict.fromkeys(kernel_graph.at(widths))
         for layers in part.run.layers.get(name, ()):
             content = engine if isinstance(engine, bytes) else engine.read_bytes()

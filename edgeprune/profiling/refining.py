@@ -87,7 +87,8 @@ class Refinement:
             if count >= _LEAST_KERNELS:
                 graphs = [subject.kernel_graph for subject in self.subjects]
                 # Other candidates than the first selection was drawn from: what a fit has seen it hardly doubts.
-                reached = space.reach(graphs, seed=self.seed + 2, draws=_DRAWS)
+                further = [kernels for subject in self.subjects for kernels in subject.tiled(self.seed + 2)]
+                reached = space.reach(graphs, seed=self.seed + 2, draws=_DRAWS, further=further)
                 found = doubtful(reached, fit(table, seed=self.seed), count)
                 return Stage(DOUBTED, tuple(found))
         count = self._count(left_s)

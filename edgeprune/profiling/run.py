@@ -83,6 +83,7 @@ def profile(
     meter: str | None = None,
     rails: Sequence[str] | None = None,
     percentiles: bool = False,
+    tiles: Sequence[tuple[int, int]] = (),
     origins: Sequence[Sequence[str]] | None = None,
     wait_s: float = WAIT_S,
 ) -> LatencyTable:
@@ -121,13 +122,17 @@ def profile(
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
+        tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
+            without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
             say what to run next.
         wait_s: How long a board whose link is lost while kernels are measured is waited for, seconds; then the run goes on.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
-            cannot measure what is asked for beside the timing, or the device type does not say how clocks are locked.
+            cannot measure what is asked for beside the timing, the device type does not say how clocks are locked, or a model
+            has no linear layer that is larger than one of the tiles.
+        UnsupportedKernelError: The kernels that the backend runs for tiles are not known.
         CompileError: In int8: no layer of a model has weights.
         PowerUnavailableError: `energy` is asked for, and the board's power cannot be read.
         ShortWindowError: The board's sensor is too slow for `energy`; everything that was timed is in the journal.
@@ -165,6 +170,7 @@ def profile(
             graph,
             kernel_graph,
             precision=precision,
+            tiles=tiles,
         )
         setting = replace(setting, wait_s=wait_s)
         power = target.power(meter=meter) if energy else None
@@ -226,6 +232,7 @@ def preview(
     table: LatencyTable | Path | str | None = None,
     threads: int = 1,
     seed: int = 0,
+    tiles: Sequence[tuple[int, int]] = (),
     progress: Progress | None = None,
 ) -> Preview:
     """What `profile` with the same arguments would measure. The board is asked what it is, and nothing is timed.
@@ -245,6 +252,7 @@ def preview(
         setting = set_up(
             *(stack, model, example_inputs, target, backend, minutes, base, threads, seed, tell, None, None),
             precision=precision,
+            tiles=tiles,
         )
         tell(0, 0, 0.0, "choosing kernels and networks")
         if setting.layer_times is not None:
@@ -331,15 +339,11 @@ def _measured(
     base, subjects = setting.table, setting.subjects
     if base is not None and not preview_of(selection, subjects, base).to_measure:
         return base
-    networks = {
-        subject.network(number): (place, widths)
-        for place, (subject, chosen) in enumerate(zip(subjects, selection.networks, strict=True))
-        for number, widths in enumerate(chosen)
-    }
+    networks = selection.candidates(subjects)
     engines: dict[str, bytes | Path] = {}
-    for number, (name, (place, widths)) in enumerate(networks.items(), 1):
+    for number, (name, (place, candidate)) in enumerate(networks.items(), 1):
         tell(0, 0, selection.budget_s, f"building engine {number} of {len(networks)}")
-        engines[name] = spilled(subjects[place].kernel_graph.network_engine(widths), folder / f"network-{number}")
+        engines[name] = spilled(subjects[place].engine(candidate), folder / f"network-{number}")
     kernels, unsupported = kernel_engines(selection.kernels, subjects[0].kernel_graph, engines)
     anchors, _ = kernel_engines(selection.anchors, subjects[0].kernel_graph, engines)
     if base is not None and (path is None or not beside(path, "journal").exists()):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.latency.likeness import grouped, skeleton
-from edgeprune.profiling import extending, space
-from edgeprune.profiling.subjects import Subject
+from edgeprune.profiling import extending, space, tiled_draws
+from edgeprune.profiling.subjects import Candidate, Subject
+from edgeprune.profiling.tiled_draws import TiledDraw
 from edgeprune.spec import Kernel
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Selection:
         refine_s: Part of `budget_s` for what is chosen by what the first measurements say; 0 where it is too short.
         refine: About how many kernels that is.
         passes: How often a round measures each network.
+        tiled: Per model its networks without some tiles that are measured whole.
     """
 
     kernels: tuple[Kernel, ...]
@@ -64,6 +66,16 @@ class Selection:
     refine_s: float = 0.0
     refine: int = 0
     passes: int = 1
+    tiled: tuple[tuple[TiledDraw, ...], ...] = ()
+
+    def candidates(self, subjects: Sequence[Subject]) -> dict[str, tuple[int, Candidate]]:
+        """Name of each network that is measured whole to the place of its model and what it is, dense ones before others."""
+        found: dict[str, tuple[int, Candidate]] = {}
+        for place, (subject, chosen) in enumerate(zip(subjects, self.networks, strict=True)):
+            found |= {subject.network(number): (place, widths) for number, widths in enumerate(chosen)}
+            drawn = self.tiled[place] if self.tiled else ()
+            found |= {subject.tiled_network(number): (place, draw) for number, draw in enumerate(drawn)}
+        return found
 
     def record(self) -> dict[str, Any]:
         """As a journal's record."""
@@ -78,6 +90,7 @@ class Selection:
             "refine_s": self.refine_s,
             "refine": self.refine,
             "passes": self.passes,
+            "tiled": [[draw.record() for draw in drawn] for drawn in self.tiled],
         }
 
     @classmethod
@@ -93,6 +106,7 @@ class Selection:
             record["refine_s"],
             record["refine"],
             record.get("passes", 1),
+            tuple(tuple(map(TiledDraw.from_record, drawn)) for drawn in record.get("tiled", ())),
         )
 
 
@@ -136,6 +150,7 @@ def preview_of(selection: Selection, subjects: Sequence[Subject], table: Latency
         len(chosen) - (subject.dense_in(table) is not None)
         for subject, chosen in zip(subjects, selection.networks, strict=True)
     )
+    networks += sum(map(len, selection.tiled))
     kernels = len(selection.kernels) + selection.refine
     return Preview(selection.wanted, kernels, networks, selection.budget_s / 60 if kernels + networks else 0.0)
 
@@ -166,11 +181,19 @@ def select(
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
     every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
     networks = [unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
+    every_tiled = [tiled_draws.networks(subject.tiles, seed=seed) for subject in subjects]
+    tiled = [_unknown_tiled(subject, drawn, predictor) for subject, drawn in zip(subjects, every_tiled, strict=True)]
+    whole_ms = sum((count + len(drawn)) * ms for drawn, ms in zip(tiled, mean_ms, strict=True))
     share, most_passes = (_PASSES_SHARE, _PASSES_MOST) if predictor is None else (_FURTHER_SHARE, _FURTHER_MOST)
-    passes = max(1, min(most_passes, int(share * round_ms / (count * sum(mean_ms)))))
-    left_ms = round_ms - passes * count * sum(mean_ms)
+    passes = max(1, min(most_passes, int(share * round_ms / whole_ms)))
+    left_ms = round_ms - passes * whole_ms
     most = max(_LEAST_KERNELS, int(left_ms / item_ms(0.0)))
-    reached = space.reach([subject.kernel_graph for subject in subjects], seed=seed, draws=max(40, min(300, most)))
+    reached = space.reach(
+        [subject.kernel_graph for subject in subjects],
+        seed=seed,
+        draws=max(40, min(300, most)),
+        further=[kernels for subject in subjects for kernels in subject.tiled(seed)],
+    )
     ordered = space.ordered(reached, most)
     pace = dense_ms[0] / float(space.price(list(subjects[0].dense().elements()), isa).sum())
     costs_ms = dict(zip(ordered, (item_ms(pace * float(cost)) for cost in space.price(ordered, isa)), strict=True))
@@ -180,22 +203,26 @@ def select(
     typical_ms = sum(costs_ms.values()) / len(costs_ms) + sentinel_ms
     if predictor is None:
         refine = affordable(refine_s, typical_ms, item_ms(dense_ms[0]))
-        logger.info("measuring %d of %d kernels and %d networks", len(wanted), len(ordered), sum(map(len, networks)))
+        whole = sum(map(len, networks)) + sum(map(len, tiled))
+        logger.info("measuring %d of %d kernels and %d networks", len(wanted), len(ordered), whole)
         return Selection(
             tuple(wanted),
             tuple(map(tuple, networks)),
             every,
             left_s,
-            wanted=len(wanted) + sum(map(len, networks)) + refine,
+            wanted=len(wanted) + whole + refine,
             refine_s=refine_s,
             refine=refine,
             passes=passes,
+            tiled=tuple(map(tuple, tiled)),
         )
     missing = extending.lacking(wanted, reached, predictor)
     anchors = extending.anchors(predictor.table)
     needed_ms = sum(costs_ms[kernel] + sentinel_ms for kernel in missing) + len(anchors) * (item_ms(0.0) + sentinel_ms)
-    whole_ms = sum(len(chosen) * ms for chosen, ms in zip(networks, mean_ms, strict=True))
-    needed_ms += passes * (whole_ms + item_ms(dense_ms[0]))  # a sentinel beside each pass
+    further_ms = sum(
+        (len(chosen) + len(drawn)) * ms for chosen, drawn, ms in zip(networks, tiled, mean_ms, strict=True)
+    )
+    needed_ms += passes * (further_ms + item_ms(dense_ms[0]))  # a sentinel beside each pass
     needed_s = min(left_s - refine_s, needed_ms * ROUNDS / 1e3 / FILL)
     # A model of a kind that the table hardly knows is looked into as a first one is.
     refine_s = _refine_s(needed_s / (1 - _REFINE_SHARE)) if 2 * len(missing) > len(wanted) else 0.0
@@ -206,10 +233,11 @@ def select(
         every,
         needed_s + refine_s,
         tuple(anchors),
-        wanted=len(wanted) + sum(map(len, every_network)) + refine,
+        wanted=len(wanted) + sum(map(len, every_network)) + sum(map(len, every_tiled)) + refine,
         refine_s=refine_s,
         refine=refine,
         passes=passes,
+        tiled=tuple(map(tuple, tiled)),
     )
 
 
@@ -271,6 +299,16 @@ def _affordable(
             break
         count += 1
     return list(ordered[:count])
+
+
+def _unknown_tiled(subject: Subject, drawn: list[TiledDraw], predictor: Predictor | None) -> list[TiledDraw]:
+    """The networks without some tiles that the table does not hold."""
+    held = [] if predictor is None else predictor.table.networks
+    known = {frozenset(network.kernels.items()) for network in held}
+    keys = [Counter(kernel.key for kernel in subject.kernels(draw)) for draw in drawn] if known else []
+    if not known:
+        return drawn
+    return [draw for draw, kernels in zip(drawn, keys, strict=True) if frozenset(kernels.items()) not in known]
 
 
 def unknown(subject: Subject, chosen: list[space.Widths], predictor: Predictor | None) -> list[space.Widths]:

@@ -27,6 +27,7 @@ from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import extending
 from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.subjects import Subject, lowered_subjects
+from edgeprune.profiling.tiled_draws import Tile
 from edgeprune.spec import Fingerprint, Kernel, Precision
 
 if TYPE_CHECKING:
@@ -121,12 +122,13 @@ def set_up(
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None,
     *,
     precision: Precision = "fp32",
+    tiles: Sequence[Tile] = (),
 ) -> Setting:
     """Probe the board, trace and lower the models, and fit the table that is extended.
 
     Raises:
-        ConfigError: Models and inputs have different names, the backend has no such precision, a kernel graph has another, or
-            the board has no core for each thread.
+        ConfigError: Models and inputs have different names, the backend has no such precision, a kernel graph has another, a
+            model has no linear layer larger than one of the tiles, or the board has no core for each thread.
         TableMismatchError: The table is of another device, runtime version, thread count or precision.
         UnsupportedKernelError: A model cannot be lowered, or not be timed in int8.
         BackendUnavailableError: The board lacks the runtime.
@@ -163,6 +165,7 @@ def set_up(
         graph=graph,
         kernel_graph=kernel_graph,
         table=base,
+        tiles=tiles,
     )
     for subject in subjects if precision == "int8" else ():
         require_timeable(subject, folder)
@@ -173,6 +176,7 @@ def set_up(
         "settings": [minutes, threads, seed],
         "table": None if base is None else base.hash,
         **({} if precision == "fp32" else {"precision": precision}),
+        **({"tiles": [list(tile) for tile in tiles]} if tiles else {}),
     }
     if base is not None:
         tell(0, 0, 60 * minutes, "fitting the table that is there")

@@ -140,13 +140,20 @@ class Reach:
         return seen
 
 
-def reach(kernel_graphs: Sequence[KernelGraph], *, seed: int = 0, draws: int = 300) -> Reach:
+def reach(
+    kernel_graphs: Sequence[KernelGraph],
+    *,
+    seed: int = 0,
+    draws: int = 300,
+    further: Sequence[Counter[Kernel]] = (),
+) -> Reach:
     """Draw candidates of one or more models and note the kernels that they run.
 
     Args:
         kernel_graphs: The lowered models, for one board.
         seed: Of the drawn widths.
         draws: Candidates drawn of each; more reach rarer kernels.
+        further: Kernels of candidates that were drawn otherwise, with how often each runs them.
     """
     dense = tuple(Counter(kernel_graph.at(group_sizes(kernel_graph))) for kernel_graph in kernel_graphs)
     drawn = [
@@ -154,7 +161,7 @@ def reach(kernel_graphs: Sequence[KernelGraph], *, seed: int = 0, draws: int = 3
         for kernel_graph in kernel_graphs
         for widths in draw(group_sizes(kernel_graph), draws, seed=seed)
     ]
-    return Reach(dense, (*dense, *drawn), kernel_graphs[0].isa)
+    return Reach(dense, (*dense, *drawn, *further), kernel_graphs[0].isa)
 
 
 def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int = 300) -> list[Kernel]:

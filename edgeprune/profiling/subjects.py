@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError
-from edgeprune.profiling import space
+from edgeprune.profiling import space, tiled_draws
+from edgeprune.profiling.tiled_draws import Tile, TiledDraw, TiledPlans
 from edgeprune.spec import Fingerprint, Kernel, Precision
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 DENSE = "dense"
 """Name of the dense network of a table's first model."""
 
+Candidate = space.Widths | TiledDraw
+"""A network to measure: the model at some widths, or without some tiles."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -32,15 +37,51 @@ class Subject:
         name: What a person calls it; unique in the table.
         prefix: What the names of its networks begin with; empty for the first model of a table.
         kernel_graph: The lowered model.
+        tiles: Sizes of tiles whose kernels are measured too.
     """
 
     name: str
     prefix: str
     kernel_graph: KernelGraph
+    tiles: tuple[Tile, ...] = ()
 
     def network(self, number: int) -> str:
         """Name of one of its networks in a table; the dense one is number 0."""
         return self.prefix + (DENSE if number == 0 else f"network-{number:02d}")
+
+    def tiled_network(self, number: int) -> str:
+        """Name of one of its networks without some tiles."""
+        return f"{self.prefix}tiles-{number:02d}"
+
+    @cached_property
+    def plans(self) -> TiledPlans:
+        """Plans without some tiles."""
+        return TiledPlans(self.kernel_graph)
+
+    def kernels(self, candidate: Candidate) -> list[Kernel]:
+        """What a network runs.
+
+        Raises:
+            ConfigError: See `TiledPlans.of`.
+            UnsupportedKernelError: The kernels of tiles are not known.
+        """
+        if isinstance(candidate, TiledDraw):
+            return self.kernel_graph.of_plan(self.plans.of(candidate))
+        return self.kernel_graph.at(candidate)
+
+    def engine(self, candidate: Candidate) -> bytes:
+        """An engine file of a network, for timing only; raises what `kernels` does."""
+        if isinstance(candidate, TiledDraw):
+            return self.kernel_graph.plan_engine(self.plans.of(candidate))
+        return self.kernel_graph.network_engine(candidate)
+
+    def widths(self, candidate: Candidate) -> space.Widths:
+        """Units of every group of a network."""
+        return space.group_sizes(self.kernel_graph) if isinstance(candidate, TiledDraw) else candidate
+
+    def tiled(self, seed: int) -> list[Counter[Kernel]]:
+        """Kernels of drawn plans without some tiles, with how often each runs them; raises what `kernels` does."""
+        return [Counter(self.kernels(draw)) for draw in tiled_draws.draws(self.tiles, seed=seed)]
 
     def dense(self) -> Counter[Kernel]:
         """Kernels of the dense model, with how often it runs them."""
@@ -69,6 +110,7 @@ def lowered_subjects(
     graph: ChannelGraph | Mapping[str, ChannelGraph] | None = None,
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     table: LatencyTable | None = None,
+    tiles: Sequence[Tile] = (),
 ) -> list[Subject]:
     """Trace and lower what the caller has not.
 
@@ -83,10 +125,12 @@ def lowered_subjects(
         graph: The traced model or models, where the caller has them.
         kernel_graph: The lowered model or models, where the caller has them.
         table: The table that is extended.
+        tiles: Sizes of tiles whose kernels are measured too.
 
     Raises:
-        ConfigError: There is no model, models and inputs have different names, the backend has no such precision, or a kernel
-            graph has another.
+        ConfigError: There is no model, models and inputs have different names, the backend has no such precision, a kernel
+            graph has another, or a model has no linear layer that is larger than one of the tiles.
+        UnsupportedKernelError: The backend's kernels of tiles are not known.
     """
     models = _by_name(model, example_inputs)
     taken = set() if table is None else {network.name for network in table.networks}
@@ -99,7 +143,9 @@ def lowered_subjects(
         if given.backend.precision != precision:
             raise ConfigError(f"the model must be lowered for {precision}, found {given.backend.precision}.")
         prefix = "" if not taken and not subjects else _free_prefix(name, taken, subjects)
-        subjects.append(Subject(prefix.rstrip("/") or name, prefix, given.on(board)))
+        subjects.append(Subject(prefix.rstrip("/") or name, prefix, given.on(board), tuple(dict.fromkeys(tiles))))
+        for draw in tiled_draws.networks(tiles, seed=0)[: len(tiles)]:
+            subjects[-1].kernels(draw)  # tells now, not after minutes, that there are none
     return subjects
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgeprune.latency.predictor import Predictor
-    from edgeprune.loop.result import MetricVerdict, Result
+    from edgeprune.loop.pruned import Pruned
+    from edgeprune.loop.result import LatencyCheck, MetricVerdict, Result
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 Verdict = Literal["good", "bad", ""]
@@ -51,6 +52,7 @@ def from_result(
     probed = fingerprint.from_facts(header["fingerprint"])
     device = f"{predictor.table.board} ({probed.cpu_model}, {engines(header)}, {threads(header['threads'])})"
     parameters_after = parameter_count(result.module)
+    checked, parameters = result.measured, (parameters_before, parameters_after)
     kernels, networks = collecting.held_out_predictions(predictor)
     report = predictor.report()
     return ReportData(
@@ -70,9 +72,9 @@ def from_result(
         conditions=collecting.flat_conditions(header.get("conditions", {})),
         disturbances=collecting.disturbances(header),
         dense_ms=result.dense_ms,
-        candidates=_candidates(result, parameters_before, parameters_after),
+        candidates=() if checked is None else candidate_rows(result, checked, result.dense_ms, parameters),
         metric=next(iter(result.metrics_before), "metric"),
-        rounds=_rounds(result),
+        rounds=() if result.budget_met is None else round_rows(result, result.dense_ms, result.budget_ms),
         tasks=tasks.task_table(result),
         served=tasks.served_groups(result),
         task_latency=tasks.latency_shares(result),
@@ -184,25 +186,39 @@ def _prediction_card(result: Result) -> Card:
     return Card("predicted before compiling", f"{result.predicted_ms:.3f} ms", detail)
 
 
-def _rounds(result: Result) -> tuple[Round, ...]:
-    if result.budget_met is None or not any(turn.measured for turn in result.rounds):
+def round_rows(result: Pruned, dense_ms: float, budget_ms: float) -> tuple[Round, ...]:
+    """The rounds of the closed loop, none where no plan was measured.
+
+    Args:
+        result: Of channels or of tiles.
+        dense_ms: Latency of the dense model, the scale of the page, milliseconds.
+        budget_ms: Of the latency, milliseconds.
+    """
+    if not any(turn.measured for turn in result.rounds):
         return ()
     rows = []
     for place, turn in enumerate(result.rounds):
-        measured_ms = None if turn.measured is None else turn.measured_ms(result.dense_ms)
-        share = None if measured_ms is None else measured_ms / result.budget_ms
+        measured_ms = None if turn.measured is None else turn.measured_ms(dense_ms)
+        share = None if measured_ms is None else measured_ms / budget_ms
         rows.append(Round(turn.aim_ms, turn.predicted_ms, measured_ms, share, place == result.chosen))
     return tuple(rows)
 
 
-def _candidates(result: Result, parameters_before: int, parameters_after: int) -> tuple[Candidate, ...]:
-    checked = result.measured
+def candidate_rows(
+    result: Pruned, checked: LatencyCheck, dense_ms: float, parameters: tuple[int, int]
+) -> tuple[Candidate, ...]:
+    """Dense and pruned model side by side.
+
+    Args:
+        result: Of channels or of tiles.
+        checked: Their comparison on a board.
+        dense_ms: Latency of the dense model, the scale of the page, milliseconds.
+        parameters: Of the dense and the pruned model.
+    """
     lead = next(iter(result.metrics_before), None)
     before = None if lead is None else result.metrics_before[lead]
     after = None if lead is None else result.metrics_after[lead]
-    if checked is None:  # nothing was timed side by side; the cards hold metrics and parameters
-        return ()
     return (
-        Candidate("dense", result.dense_ms, 1.0, before, parameters_before),
-        Candidate("pruned", result.measured_ms, checked.ratio, after, parameters_after),
+        Candidate("dense", dense_ms, 1.0, before, parameters[0]),
+        Candidate("pruned", checked.ratio * dense_ms, checked.ratio, after, parameters[1]),
     )

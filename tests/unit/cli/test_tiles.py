@@ -15,9 +15,11 @@ from edgeprune.cli.commands import root
 from edgeprune.cli.loading import load_model, load_task
 from edgeprune.cli.record import PruningRecord
 from edgeprune.errors import EdgepruneError
+from edgeprune.loop import tile_stages
 from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import fine_tune
 from edgeprune.surgery.block_sparse import BlockSparseLinear
+from edgeprune.surgery.plan import PruningPlan
 from edgeprune.surgery.storage import load
 
 NET = """
@@ -142,6 +144,30 @@ def test_from_a_trained_transformer_to_an_artifact_that_computes_the_same(folder
     )
 
 
+def test_an_interrupted_tuning_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = folder / "interrupted"
+    given = ("--weights", str(folder / "weights.safetensors"), "--tiles", "8x16", "--macs", "60%", "--epochs", "1")
+    with monkeypatch.context() as patch:
+
+        def stopped(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(tile_stages, "fine_tune", stopped)
+        assert root().main(prune(folder, *given, "--out", str(out)), standalone_mode=False) == 130
+    assert [path.name for path in out.iterdir()] == ["tuning"]
+    plan = PruningPlan.load(out / "tuning" / "model" / "plan.json")
+    capsys.readouterr()
+    root().main(["prune", "--resume", "--out", str(out)], standalone_mode=False)
+    assert f"going on with the interrupted run in {out}" in capsys.readouterr().out
+    found = json.loads((out / "prune.json").read_text())
+    assert found["plan_hash"] == plan.hash == PruningPlan.load(out / "plan.json").hash
+    assert [step["step"] for step in found["recovery"]] == ["cut", "tile_reconstruction", "fine_tuning"]
+    assert found["tiles"]["fc1.weight"][1] == 16
+    assert not (out / "tuning").exists()
+
+
 def test_tiles_and_channels_in_one_run(folder: Path, run: Run) -> None:
     out = folder / "both"
     given = ("--weights", str(folder / "weights.safetensors"), "--tiles", "8x16", "--channels", "--keep", "fc1")
@@ -168,13 +194,26 @@ def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     )
     assert "found --params too" in refused(*prune(folder, *tiles, "--params", "50%"))
     assert "--tiles needs a task" in refused(*prune(folder, *tiles, task=None))
-    assert "either --macs or --latency, found both" in refused(*prune(folder, *tiles, "--latency", "50%"))
+    assert "one of --macs, --latency, --energy, found --macs and --latency" in refused(
+        *prune(folder, *tiles, "--latency", "50%")
+    )
+    assert "--energy needs --table" in refused(*prune(folder, "--tiles", "8x16", "--energy", "50%"))
+    assert "share a budget of --macs or --latency, found --energy" in refused(
+        *prune(folder, "--tiles", "8x16", "--channels", "--energy", "50%")
+    )
+    assert "--tiles auto chooses sizes by predicted latency, which the budget must bound" in refused(
+        *prune(folder, "--tiles", "auto", "--macs", "50%")
+    )
+    assert "--power-weight weighs power where tiles alone are chosen" in refused(
+        *prune(folder, *tiles, "--channels", "--power-weight", "1")
+    )
     assert "--latency needs --table" in refused(*prune(folder, "--tiles", "8x16", "--latency", "50%"))
     assert "goes with --distill logits alone, found features" in refused(
         *prune(folder, *tiles, "--distill", "features")
     )
     for text in ("8", "0x8", "8x-1"):
         assert "--tiles must be ROWSxCOLUMNS" in refused(*prune(folder, "--tiles", text, "--macs", "50%"))
+    assert "--tiles must be ROWSxCOLUMNS" in refused("profile", f"{folder}/net.py:Transformer", "--tiles", "auto")
     assert "found no --table" in refused(*prune(folder, "--macs", "50%")), "channels still need a table"
 
 

@@ -1,5 +1,6 @@
 """From a trained transformer to a model without some of its tiles, in one call."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from edgeprune.errors import (
     TableMismatchError,
     TableMissingError,
 )
+from edgeprune.loop import tile_start
 from edgeprune.loop.joint.choosing import Channels
 from edgeprune.loop.tile_aims import within_latency
-from edgeprune.loop.tile_costs import priced
+from edgeprune.loop.tile_costs import power_share, powered, priced
 from edgeprune.loop.tile_refit import calibration_of
+from edgeprune.loop.tile_ruin import known_loss, ruin_notes
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.surgery.tiles import tile_grids
 
@@ -162,10 +165,13 @@ def test_one_batch_is_none_to_judge_by_and_a_limit_that_is_not_kept_is_said(trai
     assert any("beyond its limit: at least" in note for note in found.notes)
 
 
-def fitted_to(*families):
-    """On the kernels of some families: quicker than on all."""
+@cache
+def fitted_to(*families, tiles=()):
+    """On the kernels of some families: quicker than on all; of a table that says that it was profiled with tiles."""
     stored = LatencyTable.load(TABLE)
-    return edgeprune.fit(LatencyTable(stored.header, [row for row in stored._rows if row["family"] in families]))
+    header = {**stored.header, "models": [{"name": "other", "signature": "", "tiles": [list(tile) for tile in tiles]}]}
+    rows = [row for row in stored._rows if row["family"] in families]
+    return edgeprune.fit(LatencyTable(header if tiles else stored.header, rows))
 
 
 def test_a_latency_is_held_as_predicted_for_the_plan_as_a_whole(trained, task, lowered):
@@ -224,14 +230,204 @@ def test_a_budget_is_used_up_although_layers_do_not_add_up(trained, task, lowere
     assert 0.97 * budget_ms <= found.cost <= budget_ms
 
 
+def test_each_layer_gets_the_size_that_the_table_speaks_for(trained, task, lowered):
+    predictor = fitted_to("gemm", "layout", "elementwise", tiles=((32, 32), (16, 16)))
+    found = pruned(trained, task, lowered, "97%", predictor=predictor, tile="auto", refit=False)
+    assert found.predicted_ms <= 0.97 * found.dense_predicted_ms
+    assert found.sizes.keys() == found.layers.keys()
+    assert set(found.sizes.values()) <= {(32, 32), (16, 16)}
+    assert found.check_max_abs < 1e-6
+    for name, kept in found.plan.kept_tiles.items():
+        assert max(np.diff(kept.grid.row_edges)) <= found.sizes[name][0]
+        assert max(np.diff(kept.grid.column_edges)) <= found.sizes[name][1]
+    assert any(
+        "Sizes of tiles as they lose least at their predicted latency, among 32x32, 16x16" in one for one in found.notes
+    )
+    with pytest.raises(
+        ConfigError, match="sizes of tiles are chosen by their predicted latency, which the budget must bound"
+    ):
+        pruned(trained, task, lowered, Budget.of(macs="50%"), tile="auto")
+
+
+class Uneven(Curved):
+    """Milliseconds by the work, that of the layers of an MLP at a third: what saves time does not save as much power."""
+
+    def network_ms(self, kernels):
+        products = [kernel for kernel in kernels if kernel.op in ("MatMul", "Gemm") and len(kernel.inputs) == 1]
+        return sum(
+            float(np.prod(kernel.output)) * kernel.inputs[0][-1] * (1 / 3 if _of_mlp(kernel) else 1)
+            for kernel in products
+        )
+
+
+def _of_mlp(kernel):
+    return any(origin in ("linear_3", "linear_4") for origin in kernel.origin)
+
+
+def test_a_price_on_modelled_power_cuts_other_layers_at_equal_latency(trained, task, lowered):
+    curves = tile_curves(gradient_sums(trained, tile_grids(trained, lowered.graph, (8, 16)), task))
+    clock, tokens = Uneven(1), dict.fromkeys(curves, 16)
+    problem = priced(lowered, clock, curves)
+    budget_ms = 0.7 * clock.network_ms(lowered.at({}))
+    weighed = powered(problem, tokens, 1.0)
+    assert weighed.beta > 0
+    plans, shares = [], []
+    for weight in (0.0, 0.1, 1.0):
+        found = within_latency(
+            powered(problem, tokens, weight) if weight else problem, ExactTiles(), lowered, clock, budget_ms
+        )
+        assert found.cost <= budget_ms
+        plans.append(found.plan)
+        shares.append(power_share(weighed, found.plan))
+    assert power_share(problem, plans[0]) is None
+    assert shares[0] >= shares[1] * 0.99
+    assert shares[1] >= shares[2] * 0.99
+    assert shares[2] < 0.97 * shares[0]
+    kept = [{name: tiles.weights for name, tiles in plan.kept_tiles.items()} for plan in plans]
+    assert kept[0] != kept[2]
+
+
+def test_modelled_power_is_told_and_not_weighed_beside_channels(trained, task, lowered):
+    found = pruned(trained, task, lowered, Budget.of(macs="60%"), power_weight=1.0, refit=False)
+    assert 0 < found.power_share < 1
+    assert found.share <= 0.6
+    assert any(note.startswith("Power of the layers, modelled by kept tiles") for note in found.notes)
+    assert pruned(trained, task, lowered, Budget.of(macs="60%"), refit=False).power_share is None
+    with pytest.raises(ConfigError, match="power is weighed where tiles alone are chosen"):
+        pruned(trained, task, lowered, Budget.of(macs="60%"), power_weight=1.0, channels=Channels())
+    with pytest.raises(ConfigError, match="the weight of power must be at least 0, found -1"):
+        pruned(trained, task, lowered, Budget.of(macs="60%"), power_weight=-1.0)
+
+
+def with_energies(predictor, kernels):
+    """The predictor of a table with a few networks whose energy is told: emulated."""
+    from edgeprune.latency.table_rows import network_key, network_row
+    from edgeprune.spec import Measurement
+
+    rows, records = list(predictor.table.rows), {}
+    for name, part in (("dense", kernels), ("half", kernels[: len(kernels) // 2]), ("most", kernels[2:])):
+        ms = predictor.network_ms(part)
+        rows.append(network_row(name, part, Measurement(ms, ms, ms, 0.01, (ms,), 3)))
+        mj = 2.0 * ms + 1e-7 * sum(float(np.prod(kernel.output)) for kernel in part)
+        records[network_key(rows[-1]["kernels"])] = {"energy_mj": mj, "error_mj": 0.01 * mj, "covers": "emulated"}
+    header = {**predictor.table.header, "energy": records}
+    return edgeprune.fit(LatencyTable.from_rows(header, rows))
+
+
+def test_a_budget_of_energy_is_held_as_predicted(trained, task, lowered):
+    plain = fitted_to("gemm", "layout", "elementwise")
+    predictor = with_energies(plain, lowered.at({}))
+    found = pruned(trained, task, lowered, Budget.of(energy="97%"), predictor=predictor, tile=(32, 32), refit=False)
+    dense_mj, mj = (predictor.network_energy(kernels)[0] for kernels in (lowered.at({}), lowered.of_plan(found.plan)))
+    assert mj <= 0.97 * dense_mj
+    assert found.allocation.unit == "mJ"
+    assert found.share == pytest.approx(mj / dense_mj)
+    # With energies in the table power is not modelled.
+    weighed = pruned(
+        trained,
+        task,
+        lowered,
+        Budget.of(macs="70%"),
+        predictor=predictor,
+        tile=(32, 32),
+        refit=False,
+        power_weight=3.0,
+    )
+    assert weighed.power_of == "energy above idle, predicted from the energies that the table holds"
+    assert 0.3 < weighed.power_share < 1.2
+    with pytest.raises(TableMismatchError, match="must hold the energy per inference of networks"):
+        pruned(trained, task, lowered, Budget.of(energy="90%"), predictor=plain, tile=(32, 32))
+    with pytest.raises(
+        BudgetInfeasibleError, match=r"predicted energy must be <= .* mJ, the most frugal plan of tiles"
+    ):
+        pruned(trained, task, lowered, Budget.of(energy="20%"), predictor=predictor, tile=(32, 32), refit=False)
+    with pytest.raises(TableMissingError, match="tiles for an energy need a predictor"):
+        pruned(trained, task, lowered, Budget.of(energy="50%"))
+    with pytest.raises(ConfigError, match="share a budget of multiply-accumulates or latency"):
+        pruned(trained, task, lowered, Budget.of(energy="50%"), predictor=predictor, channels=Channels())
+
+
+def test_a_budget_that_leaves_nothing_of_what_the_model_knows_is_called_that(trained, task, lowered):
+    known = known_loss(trained, task)
+    with torch.no_grad():
+        rises = [
+            float(
+                F.cross_entropy(trained(x).mean(0, keepdim=True).expand(len(x), -1), y) - F.cross_entropy(trained(x), y)
+            )
+            for x, y in task.objectives[0].train[:4]
+        ]
+    assert known == pytest.approx(np.mean(rises))
+    assert 0.5 < known < 3
+    (said,) = ruin_notes(2 * known, known)
+    assert f"is estimated to raise the training loss by {2 * known:.3g}" in said
+    assert "it only destroys accuracy" in said
+    assert not [*ruin_notes(0.5 * known, known), *ruin_notes(1.0, 0.0), *ruin_notes(1.0, -1.0)]
+    # A task that was solved by chance alone has nothing to lose.
+    blind = Task.single(
+        train=[(x[:1], y[:1]) for x, y in task.objectives[0].train],
+        validation=[],
+        loss=F.cross_entropy,
+        metric=accuracy,
+    )
+    assert known_loss(trained, blind) == pytest.approx(0, abs=1e-6)
+    for share in ("60%", "20%"):
+        found = pruned(trained, task, lowered, Budget.of(macs=share), refit=False)
+        lost = found.allocation.damage >= known_loss(trained, calibration_of(trained, task, 64).fitting)
+        assert any("only destroys accuracy" in note for note in found.notes) is lost
+
+
+class Stopped(list):
+    """Batches that a Ctrl-C meets in the middle of an epoch, once a file is there."""
+
+    when = None
+
+    def __iter__(self):
+        for place, batch in enumerate(super().__iter__()):
+            if place == 2 and self.when is not None and self.when.exists():
+                raise KeyboardInterrupt
+            yield batch
+
+
+def test_a_tuning_that_was_interrupted_goes_on_to_the_same_model(trained, task, lowered, tmp_path, monkeypatch):
+    train, folder = Stopped(task.objectives[0].train[:6]), tmp_path / "tuning"
+    few = task.objectives[0].validation[:2]
+    stopping = Task.single(train=train, validation=few, loss=F.cross_entropy, metric=accuracy, name="accuracy")
+    options = {"fine_tuning": FineTuning(epochs=2, lr=1e-3), "power_weight": 0.5, "batches": 4}
+    budget = Budget.of(macs="60%")
+    usual = pruned(trained, stopping, lowered, budget, **options)
+    train.when = folder / "epochs.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        pruned(trained, stopping, lowered, budget, checkpoint=folder, **options)
+    assert {path.name for path in folder.iterdir()} == {"state.json", "model", "epochs.safetensors"}
+    train.when = None
+    with monkeypatch.context() as patch:
+        patch.setattr(tile_start, "gradient_sums", None)  # nothing is scored again
+        found = pruned(
+            trained, stopping, lowered, budget, checkpoint=folder, plan_path=tmp_path / "plan.json", **options
+        )
+    assert all(torch.equal(value, usual.module.state_dict()[name]) for name, value in found.module.state_dict().items())
+    assert edgeprune.PruningPlan.load(tmp_path / "plan.json").hash == usual.plan.hash
+    for name in ("layers", "dense", "share", "refitted", "power_share", "metrics_before", "metrics_after", "notes"):
+        assert getattr(found, name) == getattr(usual, name), name
+    assert found.allocation.digest == usual.allocation.digest
+    assert found.recovery[-1].after == usual.recovery[-1].after
+    # Another budget is another run: it begins anew, and says why.
+    other = pruned(trained, stopping, lowered, Budget.of(macs="70%"), checkpoint=folder, **options)
+    assert "was not gone on with: it differs in budget" in other.notes[0]
+    assert other.share > found.share
+
+
 def test_a_table_that_cannot_price_tiles_says_what_it_lacks(trained, task, lowered):
     predictor = fitted_to("layout", "elementwise")
-    with pytest.raises(TableMismatchError, match=r"found none to judge .*MatMul \(gemm, fp32\)"):
+    with pytest.raises(TableMismatchError, match=r"found none to judge .*MatMul \(gemm, fp32\)") as caught:
         pruned(trained, task, lowered, "97%", predictor=predictor)
+    assert "edgeprune profile MODEL --table TABLE --tiles ROWSxCOLUMNS adds them" in str(caught.value)
 
 
 def test_what_cannot_be_asked_for_is_refused(trained, task, lowered):
-    with pytest.raises(ConfigError, match="one of multiply-accumulates or latency, and nothing else, found 50% of the"):
+    with pytest.raises(
+        ConfigError, match=r"one of multiply-accumulates, latency or energy, and nothing else, found 50%"
+    ):
         pruned(trained, task, lowered, Budget.of(params="50%"))
     with pytest.raises(ConfigError, match="and nothing else"):
         pruned(trained, task, lowered, Budget.of(latency="50%", macs="50%"))

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.boards.board import Board
+from edgeprune.report.tiled import from_tiles
 
 
 @pytest.fixture
@@ -83,3 +84,38 @@ def test_what_the_board_says_corrects_the_next_plan(board):
         assert (second.aim_ms < first.aim_ms) == (first.measured.ratio > 0.6)
         assert any("2 plans were tried on the board" in note for note in found.notes)
     assert found.measured is not None
+    page = from_tiles(found, title="tiles", table_hash=table.hash, parameters=(2, 1))
+    assert [row.taken for row in page.rounds] == [place == found.chosen for place in range(len(found.rounds))]
+    for row, turn in zip(page.rounds, found.rounds, strict=True):
+        assert row.of_budget == pytest.approx(turn.measured.ratio / 0.6)
+        assert row.predicted_ms == turn.predicted_ms
+    assert [row.name for row in page.candidates] == ["dense", "pruned"]
+    assert page.candidates[1].ratio == found.measured.ratio
+
+
+def test_a_table_that_was_profiled_with_tiles_prices_them_and_says_their_sizes(board):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 4)).eval()
+    data = [(torch.randn(8, 256), torch.randint(0, 4, (8,))) for _ in range(3)]
+    task = edgeprune.Task.single(
+        train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, _: float(outputs.mean()), name="mean"
+    )
+    example, tiles = torch.zeros(64, 256), ((64, 64), (32, 128))
+    graph = edgeprune.trace(model, example)
+    lowered = edgeprune.lower(graph, model=model)
+    table = edgeprune.profile(model, example, board, minutes=0.06, tiles=tiles, graph=graph, kernel_graph=lowered)
+    assert {"Split", "Concat"} <= {kernel.op for kernel in table.kernels}
+    assert {"tiles-00", "tiles-01"} <= {network.name for network in table.networks}
+    assert table.header["models"][0]["tiles"] == [[64, 64], [32, 128]]
+    tiled = next(network for network in table.networks if network.name == "tiles-00")
+    assert tiled.widths == graph.widths()
+    assert any('"Concat"' in key for key in tiled.kernels)
+    predictor = edgeprune.fit(table)
+    found = edgeprune.prune_tiles(
+        model, example, "80%", task, predictor=predictor, tile="auto", kernel_graph=lowered, refit=False
+    )
+    assert set(found.sizes.values()) <= set(tiles)
+    assert not any("guess" in note for note in found.notes)
+    sources = predictor.predict(lowered.of_plan(found.plan))["source"]
+    assert set(sources) <= {"measured", "predicted"}
