@@ -102,9 +102,9 @@ def _tiled(schedule: Any, block: Any, rows: int) -> None:
         return
     # Channels of a convolution's output, rows of a product: neighbors there share what they read. Where their number has no
     # divisor that fills a tile (61 channels), the rows of another axis do.
-    counts = [_divisor(extent_of(schedule, loop), rows) for loop in spatial[:-1]]
+    counts = [divisor(extent_of(schedule, loop), rows) for loop in spatial[:-1]]
     place = max(range(len(counts)), key=lambda axis: (counts[axis], axis == 1), default=None)
-    columns = _divisor(extent_of(schedule, spatial[-1]), _COLUMNS)
+    columns = divisor(extent_of(schedule, spatial[-1]), _COLUMNS)
     followers = list(schedule.get_consumers(block))
     if len(followers) > 1:
         return
@@ -146,6 +146,6 @@ def extent_of(schedule: Any, loop: Any) -> int:
     return int(schedule.get(loop).extent)
 
 
-def _divisor(size: int, most: int) -> int:
+def divisor(size: int, most: int) -> int:
     """The largest divisor of `size` that is at most `most`."""
     return next(count for count in range(min(size, most), 0, -1) if size % count == 0)

@@ -19,6 +19,9 @@ _COLUMNS, _CHANNELS, _ROWS = 64, 16, 4
 _REDUCED = 16
 _UNROLLED = (0, 16, 64)
 
+# (rows, columns, part of the reduction, place in _UNROLLED) of tiles that are tried first: those of the rule, and larger ones.
+_FIRST = ((8, 16, 1, 0), (4, 32, 1, 0), (8, 32, 1, 0), (4, 64, 1, 0), (8, 16, 4, 1), (16, 16, 1, 0))
+
 # Of the evolution: a generation costs the search about as much as building one candidate.
 _POPULATION, _FRESH, _GENERATIONS = 96, 24, 3
 _SEEN = 0.3
@@ -102,6 +105,23 @@ def spaces(context: Any, seed: int) -> list[Any]:
     return general if tile is None else [*general, *[tile] * max(1, len(general))]
 
 
+def first(module: Any, count: int) -> list[Any]:
+    """Schedules that the search of a function begins with where nothing else is known: the rule's tile, and other sizes of it.
+
+    Args:
+        module: The function.
+        count: How many at most.
+    """
+    import tvm_ffi
+
+    found: dict[int, Any] = {}
+    for sizes in _FIRST:
+        schedule = _sampled(module, 1, sizes)
+        if schedule is not None:
+            found.setdefault(int(tvm_ffi.structural_hash(schedule.mod)), schedule)
+    return list(found.values())[:count]
+
+
 def processed(context: Any, schedule: Any) -> Any | None:
     """A schedule without postprocessing as a candidate to measure; None where the postprocessing refuses it."""
     from tvm.s_tir import meta_schedule as ms
@@ -116,21 +136,21 @@ def processed(context: Any, schedule: Any) -> Any | None:
         return None
 
 
-def _sampled(module: Any, seed: int) -> Any | None:
-    """The register tile of a function with one reduction, its sizes drawn; None for other functions."""
+def _sampled(module: Any, seed: int, sizes: tuple[int, int, int, int] | None = None) -> Any | None:
+    """The register tile of a function with one reduction, its sizes drawn or given; None for other functions."""
     from tvm.s_tir import Schedule
 
     schedule = Schedule(module, seed=seed)
     try:
         reductions = scheduling.inlined(schedule)
-        if len(reductions) != 1 or not _draw_tile(schedule, reductions[0]):
+        if len(reductions) != 1 or not _draw_tile(schedule, reductions[0], sizes):
             return None
     except REFUSALS:
         return None
     return schedule
 
 
-def _draw_tile(schedule: Any, block: Any) -> bool:
+def _draw_tile(schedule: Any, block: Any, sizes: tuple[int, int, int, int] | None) -> bool:
     spatial, reduced = scheduling.axes_of(schedule, block)
     followers = list(schedule.get_consumers(block))
     if not spatial or not reduced or len(followers) > 1:
@@ -142,16 +162,23 @@ def _draw_tile(schedule: Any, block: Any) -> bool:
     else:
         last = schedule.cache_write(block, 0, "local")
     ahead, tail = [], []
+    wanted = None if sizes is None else _wanted([scheduling.extent_of(schedule, loop) for loop in spatial], *sizes[:2])
     for axis, loop in enumerate(spatial):
-        most = _COLUMNS if axis == len(spatial) - 1 else _CHANNELS if axis == 1 else _ROWS
+        most = _COLUMNS if axis == len(spatial) - 1 else _CHANNELS if axis == min(1, len(spatial) - 2) else _ROWS
         if axis < len(spatial) - 1 and scheduling.extent_of(schedule, loop) == 1:
             ahead.append(loop)
             continue
-        outer, inner = schedule.split(loop, schedule.sample_perfect_tile(loop, n=2, max_innermost_factor=most))
+        extent = scheduling.extent_of(schedule, loop)
+        decision = None if wanted is None else [extent // wanted[axis], wanted[axis]]
+        factors = schedule.sample_perfect_tile(loop, n=2, max_innermost_factor=most, decision=decision)
+        outer, inner = schedule.split(loop, factors)
         ahead.append(outer)
         tail.append(inner)
-    sizes = schedule.sample_perfect_tile(reduced[0], n=2, max_innermost_factor=_REDUCED)
-    whole, part = schedule.split(reduced[0], sizes)
+    depth = scheduling.extent_of(schedule, reduced[0])
+    inside = None if sizes is None else scheduling.divisor(depth, sizes[2])
+    decision = None if inside is None else [depth // inside, inside]
+    factors = schedule.sample_perfect_tile(reduced[0], n=2, max_innermost_factor=_REDUCED, decision=decision)
+    whole, part = schedule.split(reduced[0], factors)
     schedule.reorder(*ahead, whole, *reduced[1:], part, *tail)
     # With unit loops: how many loops there are must not depend on what is drawn.
     schedule.reverse_compute_at(last, ahead[-1], preserve_unit_loops=True)
@@ -160,12 +187,22 @@ def _draw_tile(schedule: Any, block: Any) -> bool:
     for one in (start, last):
         _fill_registers(schedule, one, len(tail))
     equal = [1 / len(_UNROLLED)] * len(_UNROLLED)
-    steps = schedule.sample_categorical(list(_UNROLLED), equal)
+    steps = schedule.sample_categorical(list(_UNROLLED), equal, decision=None if sizes is None else sizes[3])
     schedule.annotate(whole, "pragma_auto_unroll_max_step", steps)
     schedule.annotate(whole, "pragma_unroll_explicit", 1)
     for one in padding:
-        schedule.compute_at(one, schedule.sample_compute_location(one), preserve_unit_loops=True)
+        # Whole before everything else, where it is not drawn.
+        place = schedule.sample_compute_location(one, decision=None if sizes is None else -1)
+        schedule.compute_at(one, place, preserve_unit_loops=True)
     return True
+
+
+def _wanted(extents: list[int], rows: int, columns: int) -> list[int]:
+    """Inner sizes of the output's axes: those of the rule, see `scheduling`."""
+    counts = [scheduling.divisor(extent, rows) for extent in extents[:-1]]
+    place = max(range(len(counts)), key=lambda axis: (counts[axis], axis == 1), default=None)
+    inner = [count if axis == place else 1 for axis, count in enumerate(counts)]
+    return [*inner, scheduling.divisor(extents[-1], columns)]
 
 
 def _fill_registers(schedule: Any, block: Any, depth: int) -> None:

@@ -27,6 +27,8 @@ from edgeprune.errors import CompileError, EdgepruneError
 _BATCH = 16
 _STARTS = 3
 """Schedules that a function takes over from its neighbors."""
+_FIRST = 6
+"""Schedules that a function without neighbors begins with."""
 _KEPT = 32
 """Schedules of a function that the evolution begins with, at most."""
 _ENDLESS = 1 << 20
@@ -71,6 +73,7 @@ class Search:
         self._begun, self._first_trial = time.monotonic(), 0.0
         self._curve: list[tuple[int, float]] = []
         self._started: list[int] = []
+        self._old = {record.workload for record in database.records if record.searched and record.seconds is not None}
         self._tasks: list[_Task] = []
 
     def run(self) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class Search:
             )
         before_ms = sum(task.state.calls * self._rule_ms(task) for task in self._tasks)
         self._note()
-        self._transfers()
+        self._begin()
         while (chosen := choose([task.state for task in self._tasks])) is not None and self._room():
             self._round(self._tasks[chosen])
             self._note()
@@ -131,21 +134,26 @@ class Search:
             for task, schedule, time_s in zip(part, found, self._times([one.mod for one in found]), strict=True):
                 self._keep(task, schedule, time_s)
 
-    def _transfers(self) -> None:
-        """Try the schedules of neighbors on functions that were never searched, what takes most first."""
+    def _begin(self) -> None:
+        """Try what functions begin with that were never searched, what takes most first: the schedules of neighbors that other
+        tunings have searched, else tiles of the rule's kind.
+        """
         for task in sorted(self._tasks, key=lambda one: -one.state.network_ms):
             if any(record.searched for record in self._database.best(task.workload, _KEPT)):
                 continue
-            count = self._room(_STARTS)
-            if count == 0:
+            if not self._room():
                 return
-            begun = transfer.starts(task.module, task.shape, self._workloads, self._shapes, self._database, count)
+            near = (task.shape, self._workloads, self._shapes, self._database, sorted(self._old))
+            begun = transfer.starts(task.module, *near, self._room(_STARTS))
             if begun:
-                self._say("beginning with the schedules of similar widths")
+                self._started.append(task.workload)
+            else:
+                begun = search_space.first(task.module, self._room(_FIRST))
+            if begun:
+                self._say("trying what functions begin with")
                 self._prepare(task)
                 candidates = [search_space.processed(task.context, schedule) for schedule in begun]
                 self._try(task, [one for one in candidates if one is not None])
-                self._started.append(task.workload)
                 self._note()
 
     def _round(self, task: _Task) -> None:

@@ -47,7 +47,13 @@ def nearest(shape: Shape, others: Sequence[Shape], known: Sequence[int], count: 
 
 
 def starts(
-    module: Any, shape: Shape, workloads: Workloads, shapes: Sequence[Shape], database: TuningDatabase, count: int
+    module: Any,
+    shape: Shape,
+    workloads: Workloads,
+    shapes: Sequence[Shape],
+    database: TuningDatabase,
+    searched: Sequence[int],
+    count: int,
 ) -> list[Any]:
     """Schedules of a function that the database has no search of, made of those of its neighbors.
 
@@ -57,15 +63,13 @@ def starts(
         workloads: The functions of the database.
         shapes: Their shapes.
         database: What is known of them.
+        searched: Line numbers of those of them whose schedules may be taken.
         count: How many schedules at most.
 
     Returns:
         Schedules without postprocessing, each another program.
     """
 
-    searched = sorted(
-        {record.workload for record in database.records if record.searched and record.seconds is not None}
-    )
     found: dict[int, Any] = {}
     for index in nearest(shape, shapes, searched, 2):
         for record in [one for one in database.best(index, 2 * count) if one.searched][:count]:
