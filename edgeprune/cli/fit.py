@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeprune.backends import registry as backends
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption
+from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption, given
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,8 +122,18 @@ def fit(
             "edges": list(found.edges),
             "transferred_from": found.transferred_from,
         },
-        next_command=command_line("edgeprune", "prune", *_model(predictor), "--table", table, "--latency", "50%"),
+        next_command=command_line(
+            *("edgeprune", "prune", *_model(predictor)),
+            *given(backend=_backend(predictor)),
+            *("--table", table, "--latency", "50%"),
+        ),
     )
+
+
+def _backend(predictor: Predictor) -> str | None:
+    """The backend where it has to be said: one that can be pruned for, and is not the default."""
+    runtime = str(predictor.table.header["runtime"])
+    return runtime if runtime in backends.names() and runtime != "onnxruntime" else None
 
 
 def _model(predictor: Predictor) -> list[str]:
