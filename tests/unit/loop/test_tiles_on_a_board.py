@@ -7,6 +7,9 @@ from torch.nn import functional as F
 
 import edgeprune
 from edgeprune.boards.board import Board
+from edgeprune.loop.tile_sizes import sizes_in
+from edgeprune.profiling import selecting
+from edgeprune.profiling.tiled_draws import TiledDraw, TiledPlans
 from edgeprune.report.tiled import from_tiles
 
 
@@ -93,29 +96,24 @@ def test_what_the_board_says_corrects_the_next_plan(board):
     assert page.candidates[1].ratio == found.measured.ratio
 
 
-def test_a_table_that_was_profiled_with_tiles_prices_them_and_says_their_sizes(board):
+def test_a_table_that_was_profiled_with_tiles_prices_them_and_says_their_sizes(board, monkeypatch):
+    # However little fits into so short a time on a busy machine: a few kernels of each operation.
+    monkeypatch.setattr(selecting, "_LEAST_KERNELS", 28)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256), nn.GELU(), nn.Linear(256, 4)).eval()
-    data = [(torch.randn(8, 256), torch.randint(0, 4, (8,))) for _ in range(3)]
-    task = edgeprune.Task.single(
-        train=data, validation=data, loss=F.cross_entropy, metric=lambda outputs, _: float(outputs.mean()), name="mean"
-    )
-    example, tiles = torch.zeros(64, 256), ((64, 64), (32, 128))
+    layers = (nn.Linear(256, 512), nn.Softmax(-1), nn.Linear(512, 256), nn.Softmax(-1), nn.Linear(256, 4))
+    model = nn.Sequential(*layers).eval()
+    example, tiles = torch.zeros(64, 256), ((64, 64),)
     graph = edgeprune.trace(model, example)
     lowered = edgeprune.lower(graph, model=model)
-    table = edgeprune.profile(model, example, board, minutes=0.06, tiles=tiles, graph=graph, kernel_graph=lowered)
+    table = edgeprune.profile(model, example, board, minutes=0.03, tiles=tiles, graph=graph, kernel_graph=lowered)
     assert {"Split", "Concat"} <= {kernel.op for kernel in table.kernels}
     assert {"tiles-00", "tiles-01"} <= {network.name for network in table.networks}
-    assert table.header["models"][0]["tiles"] == [[64, 64], [32, 128]]
+    assert table.header["models"][0]["tiles"] == [[64, 64]]
     tiled = next(network for network in table.networks if network.name == "tiles-00")
     assert tiled.widths == graph.widths()
     assert any('"Concat"' in key for key in tiled.kernels)
-    predictor = edgeprune.fit(table)
-    found = edgeprune.prune_tiles(
-        model, example, "80%", task, predictor=predictor, tile="auto", kernel_graph=lowered, refit=False
-    )
-    assert set(found.sizes.values()) <= set(tiles)
-    assert not any("guess" in note for note in found.notes)
-    sources = predictor.predict(lowered.of_plan(found.plan))["source"]
-    assert set(sources) <= {"measured", "predicted"}
+    assert sizes_in(table.header, graph.signature) == tiles
+    # No operation of another plan is one that its predictor would have to guess, as by the table of a dense model.
+    other = TiledPlans(lowered).of(TiledDraw((64, 64), 0.5, seed=9))
+    assert {kernel.op for kernel in lowered.of_plan(other)} <= {kernel.op for kernel in table.kernels}
