@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
 from dataclasses import replace
 
 import pytest
 
 from edgeprune.backends.tvm import transfer, tuning_database
-from edgeprune.backends.tvm.target import TvmTarget
+from edgeprune.backends.tvm.target import TvmTarget, target_of
 from edgeprune.backends.tvm.task_choice import ENOUGH, Allowance, TaskState, choose
 from edgeprune.backends.tvm.tuning import Tuning, parse_duration, require_here
 from edgeprune.backends.tvm.tuning_database import Record, TuningDatabase
 from edgeprune.backends.tvm.workloads import Shape
+from edgeprune.boards.board import Board
 from edgeprune.boards.host import host_cpu_model, host_isa
 from edgeprune.errors import CompileError, ConfigError
 
@@ -178,6 +180,14 @@ def test_times_are_read_and_what_is_none_is_refused():
         Tuning(0.0)
     with pytest.raises(ConfigError, match="at least one trial"):
         Tuning(1.0, trials=0)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere only a probe knows the processor's name")
+def test_this_machine_has_one_database_whether_it_was_probed_as_a_board_or_not():
+    with Board.open("local") as board:
+        probed = target_of(board.probe())
+    assert probed.model != "unknown"
+    assert tuning_database.folder_of(probed) == tuning_database.folder_of(target_of(None))
 
 
 def test_only_this_processor_is_timed_for():
