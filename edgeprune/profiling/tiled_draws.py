@@ -33,7 +33,7 @@ NETWORK_SHARES = (0.5, 0.3, 0.7)
 """Of the plans that are timed as whole networks, the first ones first."""
 MOST_NETWORKS = 6
 
-_WHOLE = 0.15
+_WHOLE, _LINE = 0.15, 0.25
 _SPREAD = 0.3
 
 
@@ -128,6 +128,13 @@ def _drawn(shape: tuple[int, int], share: float, dice: np.random.Generator) -> n
     scores = common * lines + (1 - common) * dice.random(shape)
     own = share * dice.uniform(1 - _SPREAD, 1 + _SPREAD)
     count = rows * columns if whole else min(rows * columns, max(1, round(own * rows * columns)))
-    kept = np.zeros(rows * columns, dtype=bool)
-    kept[np.argsort(-scores, axis=None, kind="stable")[:count]] = True
-    return kept.reshape(shape)
+    flat = np.zeros(rows * columns, dtype=bool)
+    flat[np.argsort(-scores, axis=None, kind="stable")[:count]] = True
+    kept = flat.reshape(shape)
+    for axis, size in enumerate(shape):
+        # Inputs that nobody reads, outputs that nobody makes: these have operations of their own.
+        line, gone = int(dice.integers(size)), dice.random() < _LINE
+        left = np.delete(kept, line, axis)
+        if gone and not whole and left.any():
+            kept[(slice(None),) * axis + (line,)] = False
+    return kept
