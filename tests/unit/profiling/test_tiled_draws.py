@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgeprune.backends import registry
+from edgeprune.boards.board import Board
 from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.table import LatencyTable
@@ -133,12 +134,12 @@ def test_what_a_table_holds_of_tiles_is_not_measured_again(subject: Subject) -> 
 
 
 def test_what_has_no_tiles_is_told_before_anything_is_measured(
-    lowered: KernelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: Board, lowered: KernelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)).eval()
     narrow = lower(trace(small, torch.zeros(2, 8)), model=small, workdir=tmp_path / "narrow")
     probed = Fingerprint(lowered.architecture, "a CPU", lowered.isa, 1, {}, 1, "", "", "", "", {}, None, None, 1, 0.0)
-    given: tuple[Any, ...] = (small, torch.zeros(2, 8), "onnxruntime", probed, tmp_path)
+    given: tuple[Any, ...] = (small, torch.zeros(2, 8), "onnxruntime", board, probed, tmp_path)
     with pytest.raises(ConfigError, match=r"must be smaller than a linear layer of the model .* larger than 256x256"):
         lowered_subjects(*given, kernel_graph=narrow, tiles=((256, 256),))
     monkeypatch.setattr(lowered, "backend", registry.BACKENDS.make("tvm"))
