@@ -21,7 +21,6 @@ must be installed. Five cells per seed, three minutes each.
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import hashlib
 import json
@@ -38,13 +37,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from predictor_networks import families
 from quickstart import host
 
 import edgeprune
-from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.files import write_text
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling.statistics import UNDISTURBED
@@ -107,13 +104,7 @@ def bench(folder: Path, core: int) -> Iterator[Bench]:
         os.sched_setaffinity(0, allowed)
     try:
         with FaultyLink(server.host, server.port) as link:
-            options = {
-                "python": sys.executable,
-                "root": str(folder / "root"),
-                "identity": str(server.identity),
-                "host_key": fingerprint(base64.b64decode(server.public_keys()[0].split()[1])),
-            }
-            address = f"ssh://{server.user}@{link.host}:{link.port}?{urlencode(options)}"
+            address = server.board_behind(link, folder / "root")
             yield Bench(address, link, folder / "root", core)
     finally:
         server.stop()

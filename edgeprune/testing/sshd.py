@@ -5,10 +5,15 @@ Only `MissingSshdError` tells that there is no server program; everything else t
 
 from __future__ import annotations
 
+import base64
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlencode
 
+from edgeprune.boards.known_hosts import fingerprint
+from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.ssh_server import MissingPartError, SshServer, program
 
 
@@ -62,6 +67,21 @@ class OpenSshServer(SshServer):
 
     def public_keys(self) -> list[str]:
         return [" ".join(key.with_name(f"{key.name}.pub").read_text().split()[:2]) for key in self._host_keys]
+
+    def board_behind(self, link: FaultyLink, root: Path) -> str:
+        """Address of a board on this machine, with this Python, that is reached over a link to this server only.
+
+        Args:
+            link: Forwards to this server.
+            root: The board's folder.
+        """
+        options = {
+            "python": sys.executable,
+            "root": str(root),
+            "identity": str(self.identity),
+            "host_key": fingerprint(base64.b64decode(self.public_keys()[0].split()[1])),
+        }
+        return f"ssh://{self.user}@{link.host}:{link.port}?{urlencode(options)}"
 
     def _command(self) -> list[str]:
         return [self._sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")]

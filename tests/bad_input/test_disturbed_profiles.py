@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 
-from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.latency.table import LatencyTable
 from edgeprune.testing.command_line import CommandLine, one_line
 from edgeprune.testing.proxy import FaultyLink
@@ -58,13 +54,7 @@ def test_a_link_that_is_lost_and_a_board_that_restarts_lose_and_double_no_sample
     out = edgeprune.folder / "new"
     journal, kept = out / "table.parquet.journal.jsonl", tmp_path / "kept"
     with FaultyLink(sshd.host, sshd.port) as link:
-        options = {
-            "root": str(edgeprune.board),
-            "python": sys.executable,
-            "identity": str(sshd.identity),
-            "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-        }
-        board = f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
+        board = sshd.board_behind(link, edgeprune.board)
         command = (*PROFILE, "--minutes", "0.05", "--wait", "0", "--board", board)
         process = edgeprune.start(*command)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shlex
@@ -12,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import pytest
 
-from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.status import rollback, status
@@ -121,7 +119,7 @@ def test_link_that_is_cut_during_a_deployment_leaves_current_valid_and_then_the_
     artifacts: list[Artifact], sshd: OpenSshServer, root: Path
 ) -> None:
     with FaultyLink(sshd.host, sshd.port) as link:
-        url = through(link, sshd, root)
+        url = sshd.board_behind(link, root)
         deploy(artifacts[0], url, rounds=1)
         sent = link.sent_bytes
         for share in (0.02, 0.2, 0.5, 0.8):
@@ -215,23 +213,12 @@ def test_server_and_session_that_are_killed_in_the_health_window_are_not_needed_
     assert_runs(root, artifacts[0])
 
 
-def through(link: FaultyLink, sshd: OpenSshServer, root: Path) -> str:
-    """Address of the board behind a proxy that makes links bad."""
-    options = {
-        "python": sys.executable,
-        "root": str(root),
-        "identity": str(sshd.identity),
-        "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-    }
-    return f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
-
-
 @pytest.mark.slow
 def test_link_that_falls_silent_in_the_health_window_holds_up_nobody(
     artifacts: list[Artifact], sshd: OpenSshServer, root: Path
 ) -> None:
     with FaultyLink(sshd.host, sshd.port) as link:
-        url = through(link, sshd, root)
+        url = sshd.board_behind(link, root)
         deploy(artifacts[0], url, rounds=1)
         back = []
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 import onnx
@@ -21,7 +18,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.boards.board import Board
-from edgeprune.boards.known_hosts import fingerprint
 from edgeprune.errors import BoardBusyError, ConnectError, RemoteError
 from edgeprune.profiling.measuring import measure
 from edgeprune.testing.proxy import FaultyLink
@@ -83,22 +79,11 @@ class Swallowing:
         return sum(path.read_bytes().count(b'"sample"') for path in (self.root / "measured").glob("*.jsonl"))
 
 
-def address(link: FaultyLink, sshd: OpenSshServer, root: Path) -> str:
-    """Of a board behind a link."""
-    options = {
-        "python": sys.executable,
-        "root": str(root),
-        "identity": str(sshd.identity),
-        "host_key": fingerprint(base64.b64decode(sshd.public_keys()[0].split()[1])),
-    }
-    return f"ssh://{sshd.user}@{link.host}:{link.port}?{urlencode(options)}"
-
-
 @pytest.fixture
 def swallowing(sshd: OpenSshServer, tmp_path: Path) -> Iterator[Swallowing]:
     root = tmp_path / "board"
     with FaultyLink(sshd.host, sshd.port) as link:
-        board = Swallowing(link, address(link, sshd, root), root)
+        board = Swallowing(link, sshd.board_behind(link, root), root)
         cutting = threading.Thread(target=board.cut_later)
         cutting.start()
         yield board
@@ -177,7 +162,8 @@ def test_a_board_that_stays_away_is_waited_for_no_longer_than_asked(
             waited.append(time.monotonic())
 
     with ExitStack() as links:
-        url = address(links.enter_context(FaultyLink(sshd.host, sshd.port)), sshd, tmp_path / "board")
+        link = links.enter_context(FaultyLink(sshd.host, sshd.port))
+        url = sshd.board_behind(link, tmp_path / "board")
         with pytest.raises(ConnectError, match=r"link to .* must stay up"), Board.open(url) as board:
             measure(board, engines, journal=tmp_path / "run.jsonl", progress=progress, wait_s=2.5, **SETTINGS)
         assert len(waited) >= 2
