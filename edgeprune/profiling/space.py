@@ -224,7 +224,8 @@ def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> li
             distinct[identity] = _Network.of(widths, kernels, kernel_graph.isa)
     pool = list(distinct.values())
     usual = [one for one in pool if one.like(pool[0])]
-    chosen = [pool[0], *(one for one in pool[1:] if one.widths in uniform[:3])][:count]
+    # Where there are few, half of them still show the operations that the dense one does not run.
+    chosen = [pool[0], *(one for one in pool[1:] if one.widths in uniform[:3])][: max(1, count // 2)]
     while len(chosen) < min(count, len(pool)):
         held = [one for one in chosen if one.like(pool[0])]
         if 2 * len(held) < count and len(held) < len(usual):
