@@ -70,14 +70,20 @@ def require_together(given_options: Collection[str], options: PruneOptions) -> N
             hint="--tiles 64x128 --macs 50%",
         )
     if options.energy and options.channels:
-        raise ConfigError("--tiles --channels share a budget of --macs or --latency, found --energy.")
+        raise ConfigError(
+            "--tiles --channels share a budget of --macs or --latency, found --energy.",
+            hint="--macs 50%, or --energy without --channels",
+        )
     if options.tiles == "auto" and not options.latency:
         raise ConfigError(
             f"--tiles auto chooses sizes by predicted latency, which the budget must bound, found {asked[0]}.",
             hint="--latency 60% --table TABLE, or --tiles 64x128",
         )
     if options.power_weight and options.channels:
-        raise ConfigError("--power-weight weighs power where tiles alone are chosen, found --channels beside it.")
+        raise ConfigError(
+            "--power-weight weighs power where tiles alone are chosen, found --channels beside it.",
+            hint="--power-weight without --channels",
+        )
     if not options.macs and options.table is None:
         raise ConfigError(f"{asked[0]} needs --table, which says what tiles take, found none.", hint="--macs 50%")
     if not set(options.distill) <= {"logits"}:

@@ -44,8 +44,9 @@ MOST_HALF_WIDTH = math.log(1000)
 
 UNSTEADY_SHARE = 0.7
 """Of the standard deviation of one round: what shifts a later measurement of some seconds. What neighbors leave of a shared cache
-changes within seconds and within minutes, so later rounds have that in common; on a machine of one's own it is next to nothing
-(measured there too: three runs of six networks, rounds 0.8 to 3.1 % apart, networks off by 1.4 to 4.7 %)."""
+changes within seconds and within minutes, so the rounds of a later measurement have that in common (measured on a virtual x86-64
+server: first networks of MobileNetV2, ResNet and DenseNet, single rounds 0.8, 3.1 and 2.5 % apart, predictions off by a standard
+deviation of 1.4, 2.8 and 4.7 %). Where rounds agree it adds next to nothing."""
 
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""

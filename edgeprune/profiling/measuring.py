@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
+from edgeprune.profiling.protocol import Protocol
 from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload
@@ -37,35 +38,6 @@ logger = logging.getLogger("edgeprune.profiling")
 
 Progress = Callable[[int, int, float, str], None]
 """Called with (items done, items in all, seconds left, what happens now)."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How items are timed; part of a journal's and of a table's header.
-
-    Attributes:
-        samples: Samples per item and round.
-        sample_ms: Least length of one sample, milliseconds.
-        warmup_ms: Least warm-up before each item, milliseconds.
-        every: Most items between two sentinels.
-        drift_limit: Relative distance of a sentinel from its usual level beyond which its stretch is repeated, once all
-            rounds are done.
-        max_repeats: How often a stretch is repeated at most.
-        per_call: Most items per call to the board.
-        passes: How often a round measures each network that is not the sentinel.
-        patience: As many times its time may an item wait for the core to be its own, see the board's ``pace``; less where
-            the budget would not last.
-    """
-
-    samples: int = 5
-    sample_ms: float = 5.0
-    warmup_ms: float = 20.0
-    every: int = 20
-    drift_limit: float = 0.03
-    max_repeats: int = 3
-    per_call: int = 256
-    passes: int = 1
-    patience: float = PATIENCE
 
 
 def measure(

@@ -96,7 +96,7 @@ def as_metaschedule(model: Throughputs) -> Any:
     extract = extractor()
 
     class Asked(PyCostModel):  # type: ignore[misc]
-        """Only predicts."""
+        """Only predicts: the interface has more methods than the search calls."""
 
         def load(self, path: str) -> None:
             raise NotImplementedError
