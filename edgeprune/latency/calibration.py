@@ -45,9 +45,11 @@ KEPT_NETWORKS = 6
 """A model with fewer networks than this does not tell for how long weights are kept."""
 
 KEPT_GAIN = 6.6
-"""By how much the sum of squares (in `TOLERANCE`, Huber) must fall for it: the 1 % point of chi-square with one degree."""
+"""By how much twice the logarithm of the likelihood must rise for it: the 1 % point of chi-square with one degree."""
 
 _KEPT_SHAPE, _KEPT_TRIALS = 3, 20
+_REPEATS_TO = 0.005
+"""What a network is off by at least, whatever explains it. Above that the networks say themselves how large errors are."""
 
 SMALLEST_SHARE = 0.1
 """A calibrated latency is at least this share of the sum."""
@@ -206,13 +208,14 @@ class _KeptTimes:
         return self.trials[best] if found[best] < found[0] - KEPT_GAIN else 0.0
 
     def _misses(self, rows: Sequence[int]) -> Floats:
-        """Sum of squares (in `TOLERANCE`, Huber) by time, shape (trials,)."""
+        """Minus twice the logarithm of the likelihood by time, errors being as large as they are (Huber), shape (trials,)."""
         known, times = _of(self.totals, rows), self.measured_ms[list(rows)]
         found = []
         for kept_ms in self.trials:
             calibration = fit_calibration(known, times, self.smallest_kernel_ms, kept_ms=kept_ms)
             off = np.abs(np.array([calibration.ms(one) for one in known]) / times - 1) / TOLERANCE
-            found.append(float(np.where(off < 2, off**2, 4 * off - 4).sum()))
+            mean = float(np.where(off < 2, off**2, 4 * off - 4).mean())
+            found.append(len(rows) * math.log(mean + (_REPEATS_TO / TOLERANCE) ** 2))
         return np.array(found)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.latency.csv_import import repeated
-from edgeprune.profiling import space
+from edgeprune.profiling import design, space
 from edgeprune.profiling.assembling import Part
 from edgeprune.profiling.measuring import Progress, measure
 from edgeprune.profiling.selecting import FILL, ROUNDS, Selection, unknown
@@ -61,7 +61,7 @@ def select_networks(
     in_rounds_s = ROUNDS * timing_s * (1 + 1 / _EVERY) / FILL
     fitting = int(left_s / (build_s + in_rounds_s) / len(subjects))
     count = min(MOST_NETWORKS, max(LEAST_NETWORKS, fitting))
-    every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
+    every_network = [design.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
     networks = [unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
     measured = sum(map(len, networks))
     logger.info("building and measuring %d networks", measured)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.latency.likeness import grouped, skeleton
-from edgeprune.profiling import extending, space, tiled_draws
+from edgeprune.profiling import design, extending, space, tiled_draws
 from edgeprune.profiling.subjects import Candidate, Subject
 from edgeprune.profiling.tiled_draws import TiledDraw
 from edgeprune.spec import Kernel
@@ -36,7 +36,7 @@ _LEAST_KERNELS = 8
 _REFINE_SHARE = 0.3
 LEAST_REFINE_S = 8.0
 """A shorter time than this for what the first measurements suggest is better spent on the first measurements."""
-# The time of a long network falls with its widths; two thirds of the dense one is about the mean of `space.networks`.
+# The time of a long network falls with its widths; two thirds of the dense one is about the mean of `design.networks`.
 _MEAN_NETWORK = 2 / 3
 
 
@@ -179,7 +179,7 @@ def select(
     fitting = int(_NETWORKS_SHARE * round_ms / sum(mean_ms))
     most_networks = _NETWORKS_MOST if predictor is None else _NETWORKS_FURTHER
     count = min(most_networks, max(_NETWORKS_LEAST, fitting))
-    every_network = [space.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
+    every_network = [design.networks(subject.kernel_graph, count, seed=seed) for subject in subjects]
     networks = [unknown(subject, chosen, predictor) for subject, chosen in zip(subjects, every_network, strict=True)]
     every_tiled = [tiled_draws.networks(subject.tiles, seed=seed) for subject in subjects]
     tiled = [_unknown_tiled(subject, drawn, predictor) for subject, drawn in zip(subjects, every_tiled, strict=True)]

@@ -7,20 +7,16 @@ run, those are measured first that matter most, and after them those that are fa
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.latency.calibration import Totals
 from edgeprune.latency.features import FeatureMatrix, Machine, features, vector_bits
-from edgeprune.latency.likeness import ALIKE, Skeleton, likeness, skeleton
 from edgeprune.spec import SMALLEST_SHARE, Kernel, smallest_width
 
 if TYPE_CHECKING:
@@ -29,13 +25,10 @@ if TYPE_CHECKING:
 Widths = dict[str, int]
 
 # Chances of the number that all widths of a drawn candidate are multiples of.
-_ALIGNMENTS = {16: 0.30, 8: 0.25, 4: 0.30, 1: 0.15}
+ALIGNMENTS = {16: 0.30, 8: 0.25, 4: 0.30, 1: 0.15}
 _WHOLE = 0.1
 _LEAST_PER_OP = 3
 _JITTER = 0.15
-_ABOUT, _UNLIKE = 0.25, 0.1
-"""How far from the middle of a gap, as a share of it, a network may lie that reads its weights by other operations, and how
-large a share of them that must be to count."""
 
 # A deliberately plain price of a kernel, for sharing out measuring time only: work at 50 GMAC/s or traffic at 10 GB/s,
 # whichever takes longer, and a microsecond to start. Ratios between kernels are all that is used.
@@ -86,7 +79,7 @@ def draw(sizes: Mapping[str, int], number: int, *, seed: int) -> list[Widths]:
         seed: Equal seeds and sizes give equal vectors.
     """
     source = random.Random(f"widths/{seed}")
-    alignments, chances = list(_ALIGNMENTS), list(_ALIGNMENTS.values())
+    alignments, chances = list(ALIGNMENTS), list(ALIGNMENTS.values())
     vectors = []
     for index in range(number):
         alignment = source.choices(alignments, chances)[0]
@@ -196,94 +189,6 @@ def ordered(reached: Reach, count: int) -> list[Kernel]:
         taken.append(queues[op].pop(0))
         given[op] += 1
     return [pool.kernels[index] for index in taken]
-
-
-def networks(kernel_graph: KernelGraph, count: int = 12, *, seed: int = 0) -> list[Widths]:
-    """Widths of whole networks to measure, the dense one first, spread over about 0.2 to 1 times the dense cost.
-
-    Half of them run the dense network's operations with fewer channels, as plans at the edges of the staircase do. The others
-    run as many others as can be found: what a byte of weights costs a network differs between the operations that read it,
-    and what no network has cannot be learned.
-
-    Args:
-        kernel_graph: The lowered model.
-        count: Most networks.
-        seed: Of the drawn widths.
-    """
-    sizes = group_sizes(kernel_graph)
-    uniform = [
-        {name: aligned(size, share, multiple) for name, size in sizes.items()}
-        for share, multiple in ((0.5, 8), (0.75, 8), (0.35, 8), (0.6, 4), (0.25, 16))
-    ]
-    # Widths that run the same kernels are one network to the clock.
-    distinct: dict[tuple[str, ...], _Network] = {}
-    for widths in [dict(sizes), *uniform, *draw(sizes, 12 * max(count, 12), seed=seed + 1)]:
-        kernels = sorted(kernel_graph.at(widths), key=lambda kernel: kernel.key)
-        identity = tuple(kernel.key for kernel in kernels)
-        if identity not in distinct:
-            distinct[identity] = _Network.of(widths, kernels, kernel_graph.isa)
-    pool = list(distinct.values())
-    usual = [one for one in pool if one.like(pool[0])]
-    # Where there are few, half of them still show the operations that the dense one does not run.
-    chosen = [pool[0], *(one for one in pool[1:] if one.widths in uniform[:3])][: max(1, count // 2)]
-    while len(chosen) < min(count, len(pool)):
-        held = [one for one in chosen if one.like(pool[0])]
-        if 2 * len(held) < count and len(held) < len(usual):
-            chosen.append(_in_widest_gap(usual, held, pool[0].cost))
-        else:
-            chosen.append(_in_widest_gap(pool, chosen, pool[0].cost, unlike=True))
-    return [one.widths for one in chosen]
-
-
-@dataclass(frozen=True, eq=False)
-class _Network:
-    """A network that could be measured.
-
-    Attributes:
-        widths: Of its groups.
-        cost: See `price`.
-        readers: Share of the bytes of its weights that each operation reads.
-        bones: What pruning leaves of its kernels.
-    """
-
-    widths: Widths
-    cost: float
-    readers: Mapping[str, float]
-    bones: Skeleton
-
-    @classmethod
-    def of(cls, widths: Widths, kernels: Sequence[Kernel], isa: Sequence[str]) -> _Network:
-        read = Totals.of(kernels, [0.0] * len(kernels)).weight_bytes
-        whole = sum(read.values())
-        readers = {op: count / whole for op, count in read.items()}
-        return cls(widths, float(price(kernels, isa).sum()), readers, skeleton(kernels))
-
-    def apart(self, other: _Network) -> float:
-        """How large a share of its weights is read by other operations than in another network."""
-        return sum(max(0.0, share - other.readers.get(op, 0.0)) for op, share in self.readers.items())
-
-    def like(self, other: _Network) -> bool:
-        """Whether it is calibrated together with another network, and reads its weights as that does."""
-        return self.apart(other) < _UNLIKE and likeness(self.bones, other.bones) >= ALIKE
-
-
-def _in_widest_gap(
-    pool: Sequence[_Network], chosen: Sequence[_Network], whole: float, unlike: bool = False
-) -> _Network:
-    """The network nearest to the middle of the widest gap in cost that is still open; or of those about it the most unlike."""
-    left = [one for one in pool if one not in chosen]
-    low, high = max(0.2 * whole, min(one.cost for one in pool)), 0.95 * whole
-    marks = sorted({low, high, *(one.cost for one in chosen if low <= one.cost <= high)})
-    gaps = [(upper / lower, lower, upper) for lower, upper in pairwise(marks)] or [(1.0, low, high)]
-    _, lower, upper = max(gaps)
-
-    def off(one: _Network) -> float:
-        return abs(math.log(one.cost / (lower * upper) ** 0.5))
-
-    if unlike and (about := [one for one in left if off(one) <= _ABOUT * math.log(upper / lower)]):
-        news = [min(one.apart(other) for other in chosen) for one in about]
-        left = [one for one, new in zip(about, news, strict=True) if new >= max(news) - _UNLIKE]
-    return min(left, key=off)
 
 
 def group_sizes(kernel_graph: KernelGraph) -> Widths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from edgeprune.graph.tracing import trace
-from edgeprune.latency.features import Machine, features, weight_bytes
+from edgeprune.latency.features import Machine, features
 from edgeprune.lowering.kernel_graph import KernelGraph, lower
 from edgeprune.profiling import space
-from edgeprune.spec import Kernel
 
 SIZES = {"a": 64, "b": 24, "c": 10, "d": 1, "e": 300}
 
@@ -129,32 +127,3 @@ def test_sample_covers_better_than_chance(kernel_graph: KernelGraph) -> None:
     source = np.random.default_rng(0)
     random = [gap(list(source.choice(len(pool), len(chosen), replace=False))) for _ in range(20)]
     assert ours < np.median(random)
-
-
-def test_networks_begin_with_the_dense_one_and_spread_over_the_cost(kernel_graph: KernelGraph) -> None:
-    found = space.networks(kernel_graph, 10, seed=0)
-    assert found == space.networks(kernel_graph, 10, seed=0)
-    assert found[0] == space.group_sizes(kernel_graph)
-    costs = [float(space.price(kernel_graph.at(widths), kernel_graph.isa).sum()) for widths in found]
-    assert costs[0] == max(costs)
-    assert min(costs) < 0.35 * costs[0]
-    shares = sorted(cost / costs[0] for cost in costs)
-    assert max(upper / lower for lower, upper in pairwise(shares)) < 1.8
-    kinds = {tuple(sorted(kernel.key for kernel in kernel_graph.at(widths))) for widths in found}
-    assert len(kinds) == 10
-
-
-@pytest.mark.parametrize("count", [6, 10])
-def test_networks_read_their_weights_in_more_than_one_way(kernel_graph: KernelGraph, count: int) -> None:
-    """A price that none of them pays could not be learned: odd widths leave the blocked layout."""
-    read = [weights(kernel_graph.at(widths)) for widths in space.networks(kernel_graph, count, seed=0)]
-    others = [sum(found.values()) - sum(found.get(op, 0.0) for op in read[0]) for found in read]
-    assert max(other / sum(found.values()) for other, found in zip(others, read, strict=True)) > 0.4
-
-
-def weights(kernels: list[Kernel]) -> Counter[str]:
-    """Bytes of weights by operation."""
-    found: Counter[str] = Counter()
-    for kernel in kernels:
-        found[kernel.op] += weight_bytes(kernel)
-    return +found
