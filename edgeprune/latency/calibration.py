@@ -147,7 +147,8 @@ def fit_calibration(
         ]
     )
     middle = float(np.median(table[:, 0]))
-    byte_ms = middle / max(float(np.median(table[:, 3:].sum(axis=1))), 1.0)
+    # Of all weights, also where hardly any are paid for: what little quick networks tell must not become a price for long ones.
+    byte_ms = middle / max(float(np.median([sum(one.weight_bytes.values()) for one in totals])), 1.0)
     units = np.array([1.0, float(np.median(table[:, 0] / table[:, 1])), middle, *(byte_ms for _ in ops)])
     relative = table * units / measured_ms[:, None]
     pull = np.diag(1 / np.array([*spreads[:3], *(spreads[3] for _ in ops)]))

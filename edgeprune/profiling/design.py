@@ -135,7 +135,7 @@ def _covariance(pool: Sequence[_Network]) -> Floats:
     terms = np.column_stack([np.ones(len(pool)), kernels / cost * np.median(cost / kernels), middle / cost])
     terms = terms * PRIOR_SPREADS[:3]
     ops = sorted({op for one in pool for op in one.totals.weight_bytes})
-    read = np.array([[one.totals.weight_bytes.get(op, 0.0) for op in ops] for one in pool]).reshape(len(pool), -1)
+    read = np.array([[one.totals.weight_bytes.get(op, 0.0) for op in ops] for one in pool])
     usual = max(float(np.median(read.sum(axis=1))), 1.0)
     prices = read / cost[:, None] * (middle / usual * PRIOR_SPREADS[3])
     apart = (np.log(cost)[:, None] - np.log(cost)[None, :]) / _PRICE_REACH

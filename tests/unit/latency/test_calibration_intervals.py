@@ -111,6 +111,17 @@ def test_how_long_weights_are_kept_shows_in_small_errors_of_networks_that_repeat
     assert found == pytest.approx([2.0] * 10, rel=0.25)
 
 
+def test_what_little_quick_networks_pay_does_not_become_a_price_for_long_ones() -> None:
+    totals, sums, _ = networks(12, longest_ms=0.8)
+    measured = sums + 1e-8 * np.array(
+        [one.weight_bytes["blocked"] for one in totals]
+    )  # what they pay whatever they take
+    found = fit_calibration(totals, measured, 0.003, kept_ms=2.0)
+    read = {op: 10 * float(np.mean([one.weight_bytes[op] for one in totals])) for op in totals[0].weight_bytes}
+    long = Totals(10 * float(sums.mean()), 20, read)
+    assert found.ms(long) == pytest.approx(long.sum_ms, rel=0.25)
+
+
 def test_nobody_asks_how_long_weights_are_kept_where_that_explains_nothing() -> None:
     totals, sums, _ = networks(12)
     noise = np.exp(np.random.default_rng(3).normal(0, 0.02, 12))
