@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.spec import Kernel
 
-_HALVINGS = 40
-
 
 class CostModel:
     """Latency by widths, as a predictor sees the kernels of a kernel graph.
@@ -69,42 +67,29 @@ class CostModel:
     @cached_property
     def predictor(self) -> Predictor:
         """For networks of about the latency that is looked for."""
-        return self._any_predictor.near(self.kernels({}), self._sum_ms)
+        return self._any_predictor.near(self.kernels({}), self._taken_ms)
 
     @cached_property
-    def _sum_ms(self) -> float:
-        """Sum of the kernel times of such networks: those of the dense one, with as much less to read as there is to do."""
-        kernels = self.kernels({})
-        dense = Totals.of(kernels, self.kernels_ms(kernels))
-        if self._about_ms is None:
-            return dense.sum_ms
-        calibration = self._any_predictor.calibration_of(kernels)
-        low, high = 0.0, 2 * max(1.0, self._about_ms / calibration.ms(dense))
-        for _ in range(_HALVINGS):
-            share = (low + high) / 2
-            read = {op: share * read for op, read in dense.weight_bytes.items()}
-            if calibration.ms(Totals(share * dense.sum_ms, dense.kernels, read)) > self._about_ms:
-                high = share
-            else:
-                low = share
-        return (low + high) / 2 * dense.sum_ms
+    def _taken_ms(self) -> float:
+        return self._predicted_ms({}) if self._about_ms is None else self._about_ms
+
+    def _predicted_ms(self, widths: Widths) -> float:
+        """Latency of a network at its own prices, milliseconds."""
+        kernels = self.kernels(widths)
+        return self._any_predictor.calibration_of(kernels).ms(Totals.of(kernels, self.kernels_ms(kernels)))
 
     def about(self, ms: float) -> CostModel:
         """The same at the prices of networks of about another latency, milliseconds; candidates are the same."""
         found = copy.copy(self)
-        for known in ("predictor", "_sum_ms"):
+        for known in ("predictor", "_taken_ms"):
             found.__dict__.pop(known, None)
         found._about_ms, found._intervals = ms, {}
         return found
 
     def as_long_as(self, widths: Widths) -> CostModel:
         """The same at the prices of networks of just the length that a network of these widths has."""
-        sum_ms = sum(self.kernels_ms(self.kernels(widths)))
-        if sum_ms == self._sum_ms:
-            return self
-        found = self.about(0.0)
-        found.__dict__["_sum_ms"] = sum_ms
-        return found
+        taken_ms = self._predicted_ms(widths)
+        return self if taken_ms == self._taken_ms else self.about(taken_ms)
 
     @property
     def dense_ms(self) -> float:

@@ -6,10 +6,11 @@ all the others. So ``network_ms = a * sum + b * kernels + c + sum over operation
 that were measured as a whole. What a byte costs depends on how an operation walks through its weights: on one server CPU
 convolutions of blocked layout paid 0.06 ms for each megabyte in networks of 4 to 18 MB, those by a matrix product 0.02.
 
-A cache that others use too forgets: how much of the weights is still there the next time depends on how long that is away.
-So the price of a byte is d times ``1 - exp(-(sum / kept) ** 3)``, where ``kept`` is found with the rest where the networks tell
-it: on that CPU networks of 1.3 ms paid a fifth of d, those of 3 ms nearly all. The exponent makes it a matter of
-almost all or nothing, as in a cache that forgets what was not used for longest.
+A cache that others use too forgets: how much of the weights is still there the next time depends on how long that is away,
+which is as long as the network takes, what its weights cost included. So the price of a byte is d times
+``1 - exp(-(network_ms / kept) ** 3)``, where ``kept`` is found with the rest where the networks tell it: on that CPU networks of
+1.5 ms paid a fifth of d, those of 4 ms nearly all. The exponent makes it a matter of almost all or nothing, as in a cache
+that forgets what was not used for longest.
 
 Where a table holds networks of several models, each model with enough of them has a calibration of its own, drawn towards
 that of all: what models have in common (the call, the caches) is learned together, the rest apart.
@@ -47,7 +48,7 @@ KEPT_NETWORKS = 6
 KEPT_GAIN = 6.6
 """By how much twice the logarithm of the likelihood must rise for it: the 1 % point of chi-square with one degree."""
 
-_KEPT_SHAPE, _KEPT_TRIALS = 3, 20
+_KEPT_SHAPE, _KEPT_TRIALS, _AGREEING = 3, 20, 200
 _REPEATS_TO = 0.005
 """What a network is off by at least, whatever explains it. Above that the networks say themselves how large errors are."""
 
@@ -88,7 +89,7 @@ class Calibration:
         per_kernel_ms: b, added for each kernel; negative where a kernel costs less among others than alone.
         fixed_ms: c, added once; never negative.
         per_byte_ms: d, added for each byte of weights that an operation reads, in a network that takes long; never negative.
-        kept_ms: For about how long weights are still in a cache, as sum of kernel times; 0 where every network pays all of d.
+        kept_ms: For about how long weights are still in a cache, milliseconds; 0 where every network pays all of d.
         networks: How many measured networks it was fitted to.
     """
 
@@ -99,21 +100,31 @@ class Calibration:
     networks: int = 0
     kept_ms: float = 0.0
 
-    def at(self, sum_ms: float) -> Calibration:
-        """The same for networks whose kernels take so long, with prices that do not depend on that: parts add up."""
+    def at(self, taken_ms: float) -> Calibration:
+        """The same for networks that take so long, with prices that do not depend on that: parts add up."""
         if not self.kept_ms:
             return self
-        paid = _paid(sum_ms, self.kept_ms)
+        paid = float(_paid(taken_ms, self.kept_ms))
         return replace(self, per_byte_ms={op: paid * ms for op, ms in self.per_byte_ms.items()}, kept_ms=0.0)
 
     def ms(self, totals: Totals) -> float:
         """Latency of a network, milliseconds."""
-        return max(self.at(totals.sum_ms).part_ms(totals) + self.fixed_ms, SMALLEST_SHARE * totals.sum_ms)
+        weights_ms = self._weights_ms(totals)
+        least_ms = self.part_ms(totals) - weights_ms + self.fixed_ms
+        found = least_ms + (0.0 if self.kept_ms else weights_ms)
+        # The longer it takes the more it pays, and the longer it takes: up to where both agree, from below.
+        for _ in range(_AGREEING if self.kept_ms else 0):
+            before, found = found, least_ms + weights_ms * float(_paid(max(found, 0.0), self.kept_ms))
+            if found - before <= 1e-12 * abs(found):
+                break
+        return max(found, SMALLEST_SHARE * totals.sum_ms)
 
     def part_ms(self, totals: Totals) -> float:
         """What some kernels add to the latency of a network that runs them among others, milliseconds; see `at`."""
-        weights_ms = sum(self.per_byte_ms.get(op, 0.0) * read for op, read in totals.weight_bytes.items())
-        return self.scale * totals.sum_ms + self.per_kernel_ms * totals.kernels + weights_ms
+        return self.scale * totals.sum_ms + self.per_kernel_ms * totals.kernels + self._weights_ms(totals)
+
+    def _weights_ms(self, totals: Totals) -> float:
+        return sum(self.per_byte_ms.get(op, 0.0) * read for op, read in totals.weight_bytes.items())
 
 
 def fit_calibration(
@@ -140,10 +151,11 @@ def fit_calibration(
     if not len(totals):
         return start
     ops = sorted({op for one in totals for op in one.weight_bytes})
+    paid = _paid(measured_ms, kept_ms)
     table = np.array(
         [
-            (one.sum_ms, one.kernels, 1.0, *(paid * one.weight_bytes.get(op, 0.0) for op in ops))
-            for one, paid in ((one, _paid(one.sum_ms, kept_ms)) for one in totals)
+            (one.sum_ms, one.kernels, 1.0, *(share * one.weight_bytes.get(op, 0.0) for op in ops))
+            for one, share in zip(totals, paid.tolist(), strict=True)
         ]
     )
     middle = float(np.median(table[:, 0]))
@@ -193,8 +205,9 @@ class _KeptTimes:
         self.totals, self.measured_ms, self.smallest_kernel_ms = totals, measured_ms, smallest_kernel_ms
         every = [rows for rows in models if len(rows) < len(totals)] or [range(len(totals))]
         self.told = [list(rows) for rows in every if len(rows) >= KEPT_NETWORKS]
+        # About what networks take; the sums, since what is tried must not hang on the one network that is left out.
         sums = [totals[row].sum_ms for rows in self.told for row in rows]
-        self.trials = [0.0, *np.geomspace(min(sums) / 2, max(sums), _KEPT_TRIALS).tolist()] if sums else [0.0]
+        self.trials = [0.0, *np.geomspace(min(sums) / 2, 1.25 * max(sums), _KEPT_TRIALS).tolist()] if sums else [0.0]
         self.misses = [self._misses(rows) for rows in self.told]
 
     def best(self, without: int | None = None) -> float:
@@ -220,9 +233,10 @@ class _KeptTimes:
         return np.array(found)
 
 
-def _paid(sum_ms: float, kept_ms: float) -> float:
-    """Share of the price of weights that a network pays."""
-    return 1.0 if not kept_ms else -math.expm1(-((sum_ms / kept_ms) ** _KEPT_SHAPE))
+def _paid(taken_ms: Floats | float, kept_ms: float) -> Floats:
+    """Share of the price of weights that networks pay which take so long."""
+    taken = np.asarray(taken_ms, dtype=np.float64)
+    return np.asarray(-np.expm1(-((taken / kept_ms) ** _KEPT_SHAPE))) if kept_ms else np.ones_like(taken)
 
 
 def fit_calibrations(

@@ -180,7 +180,7 @@ class Predictor:
         place = nearest(skeleton(kernels), [known for known, _ in self._own_calibrations])
         return self.calibration if place is None else self._own_calibrations[place][1]
 
-    def near(self, kernels: Sequence[Kernel], sum_ms: float) -> Predictor:
+    def near(self, kernels: Sequence[Kernel], taken_ms: float) -> Predictor:
         """The same for versions of one network that are about equally long: all have one calibration and one price of weights.
 
         What parts take then adds up exactly, which solvers need. Versions of another length, and those that look more like
@@ -188,10 +188,10 @@ class Predictor:
 
         Args:
             kernels: Of the network.
-            sum_ms: Sum of the kernel times of the versions that are meant, milliseconds; see `Calibration.kept_ms`.
+            taken_ms: Latency of the versions that are meant, milliseconds; see `Calibration.kept_ms`.
         """
         found = copy.copy(self)
-        found.calibration = self.calibration_of(kernels).at(sum_ms)
+        found.calibration = self.calibration_of(kernels).at(taken_ms)
         found._own_calibrations = ()
         found._report = None
         return found

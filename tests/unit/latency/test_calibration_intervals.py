@@ -92,6 +92,8 @@ def test_quick_networks_find_their_weights_still_in_the_cache() -> None:
     regardless = fit_calibration(totals, measured, 0.003)
     assert max(abs(regardless.ms(one) / ms - 1) for one, ms in zip(totals, measured, strict=True)) > 0.06
 
+    for one in totals:
+        assert found.at(found.ms(one)).ms(one) == pytest.approx(found.ms(one), rel=1e-9), "it pays for as long as it takes"
     long = Totals(9.0, 20, {"blocked": 1e6})
     quick = Totals(0.2, 20, {"blocked": 1e6})
     weights_ms = found.per_byte_ms["blocked"] * 1e6
