@@ -48,6 +48,8 @@ changes within seconds and within minutes, so the rounds of a later measurement 
 server: first networks of MobileNetV2, ResNet and DenseNet, single rounds 0.8, 3.1 and 2.5 % apart, predictions off by a standard
 deviation of 1.4, 2.8 and 4.7 %). Where rounds agree it adds next to nothing."""
 
+_MOST_LEVERAGE = 0.75
+
 ROBUST_NETWORKS = 6
 """From this many networks on, outliers among their residuals can be told."""
 
@@ -96,6 +98,26 @@ def cross_coverage(residuals: Floats, folds: NDArray[np.intp], level: float) -> 
     return float(np.mean(np.concatenate(inside)))
 
 
+def among(fitted: Sequence[float], left_out: Sequence[float]) -> tuple[float, ...]:
+    """Errors as of networks that lie among those that a calibration was fitted to, per network.
+
+    Left out of a linear fit, a network is missed by r / (1 - h), where r is what the fit with it misses and h its leverage
+    (Hoaglin and Welsch 1978, "The Hat Matrix in Regression and ANOVA"): by its noise and by what the others tell wrongly of it.
+    The networks that are timed lie at the edges of what is asked for, where the others tell least. The geometric mean of both
+    errors has the variance of the noise; to that a network that is asked for adds the mean leverage.
+
+    Args:
+        fitted: Log errors of the networks with the calibration that was fitted to all.
+        left_out: With those that were fitted to the others.
+    """
+    inner, outer = np.abs(np.asarray(fitted)), np.abs(np.asarray(left_out))
+    # What a few networks are fitted to exactly says nothing of their noise.
+    inner = np.clip(inner, (1 - _MOST_LEVERAGE) * outer, outer)
+    total = float((outer**2).sum())
+    leverage = 1 - math.sqrt(float((inner**2).sum()) / total) if total else 0.0
+    return tuple((np.sign(left_out) * np.sqrt(inner * outer * (1 + leverage))).tolist())
+
+
 def network_half_width(
     residuals: Sequence[float],
     shares: Sequence[float],
@@ -106,7 +128,7 @@ def network_half_width(
     """Half-width of a network's calibrated latency, for a measurement in another run.
 
     Args:
-        residuals: Leave-one-out log errors of the measured networks; may be empty.
+        residuals: Log errors of the measured networks, each left out or as `among` says; may be empty.
         shares: Relative standard deviation of each of their sums that comes from predicted kernels.
         share: The same of the network in question.
         level: In (0, 1).

@@ -20,7 +20,7 @@ from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
 from edgeprune.latency.family_model import FamilyModel
 from edgeprune.latency.features import Machine
-from edgeprune.latency.intervals import NO_NOISE, network_half_width, network_noise
+from edgeprune.latency.intervals import NO_NOISE, among, network_half_width, network_noise
 from edgeprune.latency.likeness import Skeleton, nearest, skeleton
 from edgeprune.latency.table import LatencyTable, Network
 from edgeprune.latency.table_rows import check_kernel
@@ -108,6 +108,7 @@ class Predictor:
         self._own_calibrations: tuple[tuple[Skeleton, Calibration], ...] = ()
         self._borrowed = dict(borrowed or {})
         self._network_residuals: tuple[float, ...] = ()
+        self._network_errors: tuple[float, ...] = ()
         self._network_shares: tuple[float, ...] = ()
         self._network_noise = NO_NOISE
         self._report: FitReport | None = None
@@ -214,7 +215,7 @@ class Predictor:
         listed = list(kernels)
         ms = self.network_ms(listed)
         width = network_half_width(
-            self._network_residuals,
+            self._network_errors,
             self._network_shares,
             self.kernel_share(listed),
             self.settings.level,
@@ -316,9 +317,13 @@ class Predictor:
         self._own_calibrations = tuple(own)
         self._network_residuals = tuple(residuals)
         self._network_noise = network_noise([network.measurement.rounds_ms for network in networks])
-        self._network_shares = tuple(
-            self.kernel_share([Kernel.from_key(key) for key in network.kernels.elements()]) for network in networks
-        )
+        every = [[Kernel.from_key(key) for key in network.kernels.elements()] for network in networks]
+        self._network_shares = tuple(self.kernel_share(kernels) for kernels in every)
+        fitted = [
+            math.log(self.network_ms(kernels) / network.measurement.median_ms)
+            for kernels, network in zip(every, networks, strict=True)
+        ]
+        self._network_errors = among(fitted, residuals)
 
     def _learn(self, kernels: Iterable[Kernel]) -> None:
         new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]

@@ -22,6 +22,7 @@ from edgeprune.latency.intervals import (
     RUN_SPREAD,
     UNSTEADY_SHARE,
     NetworkNoise,
+    among,
     conformal_half_width,
     cross_coverage,
     median_noise,
@@ -93,7 +94,9 @@ def test_quick_networks_find_their_weights_still_in_the_cache() -> None:
     assert max(abs(regardless.ms(one) / ms - 1) for one, ms in zip(totals, measured, strict=True)) > 0.06
 
     for one in totals:
-        assert found.at(found.ms(one)).ms(one) == pytest.approx(found.ms(one), rel=1e-9), "it pays for as long as it takes"
+        assert found.at(found.ms(one)).ms(one) == pytest.approx(found.ms(one), rel=1e-9), (
+            "it pays for as long as it takes"
+        )
     long = Totals(9.0, 20, {"blocked": 1e6})
     quick = Totals(0.2, 20, {"blocked": 1e6})
     weights_ms = found.per_byte_ms["blocked"] * 1e6
@@ -293,3 +296,31 @@ def test_noise_ceiling_is_the_error_of_a_perfect_prediction(rounds: int) -> None
     perfect = np.abs(1 / np.median(timed, axis=1) - 1)
     assert np.median(repeatability(timed.tolist())) == pytest.approx(np.median(perfect), rel=0.15)
     assert len(repeatability([[1.0], [2.0]])) == 0
+
+
+def test_errors_of_networks_at_the_edges_are_made_those_of_networks_among_them() -> None:
+    """A plain regression on networks at the edges of what is asked for: how far errors tell those of what lies between."""
+    dice = np.random.default_rng(0)
+    edges = np.column_stack(
+        [np.ones(12), np.tile([-1.0, 1.0, 0.9], 4), np.repeat([-1.0, 1.0, 0.8], 4), np.tile([-1, 1], 6)]
+    )
+    asked = np.column_stack([np.ones(50), dice.uniform(-0.7, 0.7, (50, 3))])
+    told, left_out, real = [], [], []
+    for _ in range(400):
+        noise = dice.normal(0, 0.01, 12)
+        found = np.linalg.lstsq(edges, noise, rcond=None)[0]
+        fitted = edges @ found - noise
+        without = [
+            float(
+                edges[row] @ np.linalg.lstsq(np.delete(edges, row, 0), np.delete(noise, row), rcond=None)[0]
+                - noise[row]
+            )
+            for row in range(12)
+        ]
+        told.append(np.mean(np.square(among(fitted, without))))
+        left_out.append(np.mean(np.square(without)))
+        real.append(np.mean(np.square(asked @ found - dice.normal(0, 0.01, 50))))
+    assert 0.95 < np.mean(told) / np.mean(real) < 1.25
+    assert np.mean(left_out) / np.mean(real) > 1.5
+    assert among([], []) == ()
+    assert among([0.0, 0.0], [0.0, 0.0]) == (0.0, 0.0)
