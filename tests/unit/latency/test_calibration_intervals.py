@@ -321,6 +321,6 @@ def test_errors_of_networks_at_the_edges_are_made_those_of_networks_among_them()
         left_out.append(np.mean(np.square(without)))
         real.append(np.mean(np.square(asked @ found - dice.normal(0, 0.01, 50))))
     assert 0.95 < np.mean(told) / np.mean(real) < 1.25
-    assert np.mean(left_out) / np.mean(real) > 1.5
+    assert np.mean(left_out) / np.mean(real) > 1.3
     assert among([], []) == ()
     assert among([0.0, 0.0], [0.0, 0.0]) == (0.0, 0.0)
