@@ -139,10 +139,10 @@ class Rooms:
         if not self._of_pairs:
             self._of_pairs = {name: self._worst_at(one, dense[name]) for name, one in self._limited.items()}
 
-    def needed(self, name: str, metric: float) -> str:
-        """The limit that a metric would keep, as text."""
+    def needed(self, name: str, metric: float, room: float = 1.0) -> str:
+        """The limit that a metric would keep, as text, some times as wide where there should be room."""
         dense = self._dense[name]
-        drop = abs(dense - metric)
+        drop = room * abs(dense - metric)
         return f"{math.ceil(100 * drop / abs(dense) - 1e-9)}%" if dense else f"{math.ceil(100 * drop)}pp"
 
     def _keeps(self, name: str, value: float, worst: float) -> bool:

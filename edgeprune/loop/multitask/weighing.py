@@ -36,6 +36,8 @@ _LEAST_SCALE = 1e-3
 """Of the largest damage that was seen: a limit that allows nothing must not make every damage infinitely large."""
 _MOST = 4.0
 """What one plan's metrics say of a scale changes it by at most this factor."""
+_ROOM = 1.1
+"""How many times as wide as a plan needs them limits are said to do."""
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -244,7 +246,9 @@ class Weighing:
             binding = ready.binding() or binding
         binding = binding or max(best.used, key=lambda name: best.used[name])
         broken = [name for name, part in best.used.items() if part > 1]
-        would_do = " ".join(f"--limit {name}={self.rooms.needed(name, best.metrics[name])}" for name in broken)
+        # At other limits a search comes by other plans, of which the best may be somewhat worse than this one.
+        needed = {name: self.rooms.needed(name, best.metrics[name], _ROOM) for name in broken}
+        would_do = " ".join(f"--limit {name}={limit}" for name, limit in needed.items())
         asked = ", ".join(f"{one.name}={one.limit}" for one in self.task.objectives if one.limit is not None)
         return BudgetInfeasibleError(
             f"latency must be <= {aim_ms:.4g} ms, the smallest plan found that keeps the limits ({asked}) before tuning takes "
