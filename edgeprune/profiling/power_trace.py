@@ -33,6 +33,8 @@ LARGEST_GAP = 0.25
 
 _BLOCKS = 10
 _FEW_CHANGES = 5
+_LEAST_PERIOD_S = 1e-6
+"""No sensor is renewed more often; a clock that is read wrongly may say so."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,11 @@ class PowerTrace:
         if self.sensor.period_s is not None:
             return self.sensor.period_s
         if self.sensor.source == METER:
-            return float(np.median(np.diff(self.t_s))) if len(self.t_s) > 1 else None
+            return max(float(np.median(np.diff(self.t_s))), _LEAST_PERIOD_S) if len(self.t_s) > 1 else None
         changes = self.t_s[1:][np.diff(self.values) != 0]
         if len(changes) < _FEW_CHANGES:
             return None
-        return float(np.quantile(np.diff(changes), 0.1))
+        return max(float(np.quantile(np.diff(changes), 0.1)), _LEAST_PERIOD_S)
 
     def updates(self, start_s: float, end_s: float) -> NDArray[np.intp]:
         """Indices of the readings within a window that are renewals of the sensor, in order."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -302,6 +302,9 @@ def test_a_constant_power_is_found_whatever_the_times(power: float, gaps: list[f
     ),
     kind=st.sampled_from(["power", "average", "energy"]),
     wrap=st.none() | st.floats(1.0, 1e6),
+)
+@example(  # as good as no time between changes
+    [(0.0, 0.5), (1.0, 1.0), (2.0, 0.0), (2.2e-313, 0.0), (-1.0, 0.0), (-2.2e-311, 1.0)], "power", None
 )
 def test_no_readings_break_it(points: list[tuple[float, float]], kind: str, wrap: float | None) -> None:
     sensor = PowerSensor("s", "rail", "x", kind, wrap_mj=wrap)
