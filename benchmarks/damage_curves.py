@@ -182,8 +182,7 @@ def table() -> None:
                 f"| `{name}` | {found['spearman']:.2f} | {found['spearman_calibrated']:.2f} | {found['scoring_s']:.1f} "
                 f"| {found['calibrating_s']:.1f} |"
             )
-    if missing:
-        print(f"missing: {', '.join(missing)}")
+    print(f"missing: {', '.join(missing) or 'nothing'}")
 
 
 def main() -> None:

@@ -15,11 +15,13 @@ import argparse
 import copy
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from damage_curves import accuracy, images, load_model
+from equal_latency import write
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,8 +69,13 @@ def cell(weights: Path, way: str, seed: int, task: Task) -> dict[str, Any]:
     }
 
 
-def table() -> None:
-    """Print what is there."""
+def place(network: str, way: str, seed: int) -> Path:
+    """Where the figures of a cell are."""
+    return RESULTS / f"{network}-{way.replace(' ', '_').replace(',', '')}-{seed}.json"
+
+
+def table(wanted: Iterable[tuple[str, int]] = ()) -> None:
+    """Print what is there, and what is missing of these networks and seeds and of all that something is there of."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(RESULTS.glob("*.json")):
         row = json.loads(path.read_text())
@@ -79,6 +86,9 @@ def table() -> None:
         after = [row["after"] for row in rows]
         figures = ", ".join(f"{one:.1%}" for one in after)
         print(f"| {weights} | {way} | {rows[0]['before']:.1%} | {figures} | {sum(after) / len(after):.1%} |")
+    cells = sorted({*wanted, *((row["weights"], row["seed"]) for rows in found.values() for row in rows)})
+    paths = [place(network, way, seed) for network, seed in cells for way in WAYS]
+    print(f"missing: {', '.join(path.stem for path in paths if not path.exists()) or 'nothing'}")
 
 
 def main() -> None:
@@ -109,12 +119,12 @@ def main() -> None:
     for weights in arguments.weights:
         for seed in arguments.seeds:
             for way in WAYS:
-                path = RESULTS / f"{weights.stem}-{way.replace(' ', '_').replace(',', '')}-{seed}.json"
+                path = place(weights.stem, way, seed)
                 if not path.exists():
                     found = cell(weights, way, seed, task)
-                    path.write_text(json.dumps(found, indent=1) + "\n")
+                    write(path, found)
                     print({name: value for name, value in found.items() if name != "details"}, flush=True)
-    table()
+    table((weights.stem, seed) for weights in arguments.weights for seed in arguments.seeds)
 
 
 if __name__ == "__main__":

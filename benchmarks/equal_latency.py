@@ -160,7 +160,7 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
+def write(path: Path, values: Any) -> None:
     """In one step."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")

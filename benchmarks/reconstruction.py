@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from damage_curves import accuracy, images, load_model
+from equal_latency import write
 from torch.nn import functional as F
 
 import edgeprune
@@ -65,9 +68,15 @@ def cell(weights: Path, criterion: str, share: float, task: Task) -> dict[str, A
     return found
 
 
-def table() -> None:
-    """Print what is there."""
-    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+def place(network: str, share: float, criterion: str) -> Path:
+    """Where the figures of a cell are."""
+    return RESULTS / f"{network}-{share:.2f}-{criterion}.json"
+
+
+def table(networks: Sequence[str] = ()) -> None:
+    """Print what is there, and what is missing of these networks and of all that something is there of."""
+    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if path.stem[:7] != "layers-"]
+    wanted = sorted({*networks, *(row["weights"] for row in rows)})
     print("| network | kept | criterion | dense | cut | batch norm | reconstruction | both | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -75,6 +84,8 @@ def table() -> None:
         print(
             f"| {row['weights']} | {row['share']:.0%} | {row['criterion']} | {' | '.join(figures)} | {row['seconds']:.0f} |"
         )
+    cells = [place(*one) for one in itertools.product(wanted, SHARES, CRITERIA)]
+    print(f"missing: {', '.join(path.stem for path in cells if not path.exists()) or 'nothing'}")
 
 
 def main() -> None:
@@ -100,12 +111,12 @@ def main() -> None:
     for weights in arguments.weights:
         for share in SHARES:
             for criterion in CRITERIA:
-                path = RESULTS / f"{weights.stem}-{share:.2f}-{criterion}.json"
+                path = place(weights.stem, share, criterion)
                 if not path.exists():
                     found = cell(weights, criterion, share, task)
-                    path.write_text(json.dumps(found, indent=1) + "\n")
+                    write(path, found)
                     print({name: value for name, value in found.items() if name != "errors"}, flush=True)
-    table()
+    table([weights.stem for weights in arguments.weights])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ For every layer of a trained ResNet-20 that reads the inner channels of a residu
 the output's variance, on held-out images, when only a share of its input channels is left. Plain: the best by magnitude stay,
 weights and biases as they were. Then the weights and the intercept are refitted by least squares on training images: for the
 channels chosen by magnitude, and for those chosen by the LASSO. All read what the dense model gives them, so layers are
-independent.
+independent. A network that is done is not run again.
 
     python benchmarks/reconstruction_layers.py --data cifar10 --weights resnet20.safetensors
 
@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from damage_curves import accuracy, images, load_model
+from equal_latency import write
 from torch import nn
 from torch.nn import functional as F
 
@@ -70,6 +72,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     options = parser.parse_args()
+    path = RESULTS / f"layers-{options.weights.stem}.json"
+    if not path.exists():
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write(path, measured(options))
+    table(json.loads(path.read_text()))
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every layer at every share."""
     model = load_model(options.weights)
     splits = {
         name: images(options.data / f"{name}.parquet", n)
@@ -94,8 +105,11 @@ def main() -> None:
             plain = error(held[0][:, magnitude].flatten(1) @ weight.T, held[1])
             fits = [error(refitted(samples, held[0], kept), held[1]) for kept in (magnitude, lasso)]
             found.append({"layer": reader, "share": share, "plain": plain, "l2_refit": fits[0], "lasso_refit": fits[1]})
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"layers-{options.weights.stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> None:
+    """Medians over the layers."""
     print("| kept | plain | magnitude + refit | LASSO + refit | LASSO / magnitude | magnitude / plain |")
     print("|---|---|---|---|---|---|")
     for share in SHARES:

@@ -47,6 +47,7 @@ from edgeprune.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "soft_masking"
 METHODS = ("one shot", "one shot same rates", "soft masking")
+SEEDS = (0, 1, 2)
 
 
 class Trial(Bench):
@@ -136,7 +137,7 @@ def place(options: argparse.Namespace, method: str, seed: int) -> Path:
 
 
 def table() -> None:
-    """Print what is there, per setting the mean over the seeds."""
+    """Print what is there, per setting the mean over the seeds, and what has fewer seeds than a figure is made of."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*-seed*.json")):
         rows.setdefault(path.stem.rpartition("-seed")[0], []).append(json.loads(path.read_text()))
@@ -153,6 +154,8 @@ def table() -> None:
         each = ", ".join(f"{figure:.2%}" for figure in figures)
         mean = sum(figures) / len(figures)
         print(f"| {name} | {measured} | {parameters} | {each} | {mean:.2%} | {returned} | {stayed} |")
+    few = [f"{name} ({len(cells)} of {len(SEEDS)} seeds)" for name, cells in rows.items() if len(cells) < len(SEEDS)]
+    print(f"missing: {', '.join(few) or 'nothing of the settings that were begun'}")
 
 
 def main() -> None:
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--masked", type=int, default=3, help="of them under masks")
     parser.add_argument("--every", type=int, default=20, help="steps between allocations")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()

@@ -7,7 +7,7 @@ recovery as all others. A plan counts only if the model cut by it computes what 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -28,18 +28,24 @@ METHODS = tuple(
 )
 
 
-def cut(
-    method: str, model: nn.Module, last: str, ratio: float, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
-) -> nn.Module:
-    """A copy, globally pruned by one of `METHODS`; scores of Taylor come from all batches."""
+def gradients(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Of the summed loss of all batches in eval form, by parameter; the model stays as it is."""
+    module = copy.deepcopy(model).train(False)
+    for inputs, labels in batches:
+        F.cross_entropy(module(inputs), labels, reduction="sum").backward()
+    return {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
+
+
+def cut(method: str, model: nn.Module, last: str, ratio: float, taylor: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A copy, globally pruned by one of `METHODS`; scores of Taylor come from the gradients of `gradients`."""
     import torch_pruning as tp
 
     _, importance, rounding = method.split(" ")
     module = copy.deepcopy(model).train(False)
     example = torch.zeros(1, 3, 32, 32)
     if importance == "taylor":
-        for inputs, labels in batches:
-            F.cross_entropy(module(inputs), labels, reduction="sum").backward()
+        for name, value in module.named_parameters():
+            value.grad = taylor[name].clone() if name in taylor else None
     chosen = (
         tp.importance.GroupMagnitudeImportance(p=2)
         if importance == "magnitude"

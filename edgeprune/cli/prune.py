@@ -30,6 +30,13 @@ _NEEDS = {
     "distill": "task",
     "ema": "task",
     "amp": "task",
+    "calibrate_damage": "task",
+    "blocks": "task",
+    "refit": "task",
+    "refit_biases": "task",
+    "soft_masking": "task",
+    "netadapt": "task",
+    "pagcp": "task",
     "tap": "distill",
     "reallocate_every": "soft_masking",
     "channels": "tiles",
@@ -260,7 +267,8 @@ def prune(
         )
     for option, other in _NEEDS.items():
         if was_given(context, option) and not was_given(context, other):
-            raise ConfigError(f"{_spelled(option)} needs {_spelled(other)}, found none.", hint="edgeprune prune --help")
+            hint = "--task FILE.py:FACTORY" if other == "task" else "edgeprune prune --help"
+            raise ConfigError(f"{_spelled(option)} needs {_spelled(other)}, found none.", hint=hint)
     options = PruneOptions(
         model=absolute_reference(model),
         table=None if table is None else table.absolute(),
@@ -309,11 +317,11 @@ def prune(
         require_together([name for name in context.params if was_given(context, name)], options)
         begin_tiles(options, out, output)
         return
-    _require_known(criterion, allocator, backend)
+    _require_known(criterion, allocator, backend, task)
     begin(options, out, output)
 
 
-def _require_known(criterion: str | None, allocator: str, backend: str) -> None:
+def _require_known(criterion: str | None, allocator: str, backend: str, task: str | None) -> None:
     """What only needs the command line is told before the model is loaded and traced."""
     from edgeprune.allocation import registry as allocators
     from edgeprune.backends import registry as backends
@@ -321,7 +329,9 @@ def _require_known(criterion: str | None, allocator: str, backend: str) -> None:
 
     backends.get(backend)
     if criterion is not None:
-        criteria.get(criterion)
+        chosen = criteria.get(criterion)
+        if task is None:
+            chosen.require(None)
     allocators.get(allocator)
 
 

@@ -119,6 +119,13 @@ def tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module,
         for one in result.spent
     ]
     output.table(f"budget {budget}", ["", "dense", "pruned"], rows)
+    steps = [
+        [step.step.replace("_", " "), name, f"{step.before[name]:.4f}", f"{value:.4f}"]
+        for step in result.recovery
+        for name, value in step.after.items()
+    ]
+    if steps:
+        output.table("validation metric, step by step", ["step", "metric", "before", "after"], steps)
     if checked is not None:
         output.say(
             f"the latency to quote is {result.measured_ms:.3f} ms ({checked.ratio:.1%} of the dense model's "

@@ -56,6 +56,15 @@ class Criterion(ABC):
             ModelError: A group lacks what the criterion looks at.
         """
 
+    def require(self, task: Task | None) -> None:
+        """Refuse a task that is not there, where scores need one: before anything that takes long.
+
+        Raises:
+            TaskError: There is none, and scores need data.
+        """
+        if self.needs_task:
+            self._required(task, "its data")
+
     def _required(self, task: Task | None, what: str) -> Task:
         """The task, which must be there.
 
@@ -69,7 +78,7 @@ class Criterion(ABC):
         if task is None:
             raise TaskError(
                 f"the {self.name} criterion must have a task for {what}, found none.",
-                hint="give task=, or the data-free criterion l2",
+                hint="--task FILE.py:FACTORY, or the data-free criterion l2; task= in Python",
             )
         return task
 

@@ -122,7 +122,9 @@ class DamageCalibration:
             SurgeryError: A branch is to be removed from a program that cannot be written down.
         """
         if task is None:
-            raise TaskError("damage must have a task to be calibrated, found none.", hint="give task=")
+            raise TaskError(
+                "damage must have a task to be calibrated, found none.", hint="--task FILE.py:FACTORY; task= in Python"
+            )
         masked = _Masked(self, model, graph, selected(graph, list(curves)), scores, task)
         weights = {one.name: one.weight for one in task.objectives}
 

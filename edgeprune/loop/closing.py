@@ -26,7 +26,8 @@ MOST_ROUNDS = 3
 NEXT_MARGIN = 0.01
 """Share of the budget that the aim of a corrected round stays below it: what is left of the scatter between plans."""
 UNUSED = 0.03
-"""Share of the budget that a plan may leave unused before a further round tries to use it."""
+"""Share of the budget that a plan may leave unused, by the lower end of what was measured, before a further round tries to
+use it: whoever measures it again is not to find more of it left."""
 
 _log = logging.getLogger("edgeprune.loop")
 
@@ -191,7 +192,7 @@ class ClosedLoop:
         """The plan of a further round; or None, with a clause on why there is none where one was wanted."""
         last = rounds[-1]
         if self._met_for_sure(last) and (
-            last.measured_ms(self.dense.ms) >= (1 - UNUSED) * self.budget_ms or last.widths == self.planner.whole
+            last.low_ms(self.dense.ms) >= (1 - UNUSED) * self.budget_ms or last.widths == self.planner.whole
         ):
             return None, ""
         if len(rounds) >= self.most_rounds:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.criteria.damage import DamageCurves, best_units
+from edgeprune.errors import BudgetInfeasibleError
 from edgeprune.graph.branches import emptied
 from edgeprune.surgery.plan import make_plan
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from edgeprune.allocation.choices import Choice
     from edgeprune.criteria._base import Scores
     from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.loop.planning import Planner
     from edgeprune.surgery.plan import PruningPlan
     from edgeprune.surgery.program_module import ProgramModule
     from edgeprune.tasks.task import Task
@@ -37,6 +39,61 @@ _MOST = 4.0
 """A curve is scaled by at most this factor at once, and by at least its inverse: one measurement is not the truth."""
 _LEAST = 1e-6
 """Damages below are nothing; there is nothing to scale."""
+
+
+def settled_curves(
+    planner: Planner, budget_ms: float, turns: int, progress: Callable[[int, int], None]
+) -> DamageCurves | None:
+    """Damage curves by which the plan for a budget has the least measured loss of all that were tried.
+
+    Args:
+        planner: With a task. It stays as it is.
+        budget_ms: Predicted latency that plans must stay below, milliseconds.
+        turns: How often curves are corrected at most.
+        progress: Called with (measured, in all).
+
+    Returns:
+        The curves; None where the budget is out of reach.
+
+    Raises:
+        SurgeryError: A cut program cannot be written down.
+    """
+    assert planner.task is not None
+    graph, choices = planner.graph, planner.cost.choices
+    loss = PlanLoss(planner.model, graph, planner.scores, planner.task)
+    tied = {choice.groups[0]: choice.groups for choice in choices}
+    candidates = {choice.groups[0]: choice.candidates(planner.cost) for choice in choices if not choice.frozen}
+    curves, best = planner.damage, (float("inf"), planner.damage)
+    seen: list[dict[str, int]] = []
+    for turn in range(turns + 1):
+        try:
+            widths = planner.widths_within(curves, budget_ms)
+        except BudgetInfeasibleError:
+            return None
+        if widths in seen:
+            break
+        seen.append(widths)
+        here = loss.at(widths)
+        _log.info("turn %d: the plan's loss is %.4f", turn, here)
+        best = min(best, (here, curves), key=lambda pair: pair[0])
+        if turn == turns:
+            break
+
+        def other(name: str, width: int, widths: dict[str, int] = widths) -> dict[str, int]:
+            return changed(graph, tied[name], widths, width)
+
+        def difference(
+            name: str, width: int, other: Callable[[str, int], dict[str, int]] = other, here: float = here
+        ) -> float:
+            return loss.at(other(name, width)) - here
+
+        def told(done: int, total: int, turn: int = turn) -> None:
+            progress(turn * total + done, turns * total)
+
+        every = (other(change.group, change.width) for change in changes(choices, candidates, widths))
+        loss.measure_beside(widths, every, told)
+        curves = corrected(curves, choices, candidates, widths, difference)
+    return best[1]
 
 
 class PlanLoss:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 ALLOCATOR = "exact"
 """How widths are chosen by default: proven, and quicker than the searches that prove nothing."""
-
-_log = logging.getLogger("edgeprune.loop")
 
 Progress = Callable[[str, int, int], None]
 """Called with (step, done, in all)."""
@@ -139,6 +137,7 @@ class Planner:
             self.calibrate_damage = calibrate_damage or DamageCalibration(batch_statistics=True)
         self.cost = CostModel(kernel_graph, predictor, rules=self.rules, about_ms=about_ms)
         self._progress = progress
+        self._scored_by: Planner | None = None
 
     @property
     def whole(self) -> dict[str, int]:
@@ -153,6 +152,8 @@ class Planner:
     @cached_property
     def scores(self) -> dict[str, npt.NDArray[np.float64]]:
         """Score of every unit of every group that is not frozen."""
+        if self._scored_by is not None:
+            return self._scored_by.scores
         movable = [name for choice in self.cost.choices if not choice.frozen for name in choice.groups]
         if not movable:
             return {}
@@ -164,6 +165,8 @@ class Planner:
     @cached_property
     def damage(self) -> DamageCurves:
         """Damage by width of the same groups."""
+        if self._scored_by is not None:
+            return self._scored_by.damage
         curves = damage_curves(self.scores, self.criterion.normalization)
         if self.calibrate_damage is None or not curves:
             return curves
@@ -177,70 +180,71 @@ class Planner:
             curves, self.scores, self.graph, self.model, self.task, branches=branches, progress=progress
         ).curves
 
-    def settled(self, budget_ms: float, turns: int = 3) -> Planner:
+    def about(self, ms: float) -> Planner:
+        """The same planner with prices of networks of about another latency, milliseconds (`CostModel.about`).
+
+        What either of them scores serves both. Where what weights cost does not depend on the length of a network, it is this
+        planner itself.
+        """
+        cost = self.cost.about(ms)
+        if math.isclose(cost.dense_ms, self.cost.dense_ms, rel_tol=1e-9):
+            return self
+        found = self._priced(cost)
+        found._scored_by = self
+        return found
+
+    def settled(self, budget_ms: float, turns: int = 3, *, refitting: Any = None) -> Planner:
         """A planner for budgets near one, whose damage was measured beside the plan for it.
 
         Up to `turns` times: make the plan, measure its loss, change one decision at a time and measure again, correct the curves
         (`edgeprune.loop.in_context`). The curves of the plan with the least measured loss are taken.
 
+        For plans that are refitted afterwards it is found instead at which share of their damage blocks are to go
+        (`edgeprune.loop.after_refit`).
+
         Args:
             budget_ms: Predicted latency that plans must stay below, milliseconds. Where it is out of reach, or reached by the
                 dense model, this planner itself comes back.
-            turns: How often at most.
+            turns: How often at most; without effect where plans are refitted.
+            refitting: Example inputs, as the model was traced with, where layers are refitted by least squares before the loss is
+                measured.
 
         Raises:
             ConfigError: There is no task to measure a loss on.
         """
-        from edgeprune.loop.in_context import PlanLoss, changed, changes, corrected
+        from edgeprune.loop.after_refit import refitted_curves
+        from edgeprune.loop.in_context import settled_curves
 
         if self.task is None:
             raise ConfigError("damage beside a plan needs a task, to measure the loss, found none.")
         if budget_ms >= self.dense_ms:
             return self
-        loss = PlanLoss(self.model, self.graph, self.scores, self.task)
-        choices = self.cost.choices
-        tied = {choice.groups[0]: choice.groups for choice in choices}
-        candidates = {choice.groups[0]: choice.candidates(self.cost) for choice in choices if not choice.frozen}
-        curves, best = self.damage, (float("inf"), self.damage)
-        seen: list[dict[str, int]] = []
-        for turn in range(turns + 1):
-            try:
-                widths = self._within(curves, budget_ms)
-            except BudgetInfeasibleError:
-                return self
-            if widths in seen:
-                break
-            seen.append(widths)
-            here = loss.at(widths)
-            _log.info("turn %d: the plan's loss is %.4f", turn, here)
-            best = min(best, (here, curves), key=lambda pair: pair[0])
-            if turn == turns:
-                break
 
-            def other(name: str, width: int, widths: dict[str, int] = widths) -> dict[str, int]:
-                return changed(self.graph, tied[name], widths, width)
+        def told(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(
+                    "measuring damage beside the plan" if refitting is None else "refitting plans", done, total
+                )
 
-            def difference(
-                name: str,
-                width: int,
-                other: Callable[[str, int], dict[str, int]] = other,
-                here: float = here,
-            ) -> float:
-                return loss.at(other(name, width)) - here
+        if refitting is None:
+            curves = settled_curves(self, budget_ms, turns, told)
+        else:
+            curves = refitted_curves(self, budget_ms, refitting, told)
+        return self if curves is None else self.with_damage(curves)
 
-            def told(done: int, total: int, turn: int = turn) -> None:
-                if self._progress is not None:
-                    self._progress("measuring damage beside the plan", turn * total + done, turns * total)
-
-            every = (other(change.group, change.width) for change in changes(choices, candidates, widths))
-            loss.measure_beside(widths, every, told)
-            curves = corrected(curves, choices, candidates, widths, difference)
+    def with_damage(self, curves: DamageCurves) -> Planner:
+        """The same planner with other damage by width."""
         found = copy.copy(self)
         found.__dict__.pop("_ready", None)
-        found.__dict__["damage"] = best[1]
+        found.__dict__["damage"] = curves
         return found
 
-    def _within(self, curves: DamageCurves, budget_ms: float) -> dict[str, int]:
+    def widths_within(self, curves: DamageCurves, budget_ms: float) -> dict[str, int]:
+        """The widths with the least damage by some curves, within a predicted latency in milliseconds.
+
+        Raises:
+            BudgetInfeasibleError: It is out of reach.
+        """
         ready = self.allocator.prepare(self.graph.groups, curves, self.cost, self.rules, self.limits)
         return emptied(self.graph.branches, ready.within(budget_ms).widths)
 
@@ -334,7 +338,8 @@ class Planner:
         self._tell("allocating", 0)
         found = front_by_bands(self.cost.as_long_as({}), self._ready_at, points)
         self._tell("allocating", 1)
-        return tuple(self._priced_at(one.widths).proposal(one, one.certificate.budget_ms) for one in found)
+        own = self.cost.as_long_as
+        return tuple(self._priced(own(one.widths)).proposal(one, one.certificate.budget_ms) for one in found)
 
     def proposal(self, allocation: Allocation, aim_ms: float, plan: PruningPlan | None = None) -> Proposal:
         """The plan for widths from any allocator: in each group the units with the best scores are kept.
@@ -382,9 +387,10 @@ class Planner:
             return self._ready
         return self.allocator.prepare(self.graph.groups, self.damage, cost, self.rules, self.limits)
 
-    def _priced_at(self, widths: Mapping[str, int]) -> Planner:
+    def _priced(self, cost: CostModel) -> Planner:
         found = copy.copy(self)
-        found.cost = self.cost.as_long_as(widths)
+        found.__dict__.pop("_ready", None)
+        found.cost = cost
         return found
 
     def _information(self, widths: Mapping[str, int]) -> dict[str, object]:

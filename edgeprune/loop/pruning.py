@@ -111,8 +111,9 @@ def prune(
         calibrate_damage: How damage is put on the scale of a few measured losses (``DamageCalibration()``), which makes groups
             comparable under any criterion; needs a task. None leaves it as the criterion gives it.
         blocks: Whether whole residual branches may go too. What that costs is the loss measured without each of them, and all
-            damage is put on that scale, so it needs a task; without `refit` it is then measured once more beside the plan
-            (`edgeprune.loop.in_context`), which takes some minutes for a network of fifty layers.
+            damage is put on that scale, so it needs a task; it is then measured once more beside the plan
+            (`edgeprune.loop.in_context`), which takes some minutes for a network of fifty layers, or with `refit` by refitting
+            a few plans (`edgeprune.loop.after_refit`).
         backend: Runtime of the engines, where there is no `kernel_graph`.
         margin: Share of the budget that the predicted latency stays below it.
         fine_tuning: How the cut model is tuned on the task; ``FineTuning(epochs=0)`` only re-estimates batch norm.
@@ -135,7 +136,8 @@ def prune(
         graph: The traced model, where the caller has it.
         kernel_graph: The lowered model, where the caller has it.
         planner: Where the caller has one of this model: with its scores, predictor, task and everything else that it
-            holds, none of which may then be given too.
+            holds, none of which may then be given too. It serves many budgets, each at prices of its own (`Planner.about`),
+            with its damage as it is: where blocks may go, `Planner.settled` is for the caller to ask.
         plan_path: Where the plan is written.
         most_rounds: Most plans that are tried on the board.
         measuring_rounds: Rounds of each comparison on the board.
@@ -261,6 +263,8 @@ def prune(
                 about_ms=_about_ms(chosen, predictor, kernel_graph),
                 progress=progress,
             )
+        elif (about_ms := _about_ms(chosen, predictor, kernel_graph)) is not None:
+            planner = planner.about(about_ms)
         # Refused now rather than when the tuning begins.
         require_known(planner.graph, taps)
         MixedPrecision(settings.fine_tuning.precision, device_of(model))

@@ -137,6 +137,10 @@ class PruningRound:
         """Latency as measured on the scale of a dense latency, milliseconds; infinite where it was not measured."""
         return math.inf if self.measured is None else self.measured.ratio * dense_ms
 
+    def low_ms(self, dense_ms: float) -> float:
+        """Lower end of the interval of `measured_ms`."""
+        return math.inf if self.measured is None else self.measured.ratio_low * dense_ms
+
     def high_ms(self, dense_ms: float) -> float:
         """Upper end of the interval of `measured_ms`."""
         return math.inf if self.measured is None else self.measured.ratio_high * dense_ms

@@ -192,12 +192,12 @@ class Stages:
         settings, planner, earlier = self._settings, self._planner, self._earlier
         settle_ms = None
         exact = planner.allocator.name == ALLOCATOR
-        if settings.blocks and settings.refit is not True and exact and not self._dense_suffices:
-            # What blocks are worth hangs on which others go. It is measured with batch norms estimated anew; what a refit
-            # leaves of it is another matter (docs/pruning.md, whole blocks).
+        refit = settings.refit is True
+        if settings.blocks and exact and not self._dense_suffices:
+            # What blocks are worth hangs on which others go, and on whether layers are refitted (docs/pruning.md, whole blocks).
             settle_ms = _aimed(self._dense, settings.margin) * self._budget_ms
         if settle_ms is not None and earlier is None:
-            planner, settle_ms = planner.settled(settle_ms), None
+            planner, settle_ms = planner.settled(settle_ms, refitting=self._example_inputs if refit else None), None
         proposal = self._first(planner)
         self._write(proposal)
         searched = None
@@ -224,7 +224,7 @@ class Stages:
             most_rounds=settings.most_rounds if settings.budget.bounds_latency else 1,
             measuring_rounds=settings.measuring_rounds,
             # The plan that an earlier run left is there already; it may be the last one.
-            settle_ms=settle_ms,
+            settle_ms=None if refit else settle_ms,
             progress=self._progress,
         )
         if earlier is None:

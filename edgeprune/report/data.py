@@ -183,7 +183,7 @@ class ReportData:
         candidates: Dense, uniform and pruned model.
         metric: What the accuracy column holds.
         rounds: What the closed loop tried, in order.
-        tasks: What became of each task, where there are several.
+        tasks: What became of each task on the way, step by step.
         served: Channel groups with the tasks that need them.
         task_latency: Whom how much of the dense latency serves: text and share.
         staircases: Kernels over widths.

@@ -74,7 +74,10 @@ def from_result(
         dense_ms=result.dense_ms,
         candidates=() if checked is None else candidate_rows(result, checked, result.dense_ms, parameters),
         metric=next(iter(result.metrics_before), "metric"),
-        rounds=() if result.budget_met is None else round_rows(result, result.dense_ms, result.budget_ms),
+        # Of a budget besides the latency nothing is corrected; a board that was lost leaves no verdict, but what it said before.
+        rounds=round_rows(result, result.dense_ms, result.budget_ms)
+        if result.budget_met is not None or result.budget_ms < result.dense_ms
+        else (),
         tasks=tasks.task_table(result),
         served=tasks.served_groups(result),
         task_latency=tasks.latency_shares(result),

@@ -1,4 +1,4 @@
-"""Report data of a task with several objectives: a row per task, a column per round, and which channels serve which task."""
+"""Report data of a task: a row per objective, a column per step and round, and which channels serve which objective."""
 
 from __future__ import annotations
 
@@ -22,30 +22,37 @@ _STEPS = {
     "fine_tuning": "tuned",
     "reconstruction": "refitted",
     "bias_compensation": "biases compensated",
+    "soft_masking": "under masks",
 }
 
 
 def task_table(result: Result) -> TaskTable | None:
-    """What became of each objective on the way; None where there are not several.
+    """What became of each objective on the way: searched, cut, and recovered step by step; None where nothing was done.
 
     Args:
         result: Of `edgeprune.prune`.
     """
-    if len(result.verdicts) < 2:
+    if len(result.verdicts) < 2 and not result.recovery:
         return None
     names = [verdict.objective for verdict in result.verdicts]
     columns = ["dense"]
     cells = {verdict.objective: [f"{verdict.dense:.4f}"] for verdict in result.verdicts}
     rounds = False
+
+    def metrics(title: str, found: Mapping[str, float]) -> None:
+        columns.append(title)
+        for name in names:
+            cells[name].append(f"{found[name]:.4f}" if name in found else "–")
+
     for record in result.recovery:
+        if any(f"{record.before[name]:.4f}" != cells[name][-1] for name in names if name in record.before):
+            metrics("cut", record.before)
         for title, used in _rounds(record.details):
             rounds = True
             columns.append(title)
             for name in names:
                 cells[name].append(f"{100 * used[name]:.0f} %" if name in used else "–")
-        columns.append(_STEPS.get(record.step, record.step.replace("_", " ")))
-        for name in names:
-            cells[name].append(f"{record.after[name]:.4f}" if name in record.after else "–")
+        metrics(_STEPS.get(record.step, record.step.replace("_", " ")), record.after)
     rows = tuple(
         TaskRow(
             verdict.objective,

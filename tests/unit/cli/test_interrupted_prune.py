@@ -126,6 +126,10 @@ def test_a_tuning_goes_on_from_its_last_finished_epoch(
     go_on(out, None, Output())
     said = capsys.readouterr().out
     assert f"going on with the interrupted run in {out}" in said
+    steps = said[said.index("validation metric, step by step") :]
+    for step in of_run.recovery:
+        told = (step.step.replace("_", " "), "metric", f"{step.before['metric']:.4f}", f"{step.after['metric']:.4f}")
+        assert any(all(part in line for part in told) for line in steps.splitlines())
     found = json.loads((out / "prune.json").read_text())
     for name in ("plan_hash", "metrics_before", "metrics_after", "check_max_abs", "rounds"):
         assert found[name] == expected[name]

@@ -235,6 +235,15 @@ def test_a_budget_out_of_reach_says_what_can_be_reached_and_leaves_nothing(
     assert not list(folder.glob(".*partial"))
 
 
+def test_a_budget_that_the_dense_model_meets_is_no_error(edgeprune: Run, folder: Path, table: Path) -> None:
+    result = edgeprune("prune", "net.py:build", *INPUT, "--table", str(table), "--latency", "1s", "--out", "whole")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "within the budget of 1000 ms: there is nothing to prune" in result.stdout
+    assert "plan that removes nothing" in result.stdout
+    plan = json.loads((folder / "whole" / "plan.json").read_text())
+    assert all(len(group["kept"]) == group["size"] for group in plan["groups"].values())
+
+
 def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: Path, table: Path) -> None:
     (folder / "corrupt.parquet").write_bytes(table.read_bytes()[:-500])
     (folder / "foreign.parquet").write_text("PAR1 not a table")
@@ -260,6 +269,10 @@ def test_bad_input_is_one_line_with_the_right_exit_code(edgeprune: Run, folder: 
     fail(edgeprune(*prune, "--table", str(table), "--keep", "frist"), 2, "frist")
     idle = edgeprune(*prune, "--table", str(table), "--reallocate-every", "9")
     fail(idle, 2, "--reallocate-every needs --soft-masking, found none")
+    without_data = edgeprune(*prune, "--table", str(table), "--criterion", "taylor")
+    wanted = "--task FILE.py:FACTORY, or the data-free criterion l2\n"
+    fail(without_data, 2, "the taylor criterion must have a task for its data, found none", wanted)
+    fail(edgeprune(*prune, "--table", str(table), "--blocks"), 2, "--blocks needs --task", "--task FILE.py:FACTORY")
     wrong_shape = ("prune", "net.py:build", "--input", "image=1x4x16x16", "--latency", "50%", "--table", str(table))
     fail(edgeprune(*wrong_shape), 2, "must run on its example inputs")
     fail(edgeprune("compile", "board"), 2, "no prune.json in it")

@@ -24,6 +24,7 @@ from edgeprune.errors import ConfigError
 from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
+from edgeprune.loop import after_refit
 from edgeprune.loop.in_context import PlanLoss, changes, corrected
 from edgeprune.loop.limits import limits_of
 from edgeprune.loop.planning import Planner
@@ -31,6 +32,7 @@ from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.recovery.fine_tuning import FineTuning, fine_tune
+from edgeprune.recovery.reconstruction import reconstruct
 from edgeprune.spec import Constraints
 from edgeprune.surgery.constraints import without
 from edgeprune.tasks.task import Task
@@ -336,6 +338,64 @@ def test_settling_finds_a_plan_whose_measured_loss_is_no_greater(planner, task):
     assert own.propose(budget_ms).plan.hash == before.plan.hash, "the planner itself stays as it is"
     assert after.predicted_ms <= budget_ms
     assert loss.at(after.allocation.widths) <= loss.at(before.allocation.widths) + 1e-6
+
+
+def test_after_a_refit_blocks_go_at_the_share_of_their_damage_that_measures_best(planner, task, monkeypatch):
+    monkeypatch.setattr(after_refit, "SHARES", (1e6, 1e-6))
+    budget_ms, train = 0.45 * planner.dense_ms, task.objectives[0].train
+    leads = {branch.lead for branch in planner.graph.branches}
+    batches = list(itertools.islice(train, after_refit.READ))[-after_refit.BATCHES :]
+    losses, removed = {}, []
+    for share in after_refit.SHARES:
+        curves = {
+            name: curve * np.where(np.arange(len(curve)) == 0, share, 1.0) for name, curve in planner.damage.items()
+        }
+        plan = planner.with_damage(curves).propose(budget_ms).plan
+        module = edgeprune.apply(planner.model, plan)
+        reconstruct(module, planner.graph, plan, EXAMPLE, train)
+        module.eval()
+        with torch.no_grad():
+            losses[share] = np.mean([float(nn.functional.cross_entropy(module(x), y)) for x, y in batches])
+        removed.append(len(plan.removed))
+    assert removed[0] == 0 < removed[1], "too dear to remove, and for nothing"
+    before = {name: curve.copy() for name, curve in planner.damage.items()}
+    settled = planner.settled(budget_ms, refitting=EXAMPLE)
+    best = min(losses, key=losses.__getitem__)
+    for lead in leads:
+        assert settled.damage[lead][0] == pytest.approx(best * before[lead][0])
+        assert np.array_equal(settled.damage[lead][1:], before[lead][1:])
+    assert all(np.array_equal(curve, before[name]) for name, curve in planner.damage.items())
+    assert planner.settled(1e-6, refitting=EXAMPLE) is planner, "out of reach"
+
+
+class AskedError(Exception):
+    """Ends a run where damage is asked for."""
+
+
+@pytest.mark.parametrize(("refit", "refitting"), [(False, None), ("biases", None), (True, EXAMPLE)])
+def test_prune_asks_what_blocks_are_worth_after_a_refit_where_there_is_one(
+    planner, task, monkeypatch, refit, refitting
+):
+    def asked(self, budget_ms, **how):
+        raise AskedError(budget_ms / self.dense_ms, how)
+
+    monkeypatch.setattr(Planner, "settled", asked)
+    with pytest.raises(AskedError) as stopped:
+        prune(
+            planner.model,
+            EXAMPLE,
+            Budget(latency_ratio=0.5),
+            predictor=planner.predictor,
+            task=task,
+            constraints=Constraints(keep=("stem",)),
+            blocks=True,
+            refit=refit,
+            kernel_graph=planner.kernel_graph,
+        )
+    share, how = stopped.value.args
+    assert share == pytest.approx(0.49)
+    assert list(how) == ["refitting"]
+    assert how["refitting"] is refitting
 
 
 def test_a_loss_beside_others_is_that_of_the_cut_model_with_batch_statistics(planner, task):

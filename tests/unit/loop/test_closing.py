@@ -81,6 +81,10 @@ def test_what_is_taken_meets_the_budget_under_any_smooth_law(planner, share, fac
     # Of plans that meet the budget the least damage counts, which may be that of a faster one.
     used_up = max(ms for ms in reached if ms <= budget_ms or ms == min(reached)) >= (1 - UNUSED) * budget_ms
     assert used_up or found.ended or taken.measured_ms(dense.ms) > budget_ms
+    if not found.ended and taken.measured_ms(dense.ms) <= budget_ms:
+        last = found.rounds[-1]
+        sure = (1 - UNUSED) * budget_ms <= last.low_ms(dense.ms) < last.high_ms(dense.ms) <= budget_ms
+        assert sure or last.widths == planner.whole, "measured again it lies in the window too"
     assert all(earlier.widths != later.widths for earlier, later in itertools.combinations(found.rounds, 2)), (
         "no plan is measured twice"
     )

@@ -19,6 +19,7 @@ from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.fronts import WIDTH
 from edgeprune.loop.pareto import pareto
 from edgeprune.loop.planning import Planner
+from edgeprune.loop.pruning import prune
 from edgeprune.lowering.kernel_graph import lower
 from edgeprune.spec import Constraints
 
@@ -154,6 +155,30 @@ def test_where_the_length_does_not_matter_one_set_of_prices_serves_all(case):
         assert proposal.predicted_ms == pytest.approx(case.own_ms(case.flat, proposal.plan.widths()))
         assert proposal.allocation.certificate.predicted_ms == pytest.approx(proposal.predicted_ms)
         assert "prices" not in proposal.allocation.certificate.note
+
+
+def test_a_planner_serves_budgets_at_the_prices_of_their_own_lengths(case):
+    planner = case.planner(case.predictor)
+    assert planner.about(planner.dense_ms * 0.5).about(planner.dense_ms * 0.5).scores is planner.scores
+    flat = case.planner(case.flat)
+    assert flat.about(0.5 * flat.dense_ms) is flat, "prices are those of the dense model at any length"
+    more = []
+    for share in ("60%", "40%"):
+        served = prune(case.model, EXAMPLE, share, planner=planner)
+        alone = prune(
+            case.model,
+            EXAMPLE,
+            share,
+            predictor=case.predictor,
+            kernel_graph=case.kernel_graph,
+            constraints=case.constraints,
+        )
+        assert served.plan.kept == alone.plan.kept
+        assert served.predicted_ms == pytest.approx(alone.predicted_ms, rel=1e-9)
+        # At the length of the dense model it would pass for slower, and more would be cut.
+        assert planner.cost.ms(served.plan.widths()) > 1.02 * served.predicted_ms
+        more.append(planner.propose(0.98 * served.budget_ms).allocation.certificate.damage - served.certificate.damage)
+    assert min(more) >= 0 < max(more)
 
 
 @pytest.mark.parametrize("allocator", ["uniform", "greedy"])

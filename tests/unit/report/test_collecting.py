@@ -249,6 +249,26 @@ def test_all_milliseconds_of_a_report_are_on_one_scale(kernel_graph: KernelGraph
     assert data.cards[0].detail.startswith(words)
 
 
+def test_rounds_that_were_measured_are_told_where_the_board_was_lost_after_them(
+    kernel_graph: KernelGraph, predictor: Predictor
+) -> None:
+    torch.manual_seed(0)
+    result = edgeprune.prune(
+        _Net().eval(), torch.randn(1, 3, 32, 32), "70%", None, predictor, kernel_graph=kernel_graph
+    )
+    (left,) = result.rounds
+    dense_ms = result.dense_ms
+    slow = LatencyCheck("bench", dense_ms, 0.77 * dense_ms, ratio=0.77, ratio_low=0.76, ratio_high=0.78)
+    lost = replace(result, rounds=(replace(left, measured=slow), left), chosen=1)
+    assert (lost.measured_ms, lost.budget_met) == (None, None)
+    data = from_result(lost, kernel_graph, predictor, title="t", budget="70%", parameters_before=1)
+    first, second = data.rounds
+    assert first.of_budget == pytest.approx(1.1)
+    assert (second.measured_ms, second.taken) == (None, True)
+    assert "Rounds of the closed loop" in render(data)
+    assert from_result(result, kernel_graph, predictor, title="t", budget="70%", parameters_before=1).rounds == ()
+
+
 def test_disturbances_are_those_of_every_run_each_once() -> None:
     header = {
         "fingerprint": {"disturbances": ["a virtual machine."]},
