@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from edgeprune.deployment.artifact import Artifact
 
 
+HERE = Path(__file__).parent
+
+
 def pytest_configure() -> None:
     """Programs under test must feel Ctrl-C, also where the tests were started as a background job, which ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -27,40 +31,54 @@ def pytest_configure() -> None:
 
 
 ALONE = (
-    "bad_input/test_board_that_refuses.py",
-    "bad_input/test_boards.py",
-    "bad_input/test_disturbed_profiles.py",
-    "bad_input/test_interrupts.py",
-    "loopback/test_deploy_over_ssh.py",
-    "loopback/test_fleet_over_ssh.py",
-    "unit/cli/test_deploy_verb.py",
-    "unit/cli/test_main.py",
     "unit/cli/test_verbs.py",
-    "unit/deployment/test_deploying.py",
     "unit/loop/test_closing_on_a_board.py",
-    "unit/loop/test_int8_on_a_board.py",
-    "unit/loop/test_pruning.py",
-    "unit/loop/test_tiles_on_a_board.py",
+    "unit/loop/test_pruning_on_a_board.py",
     "unit/profiling/test_bench.py",
     "unit/profiling/test_comparing.py",
     "unit/profiling/test_measuring.py",
     "unit/profiling/test_run.py",
-    "unit/profiling/test_run_again.py",
     "unit/profiling/test_run_conditions.py",
     "unit/profiling/test_run_refined.py",
     "unit/profiling/test_sustaining.py",
 )
-"""Files, and folders of files, whose tests time kernels, hold boards or count on who runs first: a neighbor disturbs them."""
+"""Files, and folders of files, whose tests assert what was timed: a neighbor disturbs them. A board that is only held, or a
+deployment that is only watched, has a root folder and so a lock of its own, and goes beside others."""
+
+
+def _is_alone(path: Path) -> bool:
+    return any(path.is_relative_to(HERE / each) for each in ALONE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files of which `-m` leaves out every test, before they are imported with all that they need."""
+    expression = f" {config.option.markexpr} "
+    if collection_path.suffix != ".py" or " alone " not in expression or " or " in expression:
+        return None
+    return True if _is_alone(collection_path) == (" not alone " in expression) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark these tests; a path that is gone is an error."""
-    here = Path(__file__).parent
-    if gone := [path for path in ALONE if not (here / path).exists()]:
+    if gone := [path for path in ALONE if not (HERE / path).exists()]:
         raise pytest.UsageError(f"ALONE must name tests that are there, found {gone}.")
     for item in items:
-        if any(item.path.is_relative_to(here / path) for path in ALONE):
+        if _is_alone(item.path):
             item.add_marker(pytest.mark.alone)
+    _leave_torch_untraced()
+
+
+def pytest_runtest_logstart() -> None:
+    """As after the collection, where a test before this one was the first to import torch."""
+    _leave_torch_untraced()
+
+
+def _leave_torch_untraced() -> None:
+    """Keep pytest's handlers off torch's trace, which they would turn on: it describes each tensor of an export with its stack.
+
+    pytest gives its handlers to every logger that does not propagate, torch writes its trace as soon as that logger has one.
+    """
+    logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session")

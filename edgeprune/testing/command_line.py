@@ -77,15 +77,21 @@ class CommandLine:
         return done.stdout
 
     def refuse(
-        self, *arguments: str, code: int, parts: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        code: int,
+        parts: Sequence[str],
+        unsaid: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> str:
-        """Run a command that must be refused and change nothing on either side; returns its line."""
+        """Run a command that must be refused and change nothing on either side, before it says `unsaid`; returns its line."""
         before = self.files(), self.releases()
         done = self.run(*arguments, environment=environment)
         line = one_line(done.returncode, done.stdout, done.stderr, code)
         for part in parts:
             assert part in line, line
         assert " Try: " in line, f"a next step must be named: {line}"
+        assert unsaid is None or unsaid not in done.stdout, done.stdout
         assert (self.files(), self.releases()) == before
         self.assert_tidy()
         return line

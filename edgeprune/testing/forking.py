@@ -7,6 +7,7 @@ of the interpreter and the import of libraries. Tests of the start itself, and o
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import pkgutil
@@ -76,6 +77,7 @@ def _forks() -> ForkServerContext:
 
 def _command(arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str) -> None:
     """In the process of its own: begin as a new interpreter would, and end as it does."""
+    gc.freeze()  # what was there before the fork stays shared, and no collection looks through it
     os.setsid()
     streams = ((os.devnull, os.O_RDONLY), (out, os.O_WRONLY | os.O_CREAT), (err, os.O_WRONLY | os.O_CREAT))
     for number, (path, mode) in enumerate(streams):

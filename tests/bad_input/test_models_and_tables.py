@@ -109,19 +109,18 @@ def test_a_table_that_is_damaged(edgeprune: CommandLine, damage: object, parts: 
     edgeprune.refuse("fit", "table.parquet", code=2, parts=parts)
 
 
-@pytest.mark.parametrize(("field", "value"), [("architecture", "aarch64"), ("runtime_version", "0.1")])
-def test_a_table_of_another_device(edgeprune: CommandLine, field: str, value: str) -> None:
+def test_a_table_of_another_device(edgeprune: CommandLine) -> None:
     path = edgeprune.folder / "table.parquet"
     table = LatencyTable.load(path)
     identity = table.header["identity"]
-    assert field in identity
+    other = "x86_64" if identity["architecture"] == "aarch64" else "aarch64"
     header = {name: found for name, found in table.header.items() if name != "schema"}
-    LatencyTable.from_rows({**header, "identity": {**identity, field: value}}, table.rows).save(path)
+    LatencyTable.from_rows({**header, "identity": {**identity, "architecture": other}}, table.rows).save(path)
     edgeprune.refuse(
         *("prune", "net.py:build", *INPUT, "--table", "table.parquet", "--latency", "60%", "--board", "local"),
         *("--out", "new"),
         code=4,
-        parts=[field, value, str(identity[field])],
+        parts=["architecture", other, identity["architecture"]],
     )
 
 
@@ -162,5 +161,4 @@ def test_a_bug_in_the_users_task_is_told_with_its_line_before_the_long_steps(
     (edgeprune.folder / "broken_task.py").write_text(BROKEN_TASKS)
     prune = ("prune", "net.py:build", *INPUT, "--table", "table.parquet", "--latency", "50%", "--out", "new")
     task = ("--task", f"broken_task.py:{factory}")
-    edgeprune.refuse(*prune, *task, code=2, parts=parts)
-    assert "fit the predictor" not in edgeprune.run(*prune, *task).stdout
+    edgeprune.refuse(*prune, *task, code=2, parts=parts, unsaid="fit the predictor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,17 +19,20 @@ import pytest
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.deploying import deploy
 from edgeprune.deployment.status import rollback, status
-from edgeprune.errors import BoardBusyError, ConnectError, DeployError, HealthError, LatencyGateError, RemoteError
+from edgeprune.errors import (
+    BoardBusyError,
+    CommandError,
+    ConnectError,
+    DeployError,
+    HealthError,
+    LatencyGateError,
+    RemoteError,
+)
+from edgeprune.testing import forking
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
 
 pytestmark = pytest.mark.loopback
-
-PROGRAM = """
-import sys
-from edgeprune.deployment.deploying import deploy
-deploy(sys.argv[1], sys.argv[2], rounds=1)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,31 @@ def root(sshd: OpenSshServer, tmp_path: Path, host_with: Callable[[Path], None])
     return tmp_path / "board root"
 
 
+@pytest.fixture(scope="module")
+def deployed(sshd: OpenSshServer, artifacts: list[Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder on a board to which the first artifact was deployed."""
+    folder = tmp_path_factory.mktemp("deployed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPRUNE_SSH_CONFIG", str(sshd.config))
+        patch.setenv("EDGEPRUNE_CONFIG", str(folder / "boards.toml"))
+        patch.setenv("EDGEPRUNE_STATE", str(folder / "state"))
+        deploy(artifacts[0], url_of(folder / "root"), rounds=1)
+    return folder / "root"
+
+
+@pytest.fixture
+def running(root: Path, deployed: Path) -> Path:
+    """As `root`, but the board runs the first artifact already."""
+    shutil.copytree(deployed, root, symlinks=True)
+    return root
+
+
 @pytest.fixture
 def url(root: Path) -> str:
+    return url_of(root)
+
+
+def url_of(root: Path) -> str:
     return f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}"
 
 
@@ -84,31 +111,25 @@ def test_deploy_twice_then_roll_back(artifacts: list[Artifact], root: Path, url:
         rollback(url)
 
 
-def test_gate_that_fails_leaves_the_board_as_it_was(artifacts: list[Artifact], root: Path, url: str) -> None:
-    deploy(artifacts[0], url, rounds=1)
+def test_gate_that_fails_leaves_the_board_as_it_was(artifacts: list[Artifact], running: Path, url: str) -> None:
     with pytest.raises(LatencyGateError, match=rf"still runs {artifacts[0].release} \(net0\)\."):
         deploy(artifacts[1], url, rounds=1, budget_ms=1e-6)
-    assert_runs(root, artifacts[0])
+    assert_runs(running, artifacts[0])
 
 
 @pytest.mark.parametrize("state", ["upload", "latency", "activate", "board:copied", "board:switched"])
 def test_kill_of_either_side_leaves_current_valid_and_a_second_run_converges(
-    artifacts: list[Artifact], root: Path, url: str, state: str
+    artifacts: list[Artifact], running: Path, url: str, state: str
 ) -> None:
-    deploy(artifacts[0], url, rounds=1)
-    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}", "PYTHONPATH": os.pathsep.join(sys.path)}
-    killed = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(artifacts[1].folder), url],
-        env=environment,
-        capture_output=True,
-        timeout=120,
-    )
+    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}"}
+    command = ("deploy", str(artifacts[1].folder), "--board", url, "--rounds", "1")
+    killed = forking.run(command, Path.cwd(), environment, 120)
     # Where only the runner died after the switch, the deployment sees that it is through, and goes on.
-    codes = {"board:copied": 1, "board:switched": 0}
+    codes = {"board:copied": CommandError.exit_code, "board:switched": 0}
     assert killed.returncode == codes.get(state, 137), killed.stderr
-    assert_runs(root, artifacts[1 if state in ("activate", "board:switched") else 0])
+    assert_runs(running, artifacts[1 if state in ("activate", "board:switched") else 0])
     deploy_soon(artifacts[1], url)
-    assert_runs(root, artifacts[1])
+    assert_runs(running, artifacts[1])
     found = status(url)
     assert found.confirmed
     assert found.previous is not None
@@ -193,7 +214,7 @@ def test_server_and_session_that_are_killed_in_the_health_window_are_not_needed_
 ) -> None:
     server = new_server()
     monkeypatch.setenv("EDGEPRUNE_SSH_CONFIG", str(server.config))
-    url = f"ssh://board?python={quote(sys.executable)}&root={quote(str(root))}"
+    url = url_of(root)
     deploy(artifacts[0], url, rounds=1)
     holders = []
 

@@ -6,6 +6,9 @@ import json
 import logging
 import operator
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +79,7 @@ def _program(
     level = noisy.level
     noisy.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _operators_kept():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example_inputs, strict=False)
             with_four_axes(program)
@@ -92,6 +95,35 @@ def _program(
         module.train(training)
     assert exported is not None
     return exported.model_proto, _sources(program, exported.exported_program)
+
+
+@contextmanager
+def _operators_kept() -> Iterator[None]:
+    """Within, torch finds out once in a process which of its operators ONNX has, and not anew for each export.
+
+    It reads the source of five hundred functions for that, which is most of what the export of a small network takes
+    (`ONNXRegistry.from_torchlib` in torch/onnx/_internal/exporter/_registration.py). The exports of others are left alone: they
+    may add operators to theirs. Where torch has no such function, there is nothing to keep.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:
+        yield
+        return
+    its_own, find = vars(ONNXRegistry).get("from_torchlib"), getattr(ONNXRegistry, "from_torchlib", None)
+    if its_own is None or find is None:
+        yield
+        return
+    setattr(ONNXRegistry, "from_torchlib", staticmethod(lambda opset_version: _operators(find, opset_version)))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", its_own)  # noqa: B010
+
+
+@lru_cache(maxsize=4)
+def _operators(find: Callable[..., Any], opset: int) -> Any:
+    return find(opset_version=opset)
 
 
 def _sources(traced: torch.export.ExportedProgram, decomposed: torch.export.ExportedProgram | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from edgeprune.deployment.status import rollback, status
 from edgeprune.errors import (
     BoardBusyError,
     BoardFullError,
+    CommandError,
     ConfigError,
     ConnectError,
     HealthError,
@@ -35,6 +36,7 @@ from edgeprune.errors import (
 )
 from edgeprune.profiling import comparing
 from edgeprune.profiling.comparing import compare
+from edgeprune.testing import forking
 
 BOARD_STATES = (
     "board:copied",
@@ -581,10 +583,8 @@ def test_of_two_hosts_that_deploy_at_once_one_may_be_refused_and_current_is_vali
 
 
 def killed_deployment(artifact, state):
-    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(artifact.folder)], env=environment, capture_output=True, timeout=120
-    )
+    environment = {**os.environ, "EDGEPRUNE_FAULT": f"after:{state}"}
+    return forking.run(("deploy", str(artifact.folder), "--rounds", "1"), Path.cwd(), environment, 120)
 
 
 def test_kill_after_each_state_leaves_current_valid_and_the_next_run_goes_on_from_there(artifacts, running):
@@ -618,7 +618,7 @@ def test_kill_after_any_state_leaves_current_valid_and_a_second_run_converges(ar
         # Only the runner died, and the board says that the switch is through: the deployment goes on.
         assert killed.returncode == 0
     elif state in BOARD_STATES:
-        assert b"CommandError" in killed.stderr
+        assert killed.returncode == CommandError.exit_code, killed.stderr
     else:
         assert killed.returncode == 137
     switched = switched_there or state in ("activate", "health", "done")

@@ -1,5 +1,7 @@
 """A small trained residual net, and a latency table of it that was really measured on this machine."""
 
+import copy
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,14 @@ from edgeprune.graph.tracing import trace
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.predictor import Predictor
 from edgeprune.latency.table import LatencyTable
+from edgeprune.latency.table_rows import kernel_row, network_row
+from edgeprune.loop import verification
 from edgeprune.loop.planning import Planner
 from edgeprune.lowering.kernel_graph import KernelGraph, lower
+from edgeprune.profiling import space
 from edgeprune.profiling.run import profile
 from edgeprune.recovery.fine_tuning import fine_tune
+from edgeprune.spec import Measurement
 from edgeprune.tasks.task import Task
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
@@ -84,7 +90,7 @@ class Case:
     graph: ChannelGraph
     kernel_graph: KernelGraph
     predictor: Predictor
-    board: Board
+    board: Board | None
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +124,12 @@ class LostBoard:
 
     def push(self, content, **options):
         raise ConnectError("the board must answer, found no route to it.")
+
+
+@pytest.fixture
+def roughly(monkeypatch):
+    """One comparison does, where the closed loop measures to 0.7 %, which takes four for nets so quick."""
+    monkeypatch.setattr(verification, "PRECISION", 1.0)
 
 
 @pytest.fixture
@@ -168,6 +180,51 @@ def tabled(tmp_path_factory):
     graph = trace(model, torch.zeros(1, 1, 8, 8))
     kernels = lower(graph, model=model, device=device, workdir=tmp_path_factory.mktemp("tabled"))
     return Planner(model, kernels, predictor, task=task)
+
+
+@pytest.fixture(scope="session")
+def modelled(tmp_path_factory):
+    """A case without a board. Its table holds the net's kernels and networks, timed as the other machine's predictor says."""
+
+    def timed(ms):
+        return Measurement(ms, ms, ms, 0.0, (ms,), 1)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, task, law = DigitsNet(), digits_task(), fit(LatencyTable.load(TABLE))
+    fine_tune(model, task, epochs=3, lr=5e-3)
+    example = torch.zeros(1, 1, 8, 8)
+    traced = trace(model, example)
+    graph = lower(traced, model=model, device=law.table.target(), workdir=tmp_path_factory.mktemp("modelled"))
+    every = [(widths, graph.at(widths)) for widths in space.networks(graph, 8)]
+    kernels = {kernel.key: kernel for _, executed in every for kernel in executed}.values()
+    rows = [kernel_row(kernel, timed(float(law.kernel_ms([kernel])[0]))) for kernel in kernels]
+    rows += [
+        network_row(f"network-{place}", executed, timed(law.network_ms(executed)), widths)
+        for place, (widths, executed) in enumerate(every)
+    ]
+    header = {name: law.table.header[name] for name in ("identity", "runtime", "threads", "precision")}
+    header |= {"label": "modelled", "reference": {"median_ms": law.network_ms(every[0][1])}}
+    predictor = fit(LatencyTable.from_rows(header, rows))
+    return Case(model, example, task, traced, graph, predictor, board=None)
+
+
+@pytest.fixture
+def predictor_with(case):
+    """Makes the predictor as it would be had the dense network not been profiled, or had it taken another time."""
+
+    def made(*dense_ms):
+        changed = []
+        for row in case.predictor.table.rows:
+            if row["kind"] == "network" and json.loads(row["widths"]) == case.graph.widths():
+                changed += [{**row, "median_ms": value} for value in dense_ms]
+            else:
+                changed.append(row)
+        predictor = copy.copy(case.predictor)
+        predictor.table = LatencyTable(dict(case.predictor.table.header), changed)
+        return predictor
+
+    return made
 
 
 class Augmented(Dataset):

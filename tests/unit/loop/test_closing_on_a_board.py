@@ -49,6 +49,7 @@ def test_a_percentile_on_a_hot_board_is_what_the_board_is_asked_for(case, monkey
     assert found.ratio == 1.0
 
 
+@pytest.mark.usefixtures("roughly")
 def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case, planned, tmp_path, monkeypatch):
     """The predictor has pruned networks much faster than they are: round one must miss, the next must come closer."""
     levels = []
@@ -87,6 +88,7 @@ def test_on_a_real_board_a_wrong_predictor_is_corrected_by_what_is_measured(case
     assert known == (None, *told[:-1]), "what the dense engine takes is handed from one comparison to the next"
 
 
+@pytest.mark.usefixtures("roughly")
 def test_what_a_lost_board_left_is_finished_without_tuning_again(case, lost_board):
     options = {"predictor": case.predictor, "kernel_graph": case.kernel_graph, "task": case.task}
     tuning = FineTuning(epochs=1)

@@ -1,3 +1,5 @@
+"""`prune` and what it is made of, by a table that is no machine's: the same in every run, and nothing is timed."""
+
 import copy
 import dataclasses
 import json
@@ -9,7 +11,6 @@ import torch
 from torch import nn
 
 from edgeprune.allocation.cost import CostModel
-from edgeprune.allocation.memory import Memory
 from edgeprune.budget import Budget
 from edgeprune.criteria.calibration import DamageCalibration
 from edgeprune.criteria.l2 import L2
@@ -23,21 +24,21 @@ from edgeprune.errors import (
     TaskError,
 )
 from edgeprune.graph.tracing import trace
-from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
-from edgeprune.latency.table_rows import network_key
 from edgeprune.loop.dense import dense_latency
 from edgeprune.loop.pareto import pareto
 from edgeprune.loop.planning import Planner
 from edgeprune.loop.pruning import prune
 from edgeprune.loop.realizing import realize
-from edgeprune.loop.verification import require_same_device
 from edgeprune.lowering.kernel_graph import lower
-from edgeprune.recovery.evaluation import evaluate
 from edgeprune.recovery.fine_tuning import FineTuning
 from edgeprune.spec import Constraints
-from edgeprune.surgery.plan import PruningPlan
 from edgeprune.tasks.task import Task
+
+
+@pytest.fixture(scope="module")
+def case(modelled):
+    return modelled
 
 
 def pruned(case, budget, **changes):
@@ -51,89 +52,11 @@ def pruned(case, budget, **changes):
     )
 
 
-def test_a_task_and_a_board_give_a_tuned_and_measured_model(case, tmp_path):
-    state = {name: value.clone() for name, value in case.model.state_dict().items()}
-    path = tmp_path / "plans" / "plan.json"
-    steps, seen = [], []
-
-    def progress(step, done, total):
-        if not steps or steps[-1] != step:
-            steps.append(step)
-            seen.append((step, path.exists()))
-
-    result = pruned(
-        case,
-        Budget(latency_ratio=0.6),
-        board=case.board,
-        task=case.task,
-        fine_tuning=FineTuning(epochs=2, lr=3e-3),
-        plan_path=path,
-        most_rounds=1,
-        measuring_rounds=8,
-        progress=progress,
-    )
-    # A share is one of the dense latency as it was measured while profiling.
-    dense_ms = case.predictor.table.header["reference"]["median_ms"]
-    assert result.dense_measured
-    assert result.dense_ms == dense_ms
-    assert result.budget_ms == pytest.approx(0.6 * dense_ms)
-    assert result.predicted_ms <= 0.98 * result.budget_ms
-    aim_ms = 0.98 * result.budget_ms * min(1.0, result.dense_predicted_ms / dense_ms)
-    assert result.rounds[0].aim_ms == pytest.approx(aim_ms)
-    assert result.rounds[0].predicted_low_ms <= result.predicted_ms <= result.rounds[0].predicted_high_ms
-    assert result.rounds[0].widths == result.plan.widths()
-    # The plan was on disk, with its prediction, before anything was cut, compiled or timed.
-    assert steps == [
-        "scoring", "allocating", "cutting", "measuring on the board", "checking", "re-estimating batch norm", "fine-tuning",
-        "measuring on the board",
-    ]  # fmt: skip
-    assert [step for step, written in seen if not written] == ["scoring", "allocating"]
-    written = PruningPlan.load(path)
-    assert written.hash == result.plan.hash
-    assert written.predicted["latency_ms"] == pytest.approx(result.predicted_ms)
-    assert written.predicted["low_ms"] <= written.predicted["latency_ms"] <= written.predicted["high_ms"]
-    assert written.predicted["table"] == case.predictor.table_hash
-    # Cut exactly, recovered, and the model that was given is as it was.
-    assert result.check_max_abs < 1e-6
-    assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in case.model.parameters())
-    assert result.metrics_before == evaluate(case.model, case.task)
-    assert result.metrics_after == evaluate(result.module, case.task)
-    # How deep 60 % of the latency cuts is the machine's to say; tuning must bring back most of what the cut took.
-    cut = result.recovery[0].before["accuracy"]
-    assert result.metrics_after["accuracy"] > max(0.5, (cut + result.metrics_before["accuracy"]) / 2)
-    assert [record.step for record in result.recovery] == ["batch_norm", "fine_tuning"]
-    assert all(torch.equal(value, state[name]) for name, value in case.model.state_dict().items())
-    # The board has the last word, on the tuned model.
-    measured = result.measured
-    assert measured != result.rounds[0].measured
-    assert measured.ratio == pytest.approx(result.rounds[0].measured.ratio, rel=0.2)
-    assert measured.board == case.board.name
-    assert measured.pruned_ms > 0
-    assert result.measured_ms == measured.ratio * result.dense_ms, "on the scale of the budget, not of the day"
-    assert measured.ratio_low <= measured.ratio <= measured.ratio_high
-    assert measured.ratio < 0.9
-    assert result.budget_met == (measured.ratio <= 0.6)
-    assert ("is not met as measured" in " ".join(result.notes)) == (not result.budget_met)
-
-
-def without_networks(case, *dense_ms):
-    """The predictor as it would be had the dense network not been profiled, or had it taken another time."""
-    changed = []
-    for row in case.predictor.table.rows:
-        if row["kind"] == "network" and json.loads(row["widths"]) == case.graph.widths():
-            changed += [{**row, "median_ms": value} for value in dense_ms]
-        else:
-            changed.append(row)
-    predictor = copy.copy(case.predictor)
-    predictor.table = LatencyTable(dict(case.predictor.table.header), changed)
-    return predictor
-
-
-def test_the_dense_latency_is_predicted_where_the_table_holds_another_model_only(case):
-    found = dense_latency(without_networks(case), case.kernel_graph)
+def test_the_dense_latency_is_predicted_where_the_table_holds_another_model_only(case, predictor_with):
+    found = dense_latency(predictor_with(), case.kernel_graph)
     assert not found.measured
     assert found.ms == found.predicted_ms == CostModel(case.kernel_graph, case.predictor).dense_ms
-    result = prune(case.model, case.example, "60%", predictor=without_networks(case), kernel_graph=case.kernel_graph)
+    result = prune(case.model, case.example, "60%", predictor=predictor_with(), kernel_graph=case.kernel_graph)
     assert not result.dense_measured
     assert result.budget_ms == pytest.approx(0.6 * result.dense_predicted_ms)
 
@@ -150,9 +73,9 @@ def test_an_input_that_was_not_profiled_is_said_to_be_extrapolated(case):
     assert not [note for note in profiled.notes if "latency table" in note]
 
 
-def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_the_two(case):
+def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_the_two(case, predictor_with):
     predicted_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
-    slower = without_networks(case, 1.5 * predicted_ms)
+    slower = predictor_with(1.5 * predicted_ms)
     result = prune(
         case.model,
         case.example,
@@ -162,25 +85,6 @@ def test_a_model_measured_slower_than_predicted_is_pruned_for_a_budget_between_t
     )
     assert not result.unchanged
     assert result.predicted_ms <= 0.8 * predicted_ms
-
-
-@pytest.mark.slow
-def test_met_is_the_ratio_on_the_board_times_the_dense_latency(case):
-    """Not the milliseconds of another day: the same ratio meets a budget in ms exactly when it meets the share."""
-    predicted_ms = CostModel(case.kernel_graph, case.predictor).dense_ms
-    doubled = without_networks(case, 2 * predicted_ms)
-    result = prune(
-        case.model,
-        case.example,
-        Budget(latency_ms=1.2 * predicted_ms),
-        board=case.board,
-        predictor=doubled,
-        kernel_graph=case.kernel_graph,
-        measuring_rounds=4,
-    )
-    ratio = result.measured.ratio
-    assert result.budget_met == (ratio <= 0.6)
-    assert abs(ratio - 1) > 0.05
 
 
 def test_without_task_and_board_the_result_says_what_is_not_known(case):
@@ -227,14 +131,6 @@ def test_a_budget_above_the_dense_latency_changes_nothing(case, tmp_path):
     assert result.module is not case.model
     assert result.metrics_after == result.metrics_before
     assert json.loads((tmp_path / "plan.json").read_text())
-
-
-def test_an_unchanged_model_is_measured_too(case):
-    result = pruned(case, Budget(latency_ratio=1.0), board=case.board, measuring_rounds=2)
-    assert result.unchanged
-    assert result.measured_ms is not None
-    assert result.budget_met
-    assert not any("unverified" in note for note in result.notes)
 
 
 def test_an_infeasible_budget_says_what_can_be_reached_and_that_can_be_reached(case):
@@ -324,29 +220,13 @@ def test_a_task_that_cannot_be_used_is_refused_before_anything_else(case):
     assert told == []
 
 
-def test_a_table_of_another_device_is_refused(case):
-    header = dict(case.predictor.table.header)
-    header["identity"] = {**header["identity"], "cpu_model": "Cortex-A76"}
-    foreign = LatencyTable(header, list(case.predictor.table.rows))
-    with pytest.raises(TableMismatchError, match=r"cpu_model .* instead of 'Cortex-A76'") as caught:
-        require_same_device(foreign, case.board)
-    assert caught.value.hint == f"edgeprune profile --board {case.board.name}"
-
-
 def test_a_model_without_channel_groups_is_refused(case, tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     example = torch.zeros(1, 1, 2, 2)
-    kernel_graph = lower(trace(model, example), model=model, workdir=tmp_path)
+    device = case.predictor.table.target()
+    kernel_graph = lower(trace(model, example), model=model, device=device, workdir=tmp_path)
     with pytest.raises(EmptyPlanError, match="at least one channel group to be pruned, found none"):
         prune(model, example, "50%", predictor=case.predictor, kernel_graph=kernel_graph)
-
-
-def test_a_board_that_is_lost_at_the_end_does_not_take_the_model_along(case, lost_board):
-    result = pruned(case, Budget(latency_ratio=0.6), board=lost_board, measuring_rounds=2)
-    assert result.measured_ms is None
-    assert result.budget_met is None
-    assert any("unverified" in note and "could not measure it: the board must answer" in note for note in result.notes)
-    assert result.plan.widths() != case.graph.widths()
 
 
 def test_one_planner_serves_many_budgets(case):
@@ -468,7 +348,8 @@ class Insisting(nn.Module):
 
 def test_a_model_that_insists_on_float32_is_checked_in_it_and_says_so(case, tmp_path):
     model = Insisting(copy.deepcopy(case.model))
-    kernel_graph = lower(trace(model, case.example), model=model, workdir=tmp_path)
+    device = case.predictor.table.target()
+    kernel_graph = lower(trace(model, case.example), model=model, device=device, workdir=tmp_path)
     result = prune(model, case.example, "60%", predictor=case.predictor, kernel_graph=kernel_graph)
     assert result.module.net.stem.weight.shape[0] < 32
     assert 0 < result.check_max_abs < 1e-3
@@ -490,12 +371,6 @@ def test_several_budgets_hold_at_once_and_are_counted(case):
     alone = pruned(case, Budget(parameters=0.4 * dense))
     assert alone.spent[0].value <= 0.4 * dense
     assert alone.certificate.damage <= both.certificate.damage
-    measured = pruned(case, Budget(macs_ratio=0.6), board=case.board, measuring_rounds=2)
-    assert measured.spent[0].value <= measured.spent[0].at_most
-    assert measured.measured is not None
-    assert len(measured.rounds) == 1
-    assert measured.budget_met is None, "no latency was asked for"
-    assert not any("of the budget" in note for note in measured.notes)
     with pytest.raises(ConfigError, match="refitting layers needs a task"):
         pruned(case, "80%", refit=True)
     with pytest.raises(
@@ -507,42 +382,6 @@ def test_several_budgets_hold_at_once_and_are_counted(case):
     planner = Planner(case.model, case.kernel_graph, case.predictor)
     with pytest.raises(ConfigError, match="planner must be made with limits"):
         prune(case.model, case.example, Budget(parameters_ratio=0.5), planner=planner)
-
-
-def with_energies(case, mw=1500.0):
-    """The predictor of a board with a counter: energies are emulated as one power times the latencies that were measured."""
-    table, records = case.predictor.table, {}
-    for row in table.rows:
-        if row["kind"] == "network":
-            mj = mw * row["median_ms"] / 1000
-            records[network_key(row["kernels"])] = {"energy_mj": mj, "error_mj": 0.01 * mj, "covers": "emulated"}
-    return fit(LatencyTable({**table.header, "energy": records}, table.rows))
-
-
-def test_energy_and_memory_are_bounded_at_once(case):
-    predictor = with_energies(case)
-    budget = Budget(energy_ratio=0.6, memory_ratio=0.7)
-    result = prune(case.model, case.example, budget, predictor=predictor, kernel_graph=case.kernel_graph)
-    spent = {one.name: one for one in result.spent}
-    assert {name: one.unit for name, one in spent.items()} == {"energy": "mJ", "memory": "bytes"}
-    assert all(one.value <= one.at_most for one in spent.values())
-    assert max(one.value / one.at_most for one in spent.values()) > 0.8, "one of them is what stops it"
-    kernels = case.kernel_graph.at(result.plan.widths())
-    assert spent["energy"].value == pytest.approx(predictor.network_energy(kernels)[0])
-    # What was counted is what the cut model itself comes to.
-    own = lower(trace(result.module, case.example), model=result.module)
-    assert Memory(own).value({}) == spent["memory"].value
-
-
-def test_an_energy_out_of_reach_says_what_holds_it_up_and_one_that_nobody_measured_is_refused(case):
-    predictor = with_energies(case)
-    graph = case.kernel_graph
-    with pytest.raises(
-        BudgetInfeasibleError, match=r"energy must be <= 1e-06 mJ, .*\(the board's .* mW above idle over .* hold"
-    ):
-        prune(case.model, case.example, Budget(energy_mj=1e-6), predictor=predictor, kernel_graph=graph)
-    with pytest.raises(TableMismatchError, match="must hold the energy per inference of networks to predict energy"):
-        pruned(case, Budget(energy_mj=1.0))
 
 
 def test_engines_of_another_precision_than_the_latency_that_is_meant_are_refused(case):

@@ -50,6 +50,7 @@ def test_a_lost_board_does_not_take_the_model_along(board, lost_board_of):
     )
 
 
+@pytest.mark.usefixtures("roughly")
 def test_what_the_board_says_corrects_the_next_plan(board):
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -49,7 +49,7 @@ def test_table_holds_kernels_and_networks_of_the_same_rounds(
     told: list[tuple[int, int, float, str]] = []
     out = tmp_path / "tables" / "table.parquet"
     table = profile(
-        model, INPUT, board, minutes=0.1, seed=4, out=out, graph=graph, progress=lambda *state: told.append(state)
+        model, INPUT, board, minutes=0.05, seed=4, out=out, graph=graph, progress=lambda *state: told.append(state)
     )
     assert LatencyTable.load(out).hash == table.hash
     assert [path.name for path in out.parent.iterdir()] == ["table.parquet"]
@@ -83,7 +83,7 @@ def test_profile_that_was_interrupted_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "table.parquet"
     journal, selection = (tmp_path / f"table.parquet.{what}.jsonl" for what in ("journal", "selection"))
-    settings: dict[str, Any] = {"minutes": 0.1, "out": out, "graph": graph}
+    settings: dict[str, Any] = {"minutes": 0.05, "out": out, "graph": graph}
 
     def interrupt(done: int, total: int, left_s: float, message: str) -> None:
         if done == 20:

@@ -1,0 +1,71 @@
+"""`edgeprune prune` by a table that was measured elsewhere: what it says of what is not known, and several budgets at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune.cli.commands import root
+from edgeprune.latency.table import LatencyTable
+
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
+MODEL_FILE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image):
+        return self.head(self.second(self.first(image).relu()).relu().mean((2, 3)))
+"""
+
+Prune = Callable[..., str]
+
+
+@pytest.fixture
+def prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prune:
+    """Prunes in a folder of the test's own, and in this process; returns what was printed."""
+    torch.set_num_threads(1)
+    stored = LatencyTable.load(TABLE)
+    LatencyTable({**stored.header, "board": "stored"}, stored._rows).save(tmp_path / "table.parquet")
+    (tmp_path / "net.py").write_text(MODEL_FILE)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str) -> str:
+        words = ("prune", "net.py:Net", "--input", "image=1x3x16x16:float32", "--table", "table.parquet", *options)
+        root().main(args=list(words), prog_name="edgeprune", standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_without_a_task_it_says_that_accuracy_was_not_measured(prune: Prune) -> None:
+    said = prune("--latency", "75%", "--out", "free")
+    assert "Accuracy was not measured" in said
+    assert "no --weights: the model is taken with the weights that its factory gives it" in said
+    assert "interval of the prediction" in said
+    assert "next: edgeprune compile free" in said
+
+
+def test_several_budgets_hold_at_once(prune: Prune) -> None:
+    answer = json.loads(prune("--latency", "90%", "--memory", "70%", "--params", "60%", "--out", "several", "--json"))
+    spent = {one["name"]: one for one in answer["spent"]}
+    assert set(spent) == {"parameters", "memory"}
+    assert all(one["value"] <= one["at_most"] < one["dense"] for one in spent.values())
+    assert spent["memory"]["unit"] == "bytes"
+    assert spent["memory"]["at_most"] == pytest.approx(0.7 * spent["memory"]["dense"])
+
+
+def test_a_budget_that_the_dense_model_meets_is_no_error(prune: Prune) -> None:
+    said = prune("--latency", "1s", "--out", "whole")
+    assert "within the budget of 1000 ms: there is nothing to prune" in said
+    assert "plan that removes nothing" in said
+    plan = json.loads(Path("whole", "plan.json").read_text())
+    assert all(len(group["kept"]) == group["size"] for group in plan["groups"].values())
