@@ -117,16 +117,16 @@ def profile(
         graph: The traced model or models, where the caller has them.
         kernel_graph: The lowered model or models, where the caller has them; lowered for this board.
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
-            about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
+            about 15 s per network beside `minutes`, more where the sensor is slow.
         meter: With `energy`: command on the board that prints an external meter's watts.
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
-            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
+            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted meanwhile.
         tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
             without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
             say what to run next.
-        wait_s: How long a board whose link is lost while kernels are measured is waited for, seconds; then the run goes on.
+        wait_s: How long a board whose link is lost is waited for, seconds; then the run goes on.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
@@ -193,11 +193,12 @@ def profile(
             if told is not None and found is not setting.table:
                 for sentence in (found.header if base is None else found.header["runs"][-1])["disturbances"]:
                     told(sentence)
-            heated = afterwards.heated(target, setting, selection, chosen, tell) if sustained else None
-            tails = afterwards.percentiles(target, setting, selection, tell) if percentiles else None
-            energies = (
-                None if power is None else afterwards.energies(target, setting, selection, power, meter, rails, tell)
-            )
+            common = (target, setting, selection)
+            heated = afterwards.heated(*common, chosen, tell, told) if sustained else None
+            tails = afterwards.percentiles(*common, chosen, tell, told) if percentiles else None
+            energies = None
+            if power is not None:
+                energies = afterwards.energies(*common, power, meter, rails, chosen, tell, told)
             held.close()
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:
