@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from edgeprune.boards.power import BoardPower, PowerScope
 from edgeprune.errors import ConfigError, PowerUnavailableError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key
+from edgeprune.profiling.changes import changes
 from edgeprune.profiling.energy_windows import EnergyMeasurement, Window, energies
 from edgeprune.profiling.power_trace import LEAST_S, LEAST_UPDATES, PowerTrace
 from edgeprune.profiling.uploads import upload
@@ -39,6 +40,8 @@ _MARGIN = 1.25
 _SLOWEST_S = 1.0
 """Period that is taken for a sensor of which nobody states one, seconds."""
 _START_S, _PATIENCE = 120.0, 2.0
+_OFTEN = 0.01
+"""Share of its readings that a sensor may fail without a word: INA3221s answer with an error now and then."""
 
 
 def measure_energy(
@@ -107,8 +110,8 @@ def measure_energy(
         "meter": meter,
     }
     nominal_s = settle_s + idle_s + len(order) * (2 * settle_s + replay_s + idle_s)
-    windows, traces = _replayed(board, request, scope, nominal_s, progress)
-    return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s)
+    windows, traces, doubts = _replayed(board, request, scope, nominal_s, progress)
+    return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s, doubts=doubts)
 
 
 def with_energies(table: LatencyTable, found: Mapping[str, EnergyMeasurement]) -> LatencyTable:
@@ -143,7 +146,8 @@ def _replayed(
     scope: PowerScope,
     nominal_s: float,
     progress: Callable[[int, int, float, str], None] | None,
-) -> tuple[list[Window], dict[str, PowerTrace]]:
+) -> tuple[list[Window], dict[str, PowerTrace], list[str]]:
+    """Windows, readings by sensor, and sentences on what happened meanwhile that makes them doubtful."""
     windows: list[Window] = []
     readings: dict[str, tuple[list[float], list[float]]] = {sensor.name: ([], []) for sensor in scope.sensors}
     total, begun = 2 * len(request["order"]) + 1, time.monotonic()
@@ -159,7 +163,7 @@ def _replayed(
             times.extend(event["t_s"])
             values.extend(event["values"])
 
-    board.call("energy", request, timeout_s=_START_S + _PATIENCE * nominal_s, on_event=on_event)
+    ended = board.call("energy", request, timeout_s=_START_S + _PATIENCE * nominal_s, on_event=on_event)
     silent = [name for name, (times, _) in readings.items() if not times]
     if silent:
         raise PowerUnavailableError(
@@ -169,4 +173,20 @@ def _replayed(
         sensor.name: PowerTrace(sensor, np.array(readings[sensor.name][0]), np.array(readings[sensor.name][1]))
         for sensor in scope.sensors
     }
-    return windows, traces
+    states = ended["conditions"]
+    doubts = [*changes((states["before"], states["after"])), *missed(ended["missed"], traces)]
+    return windows, traces, doubts
+
+
+def missed(counts: Mapping[str, int], traces: Mapping[str, PowerTrace]) -> Iterator[str]:
+    """A sentence for each sensor that failed so often that it should be known.
+
+    Args:
+        counts: Readings that failed, by sensor.
+        traces: Those that did not.
+    """
+    for name, trace in traces.items():
+        failed = counts.get(name, 0)
+        asked = failed + len(trace.t_s)
+        if failed > _OFTEN * asked:
+            yield f"{name} gave no value in {failed} of {asked} readings; they are left out."

@@ -7,17 +7,21 @@ inference is known: 10 mJ per millisecond of processor time.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeprune.boards.board import Board
+from edgeprune.boards.power import PowerScope, PowerSensor
 from edgeprune.errors import ConfigError, PowerUnavailableError, ShortWindowError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key, network_row
-from edgeprune.profiling.energy import measure_energy, needed_s
+from edgeprune.profiling.energy import measure_energy, missed, needed_s
+from edgeprune.profiling.power_trace import PowerTrace
 from edgeprune.spec import Measurement
 
 METER = """
@@ -124,6 +128,42 @@ def test_a_meter_that_falls_silent_is_refused_and_ended(
     assert not [pid for pid in pids.read_text().split() if Path("/proc", pid).exists()]
 
 
+def test_what_happened_while_energy_was_measured_is_said(
+    board: Board,
+    conv_engine: Callable[..., bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    short: dict[str, float],
+) -> None:
+    """A real replay; the firmware is a program that tells of throttling from its second answer on, as a Raspberry Pi's does."""
+    folder, asked = tmp_path / "bin", tmp_path / "asked"
+    folder.mkdir()
+    (folder / "vcgencmd").write_text(
+        f'#!/bin/sh\n[ "$1" = get_throttled ] || exit 1\n'
+        f'if test -e "{asked}"; then echo throttled=0x40004; else echo throttled=0x0; fi\n: > "{asked}"\n'
+    )
+    (folder / "vcgencmd").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    meter = "while echo 3.25; do sleep 0.01; done"
+    power = board.power(meter=meter)
+    asked.unlink(missing_ok=True)
+    found = measure_energy(board, {"a": conv_engine(8)}, rounds=1, meter=meter, power=power, **short)  # type: ignore[arg-type]
+    assert found["a"].doubts[-1] == (
+        "while it was measured, the firmware reports that the processor is throttled now (throttled=0x40004)."
+    )
+
+
+def test_a_sensor_that_fails_now_and_then_is_said_to_and_one_that_hardly_does_is_not() -> None:
+    sensor = PowerSensor("ina3221 VDD_IN", "VDD_IN", "ina3221", "power")
+    traces = {sensor.name: PowerTrace(sensor, np.arange(95.0), np.full(95, 4000.0))}
+    assert list(missed({sensor.name: 5}, traces)) == [
+        "ina3221 VDD_IN gave no value in 5 of 100 readings; they are left out."
+    ]
+    assert list(missed({"another sensor": 5}, traces)) == []
+    traces = {sensor.name: PowerTrace(sensor, np.arange(995.0), np.full(995, 4000.0))}
+    assert list(missed({sensor.name: 5}, traces)) == []
+
+
 @pytest.mark.parametrize("arguments", [{"rounds": 0}, {"replay_s": 0.0}, {"settle_s": -1.0}])
 def test_impossible_settings_are_refused(
     board: Board, conv_engine: Callable[..., bytes], arguments: dict[str, float]
@@ -133,8 +173,6 @@ def test_impossible_settings_are_refused(
 
 
 def test_windows_are_as_long_as_the_slowest_sensor_needs(board: Board) -> None:
-    from edgeprune.boards.power import PowerScope, PowerSensor
-
     def length_s(**fields: object) -> float:
         return needed_s(PowerScope((PowerSensor("s", "rail", "x", **fields),), ""))  # type: ignore[arg-type]
 
