@@ -102,6 +102,11 @@ def disturbances(tree, result, governors):
     if facts["emulated"]:
         found.append("the processor is emulated: results are right, but no latency means anything.")
     found.extend(sensors.throttling(tree) + gpus.throttling(gpus.states(tree)))
+    if sensors.firmware_refuses(tree):
+        found.append(
+            "the firmware cannot be asked (vcgencmd is refused), so throttling by it goes unnoticed: its user should be in the "
+            "group of /dev/vcio, usually video."
+        )
     if (result["load"] or 0.0) > LOAD_LIMIT * result["cores"]:
         found.append(
             "other programs are running: the load is %.2f on %d core%s, and should be below %.1f per core."
