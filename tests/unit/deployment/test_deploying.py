@@ -618,7 +618,7 @@ def test_kill_after_any_state_leaves_current_valid_and_a_second_run_converges(ar
         # Only the runner died, and the board says that the switch is through: the deployment goes on.
         assert killed.returncode == 0
     elif state in BOARD_STATES:
-        assert b"CommandError" in killed.stderr
+        assert b"RunnerEndedError" in killed.stderr
     else:
         assert killed.returncode == 137
     switched = switched_there or state in ("activate", "health", "done")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from edgeprune.boards.board import Board
-from edgeprune.errors import CommandError
+from edgeprune.errors import RunnerEndedError
 from edgeprune.profiling.arrears import Asked, unsettled
 from edgeprune.profiling.measuring import measure
 from edgeprune.profiling.rounds import Slot, slots
@@ -28,7 +28,6 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from edgeprune.boards.board import Board
-from edgeprune.errors import CommandError
 from edgeprune.profiling.measuring import measure
 folder = Path(sys.argv[1])
 engines = {path.stem: path for path in sorted(folder.glob("*.onnx"))}
@@ -142,7 +141,7 @@ def test_a_program_that_is_killed_on_the_board_loses_and_doubles_no_sample(
         if done == 5:
             os.kill(timing_process(board.root), signal.SIGKILL)
 
-    with pytest.raises(CommandError, match=r"'bench' must give a result, but it was killed by SIGKILL") as caught:
+    with pytest.raises(RunnerEndedError, match=r"'bench' must give a result, but it was killed by SIGKILL") as caught:
         measure(board, engines, rounds=2, journal=journal, progress=kill, **settings)
     assert (caught.value.exit_code, caught.value.hint) == (3, "look for memory running out on the board: dmesg")
     held = journal.read_bytes()
