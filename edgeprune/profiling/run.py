@@ -110,7 +110,8 @@ def profile(
         power_mode: Name or number of a Jetson's power mode to be in meanwhile; the one before comes back. The table is one of
             this mode, and is refused in another.
         out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
-            it until then, and a run with the same arguments that finds one goes on from it.
+            it until then, and a run with the same arguments that finds one goes on from it. Without it nothing is left of a
+            run that is killed.
         progress: Told (items done, items in all, seconds left, what happens).
         told: Told what a table knows, how the board compares with it, that it goes on from an interrupted run, and what
             became of the board meanwhile (throttling, another power mode, a restart).
