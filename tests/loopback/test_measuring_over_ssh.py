@@ -201,7 +201,7 @@ def test_what_is_timed_after_the_rounds_waits_for_the_board_too(
         ):
             found = afterwards.percentiles(board, setting, selection, book, progress, said.append)
     assert set(found) == set(few)
-    assert all(one["runs"] == 40 for one in found.values())
+    assert all(one["runs"] >= 40 for one in found.values())
     assert waited
     (sentence,) = said
     assert "was lost, and came back after" in sentence
