@@ -26,6 +26,7 @@ from edgeprune.profiling import afterwards, extending, layered, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
 from edgeprune.profiling.energy import with_energies
 from edgeprune.profiling.journal import Journal
+from edgeprune.profiling.journal_place import journals
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
 from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.reconnecting import WAIT_S
@@ -110,8 +111,8 @@ def profile(
         power_mode: Name or number of a Jetson's power mode to be in meanwhile; the one before comes back. The table is one of
             this mode, and is refused in another.
         out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
-            it until then, and a run with the same arguments that finds one goes on from it. Without it nothing is left of a
-            run that is killed.
+            it until then, and a run with the same arguments that finds one goes on from it. Without
+            it the journal lies in the state folder (`EDGEPRUNE_STATE`), for a day.
         progress: Told (items done, items in all, seconds left, what happens).
         told: Told what a table knows, how the board compares with it, that it goes on from an interrupted run, and what
             became of the board meanwhile (throttling, another power mode, a restart).
@@ -177,11 +178,12 @@ def profile(
         power = target.power(meter=meter) if energy else None
         if power is not None:
             power.scope(rails)  # tells now, not after all timing, that the power cannot be read
-        path = None if out is None else Path(out)
+        asked_for = {**setting.request, "locked": lock_clocks}
+        path = stack.enter_context(journals(None if out is None else Path(out), target, asked_for))
         if lock_clocks and not clocks:
             tell(0, 0, setting.seconds, "locking the clocks")
             clocks = held.enter_context(target.lock_clocks())
-        with Journal(path and beside(path, "selection"), {**setting.request, "locked": lock_clocks}) as chosen:
+        with Journal(path and beside(path, "selection"), asked_for) as chosen:
             if chosen.records:
                 selection = Selection.from_record(chosen.records[0])
             else:
@@ -215,8 +217,9 @@ def profile(
                 found = with_energies(found, energies)
             if clocks and told is not None:
                 told(_on_clocks(clocks))
+            if out is not None:
+                found.save(out)
             if path is not None:
-                found.save(path)
                 for number in range(len(stages_of(chosen)) + 1):
                     beside(path, f"journal-{number}" if number else "journal").unlink(missing_ok=True)
             chosen.discard()
