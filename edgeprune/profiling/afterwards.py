@@ -7,7 +7,7 @@ was on its way then begins anew, since a board that was away has cooled, and its
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -68,16 +68,26 @@ def energies(
     setting: Setting,
     selection: Selection,
     power: BoardPower,
-    meter: str | None,
-    rails: Sequence[str] | None,
+    how: Mapping[str, Any],
     book: Journal,
     tell: Progress,
     told: Told,
 ) -> dict[str, EnergyMeasurement]:
-    """Energy per inference of the measured networks, by replay; those that an interrupted run has replayed are not again."""
+    """Energy per inference of the measured networks, by replay; those that an interrupted run has replayed are not again.
+
+    Args:
+        board: Where.
+        setting: Of the run.
+        selection: What it measures.
+        power: What can be read.
+        how: JSON-ready arguments of `measure_energy` that say what of it is meant: ``meter``, ``host_meter``, ``rails``.
+        book: The journal of the run.
+        tell: Progress.
+        told: Told that the link was lost and came back.
+    """
     engines = network_engines(setting, selection)
     # Another meter, or other rails, would be the energy of something else.
-    asked = {"meter": meter, "rails": None if rails is None else list(rails)}
+    asked = dict(how)
     found: dict[str, EnergyMeasurement] = {}
     for record in book.records:
         if record["kind"] == "energy" and record["asked"] == asked:
@@ -85,7 +95,7 @@ def energies(
             found |= {name: EnergyMeasurement.from_record(one) for name, one in kept.items()}
     left = sorted(set(engines) - set(found))
     order = random.Random(setting.seed).sample(left, len(left))
-    each_s = 2 * (needed_s(power.scope(rails)) + SETTLE_S)
+    each_s = 2 * (needed_s(power.scope(how["rails"])) + SETTLE_S)
     size = max(1, int(PART_S / each_s))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     reconnector = Reconnector(board, setting.wait_s)
@@ -95,7 +105,7 @@ def energies(
         rest_s = each_s * (len(order) - before - len(part))
         said = _continued(tell, 2 * before + number, whole, rest_s)
         work = partial(
-            _replayed, board, setting, {name: engines[name] for name in part}, power, meter, rails, progress=said
+            _replayed, board, setting, {name: engines[name] for name in part}, power, asked, progress=said
         )
         measured = _persevering(reconnector, len(found), tell, told, work)
         book.append(
@@ -120,8 +130,7 @@ def _replayed(
     setting: Setting,
     engines: Mapping[str, bytes | Path],
     power: BoardPower,
-    meter: str | None,
-    rails: Sequence[str] | None,
+    how: Mapping[str, Any],
     *,
     progress: Progress,
 ) -> dict[str, EnergyMeasurement]:
@@ -133,10 +142,9 @@ def _replayed(
             threads=setting.threads,
             rounds=1,
             seed=setting.seed,
-            rails=rails,
             power=power,
-            meter=meter,
             progress=progress,
+            **how,
         )
     except ShortWindowError as error:
         hint = "the same command without --energy, which finds every timing in its journal"

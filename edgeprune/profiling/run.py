@@ -24,7 +24,7 @@ from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import afterwards, extending, layered, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
-from edgeprune.profiling.energy import with_energies
+from edgeprune.profiling.energy import power_of, with_energies
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.journal_place import journals
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
@@ -82,6 +82,7 @@ def profile(
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     energy: bool = False,
     meter: str | None = None,
+    host_meter: str | None = None,
     rails: Sequence[str] | None = None,
     percentiles: bool = False,
     tiles: Sequence[tuple[int, int]] = (),
@@ -121,6 +122,7 @@ def profile(
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
             about 15 s per network beside `minutes`, more where the sensor is slow.
         meter: With `energy`: command on the board that prints an external meter's watts.
+        host_meter: With `energy`: command on this machine that does, instead.
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
             about 500 times their latencies beside `minutes`, and begins anew when it is interrupted meanwhile.
@@ -175,7 +177,8 @@ def profile(
             tiles=tiles,
         )
         setting = replace(setting, wait_s=wait_s)
-        power = target.power(meter=meter) if energy else None
+        how = {"meter": meter, "host_meter": host_meter, "rails": None if rails is None else list(rails)}
+        power = power_of(target, meter=meter, host_meter=host_meter) if energy else None
         if power is not None:
             power.scope(rails)  # tells now, not after all timing, that the power cannot be read
         asked_for = {**setting.request, "locked": lock_clocks}
@@ -201,7 +204,7 @@ def profile(
             tails = afterwards.percentiles(*common, chosen, tell, told) if percentiles else None
             energies = None
             if power is not None:
-                energies = afterwards.energies(*common, power, meter, rails, chosen, tell, told)
+                energies = afterwards.energies(*common, power, how, chosen, tell, told)
             held.close()
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:

@@ -321,6 +321,9 @@ def test_probe_says_what_power_can_be_read_and_why_not(edgeprune: Run) -> None:
 
 def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: Run) -> None:
     fail(edgeprune("profile", "net.py:build", *INPUT, "--meter", "echo 1"), 2, "--meter must come with --energy")
+    here = ("profile", "net.py:build", *INPUT, "--host-meter", "echo 1")
+    fail(edgeprune(*here), 2, "--host-meter must come with --energy and without --meter, found it alone")
+    fail(edgeprune(*here, "--energy", "--meter", "echo 1"), 2, "without --meter, found --meter with it")
     fail(edgeprune("profile", "net.py:build", *INPUT, "--rail", "VIN"), 2, "--rail must come with --energy")
 
 

@@ -52,7 +52,8 @@ def replay(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         selection: Any = None
         tell, told = others.get("tell", lambda *state: None), others.get("told")
         with Journal(tmp_path / "selection.jsonl", {"of": "one run"}) as book:
-            return afterwards.energies(board, setting, selection, POWER, meter, None, book, tell, told)
+            how = {"meter": meter, "host_meter": None, "rails": None}
+            return afterwards.energies(board, setting, selection, POWER, how, book, tell, told)
 
     return run
 
