@@ -18,7 +18,7 @@ def blamed(
 
     Args:
         records: Of the journal, in order.
-        left: Ids that it had still to measure, in order.
+        left: Ids that it had still to measure, in order; where it ended before it measured, the one that it was loading.
         kernels: Those that may be left out.
         how: A sentence on how it ended.
 
@@ -31,5 +31,5 @@ def blamed(
     name = left[0]
     found: list[dict[str, Any]] = [{"kind": "ended", "id": name}]
     if any(record["kind"] == "ended" and record["id"] == name for record in records):
-        found.append({"kind": "unusable", "id": name, "message": f"twice when it was to be timed, {how}"})
+        found.append({"kind": "unusable", "id": name, "message": f"twice when it was its turn, {how}"})
     return found

@@ -171,6 +171,7 @@ class _Run:
         self.reconnector = Reconnector(board, 0.0)
         self.told: Callable[[str], None] | None = None
         self.ready = False
+        self.loading: str | None = None
 
     def fetch(self) -> int:
         """Take over what the board measured in a call that was interrupted, and could not tell; returns how many samples."""
@@ -278,11 +279,11 @@ class _Run:
 
     def _blame(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]], ended: RunnerEndedError) -> bool:
         """Leave out the kernel at which the board's program has ended again; whether there is one."""
-        if not self.ready:
-            return False  # Engines were being loaded, and nobody knows which.
         self.fetch()
         self.forget()
         left = [name for place in waiting for name in self.ledger.left(place, layout[place[2]])]
+        if not self.ready:
+            left = [] if self.loading is None else [self.loading]
         found = blamed(self.journal.records, left, self.kernels, ended.message)
         for record in found:
             self._note(record)
@@ -324,11 +325,13 @@ class _Run:
             asked = Asked.anew(number, attempt, order)
             self._note(asked.record())
             keeping = {"keep": asked.name, "forget": self.settled}
-        last, self.ready = time.monotonic(), False
+        last, self.ready, self.loading = time.monotonic(), False, None
 
         def on_event(event: dict[str, Any]) -> None:
             nonlocal last
             now = time.monotonic()
+            if event.get("event") == "loading":
+                self.loading = event["id"]
             record = self._record(event, number, attempt, order)
             if record is not None:
                 self.ready |= record["kind"] == "call"

@@ -27,7 +27,7 @@ def test_a_kernel_is_left_out_the_second_time_and_nothing_else_ever_is() -> None
     assert first == [{"kind": "ended", "id": "b"}]
     (again, left_out) = blamed([{"kind": "sample"}, *first], ["b", "c"], {"b", "c"}, HOW)
     assert again == first[0]
-    assert left_out == {"kind": "unusable", "id": "b", "message": f"twice when it was to be timed, {HOW}"}
+    assert left_out == {"kind": "unusable", "id": "b", "message": f"twice when it was its turn, {HOW}"}
     assert blamed(first, ["c"], {"b", "c"}, HOW) == [{"kind": "ended", "id": "c"}], "another one than the last time"
     assert blamed(first, ["b"], {"c"}, HOW) == [], "a network cannot be left out"
     assert blamed(first, [], {"b"}, HOW) == []
@@ -94,3 +94,35 @@ def test_the_same_command_goes_on_without_what_ends_the_program_again(
     items = [record for record in records if record["kind"] == "sample" and record["stretch"] is not None]
     assert [record["id"] for record in items].count(first) == 2
     assert len({(record["round"], record["id"]) for record in items}) == len(items) == 4
+
+
+def test_what_ends_the_program_as_it_is_loaded_is_known_too(
+    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: dict[str, bytes | Path] = {f"conv{channels}": conv_engine(channels) for channels in (4, 8, 12)}
+    settings: dict[str, Any] = {"rounds": 1, "samples": 2, "sample_ms": 2.0, "warmup_ms": 2.0, "max_repeats": 0}
+    settings |= {"patience": 0.0, "journal": tmp_path / "run.jsonl", "kernels": ["conv8", "conv12"]}
+    call, loading = board.call, []
+
+    def ends(verb: str, request: dict[str, Any], **rest: Any) -> Any:
+        """As a runtime would that crashes on one kernel, after what the board says first."""
+        if verb != "bench":
+            return call(verb, request, **rest)
+        tell, crashes = rest.pop("on_event"), "conv8" in request["engines"]
+
+        def heard(event: dict[str, Any]) -> None:
+            tell(event)
+            if event["event"] == "loading":
+                loading.append(event["id"])
+                if event["id"] == "conv8":
+                    raise RunnerEndedError(HOW)
+
+        return call(verb, {**request, "rounds": [[]]} if crashes else request, on_event=heard, **rest)
+
+    monkeypatch.setattr(board, "call", ends)
+    with pytest.raises(RunnerEndedError):
+        measure(board, engines, **settings)
+    found = measure(board, engines, **settings)
+    assert found.unusable == {"conv8": f"twice when it was its turn, {HOW}"}
+    assert set(found.measurements) == {"conv4", "conv12"}
+    assert loading == ["conv12", "conv8", "conv12", "conv8", "conv12"], "only what may be left out is told, as it is loaded"
