@@ -21,7 +21,7 @@ _OF_CEILING = 0.95
 _WIDEST = 0.12
 """Median full width of the intervals at most."""
 _MOST_S, _SECOND_SHARE, SECOND = 600.0, 0.4, "-second"
-"""Longest that profiling the first network of a family may take, seconds; of that, what a second one may; and how that is called."""
+"""Longest that profiling a family may take, seconds; of that, what a second network may; the end of the name of such a case."""
 
 
 def errors(row: Row, rule: Callable[[Row, Row], float], turn: str = "first") -> Floats:
