@@ -116,7 +116,9 @@ def _profiling(rows: Sequence[Row]) -> list[str]:
     """How long profiling took, set-up and fits included, where that is known: not of tables that were kept from before."""
     found = []
     for second in (False, True):
-        taken = [row["profiled_s"] for row in rows if row["family"].endswith(SECOND) == second and row.get("profiled_s")]
+        taken = [
+            row["profiled_s"] for row in rows if row["family"].endswith(SECOND) == second and row.get("profiled_s")
+        ]
         most = _MOST_S * (_SECOND_SHARE if second else 1)
         if taken:
             found.append(

@@ -41,7 +41,9 @@ MeterOption = Annotated[
 ]
 HostMeterOption = Annotated[
     str | None,
-    typer.Option("--host-meter", metavar="COMMAND", help="Command on this machine that prints an external meter's watts."),
+    typer.Option(
+        "--host-meter", metavar="COMMAND", help="Command on this machine that prints an external meter's watts."
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
 

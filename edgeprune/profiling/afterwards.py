@@ -104,13 +104,9 @@ def energies(
         before, whole = sum(map(len, parts[:number])), 2 * len(order) + len(parts)
         rest_s = each_s * (len(order) - before - len(part))
         said = _continued(tell, 2 * before + number, whole, rest_s)
-        work = partial(
-            _replayed, board, setting, {name: engines[name] for name in part}, power, asked, progress=said
-        )
+        work = partial(_replayed, board, setting, {name: engines[name] for name in part}, power, asked, progress=said)
         measured = _persevering(reconnector, len(found), tell, told, work)
-        book.append(
-            {"kind": "energy", "asked": asked, "found": {name: one.record() for name, one in measured.items()}}
-        )
+        book.append({"kind": "energy", "asked": asked, "found": {name: one.record() for name, one in measured.items()}})
         found |= measured
     return found
 

@@ -89,7 +89,7 @@ class HostMeter:
 
     def _start(self) -> None:
         runner = self._stack.enter_context(temporary(runner_package().content))
-        self._said = self._stack.enter_context(tempfile.TemporaryFile())
+        self._said = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
         request = {"action": "sample", "names": [self.name], "meter": self.command, "root": str(runner.parent)}
         self._child = subprocess.Popen(
             [sys.executable, str(runner), "power"],

@@ -112,7 +112,10 @@ def test_a_name_that_is_not_configured_is_refused_with_the_command_that_adds_it(
         ("ssh://user@host?python=", r"found the option python"),
         ("ssh://user@host:99999", r"an ssh target must be"),
         ("ssh://user@host?host_key=MD5:12", r"host_key of a board's address breaks a rule"),
-        ("ssh://user@host?cores=7-4", r"cores of a board's address breaks a rule .*as taskset takes them, 4-7 or 0,2-3"),
+        (
+            "ssh://user@host?cores=7-4",
+            r"cores of a board's address breaks a rule .*as taskset takes them, 4-7 or 0,2-3",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused(root: Path, url: str, words: str) -> None:

@@ -197,7 +197,8 @@ def test_groups_that_cannot_be_name_their_key(config: BoardConfig, lines: str, r
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("4-7", (4, 5, 6, 7)), ("3", (3,)), ("2, 0-1,1", (0, 1, 2)), ("6-6", (6,)), ("0,10-11", (0, 10, 11))]
+    ("text", "cores"),
+    [("4-7", (4, 5, 6, 7)), ("3", (3,)), ("2, 0-1,1", (0, 1, 2)), ("6-6", (6,)), ("0,10-11", (0, 10, 11))],
 )
 def test_cores_are_written_as_taskset_takes_them(text: str, cores: tuple[int, ...]) -> None:
     assert core_list(text) == cores

@@ -268,7 +268,7 @@ def test_a_raspberry_pi_4_has_the_program_and_no_currents(onboard: SimpleNamespa
 
 def test_a_firmware_that_this_user_may_not_ask_is_said_to_be_there(onboard: SimpleNamespace, tmp_path: Path) -> None:
     # Documented: github.com/raspberrypi/utils issue 52.
-    script = "#!/bin/sh\necho \"Can't open device file: /dev/vcio\" >&2\nexit 1\n"
+    script = '#!/bin/sh\necho "Can\'t open device file: /dev/vcio" >&2\nexit 1\n'
     sources, absences = found(onboard, "power_pmic", write(tmp_path, {}, {"/usr/bin/vcgencmd": script}))
     assert sources == []
     assert absences[0]["there"]

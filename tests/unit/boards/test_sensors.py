@@ -77,7 +77,9 @@ def test_what_a_module_does_against_its_supply_is_throttling(onboard: SimpleName
     counts = {f"{folder}/{name}_event_cnt": f"{count}\n" for name, (count, _) in events.items()}
     enabled = {f"{folder}/{name}_throt_en": f"{on}\n" for name, (_, on) in events.items()}
     write(tmp_path, {f"{folder}/name": "soctherm_oc\n", **counts, **enabled})
-    said = "too low a voltage or too high a current (oc3) made the module lower its clocks 37 times since it was started."
+    said = (
+        "too low a voltage or too high a current (oc3) made the module lower its clocks 37 times since it was started."
+    )
     assert onboard.sensors.throttling(onboard.tree.Tree(str(tmp_path))) == [said]
     assert onboard.sensors.fans(onboard.tree.Tree(str(tmp_path))) == {}
     (tmp_path / folder.lstrip("/") / "oc3_event_cnt").write_text("-1\n")

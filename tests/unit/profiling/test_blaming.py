@@ -125,4 +125,6 @@ def test_what_ends_the_program_as_it_is_loaded_is_known_too(
     found = measure(board, engines, **settings)
     assert found.unusable == {"conv8": f"twice when it was its turn, {HOW}"}
     assert set(found.measurements) == {"conv4", "conv12"}
-    assert loading == ["conv12", "conv8", "conv12", "conv8", "conv12"], "only what may be left out is told, as it is loaded"
+    assert loading == ["conv12", "conv8", "conv12", "conv8", "conv12"], (
+        "only what may be left out is told, as it is loaded"
+    )
