@@ -83,7 +83,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{self.family}-second" if self.second else self.family
+        return f"{self.family}{figures.SECOND}" if self.second else self.family
 
     def table_path(self, results: Path) -> Path:
         return results / f"{self.name}.parquet"
@@ -103,8 +103,8 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
         fingerprint = board.probe()
         graph = edgeprune.trace(model, x)
         lowered = edgeprune.lower(graph, model=model, device=fingerprint, workdir=Path(folder))
-        begun = time.monotonic()
-        if path.exists():
+        begun, kept = time.monotonic(), path.exists()
+        if kept:
             table = edgeprune.LatencyTable.load(path)
         else:
             table = edgeprune.profile(
@@ -118,7 +118,8 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
                 graph=graph,
                 kernel_graph=lowered,
             )
-        profiled_s = time.monotonic() - begun
+        # Of a table that was kept nobody knows here how long it took.
+        profiled_s = None if kept else time.monotonic() - begun
         predictor = edgeprune.fit(table)
         drawn = draw(lowered, predictor, arguments.networks // (2 if case.second else 1), table)
         rows = [{"widths": widths, "kind": kind, **predicted(lowered, predictor, widths)} for kind, widths in drawn]

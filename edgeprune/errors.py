@@ -36,6 +36,7 @@
      │  ├ AuthError
      │  ├ RemoteTimeoutError (TimeoutError)
      │  ├ CommandError
+     │  │  └ RunnerEndedError                the program on the board ended, and gave no result
      │  ├ TransferError
      │  ├ BoardFullError                     no space left on the board
      │  ├ BoardBusyError                     another run holds the board
@@ -255,6 +256,10 @@ class RemoteTimeoutError(RemoteError, TimeoutError):
 
 class CommandError(RemoteError):
     """A command on the board failed."""
+
+
+class RunnerEndedError(CommandError):
+    """The program on the board ended by itself, or was killed, before it gave a result."""
 
 
 class TransferError(RemoteError):

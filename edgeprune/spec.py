@@ -209,7 +209,7 @@ class Fingerprint:
         cpu_model: As the kernel names it, or ``"unknown"``.
         isa: CPU feature flags that matter to kernels, sorted.
         cores: Logical cores that the process may use.
-        caches_bytes: Cache sizes of core 0, e.g. ``{"L1d": 32768, "L2": 1048576}``.
+        caches_bytes: Cache sizes of the first core that the process may use, e.g. ``{"L1d": 32768, "L2": 1048576}``.
         memory_bytes: Total memory.
         os: Distribution and version.
         kernel: ``uname -r``.
@@ -253,6 +253,7 @@ class Fingerprint:
             "cpu_model": self.cpu_model,
             "isa": list(self.isa),
             "power_mode": self.power_mode,
+            **({"bound_cores": list(bound)} if (bound := self.facts.get("cores_bound")) else {}),
             "runtime": runtime,
             **{f"runtime_{name}": value for name, value in self.runtimes.get(runtime, {}).items()},
         }

@@ -20,6 +20,8 @@ _OF_CEILING = 0.95
 """...or this much of the share that a second measurement reaches, where that is lower."""
 _WIDEST = 0.12
 """Median full width of the intervals at most."""
+_MOST_S, _SECOND_SHARE, SECOND = 600.0, 0.4, "-second"
+"""Longest that profiling a family may take, seconds; of that, what a second network may; the end of the name of such a case."""
 
 
 def errors(row: Row, rule: Callable[[Row, Row], float], turn: str = "first") -> Floats:
@@ -106,7 +108,24 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
         f"intervals: rejected of {', '.join(rejected) or 'none'}: {_met(not rejected)}; median full width {width:.1%}, goal at "
         f"most {_WIDEST:.0%}: {_met(width <= _WIDEST)}"
     )
+    found += _profiling(rows)
     return [f"- {line}" for line in found]
+
+
+def _profiling(rows: Sequence[Row]) -> list[str]:
+    """How long profiling took, set-up and fits included, where that is known: not of tables that were kept from before."""
+    found = []
+    for second in (False, True):
+        taken = [
+            row["profiled_s"] for row in rows if row["family"].endswith(SECOND) == second and row.get("profiled_s")
+        ]
+        most = _MOST_S * (_SECOND_SHARE if second else 1)
+        if taken:
+            found.append(
+                f"profiling took {min(taken):.0f} to {max(taken):.0f} s, set-up and fits included; goal at most {most:.0f} s: "
+                f"{_met(max(taken) <= most)}"
+            )
+    return found
 
 
 def _met(met: bool) -> str:

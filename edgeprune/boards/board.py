@@ -48,6 +48,7 @@ class Board:
             `base_python`.
         base_python: The board's Python as it was named.
         signers: List on this machine of those who may sign what is deployed there, or None.
+        cores: Those of the board that engines are timed on; empty for all that its user has.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Board:
         root: str = DEFAULT_ROOT,
         device: DeviceSpec | None = None,
         signers: Path | None = None,
+        cores: Sequence[int] | None = None,
     ) -> None:
-        self.signers = signers
+        self.signers, self.cores = signers, tuple(cores or ())
         self.transport = transport
         self.name = name
         self.device = device
@@ -80,8 +82,8 @@ class Board:
 
         Args:
             spec: ``"local"``, a configured name, ``"ssh://user@host:port"`` with the options ``?python=``, ``&root=``,
-                ``&identity=``, ``&host_key=`` and ``&jump=``, or a board that is open already: it stays open until everyone who
-                opened it has closed it.
+                ``&identity=``, ``&host_key=``, ``&jump=`` and ``&cores=``, or a board that is open already: it stays open until
+                everyone who opened it has closed it.
             config: File with the configured boards instead of the user's.
 
         Raises:
@@ -101,6 +103,7 @@ class Board:
                 root=found.root,
                 device=found.device,
                 signers=found.signers,
+                cores=found.cores,
             )
         except BaseException:
             found.transport.close()
@@ -370,6 +373,8 @@ class Board:
         added: dict[str, Any] = {"root": self.root}
         if self._hold.held:
             added["owner"] = self.owner
+        if self.cores:
+            added["cores"] = list(self.cores)
         return json.dumps({**added, **request}).encode("ascii") + b"\n"
 
     def _start_lock(self, purpose: str) -> Process:

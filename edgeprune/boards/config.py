@@ -14,13 +14,14 @@ from urllib.parse import parse_qsl
 import platformdirs
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo, field_validator
 
+from edgeprune.boards.cores import core_list
 from edgeprune.boards.ssh_config import SshTarget, jumps_of
 from edgeprune.boards.toml_files import read_toml
 from edgeprune.errors import ConfigError, UnknownBoardError
 from edgeprune.files import write_text
 
 _HEADER = "# Boards of edgeprune. You may edit this file; `edgeprune device add|remove` rewrites it without comments.\n"
-_URL_OPTIONS = ("python", "root", "identity", "host_key", "jump")
+_URL_OPTIONS = ("python", "root", "identity", "host_key", "jump", "cores")
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -37,6 +38,7 @@ class BoardEntry(BaseModel):
         jump: Hosts to go through, nearest first, with commas between them, as ``ssh -J`` takes them; None for those of the ssh
             configuration. What they need (keys, users) stands there too.
         signers: File on this machine with those who may sign what is deployed there (``ssh-keygen``'s allowed signers), or None.
+        cores: The board's cores that engines are timed on, as ``taskset -c`` takes them, or None for all that its user has.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,7 @@ class BoardEntry(BaseModel):
     identity: _Text | None = None
     jump: _Text | None = None
     signers: _Text | None = None
+    cores: _Text | None = None
 
     @field_validator("host_key")
     @classmethod
@@ -67,6 +70,13 @@ class BoardEntry(BaseModel):
     def _are_addresses(cls, value: str | None) -> str | None:
         if value is not None:
             jumps_of(value)
+        return value
+
+    @field_validator("cores")
+    @classmethod
+    def _are_cores(cls, value: str | None) -> str | None:
+        if value is not None:
+            core_list(value)
         return value
 
 

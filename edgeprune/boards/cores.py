@@ -6,6 +6,8 @@ waits for: dense and pruned engine both become slower by multiples, and a budget
 
 from __future__ import annotations
 
+import re
+
 from edgeprune.errors import ConfigError
 from edgeprune.spec import Fingerprint, Requirement
 
@@ -45,6 +47,21 @@ def quota_note(fingerprint: Fingerprint, threads: int, *, board: str) -> str | N
         f"{counted(threads, 'thread')}: under load an engine is held up longer than a few timed inferences show; raise the "
         "quota, or fewer --threads."
     )
+
+
+def core_list(text: str) -> tuple[int, ...]:
+    """Numbers of cores as ``taskset -c`` takes them, ``4-7`` or ``0,2-3``; ascending, each once.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError("cores are written as taskset takes them, 4-7 or 0,2-3")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeprune.boards.config import BoardConfig, entry_of_url
+from edgeprune.boards.cores import core_list
 from edgeprune.boards.device_types import device_type, device_types
 from edgeprune.boards.transport import Transport
 from edgeprune.spec import DeviceSpec
@@ -29,6 +30,7 @@ class Reached:
     root: str
     device: DeviceSpec | None
     signers: Path | None = None
+    cores: tuple[int, ...] | None = None
 
 
 def reached(spec: str, config: Path | None = None) -> Reached:
@@ -58,7 +60,8 @@ def reached(spec: str, config: Path | None = None) -> Reached:
         host_key=entry.host_key,
         jump=entry.jump,
     )
-    return Reached(transport, name, entry.python, entry.root, device, signers)
+    cores = core_list(entry.cores) if entry.cores else None
+    return Reached(transport, name, entry.python, entry.root, device, signers, cores)
 
 
 def _own_device() -> DeviceSpec | None:

@@ -9,7 +9,13 @@ from typing import Any
 
 from edgeprune import errors
 from edgeprune.boards.transport import CommandResult
-from edgeprune.errors import BudgetInfeasibleError, CommandError, EdgepruneError, IncompatibleTargetError
+from edgeprune.errors import (
+    BudgetInfeasibleError,
+    CommandError,
+    EdgepruneError,
+    IncompatibleTargetError,
+    RunnerEndedError,
+)
 
 
 def parse_object(line: str) -> dict[str, Any] | None:
@@ -44,7 +50,7 @@ def error_of(event: Mapping[str, Any]) -> EdgepruneError:
     return kind(message, hint=hint)
 
 
-def crash(verb: str, ended: CommandResult) -> CommandError:
+def crash(verb: str, ended: CommandResult) -> RunnerEndedError:
     """A runner that ended without a word for us."""
     if ended.returncode < 0:
         try:
@@ -56,4 +62,4 @@ def crash(verb: str, ended: CommandResult) -> CommandError:
         how, hint = f"ended with exit code {ended.returncode}", None
     said = ended.stderr.decode("utf-8", "replace").strip().splitlines()
     last = f": {said[-1].strip()}" if said else ""
-    return CommandError(f"the runner's verb {verb!r} must give a result, but it {how}{last}.", hint=hint)
+    return RunnerEndedError(f"the runner's verb {verb!r} must give a result, but it {how}{last}.", hint=hint)

@@ -62,6 +62,10 @@ def add(
             "--signers", help="Allowed signers (ssh-keygen's format): what they did not sign is not deployed."
         ),
     ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option("--cores", metavar="LIST", help="Cores that engines are timed on, as taskset takes them: 4-7."),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a board of that name.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
@@ -89,6 +93,7 @@ def add(
             "host_key": host_key,
             "jump": jump,
             "signers": None if signers is None else str(signers.expanduser().absolute()),
+            "cores": cores,
         }
     )
     accepted = entry.model_copy(update={"host_key": _accepted_host_key(entry, out)})

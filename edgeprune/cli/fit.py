@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption, given
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeprune.latency.fit_report import FitReport
     from edgeprune.latency.predictor import Predictor
 
 _COLUMNS = (
@@ -81,9 +83,11 @@ def fit(
     output.table(
         "errors on what was held out, and how well measurements repeat themselves",
         [title for _, title in _COLUMNS],
-        [[_cell(row[key]) for key, _ in _COLUMNS] for row in rows],
+        [[_cell(row[key]) for key, _ in _COLUMNS] for row in named(rows)],
     )
     output.say(found.summary())
+    for sentence in besides(found):
+        output.say(sentence)
     if found.energy is None:
         output.say("energy is not predicted: the table holds none (edgeprune profile --energy)")
     if found.weak:
@@ -120,6 +124,7 @@ def fit(
             "energy": found.energy,
             "weak": list(found.weak),
             "edges": list(found.edges),
+            "left_out": list(found.left_out),
             "transferred_from": found.transferred_from,
         },
         next_command=command_line(
@@ -128,6 +133,27 @@ def fit(
             *("--table", table, "--latency", "50%"),
         ),
     )
+
+
+def named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a report as they are shown: with their precision where a table has kernels of several."""
+    several = len({row["precision"] for row in rows}) > 1
+    return [{**row, "family": f"{row['family']}, {row['precision']}" if several else row["family"]} for row in rows]
+
+
+def besides(found: FitReport) -> Iterator[str]:
+    """What a person should know besides the table of errors."""
+    total = found.end_to_end
+    if total is not None and None not in (total["median_error_percent"], total["sum_median_error_percent"]):
+        yield (
+            f"end to end: the plain sum of its kernels misses a network by {total['sum_median_error_percent']:.1f} % in the "
+            f"median, the calibrated one by {total['median_error_percent']:.1f} %"
+        )
+    if found.left_out:
+        yield (
+            "left out of the calibration, since the table holds nothing to judge one of their kernels by: "
+            + ", ".join(found.left_out)
+        )
 
 
 def _backend(predictor: Predictor) -> str | None:

@@ -39,6 +39,12 @@ MeterOption = Annotated[
     str | None,
     typer.Option("--meter", metavar="COMMAND", help="Command on the board that prints an external meter's watts."),
 ]
+HostMeterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--host-meter", metavar="COMMAND", help="Command on this machine that prints an external meter's watts."
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime on the board.")]
 
 

@@ -14,6 +14,7 @@ from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import (
     BackendOption,
     BoardOption,
+    HostMeterOption,
     InputOption,
     InputsOption,
     JsonOption,
@@ -96,6 +97,7 @@ def profile(
         bool, typer.Option("--energy", help="Measure the energy per inference of whole networks too, by replay.")
     ] = False,
     meter: MeterOption = None,
+    host_meter: HostMeterOption = None,
     rail: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +127,10 @@ def profile(
 
     if meter is not None and not energy:
         raise ConfigError("--meter must come with --energy, found it alone.", hint="--energy --meter COMMAND")
+    if host_meter is not None and (meter is not None or not energy):
+        found = "--meter with it" if meter is not None else "it alone"
+        hint = "--energy --host-meter COMMAND"
+        raise ConfigError(f"--host-meter must come with --energy and without --meter, found {found}.", hint=hint)
     if rail and not energy:
         raise ConfigError("--rail must come with --energy, found it alone.", hint=f"--energy --rail {rail[0]}")
     if power_mode is not None and dry_run:
@@ -171,6 +177,7 @@ def profile(
             told=progress.said,
             energy=energy,
             meter=meter,
+            host_meter=host_meter,
             rails=rail,
             percentiles=percentiles,
             origins=[[model, *input_flags(input_, inputs)] for model in models],

@@ -13,7 +13,7 @@ import numpy as np
 from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import Row, kernel_row, network_row
-from edgeprune.profiling.changes import changes
+from edgeprune.profiling.changes import changes, once
 from edgeprune.profiling.measuring import MeasuredRun
 from edgeprune.profiling.selecting import SAMPLE_MS, SAMPLES, WARMUP_MS
 from edgeprune.profiling.subjects import Candidate, Subject
@@ -203,7 +203,7 @@ def _statement(
             "drifted_rows": len(_flags(profiled.parts).get("drifted", ())),
             "sentinels_ms": [float(f"{value:.6g}") for run in runs for value in run.sentinels_ms],
         },
-        "disturbances": list(dict.fromkeys(disturbances_of(runs, profiled.fingerprint.disturbances))),
+        "disturbances": list(once(disturbances_of(runs, profiled.fingerprint.disturbances))),
         "conditions": {"before": runs[0].conditions["before"], "after": runs[-1].conditions["after"]},
     }
 

@@ -8,9 +8,10 @@ a hundredth of that.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from edgeprune.boards.power import BoardPower, PowerScope
 from edgeprune.errors import ConfigError, PowerUnavailableError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import network_key
+from edgeprune.profiling.changes import changes
 from edgeprune.profiling.energy_windows import EnergyMeasurement, Window, energies
+from edgeprune.profiling.host_meter import HostMeter, look
 from edgeprune.profiling.power_trace import LEAST_S, LEAST_UPDATES, PowerTrace
 from edgeprune.profiling.uploads import upload
 
@@ -39,6 +42,8 @@ _MARGIN = 1.25
 _SLOWEST_S = 1.0
 """Period that is taken for a sensor of which nobody states one, seconds."""
 _START_S, _PATIENCE = 120.0, 2.0
+_OFTEN = 0.01
+"""Share of its readings that a sensor may fail without a word: INA3221s answer with an error now and then."""
 
 
 def measure_energy(
@@ -53,6 +58,7 @@ def measure_energy(
     settle_s: float = SETTLE_S,
     rails: Sequence[str] | None = None,
     meter: str | None = None,
+    host_meter: str | None = None,
     power: BoardPower | None = None,
     least_updates: int = LEAST_UPDATES,
     least_s: float = LEAST_S,
@@ -72,14 +78,15 @@ def measure_energy(
         settle_s: Runs before each replay window, and rest before each idle window, seconds.
         rails: Rails that are summed; by default those that are the whole board (`BoardPower.scope`).
         meter: Command on the board that prints an external meter's watts.
-        power: What `Board.power` said, where the caller has it.
+        host_meter: Command on this machine that does, instead.
+        power: What `power_of` said, where the caller has it.
         least_updates: Fewest renewals of a sensor in a window; with fewer, the window is refused.
         least_s: Least length of a window, seconds; a shorter one is refused.
         seed: Of the orders.
         progress: Told (windows done, windows in all, seconds left, what happens).
 
     Raises:
-        ConfigError: There are no engines, or a duration is not positive.
+        ConfigError: There are no engines, a duration is not positive, or a meter hangs on both machines.
         PowerUnavailableError: No power can be read, or nothing says which rails are the board's.
         ShortWindowError: A window is too short for a sensor.
         BackendError: An engine does not load or run on the board.
@@ -90,7 +97,7 @@ def measure_energy(
     for name, seconds in (("replay_s", replay_s), ("idle_s", idle_s), ("settle_s", settle_s)):
         if seconds is not None and not seconds > 0:
             raise ConfigError(f"{name} must be greater than 0, found {seconds}.")
-    scope = (power or board.power(meter=meter)).scope(rails)
+    scope = (power or power_of(board, meter=meter, host_meter=host_meter)).scope(rails)
     window_s = needed_s(scope)
     replay_s, idle_s = replay_s or window_s, idle_s or window_s
     order = _order(sorted(engines), rounds, seed)
@@ -99,7 +106,7 @@ def measure_energy(
         "threads": threads,
         "engines": upload(board, engines, kernels=()),
         "order": order,
-        "channels": [sensor.name for sensor in scope.sensors],
+        "channels": [sensor.name for sensor in scope.sensors] if host_meter is None else [],
         "interval_s": max(_SLOW_POLLS_S.get(sensor.source, POLL_S) for sensor in scope.sensors),
         "idle_s": idle_s,
         "replay_s": replay_s,
@@ -107,8 +114,27 @@ def measure_energy(
         "meter": meter,
     }
     nominal_s = settle_s + idle_s + len(order) * (2 * settle_s + replay_s + idle_s)
-    windows, traces = _replayed(board, request, scope, nominal_s, progress)
-    return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s)
+    windows, traces, doubts = _replayed(board, request, scope, nominal_s, progress, host_meter)
+    return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s, doubts=doubts)
+
+
+def power_of(board: Board, *, meter: str | None = None, host_meter: str | None = None) -> BoardPower:
+    """What can be read of a board's power, by its own sensors or by an external meter.
+
+    Args:
+        board: Which.
+        meter: Command on the board that prints the meter's watts.
+        host_meter: Command on this machine that does.
+
+    Raises:
+        ConfigError: Both are given.
+        RemoteError: The board was lost.
+    """
+    if host_meter is None:
+        return board.power(meter=meter)
+    if meter is not None:
+        raise ConfigError("an external meter must hang on the board or on this machine, found a command for each.")
+    return look(host_meter)
 
 
 def with_energies(table: LatencyTable, found: Mapping[str, EnergyMeasurement]) -> LatencyTable:
@@ -143,13 +169,18 @@ def _replayed(
     scope: PowerScope,
     nominal_s: float,
     progress: Callable[[int, int, float, str], None] | None,
-) -> tuple[list[Window], dict[str, PowerTrace]]:
+    host_meter: str | None,
+) -> tuple[list[Window], dict[str, PowerTrace], list[str]]:
+    """Windows, readings by sensor, and sentences on what happened meanwhile that makes them doubtful."""
     windows: list[Window] = []
     readings: dict[str, tuple[list[float], list[float]]] = {sensor.name: ([], []) for sensor in scope.sensors}
     total, begun = 2 * len(request["order"]) + 1, time.monotonic()
+    here = None if host_meter is None else HostMeter(host_meter, scope.sensors[0].name)
 
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "window":
+            if here is not None:
+                here.hear(event["end_s"])
             windows.append(Window(**{name: event[name] for name in Window.__dataclass_fields__}))
             if progress is not None:
                 left_s = max(0.0, nominal_s - (time.monotonic() - begun))
@@ -159,7 +190,10 @@ def _replayed(
             times.extend(event["t_s"])
             values.extend(event["values"])
 
-    board.call("energy", request, timeout_s=_START_S + _PATIENCE * nominal_s, on_event=on_event)
+    with here or contextlib.nullcontext():
+        ended = board.call("energy", request, timeout_s=_START_S + _PATIENCE * nominal_s, on_event=on_event)
+        if here is not None:
+            readings[here.name] = here.readings()
     silent = [name for name, (times, _) in readings.items() if not times]
     if silent:
         raise PowerUnavailableError(
@@ -169,4 +203,20 @@ def _replayed(
         sensor.name: PowerTrace(sensor, np.array(readings[sensor.name][0]), np.array(readings[sensor.name][1]))
         for sensor in scope.sensors
     }
-    return windows, traces
+    states = ended["conditions"]
+    doubts = [*changes((states["before"], states["after"])), *missed(ended["missed"], traces)]
+    return windows, traces, doubts
+
+
+def missed(counts: Mapping[str, int], traces: Mapping[str, PowerTrace]) -> Iterator[str]:
+    """A sentence for each sensor that failed so often that it should be known.
+
+    Args:
+        counts: Readings that failed, by sensor.
+        traces: Those that did not.
+    """
+    for name, trace in traces.items():
+        failed = counts.get(name, 0)
+        asked = failed + len(trace.t_s)
+        if failed > _OFTEN * asked:
+            yield f"{name} gave no value in {failed} of {asked} readings; they are left out."

@@ -113,6 +113,7 @@ def energies(
     *,
     least_updates: int = LEAST_UPDATES,
     least_s: float = LEAST_S,
+    doubts: Sequence[str] = (),
 ) -> dict[str, EnergyMeasurement]:
     """Energy per inference of every engine that was replayed.
 
@@ -122,6 +123,7 @@ def energies(
         scope: Sensors that are summed.
         least_updates: Fewest renewals of a sensor in a window.
         least_s: Least length of a window, seconds.
+        doubts: Sentences on what happened meanwhile, which are told with each of them.
 
     Raises:
         ShortWindowError: A window is too short for a sensor, or an idle window is missing.
@@ -137,7 +139,7 @@ def energies(
                 f"a replay must have an idle window before and after it and at least one run, found {window.id!r} without."
             )
         replays.setdefault(window.id, []).append(_above_idle(around, traces, scope, limits))
-    return {name: _combined(found, scope, windows) for name, found in replays.items()}
+    return {name: _combined(found, scope, windows, doubts) for name, found in replays.items()}
 
 
 def _above_idle(
@@ -163,7 +165,9 @@ def _above_idle(
     )
 
 
-def _combined(replays: Sequence[_Replay], scope: PowerScope, windows: Iterable[Window]) -> EnergyMeasurement:
+def _combined(
+    replays: Sequence[_Replay], scope: PowerScope, windows: Iterable[Window], doubts: Sequence[str]
+) -> EnergyMeasurement:
     count = len(replays)
     energy = fmean(replay.energy_mj for replay in replays)
     error = math.sqrt(sum(replay.error_mj**2 for replay in replays)) / count
@@ -185,7 +189,7 @@ def _combined(replays: Sequence[_Replay], scope: PowerScope, windows: Iterable[W
         updates=min(replay.updates for replay in replays),
         rails=scope.rails,
         covers=scope.covers,
-        doubts=tuple(_doubts(energy, error, scope, windows)),
+        doubts=(*_doubts(energy, error, scope, windows), *doubts),
     )
 
 

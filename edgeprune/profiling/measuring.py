@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError, ConnectError, RemoteError
+from edgeprune.errors import ConfigError, ConnectError, RemoteError, RunnerEndedError
 from edgeprune.profiling.arrears import Asked, unsettled
+from edgeprune.profiling.blaming import blamed
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
@@ -169,6 +170,8 @@ class _Run:
         self.settled: list[str] = []
         self.reconnector = Reconnector(board, 0.0)
         self.told: Callable[[str], None] | None = None
+        self.ready = False
+        self.loading: str | None = None
 
     def fetch(self) -> int:
         """Take over what the board measured in a call that was interrupted, and could not tell; returns how many samples."""
@@ -270,6 +273,21 @@ class _Run:
                 self._call(number, attempt, self._portion(waiting, layout))
             except ConnectError as lost:
                 self._reconnect(lost)
+            except RunnerEndedError as ended:
+                if not self._blame(waiting, layout, ended):
+                    raise
+
+    def _blame(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]], ended: RunnerEndedError) -> bool:
+        """Leave out the kernel at which the board's program has ended again; whether there is one."""
+        self.fetch()
+        self.forget()
+        left = [name for place in waiting for name in self.ledger.left(place, layout[place[2]])]
+        if not self.ready:
+            left = [] if self.loading is None else [self.loading]
+        found = blamed(self.journal.records, left, self.kernels, ended.message)
+        for record in found:
+            self._note(record)
+        return len(found) > 1
 
     def _reconnect(self, lost: ConnectError) -> None:
         """Go on over a new link; what the board could not tell over the old one is asked for first."""
@@ -307,13 +325,16 @@ class _Run:
             asked = Asked.anew(number, attempt, order)
             self._note(asked.record())
             keeping = {"keep": asked.name, "forget": self.settled}
-        last = time.monotonic()
+        last, self.ready, self.loading = time.monotonic(), False, None
 
         def on_event(event: dict[str, Any]) -> None:
             nonlocal last
             now = time.monotonic()
+            if event.get("event") == "loading":
+                self.loading = event["id"]
             record = self._record(event, number, attempt, order)
             if record is not None:
+                self.ready |= record["kind"] == "call"
                 self._note({**record, "seconds": round(now - last, 4)})
                 last = now
                 self._tell(f"round {number + 1}" + (f", repeat {attempt}" if attempt else ""))

@@ -24,8 +24,9 @@ from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import afterwards, extending, layered, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
-from edgeprune.profiling.energy import with_energies
+from edgeprune.profiling.energy import power_of, with_energies
 from edgeprune.profiling.journal import Journal
+from edgeprune.profiling.journal_place import journals
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
 from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.reconnecting import WAIT_S
@@ -81,6 +82,7 @@ def profile(
     kernel_graph: KernelGraph | Mapping[str, KernelGraph] | None = None,
     energy: bool = False,
     meter: str | None = None,
+    host_meter: str | None = None,
     rails: Sequence[str] | None = None,
     percentiles: bool = False,
     tiles: Sequence[tuple[int, int]] = (),
@@ -110,23 +112,25 @@ def profile(
         power_mode: Name or number of a Jetson's power mode to be in meanwhile; the one before comes back. The table is one of
             this mode, and is refused in another.
         out: Where the table is saved; may be the path of `table`, which is then replaced in one step. A journal lies beside
-            it until then, and a run with the same arguments that finds one goes on from it.
+            it until then, and a run with the same arguments that finds one goes on from it. Without
+            it the journal lies in the state folder (`EDGEPRUNE_STATE`), for a day.
         progress: Told (items done, items in all, seconds left, what happens).
         told: Told what a table knows, how the board compares with it, that it goes on from an interrupted run, and what
             became of the board meanwhile (throttling, another power mode, a restart).
         graph: The traced model or models, where the caller has them.
         kernel_graph: The lowered model or models, where the caller has them; lowered for this board.
         energy: Measure the energy per inference of the whole networks too (`measure_energy`), after all timing; it takes
-            about 15 s per network beside `minutes`, more where the sensor is slow, and begins anew when it is interrupted.
+            about 15 s per network beside `minutes`, more where the sensor is slow.
         meter: With `energy`: command on the board that prints an external meter's watts.
+        host_meter: With `energy`: command on this machine that does, instead.
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
-            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted.
+            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted meanwhile.
         tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
             without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
             say what to run next.
-        wait_s: How long a board whose link is lost while kernels are measured is waited for, seconds; then the run goes on.
+        wait_s: How long a board whose link is lost is waited for, seconds; then the run goes on.
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
@@ -173,14 +177,16 @@ def profile(
             tiles=tiles,
         )
         setting = replace(setting, wait_s=wait_s)
-        power = target.power(meter=meter) if energy else None
+        how = {"meter": meter, "host_meter": host_meter, "rails": None if rails is None else list(rails)}
+        power = power_of(target, meter=meter, host_meter=host_meter) if energy else None
         if power is not None:
             power.scope(rails)  # tells now, not after all timing, that the power cannot be read
-        path = None if out is None else Path(out)
+        asked_for = {**setting.request, "locked": lock_clocks}
+        path = stack.enter_context(journals(None if out is None else Path(out), target, asked_for))
         if lock_clocks and not clocks:
             tell(0, 0, setting.seconds, "locking the clocks")
             clocks = held.enter_context(target.lock_clocks())
-        with Journal(path and beside(path, "selection"), {**setting.request, "locked": lock_clocks}) as chosen:
+        with Journal(path and beside(path, "selection"), asked_for) as chosen:
             if chosen.records:
                 selection = Selection.from_record(chosen.records[0])
             else:
@@ -193,11 +199,12 @@ def profile(
             if told is not None and found is not setting.table:
                 for sentence in (found.header if base is None else found.header["runs"][-1])["disturbances"]:
                     told(sentence)
-            heated = afterwards.heated(target, setting, selection, chosen, tell) if sustained else None
-            tails = afterwards.percentiles(target, setting, selection, tell) if percentiles else None
-            energies = (
-                None if power is None else afterwards.energies(target, setting, selection, power, meter, rails, tell)
-            )
+            common = (target, setting, selection)
+            heated = afterwards.heated(*common, chosen, tell, told) if sustained else None
+            tails = afterwards.percentiles(*common, chosen, tell, told) if percentiles else None
+            energies = None
+            if power is not None:
+                energies = afterwards.energies(*common, power, how, chosen, tell, told)
             held.close()
             # Only now is it known whether the clocks are what they were.
             if found is not setting.table:
@@ -213,8 +220,9 @@ def profile(
                 found = with_energies(found, energies)
             if clocks and told is not None:
                 told(_on_clocks(clocks))
+            if out is not None:
+                found.save(out)
             if path is not None:
-                found.save(path)
                 for number in range(len(stages_of(chosen)) + 1):
                     beside(path, f"journal-{number}" if number else "journal").unlink(missing_ok=True)
             chosen.discard()

@@ -59,6 +59,9 @@ def test_an_output_folder_of_something_else_is_left_alone(edgeprune: CommandLine
 def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: CommandLine) -> None:
     profile = ("profile", "net.py:build", *INPUT)
     refuse(edgeprune, *profile, "--meter", "echo 1", parts=("--meter must come with --energy",))
+    here = (*profile, "--host-meter", "echo 1")
+    refuse(edgeprune, *here, parts=("--host-meter must come with --energy and without --meter, found it alone",))
+    refuse(edgeprune, *here, "--energy", "--meter", "echo 1", parts=("without --meter, found --meter with it",))
     refuse(edgeprune, *profile, "--rail", "VIN", parts=("--rail must come with --energy",))
 
 

@@ -35,7 +35,9 @@ def edgeprune(tmp_path: Path) -> Run:
 
 def test_a_board_is_added_only_with_an_accepted_host_key(sshd: OpenSshServer, edgeprune: Run, tmp_path: Path) -> None:
     address = f"{sshd.user}@{sshd.host}:{sshd.port}"
+    core = str(min(os.sched_getaffinity(0)))
     add = ("add", "bench", "--ssh", address, "--identity", str(sshd.identity), "--root", str(tmp_path / "on board"))
+    add = (*add, "--cores", core)
 
     asked = edgeprune(*add)
     assert asked.returncode == 3
@@ -60,6 +62,7 @@ def test_a_board_is_added_only_with_an_accepted_host_key(sshd: OpenSshServer, ed
     answer = json.loads(probed.stdout)
     assert answer["root"] == str(tmp_path / "on board")
     assert answer["fingerprint"]["architecture"] == os.uname().machine
+    assert answer["fingerprint"]["cores"] == 1
 
     again = edgeprune(*add, "--host-key", fingerprint.rstrip(","))
     assert again.returncode == 2

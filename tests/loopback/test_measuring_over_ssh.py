@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import BoardBusyError, ConnectError, RemoteError
+from edgeprune.profiling import afterwards
+from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import measure
+from edgeprune.profiling.percentiles import percentiles
 from edgeprune.testing.proxy import FaultyLink
 from edgeprune.testing.sshd import OpenSshServer
 
@@ -169,3 +174,34 @@ def test_a_board_that_stays_away_is_waited_for_no_longer_than_asked(
         assert len(waited) >= 2
         assert time.monotonic() - waited[0] < 10
     assert '"kind":"sample"' in (tmp_path / "run.jsonl").read_text()
+
+
+def test_what_is_timed_after_the_rounds_waits_for_the_board_too(
+    sshd: OpenSshServer, engines: dict[str, bytes | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: engines[name] for name in ("product16", "product64")}
+    monkeypatch.setattr(afterwards, "network_engines", lambda setting, selection: few)
+    monkeypatch.setattr(afterwards, "timed_singly", partial(percentiles, rounds=2, runs=20))
+    setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, wait_s=60.0)
+    selection: Any = None
+    said, waited = [], []
+    with FaultyLink(sshd.host, sshd.port) as link:
+
+        def progress(done: int, total: int, left_s: float, message: str) -> None:
+            if "waiting for the board" in message:
+                waited.append(message)
+            elif done == 1 and not waited:
+                link.cut()
+
+        url = sshd.board_behind(link, tmp_path / "board")
+        with (
+            Board.open(url) as board,
+            board.hold("a measurement"),
+            Journal(tmp_path / "selection.jsonl", {}) as book,
+        ):
+            found = afterwards.percentiles(board, setting, selection, book, progress, said.append)
+    assert set(found) == set(few)
+    assert all(one["runs"] >= 40 for one in found.values())
+    assert waited
+    (sentence,) = said
+    assert "was lost, and came back after" in sentence

@@ -42,6 +42,9 @@ VERBS = {
 TIMED = ("bench", "sustain", "energy")
 """Verbs whose answers are times."""
 
+BOUND = TIMED + ("probe",)
+"""Verbs that keep to the cores that the host asks for. Others may start programs of the user, which are not bound."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -59,6 +62,8 @@ def run(verb, line, emit):
             "the processor must be a real one to time anything on it, found an emulated %s." % os.uname().machine,
             "deploy without a budget checks the numbers there, and times nothing",
         )
+    if verb in BOUND and request.get("cores"):
+        importlib.import_module("processor").bind(request["cores"])
     request["verb"] = verb
     module = importlib.import_module(VERBS[verb])
     try:

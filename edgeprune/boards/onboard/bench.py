@@ -45,8 +45,9 @@ def main(request, emit):
             go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look), ``keep``
             (name under which the board keeps what it tells, see `kept`, or nothing), ``forget`` (names of earlier runs that
             need not be kept any more), ``layers`` (of engines that run in a process of their own: time their layers too).
-        emit: Takes events: ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms,
-            conditions), and per item ``sample`` (round, position, id and what `time_item` returns).
+        emit: Takes events: ``loading`` (id, of one that is optional: should it end this program, it is known which that
+            was), ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms, conditions), and per item
+            ``sample`` (round, position, id and what `time_item` returns).
 
     Returns:
         ``conditions`` before and after, and ``overhead_ms``, what an empty call costs, milliseconds.
@@ -118,6 +119,8 @@ def load_all(request, runtime, threads, emit):
     loaded = {}
     told = time.perf_counter()
     for done, name in enumerate(wanted, 1):
+        if name in optional:
+            emit({"event": "loading", "id": name})
         try:
             entry = request["engines"][name]
             engine = engines.load(entry, store, entry.get("runtime", runtime), threads)

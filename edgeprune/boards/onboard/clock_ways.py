@@ -13,11 +13,17 @@ from failures import Failure
 from tree import FOLDERS_OF_COMMANDS
 
 PATIENCE_S = 20.0
+UNLOCKED = "measure without --lock-clocks"
 _GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
 
 
 def run(argv, text=None):
     """Run a command; None, or in a few words why it failed."""
+    return ended(argv, text)[0]
+
+
+def ended(argv, text=None):
+    """(None, or in a few words why it failed; what it printed on both streams) of a command."""
     try:
         done = subprocess.run(
             argv,
@@ -28,13 +34,14 @@ def run(argv, text=None):
             env=environment(),
         )
     except OSError as error:
-        return "%s: %s" % (argv[0], error.strerror)
+        return "%s: %s" % (argv[0], error.strerror), ""
     except subprocess.TimeoutExpired:
-        return "%s gave no answer within %d s" % (" ".join(argv), PATIENCE_S)
+        return "%s gave no answer within %d s" % (" ".join(argv), PATIENCE_S), ""
+    said = done.stdout.decode("utf-8", "replace").strip()
     if done.returncode == 0:
-        return None
-    said = done.stdout.decode("utf-8", "replace").strip().splitlines()
-    return said[-1].strip() if said else "%s ended with exit code %d" % (" ".join(argv), done.returncode)
+        return None, said
+    last = said.splitlines()[-1].strip() if said else "%s ended with exit code %d" % (" ".join(argv), done.returncode)
+    return last, said
 
 
 def answer(argv):
@@ -104,14 +111,15 @@ class Way(object):
         raise NotImplementedError
 
     def require(self, argv, text=None):
-        """Run a command as root.
+        """Run a command as root; what it printed.
 
         Raises:
             failures.Failure: It failed.
         """
-        reason = run(as_root(argv), text)
+        reason, said = ended(as_root(argv), text)
         if reason is not None:
             raise refusal("%s: %s" % (self.name, reason))
+        return said
 
     def has(self, program):
         """Whether a program is there."""
@@ -170,10 +178,12 @@ class NvpModel(Way):
 class JetsonClocks(Way):
     """``jetson_clocks``: the highest clocks of the power mode that is chosen; it stores and restores by itself.
 
-    Source: NVIDIA, Jetson Linux Developer Guide, "Platform Power and Performance", jetson_clocks (--store, --restore).
+    Sources: NVIDIA, Jetson Linux Developer Guide, "Platform Power and Performance", jetson_clocks (--store, --restore, --show);
+    https://github.com/rbonghi/jetson_stats (what --show prints on a Jetson Nano and a Xavier).
     """
 
     name = "jetson_clocks"
+    _CORE = re.compile(r"^(cpu[0-9]{1,4}): *Online=1 .*?\bMinFreq=([0-9]{1,12}) MaxFreq=([0-9]{1,12})\b", re.M)
 
     def missing(self):
         return None if self.has("jetson_clocks") else "there is no jetson_clocks"
@@ -187,6 +197,10 @@ class JetsonClocks(Way):
 
     def apply(self):
         self.require(["jetson_clocks"])
+        cores = self._CORE.findall(answer(as_root(["jetson_clocks", "--show"])))
+        # A core that is turned off meanwhile, or one that no release locks, is no reason to refuse; all of them are.
+        if cores and all(int(least) < int(most) for _, least, most in cores):
+            raise refusal("jetson_clocks: the clock of %s is still free to go from %s to %s kHz" % cores[0], UNLOCKED)
 
     def restoring(self):
         return [{"argv": as_root(["jetson_clocks", "--restore", self.stored])}]
@@ -196,10 +210,14 @@ class NvidiaSmi(Way):
     """``nvidia-smi --lock-gpu-clocks`` at the highest SM clock; undone by ``--reset-gpu-clocks``, which also undoes a lock
     that somebody else had set: the driver does not tell of one.
 
-    Source: NVIDIA, nvidia-smi manual, --lock-gpu-clocks and --reset-gpu-clocks.
+    Sources: NVIDIA, nvidia-smi manual, --lock-gpu-clocks and --reset-gpu-clocks; https://github.com/gperdrizet/PUBSUM (what it
+    prints for GPUs older than Volta: a warning, and no failure); NVIDIA, Driver Persistence (what a driver that leaves an idle
+    GPU forgets).
     """
 
     name = "nvidia_smi"
+    _WARNED = re.compile(r"^.*(?:not supported|persistence mode is disabled).*$", re.I | re.M)
+    """Its exit code says success all the same; in the second case the lock ends when the GPU has nothing to do."""
 
     def missing(self):
         if not self.has("nvidia-smi"):
@@ -213,7 +231,11 @@ class NvidiaSmi(Way):
 
     def apply(self):
         clock = self.highest_mhz()
-        self.require(["nvidia-smi", "--lock-gpu-clocks=%d,%d" % (clock, clock)])
+        said = self.require(["nvidia-smi", "--lock-gpu-clocks=%d,%d" % (clock, clock)])
+        warned = self._WARNED.search(said)
+        if warned:
+            hint = "sudo nvidia-smi --persistence-mode=1" if "persistence" in warned.group().lower() else UNLOCKED
+            raise refusal("nvidia_smi: %s" % warned.group().strip()[:200], hint)
 
     def restoring(self):
         return [{"argv": as_root(["nvidia-smi", "--reset-gpu-clocks"])}]

@@ -29,9 +29,9 @@ def main(request, emit):
 
     Args:
         request: ``engines`` (id to entry, see `engines`), ``order`` (ids as they are replayed, with repeats), ``root``,
-            ``runtime``, ``threads``, ``channels`` (names, see `power`), ``interval_s`` (between two polls), ``idle_s`` and
-            ``replay_s`` (least length of a window), ``settle_s`` (runs before a replay window begins, and rest before an
-            idle window begins), ``meter`` and ``sysroot`` (see `power`).
+            ``runtime``, ``threads``, ``channels`` (names, see `power`; none where somebody else reads the power),
+            ``interval_s`` (between two polls), ``idle_s`` and ``replay_s`` (least length of a window), ``settle_s`` (runs
+            before a replay window begins, and rest before an idle window begins), ``meter`` and ``sysroot`` (see `power`).
         emit: Takes events: ``window`` (phase ``"idle"`` or ``"replay"``, id, start_s, end_s, runs, own: cores that
             this process kept busy, others: cores that other programs did, None where the kernel does not tell) as they
             end, then ``readings``
@@ -52,7 +52,7 @@ def main(request, emit):
     settle_s, idle_s, replay_s = (float(request[name]) for name in ("settle_s", "idle_s", "replay_s"))
     facts = tree.Tree()
     before = bench.conditions()
-    with Sampler(request) as sampler:
+    with Sampler(request) if request["channels"] else Elsewhere() as sampler:
         sampler.wait()
         gc.collect()
         gc.disable()
@@ -139,6 +139,27 @@ def own_s():
     """Processor time of this process and of the children that have ended, seconds."""
     times = os.times()
     return times[0] + times[1] + times[2] + times[3]
+
+
+class Elsewhere(object):
+    """In place of the sampling process where the power is not read on the board."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        pass
+
+    def wait(self):
+        """Nothing has to come first."""
+
+    def finish(self):
+        """No reading failed."""
+        return {}
+
+    def readings(self):
+        """None are here."""
+        return {}
 
 
 class Sampler(object):

@@ -104,7 +104,8 @@ def sample(sources, interval_s, emit):
         with lock:
             if ended.is_set():
                 return
-            for channel in source.channels:
+            # A program may print a line per GPU: what one line does not hold is not missing.
+            for channel in source.channels if source.read is not None else ():
                 if channel.name not in values:
                     missed[channel.name] = missed.get(channel.name, 0) + 1
             if values:

@@ -6,6 +6,7 @@ what USB and 5 V devices take is not in their sum).
 
 import re
 
+import sensors
 from power_source import POWER, SHARE, Channel, Source, absent, number
 
 NAME = "pmic"
@@ -17,6 +18,9 @@ def find(tree, request):
     if tree.find_program("vcgencmd") is None:
         return [], [absent(NAME, "there is no vcgencmd, so no Raspberry Pi firmware to ask.")]
     rails = parse(tree.run("vcgencmd", "pmic_read_adc") or "")
+    if not rails and sensors.firmware_refuses(tree):
+        reason = "vcgencmd is there, but refused: its user must be in the group of /dev/vcio, usually video."
+        return [], [absent(NAME, reason, there=True)]
     if not rails:
         reason = "vcgencmd pmic_read_adc tells no rail with a current and a voltage; only the Raspberry Pi 5's chip has them."
         return [], [absent(NAME, reason)]

@@ -43,7 +43,7 @@ def main(request, emit):
         "cpu_model": processor.cpu_model(tree, architecture, processors),
         "isa": processor.isa(tree, architecture, processors),
         "cores": cores,
-        "caches_bytes": processor.caches(tree),
+        "caches_bytes": processor.caches(tree, processor.first(tree)),
         "memory_bytes": meminfo(tree, "MemTotal"),
         "os": os_name(tree),
         "kernel": os.uname().release if tree.live else tree.read("/proc/sys/kernel/osrelease"),
@@ -67,6 +67,7 @@ def main(request, emit):
                 "environment": environment.own(root) if tree.live else None,
                 "python_bits": struct.calcsize("P") * 8 if tree.live else None,
                 "cores_there": len(processors) or None,
+                "cores_bound": sorted(request.get("cores") or ()) or None,
                 "cores_quota": processor.quota(tree),
                 "memory_available_bytes": meminfo(tree, "MemAvailable"),
                 "power_mode_id": mode_id,
@@ -102,6 +103,11 @@ def disturbances(tree, result, governors):
     if facts["emulated"]:
         found.append("the processor is emulated: results are right, but no latency means anything.")
     found.extend(sensors.throttling(tree) + gpus.throttling(gpus.states(tree)))
+    if sensors.firmware_refuses(tree):
+        found.append(
+            "the firmware cannot be asked (vcgencmd is refused), so throttling by it goes unnoticed: its user should be in the "
+            "group of /dev/vcio, usually video."
+        )
     if (result["load"] or 0.0) > LOAD_LIMIT * result["cores"]:
         found.append(
             "other programs are running: the load is %.2f on %d core%s, and should be below %.1f per core."

@@ -4,6 +4,7 @@ import os
 import re
 import struct
 
+from failures import Failure
 from tree import Tree
 
 # What decides which kernels a runtime picks; the kernel's own names. Everything else in `flags` is noise to a table.
@@ -129,10 +130,10 @@ def hwcap_flags(auxv):
     return flags
 
 
-def caches(tree):
-    """Sizes in bytes of the caches that core 0 sees: {"L1d": ..., "L1i": ..., "L2": ..., "L3": ...}."""
+def caches(tree, core=0):
+    """Sizes in bytes of the caches that a core sees: {"L1d": ..., "L1i": ..., "L2": ..., "L3": ...}."""
     sizes = {}
-    for folder in tree.glob("/sys/devices/system/cpu/cpu0/cache/index[0-9]*"):
+    for folder in tree.glob("/sys/devices/system/cpu/cpu%d/cache/index[0-9]*" % core):
         level, kind = tree.read_int(folder + "/level"), tree.read(folder + "/type")
         match = re.match(r"^(\d+)([KMG]?)$", tree.read(folder + "/size") or "")
         if level is None or match is None:
@@ -149,6 +150,32 @@ def cores(tree, processors):
     if tree.live and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return len(processors) or 1
+
+
+def first(tree):
+    """The first core that this process may use; for a captured tree, core 0."""
+    return min(os.sched_getaffinity(0)) if tree.live and hasattr(os, "sched_getaffinity") else 0
+
+
+def bind(wanted):
+    """Let this process, and what it starts from now on, run on some cores alone.
+
+    Raises:
+        failures.Failure: They are not all there for it.
+    """
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    try:
+        os.sched_setaffinity(0, wanted)
+        bound = sorted(os.sched_getaffinity(0)) == sorted(wanted)
+    except (AttributeError, OSError, OverflowError, ValueError):
+        bound = False
+    if not bound:
+        raise Failure(
+            "CommandError",
+            "the board must let its user have the cores %s, found %s."
+            % (", ".join(map(str, wanted)), ", ".join(map(str, there)) or "a system that binds nothing to cores"),
+            "edgeprune device add NAME --cores LIST --replace, with others",
+        )
 
 
 def quota(tree):

@@ -104,7 +104,25 @@ def throttling(tree):
     count = tree.read_int("/sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count")
     if count:
         found.append("the processor was throttled by heat %d times since it was started." % count)
-    return found + firmware_throttling(tree)
+    return found + module_throttling(tree) + firmware_throttling(tree)
+
+
+# Sources: NVIDIA, Jetson Linux, the driver of soctherm-oc-event; Developer Guide, "Platform Power and Performance" (on Orin and
+# Thor 1 is too low a voltage, 2 too high a current on average, 3 for an instant).
+_SUPPLY = "/sys/class/hwmon/hwmon[0-9]*/oc[0-9]*_event_cnt"
+
+
+def module_throttling(tree):
+    """What a Jetson's module has done against its supply; each event lowers clocks for a moment, where it is turned on."""
+    found = []
+    for path in tree.glob(_SUPPLY):
+        count = tree.read_int(path)
+        if count and count > 0 and tree.read_int(path.replace("_event_cnt", "_throt_en")) != 0:
+            found.append(
+                "too low a voltage or too high a current (%s) made the module lower its clocks %d times since it was started."
+                % (path.rsplit("/", 1)[1].split("_")[0], count)
+            )
+    return found
 
 
 # Source: Raspberry Pi documentation, os.html#get_throttled.
@@ -132,6 +150,11 @@ def firmware_throttling(tree):
             continue
         found.append("the firmware reports that %s %s (throttled=%s)." % (what, when, match.group(1)))
     return found
+
+
+def firmware_refuses(tree):
+    """Whether a Raspberry Pi's firmware is there and this user may not ask it."""
+    return tree.find_program("vcgencmd") is not None and tree.run("vcgencmd", "get_throttled") is None
 
 
 def battery(tree):

@@ -107,11 +107,15 @@ def test_a_name_that_is_not_configured_is_refused_with_the_command_that_adds_it(
         ("http://board", r"must read ssh://user@host:port .*found http://"),
         (
             "ssh://user@host?pyhton=/x",
-            r"with the options python, root, identity, host_key, jump, found the option pyhton",
+            r"with the options python, root, identity, host_key, jump, cores, found the option pyhton",
         ),
         ("ssh://user@host?python=", r"found the option python"),
         ("ssh://user@host:99999", r"an ssh target must be"),
         ("ssh://user@host?host_key=MD5:12", r"host_key of a board's address breaks a rule"),
+        (
+            "ssh://user@host?cores=7-4",
+            r"cores of a board's address breaks a rule .*as taskset takes them, 4-7 or 0,2-3",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused(root: Path, url: str, words: str) -> None:
@@ -490,3 +494,20 @@ def test_a_full_disk_does_not_keep_the_probe_from_answering(small_disk: Path) ->
     fill(small_disk)
     assert board.probe().free_disk_bytes == 0
     assert sorted(path.name for path in (small_disk / "root").iterdir()) == ["runner"]
+
+
+def test_what_is_timed_keeps_to_the_cores_that_were_chosen(root: Path) -> None:
+    mine = sorted(os.sched_getaffinity(0))
+    with Board(LocalTransport(), name="big", python=sys.executable, root=str(root), cores=mine[:1]) as board:
+        found = board.probe()
+        assert found.cores == 1
+        assert found.facts["cores_bound"] == mine[:1]
+        assert found.identity("onnxruntime")["bound_cores"] == mine[:1]
+    with Board(LocalTransport(), name="all", python=sys.executable, root=str(root)) as board:
+        assert board.probe().cores == len(mine)
+        assert "bound_cores" not in board.probe().identity("onnxruntime")
+    with (
+        Board(LocalTransport(), name="none", python=sys.executable, root=str(root), cores=[mine[0], 9000]) as board,
+        pytest.raises(CommandError, match=rf"must let its user have the cores {mine[0]}, 9000, found {mine[0]}"),
+    ):
+        board.probe()

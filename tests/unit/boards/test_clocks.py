@@ -233,3 +233,77 @@ def test_governors_of_all_cores_are_put_back_as_they_were(jetson: Jetson, root: 
     assert result["restored"] is True
     assert result["after"]["governors"] == ["powersave", "schedutil"]
     assert {path: path.read_text() for path in former} == former
+
+
+# What `jetson_clocks --show` prints on a Jetson Nano, in the comments of github.com/rbonghi/jetson_stats.
+SHOWN = "SOC family:tegra210  Machine:jetson-nano\nOnline CPUs: 0-1\n" + "".join(
+    f"cpu{core}: Online=1 Governor=schedutil MinFreq=102000 MaxFreq=1428000 CurrentFreq=1428000 IdleStates: WFI=1 c7=1\n"
+    for core in (0, 1)
+)
+
+
+def test_clocks_that_stay_free_though_the_command_succeeds_are_noticed(
+    board: Board, jetson: Jetson, root: Path, tmp_path: Path
+) -> None:
+    jetson.clocks.write_text(SHOWN)
+    jetson.jetson_clocks(":")
+    named = "jetson_clocks: the clock of cpu0 is still free to go from 102000 to 1428000 kHz"
+    with pytest.raises(CommandError, match=named) as caught, board.lock_clocks():
+        pytest.fail("it was not locked")
+    assert caught.value.hint == "measure without --lock-clocks"
+    assert jetson.recorded()[-1] == "jetson_clocks --restore"
+    assert not (root / "clocks.json").exists()
+    locked = tmp_path / "locked"
+    locked.write_text(SHOWN.replace("MinFreq=102000", "MinFreq=1428000"))
+    jetson.jetson_clocks(f'cp "{locked}" "{jetson.clocks}"')
+    with board.lock_clocks() as told:
+        assert told["ways"] == ["jetson_clocks"]
+    assert jetson.clocks.read_text() == SHOWN
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo "$*" >> "{calls}"
+case "$1" in
+    --query-gpu=clocks.max.sm) echo 1980 ;;
+    --lock-gpu-clocks=*) cat "{answer}" ;;
+esac
+"""
+LOCKED = 'GPU clocks set to "(gpuClkMin 1980, gpuClkMax 1980)" for GPU 00000009:01:00.0\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        (f"{LOCKED}All done.\n", None),
+        # With exit code 0, as github.com/gperdrizet/PUBSUM quotes it for a K80.
+        (
+            "Setting locked GPU clocks is not supported for GPU 00000000:05:00.0.\nTreating as warning and moving on.\n",
+            "found: nvidia_smi: Setting locked GPU clocks is not supported for GPU 00000000:05:00.0.",
+        ),
+        (
+            f"{LOCKED}\nWarning: persistence mode is disabled on device 00000009:01:00.0.\n",
+            "found: nvidia_smi: Warning: persistence mode is disabled on device 00000009:01:00.0.",
+        ),
+    ],
+)
+def test_a_gpu_whose_program_only_warns_is_not_taken_for_locked(
+    jetson: Jetson, root: Path, tmp_path: Path, said: str, refused: str | None
+) -> None:
+    (tmp_path / "answer").write_text(said)
+    jetson.command("nvidia-smi", NVIDIA_SMI.format(calls=jetson.calls, answer=tmp_path / "answer"))
+    with Board(LocalTransport(), name="gpu", python=sys.executable, root=str(root)) as board:
+        request: dict[str, Any] = {"root": str(root), "ways": ["nvidia_smi"]}
+        process = board.transport.open_process(
+            [board.python, board._runner(), "clocks"], stdin=json.dumps(request).encode() + b"\n"
+        )
+        line = process.readline(20)
+        assert line is not None
+        told = json.loads(line)
+        process.close()
+    if refused is None:
+        assert told["clocks"]["ways"] == ["nvidia_smi"]
+    else:
+        assert (told["event"], told["error"]) == ("error", "CommandError")
+        assert refused in told["message"]
+    calls = [call for call in jetson.calls.read_text().splitlines() if "gpu-clocks" in call]
+    assert calls == ["--lock-gpu-clocks=1980,1980", "--reset-gpu-clocks"]

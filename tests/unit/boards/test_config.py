@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeprune.boards.config import BoardConfig, BoardEntry, check_name, config_path, require_known
+from edgeprune.boards.cores import core_list
 from edgeprune.errors import ConfigError, UnknownBoardError
 
 ORIN = BoardEntry(
@@ -20,6 +21,7 @@ ORIN = BoardEntry(
     host_key="SHA256:" + "a" * 43,
     identity="~/.ssh/id_ed25519",
     jump="ann@gate:2222,inner-gate",
+    cores="0,4-7",
 )
 
 
@@ -192,3 +194,18 @@ def test_groups_that_cannot_be_name_their_key(config: BoardConfig, lines: str, r
     config.path.write_text(lines + "\n")
     with pytest.raises(ConfigError, match=rule):
         config.list()
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("4-7", (4, 5, 6, 7)), ("3", (3,)), ("2, 0-1,1", (0, 1, 2)), ("6-6", (6,)), ("0,10-11", (0, 10, 11))],
+)
+def test_cores_are_written_as_taskset_takes_them(text: str, cores: tuple[int, ...]) -> None:
+    assert core_list(text) == cores
+    assert BoardEntry(ssh="pi", cores=text).cores == text
+
+
+@pytest.mark.parametrize("text", ["", "7-4", "-3", "4-", "a", "1,,2", "0x3", "12345"])
+def test_what_is_no_list_of_cores_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cores are written as taskset takes them, 4-7 or 0,2-3"):
+        core_list(text)

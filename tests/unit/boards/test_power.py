@@ -250,3 +250,33 @@ def test_a_channel_that_is_not_there_is_named(board: Board, tmp_path: Path) -> N
 def test_power_over_another_transport_object_is_the_same(root: Path) -> None:
     with Board(LocalTransport(), name="bare", python=sys.executable, root=str(root)) as bare:
         assert bare.power().device is None
+
+
+LINE_PER_GPU = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import power
+from power_source import Channel, Source
+
+def parse(line):
+    return None, {"GPU " + line: 1.0}
+
+channels = [Channel("GPU", str(index), "power", "share") for index in (0, 1)]
+source = Source(channels, stream=["/bin/sh", "-c", "while echo 0 && echo 1; do sleep 0.01; done"], parse=parse)
+print(power.sample([source], 0.02, lambda event: print(*event["values"], flush=True)))
+"""
+
+
+def test_what_one_line_of_a_program_does_not_hold_is_not_missing(board: Board) -> None:
+    board.power()  # brings the runner
+    runner = next(Path(board.root, "runner").iterdir())
+    child = subprocess.Popen(
+        [sys.executable, "-c", LINE_PER_GPU, str(runner)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    told = {child.stdout.readline().strip() for _ in range(4)}
+    child.stdin.close()
+    assert told == {"GPU 0", "GPU 1"}
+    assert child.stdout.read().splitlines()[-1] == "{'missed': {}}"
+    assert child.wait(timeout=10) == 0

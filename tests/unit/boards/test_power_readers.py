@@ -256,10 +256,23 @@ def test_the_firmware_is_asked_anew_for_every_reading(onboard: SimpleNamespace, 
 
 
 def test_a_raspberry_pi_4_has_the_program_and_no_currents(onboard: SimpleNamespace, tmp_path: Path) -> None:
-    script = '#!/bin/sh\necho "error=1 error_msg=\\"Command not registered\\""\nexit 1\n'
+    script = (
+        '#!/bin/sh\n[ "$1" != get_throttled ] || exec echo throttled=0x0\n'
+        'echo "error=1 error_msg=\\"Command not registered\\""\nexit 1\n'
+    )
     sources, absences = found(onboard, "power_pmic", write(tmp_path, {}, {"/usr/bin/vcgencmd": script}))
     assert sources == []
     assert "tells no rail with a current and a voltage" in absences[0]["reason"]
+    assert not absences[0]["there"]
+
+
+def test_a_firmware_that_this_user_may_not_ask_is_said_to_be_there(onboard: SimpleNamespace, tmp_path: Path) -> None:
+    # Documented: github.com/raspberrypi/utils issue 52.
+    script = '#!/bin/sh\necho "Can\'t open device file: /dev/vcio" >&2\nexit 1\n'
+    sources, absences = found(onboard, "power_pmic", write(tmp_path, {}, {"/usr/bin/vcgencmd": script}))
+    assert sources == []
+    assert absences[0]["there"]
+    assert "its user must be in the group of /dev/vcio" in absences[0]["reason"]
 
 
 # Android ------------------------------------------------------------------------------------------------------------------

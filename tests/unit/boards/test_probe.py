@@ -330,6 +330,15 @@ def test_what_was_throttled_since_the_start_is_told_apart_from_now(probe_tree: P
     )
 
 
+def test_a_firmware_that_may_not_be_asked_is_told(probe_tree: ProbeTree) -> None:
+    refusing = '#!/bin/sh\necho "Can\'t open device file: /dev/vcio" >&2\nexit 1\n'
+    found = probe_tree(RASPBERRY_PI_5, {"/usr/bin/vcgencmd": refusing})
+    assert found.disturbances[0].startswith(
+        "the firmware cannot be asked (vcgencmd is refused), so throttling by it goes"
+    )
+    assert any("vcgencmd is there, but refused" in absence for absence in found.absences)
+
+
 def test_the_machine_id_is_told_apart_but_not_told(probe_tree: ProbeTree) -> None:
     first = probe_tree(RASPBERRY_PI_5).facts["machine"]
     other = {**RASPBERRY_PI_5, "/etc/machine-id": "fedcba9876543210fedcba9876543210\n"}

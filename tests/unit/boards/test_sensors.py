@@ -71,6 +71,21 @@ def test_what_a_board_does_not_tell_is_left_out(onboard: SimpleNamespace, tmp_pa
     assert (found["clocks_khz"], found["clocks_held"], found["fans"], found["load"]) == ({}, [], {}, None)
 
 
+def test_what_a_module_does_against_its_supply_is_throttling(onboard: SimpleNamespace, tmp_path: Path) -> None:
+    folder = "/sys/class/hwmon/hwmon3"  # written out after NVIDIA's driver of soctherm-oc-event
+    events = {"oc1": ("0", "1"), "oc2": ("15", "0"), "oc3": ("37", "1")}
+    counts = {f"{folder}/{name}_event_cnt": f"{count}\n" for name, (count, _) in events.items()}
+    enabled = {f"{folder}/{name}_throt_en": f"{on}\n" for name, (_, on) in events.items()}
+    write(tmp_path, {f"{folder}/name": "soctherm_oc\n", **counts, **enabled})
+    said = (
+        "too low a voltage or too high a current (oc3) made the module lower its clocks 37 times since it was started."
+    )
+    assert onboard.sensors.throttling(onboard.tree.Tree(str(tmp_path))) == [said]
+    assert onboard.sensors.fans(onboard.tree.Tree(str(tmp_path))) == {}
+    (tmp_path / folder.lstrip("/") / "oc3_event_cnt").write_text("-1\n")
+    assert onboard.sensors.throttling(onboard.tree.Tree(str(tmp_path))) == []
+
+
 ROWS = "0, 1980, 2619, 61, 0x0000000000000004\n1, 345, [N/A], 33, 0x0000000000000001\n"
 
 

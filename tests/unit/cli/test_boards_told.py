@@ -62,6 +62,8 @@ def test_boards_that_are_unknown_or_away_say_so(edgeprune: Run) -> None:
     fail(edgeprune("device", "add", "bench", "--ssh", "nobody@127.0.0.1:1"), 3, "must be reachable")
     fail(edgeprune("device", "add", "local", "--ssh", "a@b"), 2, "must not be 'local'")
     fail(edgeprune("device", "add", "bench", "--ssh", "a@b", "--type", "toaster"), 2, "device type", "toaster")
+    cores = ("device", "add", "bench", "--ssh", "a@b", "--cores", "7-4")
+    fail(edgeprune(*cores), 2, "--cores '7-4' cannot be used", "as taskset")
     listed = succeed(edgeprune("device", "list", "--json"))
     assert listed["boards"] == {}, "a board that was refused is not kept"
 

@@ -101,6 +101,35 @@ def test_a_fit_is_drawn_on_request(edgeprune: CommandLine) -> None:
     assert "--report must be a .html file, found fused.parquet. Try: --report fused.html" in done.stderr
 
 
+def test_a_few_kernels_of_a_new_device_stand_on_another_s_table(edgeprune: CommandLine) -> None:
+    """Times of a device that takes 1.7 times as long: *made* from those of a real one."""
+    known = LatencyTable.load(DATA / "onnxruntime_avx512_kernels.parquet").filter(op="FusedConv")
+    known.save(edgeprune.folder / "known.parquet")
+    few = known.filter(key=[kernel.key for kernel in known.kernels[::8]])
+    times = ("median_ms", "p90_ms", "min_ms")
+    rows = [
+        {**row, **{name: 1.7 * row[name] for name in times}, "rounds_ms": [1.7 * ms for ms in row["rounds_ms"]]}
+        for row in few.rows
+    ]
+    header = {**few.header, "identity": {**few.header["identity"], "cpu_model": "another one"}}
+    LatencyTable(header, rows).save(edgeprune.folder / "few.parquet")
+    answer = json.loads(edgeprune.succeed("fit", "few.parquet", "--transfer-from", "known.parquet", "--json"))
+    assert known.hash[:12] in answer["transferred_from"]
+    assert answer["errors"][0]["model"].startswith("transfer")
+    assert answer["errors"][0]["median_error_percent"] < 10
+    assert {"few.json", "few.source.json", "few.source.parquet"} <= {path.name for path in edgeprune.folder.iterdir()}
+    said = refused_fit(edgeprune, "few.parquet", "--transfer-from", "none.parquet")
+    assert "there must be a latency table at none.parquet, found no such file" in said
+
+
+def refused_fit(edgeprune: CommandLine, *arguments: str) -> str:
+    """The line with which `edgeprune fit` refuses."""
+    done = edgeprune.run("fit", *arguments)
+    assert done.returncode == 4, (done.stdout, done.stderr)
+    (line,) = done.stderr.splitlines()
+    return line
+
+
 def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLine) -> None:
     whole = DATA / "onnxruntime_avx512_kernels.parquet"
     content = whole.read_bytes()

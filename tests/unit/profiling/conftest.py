@@ -15,6 +15,7 @@ from edgeprune.boards.board import Board
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     monkeypatch.setenv("EDGEPRUNE_ROOT", str(tmp_path / "board"))
+    monkeypatch.setenv("EDGEPRUNE_STATE", str(tmp_path / "state"))
     with Board.open("local") as opened:
         yield opened
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from edgeprune.boards.board import Board
+from edgeprune.errors import RunnerEndedError
 from edgeprune.profiling.arrears import Asked, unsettled
 from edgeprune.profiling.measuring import measure
 from edgeprune.profiling.rounds import Slot, slots
@@ -114,3 +116,42 @@ def test_a_full_disk_ends_the_copy_and_not_the_run(
     request = {"engines": engines, "rounds": [["a", "a"]], "samples": 1, "sample_ms": 1.0, "warmup_ms": 1.0}
     board.call("bench", {**request, "keep": "full"}, on_event=events.append)
     assert [event["event"] for event in events if event["event"] == "sample"] == ["sample", "sample"]
+
+
+def timing_process(root: str) -> int:
+    """Number of the process that times on a board with this folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[-2:-1] == [b"bench"] and root.encode() in words[1]:
+                    return int(entry.name)
+    raise AssertionError("nothing is timed")
+
+
+def test_a_program_that_is_killed_on_the_board_loses_and_doubles_no_sample(
+    board: Board, conv_engine: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """As a board does that runs out of memory."""
+    engines: dict[str, bytes | Path] = {f"conv{channels}": conv_engine(channels) for channels in range(4, 52, 4)}
+    settings: dict[str, Any] = {"samples": 2, "sample_ms": 4.0, "warmup_ms": 2.0, "every": 4, "max_repeats": 0}
+    journal = tmp_path / "run.jsonl"
+
+    def kill(done: int, total: int, left_s: float, message: str) -> None:
+        if done == 5:
+            os.kill(timing_process(board.root), signal.SIGKILL)
+
+    with pytest.raises(RunnerEndedError, match=r"'bench' must give a result, but it was killed by SIGKILL") as caught:
+        measure(board, engines, rounds=2, journal=journal, progress=kill, **settings)
+    assert (caught.value.exit_code, caught.value.hint) == (3, "look for memory running out on the board: dmesg")
+    held = journal.read_bytes()
+    assert held.count(b'"kind":"sample"') >= 5
+    said: list[str] = []
+    found = measure(board, engines, rounds=2, journal=journal, told=said.append, **settings)
+    assert set(found.measurements) == set(engines)
+    assert said[0].startswith("going on: ")
+    assert journal.read_bytes().startswith(held)
+    samples = [record for record in map(json.loads, journal.read_bytes().splitlines()) if record["kind"] == "sample"]
+    times = Counter((record["round"], record["id"]) for record in samples if record["stretch"] is not None)
+    assert set(times.values()) == {1}
+    assert len(times) == 2 * (len(engines) - 1)

@@ -41,6 +41,13 @@ HOT = "clocks are held down by heat: cooling device cpu-cpufreq is at step 2."
             ],
             ("the board was restarted while it was measured.",),
         ),
+        (
+            [
+                CALM,
+                *({**CALM, "throttling": [f"lowered its clocks {count} times since then."]} for count in (1, 5, 90)),
+            ],
+            ("while it was measured, lowered its clocks 90 times since then.",),
+        ),
         ([CALM, {"load": 1.0}], ()),  # a board that tells nothing
         ([{"load": 1.0}, {**CALM, "boot": None}], ()),
         ([CALM], ()),

@@ -113,6 +113,24 @@ def test_profile_that_was_interrupted_goes_on_where_it_was(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.parquet"]
 
 
+@pytest.mark.slow
+def test_a_run_whose_table_has_no_place_goes_on_too(
+    board: Board, model: nn.Module, graph: ChannelGraph, tmp_path: Path
+) -> None:
+    def interrupt(done: int, total: int, left_s: float, message: str) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(model, INPUT, board, minutes=0.1, graph=graph, progress=interrupt)
+    (journal,) = (tmp_path / "state" / "profiles").glob("*/*.journal.jsonl")
+    kept = journal.read_text().count('"kind":"sample"')
+    said: list[str] = []
+    profile(model, INPUT, board, minutes=0.1, graph=graph, told=said.append)
+    assert said[0].startswith(f"going on: {kept} measurements of the interrupted run are kept")
+    assert list((tmp_path / "state" / "profiles").iterdir()) == []
+
+
 def test_board_is_held_while_it_is_measured(board: Board, model: nn.Module, graph: ChannelGraph) -> None:
     refused: list[BoardBusyError] = []
 
