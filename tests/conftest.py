@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
-def pytest_configure() -> None:
-    """Programs under test must feel Ctrl-C, also where the tests were started as a background job, which ignores it."""
+def pytest_runtest_setup() -> None:
+    """Programs under test must feel Ctrl-C, also where the tests were started as a background job, which ignores it, and where
+    a test before this one ran what ignores it at its end, as the command line does."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

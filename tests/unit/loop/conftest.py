@@ -23,7 +23,7 @@ from edgeprune.latency.table_rows import kernel_row, network_row
 from edgeprune.loop import verification
 from edgeprune.loop.planning import Planner
 from edgeprune.lowering.kernel_graph import KernelGraph, lower
-from edgeprune.profiling import space
+from edgeprune.profiling import design
 from edgeprune.profiling.run import profile
 from edgeprune.recovery.fine_tuning import fine_tune
 from edgeprune.spec import Measurement
@@ -196,7 +196,7 @@ def modelled(tmp_path_factory):
     example = torch.zeros(1, 1, 8, 8)
     traced = trace(model, example)
     graph = lower(traced, model=model, device=law.table.target(), workdir=tmp_path_factory.mktemp("modelled"))
-    every = [(widths, graph.at(widths)) for widths in space.networks(graph, 8)]
+    every = [(widths, graph.at(widths)) for widths in design.networks(graph, 8)]
     kernels = {kernel.key: kernel for _, executed in every for kernel in executed}.values()
     rows = [kernel_row(kernel, timed(float(law.kernel_ms([kernel])[0]))) for kernel in kernels]
     rows += [

@@ -53,7 +53,7 @@ class Case:
         sum_ms = float(fitted.kernel_ms(kernels).sum())
         read = sum(weight_bytes(kernel) for kernel in kernels)
         prices = {kernel.op: 0.5 * sum_ms / read for kernel in kernels if weight_bytes(kernel)}
-        self.calibration = Calibration(1.0, 0.0, 0.1 * sum_ms, prices, networks=9, kept_ms=0.6 * sum_ms)
+        self.calibration = Calibration(1.0, 0.0, 0.1 * sum_ms, prices, networks=9, kept_ms=sum_ms)
         self.predictor = copy.copy(fitted)
         self.predictor.calibrate(self.calibration, (), ())
         self.flat = copy.copy(fitted)
