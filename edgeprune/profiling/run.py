@@ -27,8 +27,9 @@ from edgeprune.profiling.assembling import Part, Profiled, with_clocks
 from edgeprune.profiling.energy import power_of, with_energies
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.journal_place import journals
-from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
+from edgeprune.profiling.measuring import MeasuredRun, Progress
 from edgeprune.profiling.percentiles import with_percentiles
+from edgeprune.profiling.quick_look import accepted, look
 from edgeprune.profiling.reconnecting import WAIT_S
 from edgeprune.profiling.selecting import (
     Preview,
@@ -286,7 +287,7 @@ def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> S
         for subject in setting.subjects
     }
     longest_ms = max(5.0, *guessed_dense_ms(setting.subjects, None))
-    quick = _quick(board, setting, engines, samples=max(3, min(40, math.ceil(_WATCHED_MS / longest_ms))))
+    quick = look(board, setting, engines, samples=max(3, min(40, math.ceil(_WATCHED_MS / longest_ms))))
     tell(0, 0, seconds, "choosing kernels and networks")
     # Half of a short time may already be gone: what was asked for still gets the other half.
     left_s = max(0.5 * seconds, seconds - (time.monotonic() - begun) - 0.05 * seconds)
@@ -310,28 +311,6 @@ def _core_share(quick: MeasuredRun, threads: int) -> float:
     share = sum(ms * share for ms, share in timed) / whole_ms
     own = (1.0 if share > _OWN_CORE else share) * (1 - min(1.0, quick.lost_s / quick.spent_s))
     return max(own, _LEAST_SHARE)
-
-
-def _quick(
-    board: Board,
-    setting: Setting,
-    engines: Mapping[str, bytes | Path],
-    kernels: Sequence[str] = (),
-    samples: int = 3,
-) -> MeasuredRun:
-    """One round, before anything is decided."""
-    return measure(
-        board,
-        engines,
-        runtime=setting.runtime,
-        threads=setting.threads,
-        rounds=1,
-        samples=samples,
-        max_repeats=0,
-        kernels=kernels,
-        wait_s=setting.wait_s,
-        timing_s=None if setting.layer_times is None else setting.layer_times.timing_s,
-    )
 
 
 def _measured(
@@ -358,9 +337,13 @@ def _measured(
         # A board that is not what it was is refused before minutes are spent on it.
         tell(0, 0, selection.budget_s, "comparing the board with the table")
         sentinel = subjects[0].network(0)
-        check = _quick(board, setting, {name: engines[name] for name in (sentinel, *anchors)}, list(anchors))
         dense = {sentinel: networks[sentinel]}
-        extending.link(base, layered.with_layers(Part(check, {}, {}, anchors), setting, dense, engines).anchored())
+
+        def compared() -> None:
+            check = look(board, setting, {name: engines[name] for name in (sentinel, *anchors)}, list(anchors))
+            extending.link(base, layered.with_layers(Part(check, {}, {}, anchors), setting, dense, engines).anchored())
+
+        accepted(compared, lambda message: tell(0, 0, selection.budget_s, message))
     later_s = selection.refine_s
     run = measure_stage(
         board,

@@ -17,7 +17,7 @@ from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
 from edgeprune.loop.dense import dense_latency
 from edgeprune.lowering.kernel_graph import lower
-from edgeprune.profiling import extending
+from edgeprune.profiling import extending, quick_look
 from edgeprune.profiling.run import DENSE, preview, profile
 
 INPUT = torch.zeros(1, 3, 16, 16)
@@ -136,6 +136,7 @@ def test_board_that_changed_is_refused_before_it_is_measured(
     board: Board, first: LatencyTable, large: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extending, "AGREE", 5.0)
+    monkeypatch.setattr(quick_look, "AGAIN_AFTER_S", (0.0,))
     # The table says that everything took a third of what it takes.
     quick = [
         {**row, **{name: row[name] / 3 for name in ("median_ms", "p90_ms", "min_ms")}}
