@@ -3,9 +3,10 @@
 Per family (ResNet, MobileNetV2, VGG, DenseNet, ViT-like) a dense network is profiled once, as a user would. Then pruned
 networks are drawn that the table does not hold: half with a share of 10 to 100 % drawn for each group by itself, half from
 plans of the allocators at 1.2 to 4 times the speed; a third has widths that are no multiples of 4. Each is timed interleaved
-with the dense network, so what is compared is a ratio, and all of it is timed a second time: what two measurements of one
-network agree to is the ceiling for any predictor. Then the table is extended by a second network of the family in 40 % of the
-minutes, and half as many pruned networks of that one are predicted and timed in the same way.
+with the dense network, so what is compared is a ratio. Then the table is extended by a second network of the family in 40 % of
+the minutes, and half as many pruned networks of that one are predicted and timed in the same way. At last all of it is timed
+a second time: what two measurements of one network agree to is the ceiling for any predictor, and it must be as long from the
+first to the second as it is from the middle of profiling to the first, since a machine that is shared changes meanwhile.
 
 What is done is not done again; what is missing is printed. Use a machine that does nothing else meanwhile; the whole takes
 about an hour and a half at ten minutes per family. edgeprune must be installed, with ONNX Runtime, and sshd.
@@ -50,7 +51,7 @@ from edgeprune.latency.features import Machine, features
 from edgeprune.latency.predictor import Predictor
 from edgeprune.loop.dense import dense_latency
 from edgeprune.lowering.kernel_graph import KernelGraph
-from edgeprune.profiling.comparing import compare
+from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.spec import Kernel
 from edgeprune.surgery.constraints import resolve
 from edgeprune.surgery.magnitude import l2_norms
@@ -58,8 +59,6 @@ from edgeprune.surgery.magnitude import l2_norms
 RESULTS = Path(__file__).parent / "results"
 SECOND_SHARE = 0.4
 """Of the minutes of a family's first network: what the second one gets."""
-_TOGETHER = 8
-"""Networks in one comparison, besides the dense one."""
 
 
 @contextlib.contextmanager
@@ -93,7 +92,7 @@ class Case:
 
 
 def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One network: profile, fit, draw, time twice."""
+    """One network: profile, fit, draw, time."""
     model, x = families.build(case.family, case.second)
     path = case.table_path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,26 +122,7 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
         predictor = edgeprune.fit(table)
         drawn = draw(lowered, predictor, arguments.networks // (2 if case.second else 1), table)
         rows = [{"widths": widths, "kind": kind, **predicted(lowered, predictor, widths)} for kind, widths in drawn]
-        level_ms: float | None = None
-        for turn in ("first", "second"):
-            for start in range(0, len(rows), _TOGETHER):
-                part = rows[start : start + _TOGETHER]
-                engines: dict[str, bytes | Path] = {
-                    f"network{index}": lowered.network_engine(row["widths"]) for index, row in enumerate(part)
-                }
-                engines["dense"] = lowered.network_engine({})
-                with board.hold("benchmark"):
-                    found = compare(
-                        board, engines, "dense", threads=arguments.threads, rounds=arguments.rounds, level_ms=level_ms
-                    )
-                level_ms = found.level_ms
-                for index, row in enumerate(part):
-                    ratio = found.ratios[f"network{index}"]
-                    row[turn] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
-                print(
-                    f"{case.name}: {turn} measurement, {start + len(part)} of {len(rows)}, {found.disturbed} rounds disturbed",
-                    flush=True,
-                )
+        found = timed(board, lowered, rows, "first", arguments)
         earlier = {row.name for row in base.networks} if base is not None else set()
         return {
             "family": case.name,
@@ -156,8 +136,54 @@ def run(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, A
             "dense": predicted(lowered, predictor, {}),
             "dense_ms": dense_latency(predictor, lowered).ms,
             "calibration": calibration_rows(predictor, earlier),
+            "level_ms": found.level_ms,
+            "first_at": time.time(),
             "networks": rows,
         }
+
+
+def run_again(case: Case, results: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The rows of a network with what a second measurement says of them."""
+    document: dict[str, Any] = json.loads(case.path(results).read_text())
+    model, x = families.build(case.family, case.second)
+    with loopback() as board, tempfile.TemporaryDirectory(prefix="edgeprune-benchmark-") as folder:
+        lowered = edgeprune.lower(edgeprune.trace(model, x), model=model, device=board.probe(), workdir=Path(folder))
+        timed(board, lowered, document["networks"], "second", arguments, document["level_ms"])
+    return {**document, "second_after_s": time.time() - document["first_at"]}
+
+
+def timed(
+    board: Board,
+    lowered: KernelGraph,
+    rows: list[dict[str, Any]],
+    turn: str,
+    arguments: argparse.Namespace,
+    level_ms: float | None = None,
+) -> Comparison:
+    """Time the networks of some rows, and write the ratios into them.
+
+    All in the same rounds: a neighbor who fills the shared cache for half a minute is some rounds of every network then, and
+    not every round of some.
+    """
+    engines: dict[str, bytes | Path] = {
+        f"network{index}": lowered.network_engine(row["widths"]) for index, row in enumerate(rows)
+    }
+    engines["dense"] = lowered.network_engine({})
+    with board.hold("benchmark"):
+        found = compare(board, engines, "dense", threads=arguments.threads, rounds=arguments.rounds, level_ms=level_ms)
+    for index, row in enumerate(rows):
+        ratio = found.ratios[f"network{index}"]
+        row[turn] = {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high}
+    dense_ms = found.measurements["dense"].median_ms
+    print(
+        f"{turn} measurement: {found.disturbed} rounds disturbed, the dense network takes {dense_ms:.3f} ms", flush=True
+    )
+    return found
+
+
+def complete(path: Path) -> bool:
+    """Whether a network's rows are there, and were timed twice."""
+    return path.exists() and all("second" in row for row in json.loads(path.read_text())["networks"])
 
 
 def predict_again(case: Case, results: Path) -> dict[str, Any]:
@@ -255,25 +281,32 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of profiling the first network of each family")
     parser.add_argument("--networks", type=int, default=40, help="per family, of its first network")
-    parser.add_argument("--rounds", type=int, default=12, help="of each comparison")
+    parser.add_argument("--rounds", type=int, default=40, help="of each comparison")
     parser.add_argument("--threads", type=int, default=1, help="inside one operation")
     parser.add_argument("--out", default="predictor_board", help="folder in benchmarks/results")
     arguments = parser.parse_args()
     results = RESULTS / arguments.out
     names = [arguments.only] if arguments.only else list(families.FAMILIES)
-    cases = [Case(name, second) for second in (False, True) for name in names]
-    for case in [] if arguments.table else cases:
-        if arguments.again and case.path(results).exists() and case.table_path(results).exists():
+    cases = [Case(name, second) for name in names for second in (False, True)]
+    for case in cases if arguments.again else []:
+        if complete(case.path(results)) and case.table_path(results).exists():
             write_text(case.path(results), json.dumps(predict_again(case, results), indent=1) + "\n")
-        elif not arguments.again and not case.path(results).exists():
-            print(f"running {case.name}", flush=True)
-            write_text(case.path(results), json.dumps(run(case, results, arguments), indent=1) + "\n")
+    for name in [] if arguments.table or arguments.again else names:
+        family = [case for case in cases if case.family == name]
+        for case in family:
+            if not case.path(results).exists():
+                print(f"running {case.name}", flush=True)
+                write_text(case.path(results), json.dumps(run(case, results, arguments), indent=1) + "\n")
+        for case in family:
+            if not complete(case.path(results)):
+                print(f"running {case.name} again", flush=True)
+                write_text(case.path(results), json.dumps(run_again(case, results, arguments), indent=1) + "\n")
     for second in (False, True):
-        there = [case.path(results) for case in cases if case.second == second and case.path(results).exists()]
+        there = [case.path(results) for case in cases if case.second == second and complete(case.path(results))]
         if there:
             print(f"{'second' if second else 'first'} networks of each family\n")
             print(figures.markdown([json.loads(path.read_text()) for path in there]) + "\n")
-    missing = [case.name for case in cases if not case.path(results).exists()]
+    missing = [case.name for case in cases if not complete(case.path(results))]
     print(f"missing: {', '.join(missing) or 'nothing'}")
 
 
