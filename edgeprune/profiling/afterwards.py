@@ -95,7 +95,7 @@ def energies(
             found |= {name: EnergyMeasurement.from_record(one) for name, one in kept.items()}
     left = sorted(set(engines) - set(found))
     order = random.Random(setting.seed).sample(left, len(left))
-    each_s = 2 * (needed_s(power.scope(how["rails"])) + SETTLE_S)
+    each_s = 2 * (needed_s(power.scope(how["rails"])) + SETTLE_S + setting.start_s)
     size = max(1, int(PART_S / each_s))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     reconnector = Reconnector(board, setting.wait_s)
@@ -139,6 +139,7 @@ def _replayed(
             rounds=1,
             seed=setting.seed,
             power=power,
+            start_s=setting.start_s,
             progress=progress,
             **how,
         )

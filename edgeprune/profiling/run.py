@@ -134,7 +134,7 @@ def profile(
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
-            cannot measure what is asked for beside the timing, the device type does not say how clocks are locked, or a model
+            cannot measure a sustained latency, the device type does not say how clocks are locked, or a model
             has no linear layer that is larger than one of the tiles.
         UnsupportedKernelError: The kernels that the backend runs for tiles are not known.
         CompileError: In int8: no layer of a model has weights.
@@ -151,8 +151,8 @@ def profile(
     begun = time.monotonic()
     tell = progress or _silent
     base = checked(minutes, table)
-    asked = {"a sustained latency": sustained, "energy": energy, "percentiles": percentiles}
-    layered.refuse_afterwards(backends.get(backend), asked)
+    if sustained:
+        layered.refuse_heating(backends.get(backend))
     with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
         clocks: dict[str, Any] = {}
         held = stack.enter_context(ExitStack())

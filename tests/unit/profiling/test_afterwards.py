@@ -48,7 +48,7 @@ def replay(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
     def run(replays: Replays, meter: str = "a", wait_s: float = 0.0, **others: Any) -> dict[str, EnergyMeasurement]:
         monkeypatch.setattr(afterwards, "measure_energy", replays)
-        setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, seed=0, wait_s=wait_s)
+        setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, seed=0, wait_s=wait_s, start_s=0.0)
         selection: Any = None
         tell, told = others.get("tell", lambda *state: None), others.get("told")
         with Journal(tmp_path / "selection.jsonl", {"of": "one run"}) as book:

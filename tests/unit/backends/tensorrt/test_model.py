@@ -12,7 +12,7 @@ from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers  # noqa: E40
 from edgeprune.backends.onnxruntime.quantizing import quantize  # noqa: E402
 from edgeprune.backends.tensorrt import model, versions  # noqa: E402
 from edgeprune.errors import ExportError  # noqa: E402
-from edgeprune.testing import trtexec  # noqa: E402
+from edgeprune.testing import trtexec, trtexec_says  # noqa: E402
 from edgeprune.testing.backends import SmallNet  # noqa: E402
 
 FAMILIES = {family.name: family for family in versions.DIALECTS}
