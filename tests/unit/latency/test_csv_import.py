@@ -122,10 +122,12 @@ def test_windows_strides_and_padding_of_two_sizes() -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_makes_kernels_that_fit(kind: str) -> None:
-    fields = [*KINDS[kind].required]
+    required = KINDS[kind].required
+    fields = [*required]
     lines = [",".join([*fields, "ms"])]
     for size in (8, 16, 24, 32):
-        lines.append(",".join([*(str(3 if name == "kernel_size" else size) for name in fields), f"{0.001 * size}"]))
+        values = {"sizes": "3", "counts": f"{size}+{2 * size}", "count": str(size)}
+        lines.append(",".join([*(values[required[name]] for name in fields), f"{0.001 * size}"]))
     table = imported("\n".join(lines), kernel=kind, columns={name: name for name in fields})
     assert len(table.kernels) == 4
     assert np.isfinite(fit(table).kernel_ms(table.kernels)).all()
