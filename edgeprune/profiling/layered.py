@@ -203,8 +203,8 @@ def refuse_heating(backend: Backend) -> None:
     """
     if backend.layer_times is not None:
         raise ConfigError(
-            "a sustained latency must be measured with engines that heat the board and are timed without a pause in between, those "
-            f"of {backend.name} are loaded by a process of their own each time, and the board cools meanwhile.",
+            "a sustained latency must be measured with engines that heat the board and are timed without a pause in between, "
+            f"those of {backend.name} are loaded by a process of their own each time, and the board cools meanwhile.",
             hint="profile without --sustained; --energy and --percentiles work",
         )
 

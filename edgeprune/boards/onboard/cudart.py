@@ -38,8 +38,8 @@ class Cuda(object):
         self._call("cudaSetDevice", ctypes.c_int(device))
         self._event_flags = 0 if spinning else BLOCKING
         if spinning:
-            # Waking up takes longer than a short inference. Before CUDA 12 that is refused once the device is in use, as it is where
-            # an engine was loaded already; times between events do not depend on it.
+            # Waking up takes longer than a short inference. Before CUDA 12 that is refused once the device is in use, as it is
+            # where an engine was loaded already; times between events do not depend on it.
             self._library.cudaSetDeviceFlags(ctypes.c_uint(SPIN))
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(stream))

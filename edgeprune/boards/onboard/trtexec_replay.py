@@ -1,7 +1,7 @@
 """An engine that trtexec repeats in a process of its own, for as long as its power is read. Python >= 3.6, stdlib only.
 
-Loading the engine is no part of a replay: trtexec says when it begins to infer. How long one inference took it says at its end, by
-how many queries it made in what time, warm-up left out.
+Loading the engine is no part of a replay: trtexec says when it begins to infer. How long one inference took it says at its end,
+by how many queries it made in what time, warm-up left out.
 
 Source of its words: NVIDIA/TensorRT, samples/trtexec/trtexec.cpp ("Starting inference") and samples/common/sampleReporting.cpp,
 ``printProlog``; each line is flushed (samples/common/logging.h).

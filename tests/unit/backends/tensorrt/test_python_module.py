@@ -179,7 +179,8 @@ def test_a_replay_is_one_of_the_module_too(module, build, model, tmp_path):
     build(model, tmp_path / "engine.plan")
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); sys.argv[0] = sys.argv[1]; import trtexec_engine; "
-        "trtexec_engine.REPLAY_MORE_S = 0.2; engine = trtexec_engine.TrtexecEngine(sys.argv[2]); child = engine.repeated(0.02, 0.2)\n"
+        "trtexec_engine.REPLAY_MORE_S = 0.2\n"
+        "child = trtexec_engine.TrtexecEngine(sys.argv[2]).repeated(0.02, 0.2)\n"
         "with child:\n"
         "    child.begin(); known = [child.infers(), child.query_s(), child.infers()]\n"
         "print(json.dumps(known))"
