@@ -3,9 +3,9 @@
 It is strict where the real one is: an option that is not in the list of its version (``trtexec_options.json``, taken from
 NVIDIA's sources) is refused, ``--option value`` instead of ``--option=value`` leaves an unknown word behind, and a number that is
 missing ends it with the real one's words. It fails with lines that were recorded of the real one (`trtexec_says`). What it
-exports was recorded of the real one too, so layers and times have nothing to do with the model that it was given, unless it is told
-to make them up (`trtexec_model`): then they are *modelled*, those of no device. Outputs are always the model's, from ONNX Runtime,
-rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec. What it does is in
+exports was recorded of the real one too, so layers and times have nothing to do with the model that it was given, unless it is
+told to make them up (`trtexec_model`): then they are *modelled*, those of no device. Outputs are always the model's, from ONNX
+Runtime, rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec. What it does is in
 ``trtexec_program.py``.
 """
 

@@ -1,8 +1,8 @@
 """Percentiles and energy of engines that trtexec runs: *replayed*, by a stand-in.
 
 Windows, processes and clocks are real. Times are those that were recorded; the stand-in keeps a core busy for as long as it is
-told to infer. The meter is a *model*: a program that prints 2 W and another 10 W for the time that the stand-in has a core, so the
-true energy of one inference is known: 10 mJ per millisecond of processor time.
+told to infer. The meter is a *model*: a program that prints 2 W and another 10 W for the time that the stand-in has a core, so
+the true energy of one inference is known: 10 mJ per millisecond of processor time.
 """
 
 from __future__ import annotations
