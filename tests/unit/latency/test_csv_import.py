@@ -120,6 +120,42 @@ def test_windows_strides_and_padding_of_two_sizes() -> None:
         imported(text, columns=columns)
 
 
+def test_parts_are_told_in_one_column_or_in_two() -> None:
+    def parts(kind: str, cells: str, **columns: str) -> Kernel:
+        text = ",".join([*columns.values(), "ms"]) + f"\n{cells},0.05\n"
+        return imported(text, kernel=kind, columns=columns).kernels[0]
+
+    one = parts("concat", "32+64,28", channels="c", height="h")
+    two = parts("concat", "32,64,28", channels="c", more_channels="d", height="h")
+    assert one == two
+    assert (one.inputs, one.output) == (((1, 32, 28, 28), (1, 64, 28, 28)), (1, 96, 28, 28))
+    assert parts("concat", "16x16;32,28", channels="c", height="h").output == (1, 64, 28, 28)
+    for cells, message in (
+        ("32,28", "row 1 of the given file: a concatenation must have the channels of at least two parts, found 32 alone"),
+        ("32+,28", "column 'c': channels must be a whole number from 1, or several such as 32"),
+    ):
+        with pytest.raises(TableFormatError, match=message):
+            parts("concat", cells, channels="c", height="h")
+    with pytest.raises(TableFormatError, match="the parts of a split must be equal, found 5 of 32 channels"):
+        parts("split", "32,28,5", channels="c", height="h", parts="n")
+
+
+def test_a_transposed_convolution_grows_its_image() -> None:
+    names = ("in_channels", "out_channels", "height", "kernel_size", "stride", "padding", "output_padding", "groups")
+
+    def made(*cells: object) -> Kernel:
+        text = ",".join([*names, "ms"]) + "\n" + ",".join(map(str, cells)) + ",0.05\n"
+        return imported(text, kernel="conv_transpose2d", columns=dict(zip(names, names, strict=True))).kernels[0]
+
+    # As PyTorch has it: (size - 1) * stride - 2 * padding + kernel + output padding.
+    kernel = made(16, 32, 14, 3, 2, 1, 1, 4)
+    assert (kernel.output, kernel.inputs) == ((1, 32, 28, 28), ((1, 16, 14, 14), (16, 8, 3, 3), (32,)))
+    with pytest.raises(TableFormatError, match="groups must divide the channels, found 3 groups of 16 and 32 channels"):
+        made(16, 32, 14, 3, 2, 1, 1, 3)
+    with pytest.raises(TableFormatError, match="the padding must leave some of the image"):
+        made(16, 32, 1, 3, 1, 2, 0, 1)
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_makes_kernels_that_fit(kind: str) -> None:
     required = KINDS[kind].required
