@@ -261,7 +261,8 @@ class _StandIn:
         """What a query takes in the mean, as it was recorded or made up, milliseconds."""
         if self.setting["modelled"]:
             return float(json.loads(self._modelled(plan).read_text(encoding="utf-8"))["whole_ms"])
-        told = [float(ms) for ms in re.findall(r'"computeMs"\s*:\s*([0-9.]+)', Path(self.setting["times"]).read_text(encoding="utf-8"))]
+        text = Path(self.setting["times"]).read_text(encoding="utf-8")
+        told = [float(ms) for ms in re.findall(r'"computeMs"\s*:\s*([0-9.]+)', text)]
         return sum(told) / len(told) if told else 1.0
 
 
