@@ -15,8 +15,9 @@ from edgeprune.spec import AttributeValue, Kernel
 
 Fields = Mapping[str, Any]
 
-EPSILON = 9.999999747378752e-06
-"""What norms add to a variance: 1e-5, as the 32 bits of an ONNX attribute hold it."""
+EPSILON, MOMENTUM, SIXTH = 9.999999747378752e-06, 0.8999999761581421, 0.1666666716337204
+"""What norms add to a variance, 1e-5, what a batch norm keeps of its statistics, 0.9, and the slope of a hard sigmoid, 1/6, as 32
+bits hold them."""
 
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "y", "1.0"}), frozenset({"0", "false", "no", "n", "", "0.0"})
 
@@ -147,7 +148,12 @@ def _pool2d(op: str) -> Callable[[Fields], Kernel]:
         window, padding = fields["kernel_size"], fields["padding"] or (0, 0)
         stride = fields["stride"] or window
         output = _slid((height, width), window, stride, (1, 1), padding)
-        attributes = {"dilation": (1, 1), "kernel": window, "pads": (*padding, *padding), "stride": stride}
+        attributes: dict[str, AttributeValue] = {
+            **({"count_include_pad": 1} if op == "AveragePool" else {"dilation": (1, 1)}),
+            "kernel": window,
+            "pads": (*padding, *padding),
+            "stride": stride,
+        }
         place = (fields["batch"], fields["channels"])
         shapes = ((*place, height, width),), (*place, *output)
         return Kernel(op, "pool", *shapes, tuple(attributes.items()), fields["precision"])
@@ -192,15 +198,26 @@ def _conv_transpose2d(fields: Fields) -> Kernel:
     )
 
 
-def _global_average_pool2d(fields: Fields) -> Kernel:
+def _silu(fields: Fields) -> Kernel:
     shape = _image_shape(fields)
-    return Kernel("GlobalAveragePool", "pool", (shape,), (*shape[:2], 1, 1), precision=fields["precision"])
+    return Kernel("QuickGelu", "elementwise", (shape,), shape, (("alpha", 1.0),), fields["precision"])
+
+
+def _hard_sigmoid(fields: Fields) -> Kernel:
+    shape, attributes = _image_shape(fields), (("alpha", SIXTH), ("beta", 0.5))
+    return Kernel("HardSigmoid", "elementwise", (shape,), shape, attributes, fields["precision"])
+
+
+def _global_average_pool2d(fields: Fields) -> Kernel:
+    # Exporters say it as a mean over the pixels.
+    shape, attributes = _image_shape(fields), (("keepdims", 1), ("operand1", (-1, -2)))
+    return Kernel("ReduceMean", "reduce", (shape,), (*shape[:2], 1, 1), attributes, fields["precision"])
 
 
 def _batch_norm(fields: Fields) -> Kernel:
-    shape = _image_shape(fields)
+    shape, attributes = _image_shape(fields), (("epsilon", EPSILON), ("momentum", MOMENTUM))
     inputs = (shape, *((shape[1],),) * 4)
-    return Kernel("BatchNormalization", "elementwise", inputs, shape, (("epsilon", EPSILON),), fields["precision"])
+    return Kernel("BatchNormalization", "elementwise", inputs, shape, attributes, fields["precision"])
 
 
 def _instance_norm(fields: Fields) -> Kernel:
@@ -212,7 +229,7 @@ def _instance_norm(fields: Fields) -> Kernel:
 def _layer_norm(fields: Fields) -> Kernel:
     shape = (fields["batch"], fields["tokens"], fields["channels"])
     inputs = (shape, *((shape[2],),) * (2 if fields["bias"] else 1))
-    attributes = (("axis", -1), ("epsilon", EPSILON))
+    attributes = (("axis", -1), ("epsilon", EPSILON), ("stash_type", 1))
     return Kernel("LayerNormalization", "norm", inputs, shape, attributes, fields["precision"])
 
 
@@ -242,7 +259,7 @@ def _split(fields: Fields) -> Kernel:
 def _gather(fields: Fields) -> Kernel:
     indices, channels = (fields["batch"], fields["tokens"]), fields["channels"]
     inputs = ((fields["entries"], channels), indices)
-    return Kernel("Gather", "concat", inputs, (*indices, channels), precision=fields["precision"])
+    return Kernel("Gather", "concat", inputs, (*indices, channels), (("axis", 0),), fields["precision"])
 
 
 def _transpose(fields: Fields) -> Kernel:
@@ -276,7 +293,7 @@ def _slid(
     return (sizes[0], sizes[1])
 
 
-_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "hard_swish": "HardSwish", "gelu": "Gelu"}
+_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 _ALL: Mapping[str, tuple[str, Any]] = {"batch": ("count", 1), "precision": ("name", "fp32")}
 _IMAGE: Mapping[str, tuple[str, Any]] = {"width": ("count", None), **_ALL}
 _CONV: Mapping[str, tuple[str, Any]] = {
@@ -306,7 +323,9 @@ KINDS: Mapping[str, Kind] = {
         {"in_channels": "count", "out_channels": "count", "height": "count", "kernel_size": "sizes"},
         {
             **{name: _CONV[name] for name in ("stride", "dilation", "bias")},
-            **{"padding": ("padding", (0, 0)), "output_padding": ("padding", (0, 0)), "groups": ("count", 1)},
+            "padding": ("padding", (0, 0)),
+            "output_padding": ("padding", (0, 0)),
+            "groups": ("count", 1),
             **_IMAGE,
         },
     ),
@@ -316,6 +335,8 @@ KINDS: Mapping[str, Kind] = {
     "average_pool2d": Kind(_pool2d("AveragePool"), _WINDOW, _POOL),
     "global_average_pool2d": Kind(_global_average_pool2d, _CHANNELS, _IMAGE),
     **{name: Kind(_elementwise(op, 1), _CHANNELS, _IMAGE) for name, op in _ACTIVATIONS.items()},
+    "silu": Kind(_silu, _CHANNELS, _IMAGE),
+    "hard_sigmoid": Kind(_hard_sigmoid, _CHANNELS, _IMAGE),
     "add": Kind(_elementwise("Add", 2), _CHANNELS, _IMAGE),
     "mul": Kind(_elementwise("Mul", 2), _CHANNELS, _IMAGE),
     "batch_norm": Kind(_batch_norm, _CHANNELS, _IMAGE),

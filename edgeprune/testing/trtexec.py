@@ -5,8 +5,8 @@ NVIDIA's sources) is refused, ``--option value`` instead of ``--option=value`` l
 missing ends it with the real one's words. It fails with lines that were recorded of the real one (`trtexec_says`). What it
 exports was recorded of the real one too, so layers and times have nothing to do with the model that it was given, unless it is
 told to make them up (`trtexec_model`): then they are *modelled*, those of no device. Outputs are always the model's, from ONNX
-Runtime, rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec. What it does is in
-``trtexec_program.py``.
+Runtime, rounded to the six digits that the real one prints. It knows nothing of what edgeprune believes about trtexec. What it
+does is in ``trtexec_program.py``.
 """
 
 from __future__ import annotations

@@ -131,7 +131,10 @@ def test_parts_are_told_in_one_column_or_in_two() -> None:
     assert (one.inputs, one.output) == (((1, 32, 28, 28), (1, 64, 28, 28)), (1, 96, 28, 28))
     assert parts("concat", "16x16;32,28", channels="c", height="h").output == (1, 64, 28, 28)
     for cells, message in (
-        ("32,28", "row 1 of the given file: a concatenation must have the channels of at least two parts, found 32 alone"),
+        (
+            "32,28",
+            "row 1 of the given file: a concatenation must have the channels of at least two parts, found 32 alone",
+        ),
         ("32+,28", "column 'c': channels must be a whole number from 1, or several such as 32"),
     ):
         with pytest.raises(TableFormatError, match=message):
@@ -269,7 +272,7 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kernel": "conv9d"}, "must be one of conv2d, depthwise_conv2d, linear"),
+        ({"kernel": "conv9d"}, "must be one of conv2d, depthwise_conv2d, conv_transpose2d, linear"),
         ({"columns": {"in_channels": "cin"}}, "found no column or constant for out_channels, height, kernel_size"),
         ({"columns": {**FIELDS, "colour": "cin"}}, "a field of conv2d must be one of in_channels"),
         ({"constants": {"stride": 1}}, "must have a column or a constant, found both for stride"),

@@ -102,5 +102,5 @@ def test_the_card_tells_doubts_and_stays_one_line_per_row() -> None:
     assert "unstable" not in card
     assert "- `GroupNorm` is not in it: no rule \\| for it" in card
     assert "- 3 kernels of `Erf` are not in it: no layer of its own\n" in card
-    assert "| timing | of a device's own clock |\n| clocks | {\"locked\": true} |" in card
+    assert '| timing | of a device\'s own clock |\n| clocks | {"locked": true} |' in card
     assert "drifted by at most 4.0%; 2 stretches were repeated, 0 s were lost" in card

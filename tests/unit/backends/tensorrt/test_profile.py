@@ -180,7 +180,9 @@ def test_energy_and_percentiles_are_those_of_its_networks(stand_in, few, net, tm
         assert (record["rounds"], record["runs"]) == (5, 500)
         assert 1.0 < record["ratio"]["90"] < record["ratio"]["99"] < 1.02
     chosen = table.chosen(percentile=95)
-    assert {network.name: network.measurement.median_ms for network in chosen.networks} == pytest.approx(timed, rel=0.02)
+    assert {network.name: network.measurement.median_ms for network in chosen.networks} == pytest.approx(
+        timed, rel=0.02
+    )
 
 
 def test_int8_and_engines_without_a_board_are_refused(net: nn.Module, kernel_graph: KernelGraph) -> None:
