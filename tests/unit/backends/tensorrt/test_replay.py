@@ -120,7 +120,7 @@ def test_a_replay_that_fails_says_what_trtexec_does(stand_in, engine: Path, mete
 
 def test_a_query_that_is_longer_than_its_window_is_refused(stand_in, build, model, tmp_path: Path, meter: str) -> None:
     slow = tmp_path / "slow.json"
-    slow.write_text('[{"latencyMs": 1200.0, "computeMs": 1200.0}]')
+    slow.write_text('[{"latencyMs": 700.0, "computeMs": 700.0}]')
     stand_in("10.3.0")
     build(model, tmp_path / "engine.plan")
     stand_in("10.3.0", real_time=True, times=slow)
