@@ -41,6 +41,11 @@ def markdown(table: LatencyTable) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def flagged(count: int) -> str:
+    """What is said of some rows with a flag, up to its name."""
+    return "1 row is flagged" if count == 1 else f"{count} rows are flagged"
+
+
 def _facts(table: LatencyTable) -> list[tuple[str, str]]:
     header = table.header
     found = [(f"device: {name}", value) for name, value in header["identity"].items() if value not in (None, "", [])]
@@ -109,7 +114,7 @@ def _beside(table: LatencyTable) -> str:
 
 def _doubts(header: Mapping[str, Any]) -> list[str]:
     flags = header.get("flags") or {}
-    lines = [f"- {len(keys)} rows are flagged `{_text(flag)}`." for flag, keys in sorted(flags.items()) if keys]
+    lines = [f"- {flagged(len(keys))} `{_text(flag)}`." for flag, keys in sorted(flags.items()) if keys]
     lines += _lacking(header.get("unsupported") or {})
     lines += [
         f"- {_text(sentence)}"

@@ -205,6 +205,9 @@ def test_constants_threads_and_precision() -> None:
     with pytest.raises(TableFormatError, match="one number of threads, found 1 and, in row 2 of the given file, 2"):
         imported(several, columns={**FIELDS, "threads": "t"})
     assert len(imported(several, columns={**FIELDS, "threads": "t"}, where={"t": 2}).kernels) == 1
+    with pytest.raises(TableFormatError, match="the constant 'batch': batch must be a whole number") as caught:
+        imported(HEAD + GOOD, constants={"batch": "many"})
+    assert caught.value.hint is None, "no other row is better"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +232,7 @@ def test_an_impossible_value_is_named_with_row_and_column(row: str, message: str
         imported(HEAD + GOOD + row + "\n")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "skip_invalid=True" in caught.value.hint or "latency_us=" in caught.value.hint
     table = imported(HEAD + GOOD + row + "\n", skip_invalid=True)
     assert (len(table.kernels), table.header["imported"][0]["left_out"]) == (1, 1)
 
