@@ -314,3 +314,14 @@ def test_any_text_is_a_table_or_a_typed_refusal(text: str) -> None:
     for content in (text, HEAD + text, HEAD + GOOD + text):
         with contextlib.suppress(TableFormatError):
             assert len(imported(content, skip_invalid=bool(len(text) % 2)).kernels) >= 1
+
+
+@given(st.sampled_from(sorted(KINDS)), st.data())
+def test_any_numbers_of_any_kind_are_a_kernel_or_a_typed_refusal(kind: str, data: st.DataObject) -> None:
+    fields = [*KINDS[kind].required, data.draw(st.sampled_from(sorted(KINDS[kind].optional)))]
+    cell = st.sampled_from(["0", "1", "3", "8", "64", "3x5", "32+64", "1e9", "-2", "nan", "inf", "fp16", "Relu", ""])
+    cells = data.draw(st.lists(cell, min_size=len(fields), max_size=len(fields)))
+    text = ",".join([*fields, "ms"]) + "\n" + ",".join([*cells, "5"]) + "\n"
+    with contextlib.suppress(TableFormatError):
+        table = imported(text, kernel=kind, columns={name: name for name in fields})
+        assert all(size >= 1 for shape in (*table.kernels[0].inputs, table.kernels[0].output) for size in shape)
