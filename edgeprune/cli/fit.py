@@ -11,7 +11,7 @@ import typer
 from edgeprune.backends import registry as backends
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption, given
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, TableMismatchError
 
 if TYPE_CHECKING:
     from edgeprune.latency.fit_report import FitReport
@@ -127,11 +127,20 @@ def fit(
             "left_out": list(found.left_out),
             "transferred_from": found.transferred_from,
         },
-        next_command=command_line(
-            *("edgeprune", "prune", *_model(predictor)),
-            *given(backend=_backend(predictor)),
-            *("--table", table, "--latency", "50%"),
-        ),
+        next_command=_next(predictor, table),
+    )
+
+
+def _next(predictor: Predictor, table: Path) -> str:
+    """What to run next: `prune`, where the table can be pruned with."""
+    try:
+        predictor.table.target()
+    except TableMismatchError:
+        return command_line("edgeprune", "table", "card", table)
+    return command_line(
+        *("edgeprune", "prune", *_model(predictor)),
+        *given(backend=_backend(predictor)),
+        *("--table", table, "--latency", "50%"),
     )
 
 

@@ -194,6 +194,7 @@ def validate(file: TableArgument, json_output: JsonOption = False, verbose: Verb
     """Check that a table is whole, of a schema that is known, what its hash says, and holds only what can be."""
     import edgeprune
     from edgeprune.latency.rates import impossible_rate
+    from edgeprune.latency.table_card import flagged
 
     output = Output(json_output)
     found = edgeprune.LatencyTable.load(file)
@@ -209,7 +210,7 @@ def validate(file: TableArgument, json_output: JsonOption = False, verbose: Verb
         f"{found.header['runtime']} on {found.device}, {found.header['precision']}, {found.header['threads']} thread(s)"
     )
     for flag, count in flags.items():
-        output.say(f"{count} rows are flagged as {flag}")
+        output.say(f"{flagged(count)} as {flag}")
     output.finish(
         {
             "table": str(file),
@@ -306,7 +307,8 @@ def _write(output: Output, made: LatencyTable, out: Path) -> None:
     output.wrote(made.save(out), "latency table")
     output.finish(
         {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "networks": len(made.networks)},
-        next_command=command_line("edgeprune", "fit", out),
+        # Of networks alone nothing can be fitted.
+        next_command=command_line("edgeprune", *(("fit",) if made.kernels else ("table", "card")), out),
     )
 
 

@@ -82,9 +82,13 @@ def read_csv(
     threads: dict[int, int] = {}
     read, skipped = 0, 0
     for number, row in _rows(text, name, mapped):
+        place = f"row {number} of {name}"
         try:
-            found, count, ms = _row(row, mapped, f"row {number} of {name}")
+            found, count, ms = _row(row, mapped, place)
         except TableFormatError as error:
+            # What a constant says is wrong in every row.
+            if error.hint is None and error.message.startswith(place):
+                error.hint = "skip_invalid=True leaves such rows out, and counts them"
             if not mapped.skip_invalid:
                 raise
             skipped += 1

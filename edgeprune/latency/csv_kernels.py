@@ -15,6 +15,10 @@ from edgeprune.spec import AttributeValue, Kernel
 
 Fields = Mapping[str, Any]
 
+EPSILON, MOMENTUM, SIXTH = 9.999999747378752e-06, 0.8999999761581421, 0.1666666716337204
+"""What norms add to a variance, 1e-5, what a batch norm keeps of its statistics, 0.9, and the slope of a hard sigmoid, 1/6, as 32
+bits hold them."""
+
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "y", "1.0"}), frozenset({"0", "false", "no", "n", "", "0.0"})
 
 
@@ -61,6 +65,14 @@ def _sizes(text: str) -> tuple[int, int]:
     return _pair(text, least=1)
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    parts = re.split(r"\s*[+;x×]\s*|\s+", text.strip())
+    try:
+        return tuple(map(_count, parts))
+    except ValueError as error:
+        raise ValueError("a whole number from 1, or several such as 32+64") from error
+
+
 def _flag(text: str) -> bool:
     if text.strip().lower() not in _TRUE | _FALSE:
         raise ValueError("0 or 1")
@@ -73,6 +85,7 @@ def _name(text: str) -> str:
 
 READERS: Mapping[str, Callable[[str], Any]] = {
     "count": _count,
+    "counts": _counts,
     "sizes": _sizes,
     "padding": _pair,
     "flag": _flag,
@@ -123,8 +136,9 @@ def _linear(fields: Fields) -> Kernel:
 
 
 def _matmul(fields: Fields) -> Kernel:
-    batch, rows, inner, columns = (fields[name] for name in ("batch", "rows", "inner", "columns"))
-    shapes = (((batch, rows, inner), (batch, inner, columns)), (batch, rows, columns))
+    rows, inner, columns = (fields[name] for name in ("rows", "inner", "columns"))
+    place = _place(fields)
+    shapes = (((*place, rows, inner), (*place, inner, columns)), (*place, rows, columns))
     return Kernel("MatMul", "gemm", *shapes, precision=fields["precision"])
 
 
@@ -134,7 +148,12 @@ def _pool2d(op: str) -> Callable[[Fields], Kernel]:
         window, padding = fields["kernel_size"], fields["padding"] or (0, 0)
         stride = fields["stride"] or window
         output = _slid((height, width), window, stride, (1, 1), padding)
-        attributes = {"dilation": (1, 1), "kernel": window, "pads": (*padding, *padding), "stride": stride}
+        attributes: dict[str, AttributeValue] = {
+            **({"count_include_pad": 1} if op == "AveragePool" else {"dilation": (1, 1)}),
+            "kernel": window,
+            "pads": (*padding, *padding),
+            "stride": stride,
+        }
         place = (fields["batch"], fields["channels"])
         shapes = ((*place, height, width),), (*place, *output)
         return Kernel(op, "pool", *shapes, tuple(attributes.items()), fields["precision"])
@@ -144,11 +163,118 @@ def _pool2d(op: str) -> Callable[[Fields], Kernel]:
 
 def _elementwise(op: str, operands: int) -> Callable[[Fields], Kernel]:
     def make(fields: Fields) -> Kernel:
-        height = fields["height"]
-        shape = (fields["batch"], fields["channels"], height, fields["width"] or height)
+        shape = _image_shape(fields)
         return Kernel(op, "elementwise", (shape,) * operands, shape, precision=fields["precision"])
 
     return make
+
+
+def _conv_transpose2d(fields: Fields) -> Kernel:
+    batch, cin, cout, groups = (fields[name] for name in ("batch", "in_channels", "out_channels", "groups"))
+    if cin % groups or cout % groups:
+        raise ValueError(f"groups must divide the channels, found {groups} groups of {cin} and {cout} channels")
+    image = (fields["height"], fields["width"] or fields["height"])
+    window, stride, dilation, padding, more = (
+        fields[name] for name in ("kernel_size", "stride", "dilation", "padding", "output_padding")
+    )
+    sizes = [
+        (image[axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (window[axis] - 1) + more[axis] + 1
+        for axis in (0, 1)
+    ]
+    if min(sizes) < 1:
+        raise ValueError(f"the padding must leave some of the image, found {padding} of {window} on {image}")
+    attributes: dict[str, AttributeValue] = {
+        "dilation": dilation,
+        "groups": groups,
+        "kernel": window,
+        "output_padding": more,
+        "pads": (*padding, *padding),
+        "stride": stride,
+    }
+    # Its weights are told as inputs, as lowering tells them.
+    inputs = ((batch, cin, *image), (cin, cout // groups, *window), *(((cout,),) if fields["bias"] else ()))
+    return Kernel(
+        "ConvTranspose", "conv", inputs, (batch, cout, *sizes), tuple(attributes.items()), fields["precision"]
+    )
+
+
+def _silu(fields: Fields) -> Kernel:
+    shape = _image_shape(fields)
+    return Kernel("QuickGelu", "elementwise", (shape,), shape, (("alpha", 1.0),), fields["precision"])
+
+
+def _hard_sigmoid(fields: Fields) -> Kernel:
+    shape, attributes = _image_shape(fields), (("alpha", SIXTH), ("beta", 0.5))
+    return Kernel("HardSigmoid", "elementwise", (shape,), shape, attributes, fields["precision"])
+
+
+def _global_average_pool2d(fields: Fields) -> Kernel:
+    # Exporters say it as a mean over the pixels.
+    shape, attributes = _image_shape(fields), (("keepdims", 1), ("operand1", (-1, -2)))
+    return Kernel("ReduceMean", "reduce", (shape,), (*shape[:2], 1, 1), attributes, fields["precision"])
+
+
+def _batch_norm(fields: Fields) -> Kernel:
+    shape, attributes = _image_shape(fields), (("epsilon", EPSILON), ("momentum", MOMENTUM))
+    inputs = (shape, *((shape[1],),) * 4)
+    return Kernel("BatchNormalization", "elementwise", inputs, shape, attributes, fields["precision"])
+
+
+def _instance_norm(fields: Fields) -> Kernel:
+    shape = _image_shape(fields)
+    inputs = (shape, *((shape[1],),) * 2)
+    return Kernel("InstanceNormalization", "norm", inputs, shape, (("epsilon", EPSILON),), fields["precision"])
+
+
+def _layer_norm(fields: Fields) -> Kernel:
+    shape = (fields["batch"], fields["tokens"], fields["channels"])
+    inputs = (shape, *((shape[2],),) * (2 if fields["bias"] else 1))
+    attributes = (("axis", -1), ("epsilon", EPSILON), ("stash_type", 1))
+    return Kernel("LayerNormalization", "norm", inputs, shape, attributes, fields["precision"])
+
+
+def _softmax(fields: Fields) -> Kernel:
+    shape = (*_place(fields), fields["rows"], fields["columns"])
+    return Kernel("Softmax", "softmax", (shape,), shape, (("axis", -1),), fields["precision"])
+
+
+def _concat(fields: Fields) -> Kernel:
+    parts = (*fields["channels"], *fields["more_channels"])
+    if len(parts) < 2:
+        raise ValueError(f"a concatenation must have the channels of at least two parts, found {parts[0]} alone")
+    batch, image = fields["batch"], (fields["height"], fields["width"] or fields["height"])
+    inputs, output = tuple((batch, channels, *image) for channels in parts), (batch, sum(parts), *image)
+    return Kernel("Concat", "concat", inputs, output, (("axis", 1),), fields["precision"])
+
+
+def _split(fields: Fields) -> Kernel:
+    batch, channels, *image = shape = _image_shape(fields)
+    parts = fields["parts"]
+    if channels % parts:
+        raise ValueError(f"the parts of a split must be equal, found {parts} of {channels} channels")
+    attributes = (("axis", 1), ("num_outputs", parts))
+    return Kernel("Split", "concat", (shape,), (batch, channels // parts, *image), attributes, fields["precision"])
+
+
+def _gather(fields: Fields) -> Kernel:
+    indices, channels = (fields["batch"], fields["tokens"]), fields["channels"]
+    inputs = ((fields["entries"], channels), indices)
+    return Kernel("Gather", "concat", inputs, (*indices, channels), (("axis", 0),), fields["precision"])
+
+
+def _transpose(fields: Fields) -> Kernel:
+    batch, rows, columns = (fields[name] for name in ("batch", "rows", "columns"))
+    shapes = ((batch, rows, columns),), (batch, columns, rows)
+    return Kernel("Transpose", "layout", *shapes, (("perm", (0, 2, 1)),), fields["precision"])
+
+
+def _image_shape(fields: Fields) -> tuple[int, int, int, int]:
+    return (fields["batch"], fields["channels"], fields["height"], fields["width"] or fields["height"])
+
+
+def _place(fields: Fields) -> tuple[int, ...]:
+    """Leading axes of products and rows: the batch, and the heads where there are any."""
+    return (fields["batch"],) if fields["heads"] is None else (fields["batch"], fields["heads"])
 
 
 def _slid(
@@ -167,6 +293,7 @@ def _slid(
     return (sizes[0], sizes[1])
 
 
+_ACTIVATIONS = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
 _ALL: Mapping[str, tuple[str, Any]] = {"batch": ("count", 1), "precision": ("name", "fp32")}
 _IMAGE: Mapping[str, tuple[str, Any]] = {"width": ("count", None), **_ALL}
 _CONV: Mapping[str, tuple[str, Any]] = {
@@ -179,7 +306,9 @@ _CONV: Mapping[str, tuple[str, Any]] = {
     **_IMAGE,
 }
 _POOL: Mapping[str, tuple[str, Any]] = {"stride": ("sizes", None), "padding": ("padding", None), **_IMAGE}
+_HEADS: Mapping[str, tuple[str, Any]] = {"heads": ("count", None), **_ALL}
 _CHANNELS = {"channels": "count", "height": "count"}
+_TOKENS = {"tokens": "count", "channels": "count"}
 _WINDOW = {**_CHANNELS, "kernel_size": "sizes"}
 
 KINDS: Mapping[str, Kind] = {
@@ -189,11 +318,34 @@ KINDS: Mapping[str, Kind] = {
         {**_CONV, "groups": ("count", 1)},
     ),
     "depthwise_conv2d": Kind(_depthwise_conv2d, _WINDOW, _CONV),
+    "conv_transpose2d": Kind(
+        _conv_transpose2d,
+        {"in_channels": "count", "out_channels": "count", "height": "count", "kernel_size": "sizes"},
+        {
+            **{name: _CONV[name] for name in ("stride", "dilation", "bias")},
+            "padding": ("padding", (0, 0)),
+            "output_padding": ("padding", (0, 0)),
+            "groups": ("count", 1),
+            **_IMAGE,
+        },
+    ),
     "linear": Kind(_linear, {"in_features": "count", "out_features": "count"}, {"bias": ("flag", True), **_ALL}),
-    "matmul": Kind(_matmul, {"rows": "count", "inner": "count", "columns": "count"}, _ALL),
+    "matmul": Kind(_matmul, {"rows": "count", "inner": "count", "columns": "count"}, _HEADS),
     "max_pool2d": Kind(_pool2d("MaxPool"), _WINDOW, _POOL),
     "average_pool2d": Kind(_pool2d("AveragePool"), _WINDOW, _POOL),
-    "relu": Kind(_elementwise("Relu", 1), _CHANNELS, _IMAGE),
+    "global_average_pool2d": Kind(_global_average_pool2d, _CHANNELS, _IMAGE),
+    **{name: Kind(_elementwise(op, 1), _CHANNELS, _IMAGE) for name, op in _ACTIVATIONS.items()},
+    "silu": Kind(_silu, _CHANNELS, _IMAGE),
+    "hard_sigmoid": Kind(_hard_sigmoid, _CHANNELS, _IMAGE),
     "add": Kind(_elementwise("Add", 2), _CHANNELS, _IMAGE),
+    "mul": Kind(_elementwise("Mul", 2), _CHANNELS, _IMAGE),
+    "batch_norm": Kind(_batch_norm, _CHANNELS, _IMAGE),
+    "instance_norm": Kind(_instance_norm, _CHANNELS, _IMAGE),
+    "layer_norm": Kind(_layer_norm, _TOKENS, {"bias": ("flag", True), **_ALL}),
+    "softmax": Kind(_softmax, {"rows": "count", "columns": "count"}, _HEADS),
+    "concat": Kind(_concat, {"channels": "counts", "height": "count"}, {"more_channels": ("counts", ()), **_IMAGE}),
+    "split": Kind(_split, {**_CHANNELS, "parts": "count"}, _IMAGE),
+    "gather": Kind(_gather, {"entries": "count", **_TOKENS}, _ALL),
+    "transpose": Kind(_transpose, {"rows": "count", "columns": "count"}, _ALL),
 }
 """Every kind of operation that `LatencyTable.from_csv` reads. ``height`` and ``width`` are those of the input."""

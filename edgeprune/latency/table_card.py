@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgeprune.errors import ConfigError
 from edgeprune.latency.intervals import repeatability
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import Row
+from edgeprune.spec import Kernel
 
 _LONGEST = 160
 
@@ -39,11 +41,18 @@ def markdown(table: LatencyTable) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def flagged(count: int) -> str:
+    """What is said of some rows with a flag, up to its name."""
+    return "1 row is flagged" if count == 1 else f"{count} rows are flagged"
+
+
 def _facts(table: LatencyTable) -> list[tuple[str, str]]:
     header = table.header
     found = [(f"device: {name}", value) for name, value in header["identity"].items() if value not in (None, "", [])]
     found += [
-        (name, header[name]) for name in ("threads", "precision", "created", "edgeprune", "model") if name in header
+        (name, header[name])
+        for name in ("threads", "precision", "timing", "clocks", "created", "edgeprune", "model")
+        if name in header
     ]
     protocol = header.get("protocol")
     if isinstance(protocol, Mapping):
@@ -105,11 +114,8 @@ def _beside(table: LatencyTable) -> str:
 
 def _doubts(header: Mapping[str, Any]) -> list[str]:
     flags = header.get("flags") or {}
-    lines = [f"- {len(keys)} rows are flagged `{_text(flag)}`." for flag, keys in sorted(flags.items()) if keys]
-    lines += [
-        f"- `{_text(op)}` is not in it: {_text(reason)}"
-        for op, reason in sorted((header.get("unsupported") or {}).items())
-    ]
+    lines = [f"- {flagged(len(keys))} `{_text(flag)}`." for flag, keys in sorted(flags.items()) if keys]
+    lines += _lacking(header.get("unsupported") or {})
     lines += [
         f"- {_text(sentence)}"
         for told in (header, *(header.get("runs") or ()))
@@ -123,6 +129,21 @@ def _doubts(header: Mapping[str, Any]) -> list[str]:
             f"{drift.get('lost_s', 0.0):.0f} s were lost to others who used the core."
         )
     return ["## Doubts", "\n".join(lines)] if lines else []
+
+
+def _lacking(unsupported: Mapping[str, str]) -> Iterator[str]:
+    """A line per operation and reason for which kernels could not be measured, by their keys."""
+    counts = Counter((_operation(key), reason) for key, reason in unsupported.items())
+    for (op, reason), count in sorted(counts.items()):
+        which = f"`{_text(op)}` is" if count == 1 else f"{count} kernels of `{_text(op)}` are"
+        yield f"- {which} not in it: {_text(reason)}"
+
+
+def _operation(key: str) -> str:
+    try:
+        return Kernel.from_key(key).op
+    except ConfigError:
+        return key
 
 
 def _conditions(header: Mapping[str, Any]) -> list[str]:

@@ -122,7 +122,8 @@ def _protocol(header: Mapping[str, Any]) -> dict[str, Any]:
     # An empty call differs from run to run by nature.
     fields.pop("overhead_ms", None)
     imported = [entry.get("sha256") for entry in header.get("imported", ())]
-    return {"label": header.get("label"), "imported": imported, **{f"protocol.{name}": fields[name] for name in fields}}
+    told = {name: header.get(name) for name in ("label", "timing")}
+    return {**told, "imported": imported, **{f"protocol.{name}": fields[name] for name in fields}}
 
 
 def _ratio(family: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> RatioRow:

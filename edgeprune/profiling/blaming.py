@@ -11,25 +11,44 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 
-def blamed(
-    records: Iterable[Mapping[str, Any]], left: Sequence[str], kernels: Collection[str], how: str
-) -> list[dict[str, Any]]:
-    """What the journal shall say after the board's program has ended by itself.
+class Blame:
+    """Hears what the board tells in one call, and says which kernel it was at should its program end by itself.
 
     Args:
-        records: Of the journal, in order.
-        left: Ids that it had still to measure, in order; where it ended before it measured, the one that it was loading.
-        kernels: Those that may be left out.
-        how: A sentence on how it ended.
-
-    Returns:
-        Records: where it ended and, when it had ended there before, that this kernel is left out; none where that was no
-        kernel.
+        kernels: Ids of those that may be left out.
     """
-    if not left or left[0] not in kernels:
-        return []
-    name = left[0]
-    found: list[dict[str, Any]] = [{"kind": "ended", "id": name}]
-    if any(record["kind"] == "ended" and record["id"] == name for record in records):
-        found.append({"kind": "unusable", "id": name, "message": f"twice when it was its turn, {how}"})
-    return found
+
+    def __init__(self, kernels: Collection[str]) -> None:
+        self._kernels = kernels
+        self._loading: str | None = None
+        self._measuring = False
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Take an event of the call into account."""
+        if event.get("event") == "loading":
+            self._loading = event["id"]
+        elif event.get("event") == "ready":
+            self._measuring = True
+
+    def records(self, journal: Iterable[Mapping[str, Any]], left: Sequence[str], how: str) -> list[dict[str, Any]]:
+        """What the journal shall say after the board's program has ended by itself.
+
+        Args:
+            journal: Its records so far, in order.
+            left: Ids that were still to be measured, in order.
+            how: A sentence on how it ended.
+
+        Returns:
+            Where it ended and, when it had ended there before, that this kernel is left out; none where that was no kernel.
+        """
+        if self._measuring:
+            name = left[0] if left else None
+        else:
+            # Before it measures it only tells what it loads.
+            name = self._loading
+        if name is None or name not in self._kernels:
+            return []
+        found: list[dict[str, Any]] = [{"kind": "ended", "id": name}]
+        if any(record["kind"] == "ended" and record["id"] == name for record in journal):
+            found.append({"kind": "unusable", "id": name, "message": f"twice when it was its turn, {how}"})
+        return found

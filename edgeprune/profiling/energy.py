@@ -63,6 +63,7 @@ def measure_energy(
     least_updates: int = LEAST_UPDATES,
     least_s: float = LEAST_S,
     seed: int = 0,
+    start_s: float = 0.0,
     progress: Callable[[int, int, float, str], None] | None = None,
 ) -> dict[str, EnergyMeasurement]:
     """Measure the energy per inference of engines.
@@ -83,6 +84,7 @@ def measure_energy(
         least_updates: Fewest renewals of a sensor in a window; with fewer, the window is refused.
         least_s: Least length of a window, seconds; a shorter one is refused.
         seed: Of the orders.
+        start_s: What it takes about until an engine runs, seconds, where each replay is a process of its own.
         progress: Told (windows done, windows in all, seconds left, what happens).
 
     Raises:
@@ -114,6 +116,7 @@ def measure_energy(
         "meter": meter,
     }
     nominal_s = settle_s + idle_s + len(order) * (2 * settle_s + replay_s + idle_s)
+    nominal_s += (len(engines) + len(order)) * start_s  # each is tried once before
     windows, traces, doubts = _replayed(board, request, scope, nominal_s, progress, host_meter)
     return energies(windows, traces, scope, least_updates=least_updates, least_s=least_s, doubts=doubts)
 

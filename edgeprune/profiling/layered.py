@@ -192,22 +192,20 @@ def with_layers(
     )
 
 
-def refuse_afterwards(backend: Backend, asked: Mapping[str, bool]) -> None:
+def refuse_heating(backend: Backend) -> None:
     """Refuse at once what would only fail after all timing.
 
     Args:
         backend: Whose engines are measured.
-        asked: What needs engines that run within the board's own program, and whether it was asked for.
 
     Raises:
-        ConfigError: Such a thing was asked for, and engines only run in processes of their own.
+        ConfigError: Its engines only run in processes of their own.
     """
-    given = [name for name, yes in asked.items() if yes]
-    if backend.layer_times is not None and given:
+    if backend.layer_times is not None:
         raise ConfigError(
-            f"{given[0]} must be measured with engines that run within the board's own program, those of {backend.name} run "
-            "in processes of their own.",
-            hint=f"profile without {given[0]}",
+            "a sustained latency must be measured with engines that heat the board and are timed without a pause in between, "
+            f"those of {backend.name} are loaded by a process of their own each time, and the board cools meanwhile.",
+            hint="profile without --sustained; --energy and --percentiles work",
         )
 
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import ConfigError, ConnectError, RemoteError, RunnerEndedError
 from edgeprune.profiling.arrears import Asked, unsettled
-from edgeprune.profiling.blaming import blamed
+from edgeprune.profiling.blaming import Blame
 from edgeprune.profiling.comparing import Comparison, compare
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
 from edgeprune.profiling.protocol import Protocol
 from edgeprune.profiling.reconnecting import Reconnector
-from edgeprune.profiling.rounds import Ledger, Place, Slot, slots, stretches
+from edgeprune.profiling.recording import recorded
+from edgeprune.profiling.rounds import Ledger, Place, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload
 
 if TYPE_CHECKING:
@@ -170,8 +171,7 @@ class _Run:
         self.settled: list[str] = []
         self.reconnector = Reconnector(board, 0.0)
         self.told: Callable[[str], None] | None = None
-        self.ready = False
-        self.loading: str | None = None
+        self.blame = Blame(kernels)
 
     def fetch(self) -> int:
         """Take over what the board measured in a call that was interrupted, and could not tell; returns how many samples."""
@@ -180,7 +180,7 @@ class _Run:
             return 0
         count = 0
         for line in asked.lines(self.board):
-            record = self._record(line, asked.number, asked.attempt, asked.order)
+            record = recorded(line, asked.number, asked.attempt, asked.order)
             if record is not None:
                 self._note({**record, "seconds": line["seconds"]})
                 count += record["kind"] == "sample"
@@ -274,20 +274,18 @@ class _Run:
             except ConnectError as lost:
                 self._reconnect(lost)
             except RunnerEndedError as ended:
-                if not self._blame(waiting, layout, ended):
+                if not self._left_out(waiting, layout, ended):
                     raise
 
-    def _blame(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]], ended: RunnerEndedError) -> bool:
+    def _left_out(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]], ended: RunnerEndedError) -> bool:
         """Leave out the kernel at which the board's program has ended again; whether there is one."""
         self.fetch()
         self.forget()
         left = [name for place in waiting for name in self.ledger.left(place, layout[place[2]])]
-        if not self.ready:
-            left = [] if self.loading is None else [self.loading]
-        found = blamed(self.journal.records, left, self.kernels, ended.message)
+        found = self.blame.records(self.journal.records, left, ended.message)
         for record in found:
             self._note(record)
-        return len(found) > 1
+        return any(record["kind"] == "unusable" for record in found)
 
     def _reconnect(self, lost: ConnectError) -> None:
         """Go on over a new link; what the board could not tell over the old one is asked for first."""
@@ -325,16 +323,14 @@ class _Run:
             asked = Asked.anew(number, attempt, order)
             self._note(asked.record())
             keeping = {"keep": asked.name, "forget": self.settled}
-        last, self.ready, self.loading = time.monotonic(), False, None
+        last, self.blame = time.monotonic(), Blame(self.kernels)
 
         def on_event(event: dict[str, Any]) -> None:
             nonlocal last
             now = time.monotonic()
-            if event.get("event") == "loading":
-                self.loading = event["id"]
-            record = self._record(event, number, attempt, order)
+            self.blame.hear(event)
+            record = recorded(event, number, attempt, order)
             if record is not None:
-                self.ready |= record["kind"] == "call"
                 self._note({**record, "seconds": round(now - last, 4)})
                 last = now
                 self._tell(f"round {number + 1}" + (f", repeat {attempt}" if attempt else ""))
@@ -360,21 +356,6 @@ class _Run:
         )
         self._note({"kind": "end", "conditions": result["conditions"]["after"]})
         self.settled = [keeping["keep"]] if keeping else []
-
-    def _record(
-        self, event: Mapping[str, Any], number: int, attempt: int, order: Sequence[Slot]
-    ) -> dict[str, Any] | None:
-        kind = event.get("event")
-        if kind == "ready":
-            return {"kind": "call", "overhead_ms": event["overhead_ms"], "conditions": event["conditions"]}
-        if kind == "unusable":
-            return {"kind": "unusable", "id": event["id"], "message": event["message"]}
-        if kind != "sample":
-            return None
-        slot = order[event["position"]]
-        timing = {name: event[name] for name in ("times_ms", "number", "stable", "cpu_share", "preempted")}
-        timing.update({name: event[name] for name in ("pace_ns", "lost_s", "layers") if event.get(name)})
-        return {"kind": "sample", "round": number, "attempt": attempt, "id": slot.name, **_where(slot), **timing}
 
     def _note(self, record: dict[str, Any]) -> None:
         self.journal.append(record)
@@ -417,7 +398,3 @@ class _Run:
             allowed_s = max(self.budget_s - self.ledger.spent_s, pace_s * due, 0.0)
             left_s = min(left_s, allowed_s) if fresh else allowed_s
         self.progress(done, self.total, left_s if left else 0.0, message)
-
-
-def _where(slot: Slot) -> dict[str, int | None]:
-    return {"stretch": slot.stretch, "opens": slot.opens, "closes": slot.closes}

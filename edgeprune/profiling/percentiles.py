@@ -38,6 +38,8 @@ def percentiles(
 ) -> dict[str, dict[str, Any]]:
     """Time single inferences of engines in wall-clock time, whatever disturbs them: a tail is made of disturbances.
 
+    Of a runtime that only runs in processes of its own they are by its clock, see `Backend.layer_times`.
+
     A percentile is that of the single inferences of a round, and of these the median over the rounds, so that one bad minute
     does not decide it.
 

@@ -126,7 +126,8 @@ def profile(
         host_meter: With `energy`: command on this machine that does, instead.
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
-            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted meanwhile.
+            about 500 times their latencies beside `minutes`, and begins anew when it is
+            interrupted meanwhile, but for networks of TensorRT that are done.
         tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
             without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can
@@ -135,7 +136,7 @@ def profile(
 
     Raises:
         ConfigError: `minutes` is not positive, models and inputs have different names, the backend has no such precision or
-            cannot measure what is asked for beside the timing, the device type does not say how clocks are locked, or a model
+            cannot measure a sustained latency, the device type does not say how clocks are locked, or a model
             has no linear layer that is larger than one of the tiles.
         UnsupportedKernelError: The kernels that the backend runs for tiles are not known.
         CompileError: In int8: no layer of a model has weights.
@@ -152,8 +153,8 @@ def profile(
     begun = time.monotonic()
     tell = progress or _silent
     base = checked(minutes, table)
-    asked = {"a sustained latency": sustained, "energy": energy, "percentiles": percentiles}
-    layered.refuse_afterwards(backends.get(backend), asked)
+    if sustained:
+        layered.refuse_heating(backends.get(backend))
     with Board.open(board) as target, target.hold("profile"), ExitStack() as stack:
         clocks: dict[str, Any] = {}
         held = stack.enter_context(ExitStack())

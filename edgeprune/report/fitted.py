@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from edgeprune.boards import fingerprint
+from edgeprune.latency.table_card import flagged
 from edgeprune.report import collecting
 from edgeprune.report.data import Card, ReportData
 from edgeprune.report.measured_stairs import measured_staircases
@@ -85,7 +86,7 @@ def _notes(predictor: Predictor, report: FitReport) -> Iterator[str]:
     if report.left_out:
         yield f"Networks that hold a kernel which cannot be predicted: {', '.join(report.left_out)}."
     flags = predictor.table.header.get("flags") or {}
-    yield from (f"{len(keys)} rows are flagged as {flag}." for flag, keys in sorted(flags.items()) if keys)
+    yield from (f"{flagged(len(keys))} as {flag}." for flag, keys in sorted(flags.items()) if keys)
     if refused := predictor.table.header.get("unsupported"):
         yield f"{len(refused)} kernels could not be measured alone; they are predicted from others."
     if report.transferred_from is not None:

@@ -105,8 +105,11 @@ class Cudart:
         return _function(copy)
 
     @property
-    def cudaEventCreate(self) -> Any:  # noqa: N802
-        def create(event: Any) -> int:
+    def cudaEventCreateWithFlags(self) -> Any:  # noqa: N802
+        def create(event: Any, flags: Any) -> int:
+            # Default, blocking sync, without timing, and the two together.
+            if flags.value not in range(4):
+                return self._INVALID
             event._obj.value = next(self._handles)
             return 0
 

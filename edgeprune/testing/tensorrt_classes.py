@@ -12,8 +12,8 @@ from typing import Any
 class World:
     """What all objects of one module share."""
 
-    def __init__(self, setting: dict[str, Any], program: ModuleType, module: dict[str, Any], cuda: Any) -> None:
-        self.setting, self.program, self.module, self.cuda = setting, program, module, cuda
+    def __init__(self, setting: dict[str, Any], says: ModuleType, module: dict[str, Any], cuda: Any) -> None:
+        self.setting, self.says, self.module, self.cuda = setting, says, module, cuda
         self.severities: list[str] = []
 
     def log(self, logger: Any, severity: str, text: str) -> None:
@@ -133,16 +133,16 @@ class _Builder(_Strict):
         return self._world.made("IBuilderConfig")
 
     def build_serialized_network(self, network: _Network, config: Any) -> Any:
-        world, program = self._world, self._world.program
+        world, says = self._world, self._world.says
         failing = world.setting["failing"]
         if failing is not None:
-            for line in program._RECORDED[failing]:
+            for line in says.RECORDED[failing]:
                 severity, _, text = line.partition("] ")
                 # Lines without a number are the program's own.
                 if text.startswith(("Error[", "[TRT]", "IBuilder")):
                     world.log(self._logger, {"[E": "ERROR", "[W": "WARNING"}[severity], text.removeprefix("[TRT] "))
             return None
-        complaint = program.refused(network.model, world.setting["version"], int8="INT8" in config._flags)
+        complaint = says.refused(network.model, world.setting["version"], int8="INT8" in config._flags)
         if complaint is not None:
             world.log(self._logger, "ERROR", complaint)
             return None
@@ -151,8 +151,8 @@ class _Builder(_Strict):
         verbosity = getattr(config, "profiling_verbosity", world.module["ProfilingVerbosity"].LAYER_NAMES_ONLY)
         detailed = verbosity == world.module["ProfilingVerbosity"].DETAILED
         made = bytes([*map(int, world.setting["version"].split(".")), detailed])
-        salt = random.randbytes(program._HEADER - 8)
-        return world.made("IHostMemory", program.MAGIC + salt + made + network.model)
+        salt = random.randbytes(says.HEADER - 8)
+        return world.made("IHostMemory", says.MAGIC + salt + made + network.model)
 
 
 class _ParserError(_Strict):
@@ -185,7 +185,7 @@ class _OnnxParser(_Strict):
         except Exception as error:  # noqa: BLE001 - protobuf's own class is not public
             self._errors.append(f"Failed to parse ONNX model from file: {model} ({type(error).__name__})")
             return False
-        refusal = self._world.program.unparsed(content, self._world.setting["version"])
+        refusal = self._world.says.unparsed(content, self._world.setting["version"])
         if refusal is not None:
             self._errors.append(refusal)
             return False
@@ -206,8 +206,8 @@ class _Runtime(_Strict):
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
-        program, plan = self._world.program, bytes(serialized_engine)
-        wrong = program.mismatch(plan, self._world.setting["version"])
+        says, plan = self._world.says, bytes(serialized_engine)
+        wrong = says.mismatch(plan, self._world.setting["version"])
         if wrong is not None:
             self._world.log(self._logger, "ERROR", wrong.removeprefix("[E] ").removeprefix("[TRT] "))
             return None
@@ -218,7 +218,7 @@ class _ICudaEngine(_Strict):
     def _begin(self, plan: bytes) -> None:
         import onnxruntime
 
-        header = self._world.program._HEADER
+        header = self._world.says.HEADER
         self._detailed = bool(plan[header - 1])
         self._session = onnxruntime.InferenceSession(plan[header:], providers=["CPUExecutionProvider"])
         self._tensors = {value.name: value for value in (*self._session.get_inputs(), *self._session.get_outputs())}

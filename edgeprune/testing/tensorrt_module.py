@@ -3,7 +3,7 @@
 It is strict where the real ones are: a class, method, property or enumerator that is not in the bindings of its release
 (``tensorrt_api.json``, taken from NVIDIA's sources) does not exist, and what the bindings have but this does not model says so.
 What it tells of layers was recorded of the real one, so they have nothing to do with the model; outputs are the model's, from
-ONNX Runtime. It fails with the lines that `edgeprune.testing.trtexec` has. It knows nothing of what edgeprune believes of
+ONNX Runtime. It fails with the lines that `edgeprune.testing.trtexec_says` has. It knows nothing of what edgeprune believes of
 TensorRT.
 
 Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, python/src and python/docstrings.
@@ -21,8 +21,8 @@ from typing import Any, Literal
 Failing = Literal["memory", "node"]
 
 _API = Path(__file__).with_name("tensorrt_api.json")
-_PROGRAM, _LIBRARY, _CLASSES = (
-    Path(__file__).with_name(name) for name in ("trtexec.py", "cudart.py", "tensorrt_classes.py")
+_SAYS, _LIBRARY, _CLASSES = (
+    Path(__file__).with_name(name) for name in ("trtexec_says.py", "cudart.py", "tensorrt_classes.py")
 )
 _LOADER = """
 import importlib.util
@@ -80,7 +80,7 @@ def names(setting: dict[str, Any]) -> dict[str, Any]:
         if name != "Severity"
     }
     library, classes = _sibling(_LIBRARY), _sibling(_CLASSES)
-    world = classes.World(setting, _sibling(_PROGRAM), module, library.Cudart())
+    world = classes.World(setting, _sibling(_SAYS), module, library.Cudart())
     for model in classes.MODELLED:
         name = model.__name__.lstrip("_")
         if name in known["classes"]:
@@ -102,7 +102,7 @@ def _bound(model: type, name: str, known: dict[str, Any], world: Any) -> type:
 
 
 def _sibling(path: Path) -> ModuleType:
-    """A file beside this one: the classes, the program, whose recorded lines and form of an engine are used, or CUDA."""
+    """A file beside this one: the classes, what TensorRT says and the form of an engine, or CUDA."""
     spec = importlib.util.spec_from_file_location(f"{path.stem}_stand_in", path)
     assert spec is not None
     assert spec.loader is not None

@@ -55,7 +55,8 @@ class TensorRt(Backend):
     layer_times: ClassVar[LayerTimes | None] = LayerTimes(
         build_s=60.0,
         timing_s=8.0,
-        what="trtexec's times on the device, without transfers: of whole queries in a CUDA graph, and of layers one by one",
+        what="trtexec's times on the device, without transfers, warmed up for 0.2 s or more: of whole queries in a CUDA "
+        "graph, and of layers one by one",
     )
 
     def __init__(self, *, dla_core: int | None = None, workspace_mib: int | None = None) -> None:

@@ -45,7 +45,7 @@ def main(request, emit):
             go by with waiting until nobody else slows the core down, see `pace`; 0, the default, does not look), ``keep``
             (name under which the board keeps what it tells, see `kept`, or nothing), ``forget`` (names of earlier runs that
             need not be kept any more), ``layers`` (of engines that run in a process of their own: time their layers too).
-        emit: Takes events: ``loading`` (id, of one that is optional: should it end this program, it is known which that
+        emit: Takes events: ``loading`` (id, where some are optional: should it end this program, it is known which that
             was), ``loaded`` (done, total), ``unusable`` (id, message), ``ready`` (overhead_ms, conditions), and per item
             ``sample`` (round, position, id and what `time_item` returns).
 
@@ -119,7 +119,8 @@ def load_all(request, runtime, threads, emit):
     loaded = {}
     told = time.perf_counter()
     for done, name in enumerate(wanted, 1):
-        if name in optional:
+        if optional:
+            # Of all of them: one that may not be left out must not be mistaken for the last one that may.
             emit({"event": "loading", "id": name})
         try:
             entry = request["engines"][name]

@@ -12,7 +12,8 @@ NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.
 FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/*/lib", "/usr/local/cuda-*/lib64")
 TO_DEVICE, TO_HOST = 1, 2
 THREAD_LOCAL = 1
-SPIN = 1
+SPIN, BLOCKING = 1, 1
+"""Flags of a device, and of an event."""
 
 
 class CudaError(Exception):
@@ -22,18 +23,24 @@ class CudaError(Exception):
 class Cuda(object):
     """One device, a stream on it, and what was allocated there.
 
+    Args:
+        device: Its number.
+        spinning: Whether what waits for the device keeps its core; else what waits for an event sleeps.
+
     Raises:
         CudaError: There is no library, or no such device.
     """
 
-    def __init__(self, device=0):
+    def __init__(self, device=0, spinning=True):
         self._library = _library()
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
         self._blocks = []
         self._call("cudaSetDevice", ctypes.c_int(device))
-        # What waits for the device spins: waking up takes longer than a short inference. Before CUDA 12 that is refused once the
-        # device is in use, as it is where an engine was loaded already; times between events do not depend on it.
-        self._library.cudaSetDeviceFlags(ctypes.c_uint(SPIN))
+        self._event_flags = 0 if spinning else BLOCKING
+        if spinning:
+            # Waking up takes longer than a short inference. Before CUDA 12 that is refused once the device is in use, as it is
+            # where an engine was loaded already; times between events do not depend on it.
+            self._library.cudaSetDeviceFlags(ctypes.c_uint(SPIN))
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(stream))
         self._stream = stream
@@ -70,7 +77,7 @@ class Cuda(object):
     def event(self):
         """A new event."""
         made = ctypes.c_void_p()
-        self._call("cudaEventCreate", ctypes.byref(made))
+        self._call("cudaEventCreateWithFlags", ctypes.byref(made), ctypes.c_uint(self._event_flags))
         return made
 
     def record(self, event):

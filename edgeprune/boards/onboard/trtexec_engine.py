@@ -1,7 +1,8 @@
 """TensorRT engines on the board, run by trtexec in processes of their own. Python >= 3.6, numpy on use.
 
 Times are trtexec's: what a query takes on the device, with CUDA graph and without data transfers, not what a program of the
-user's sees from outside. They are compared with those of another engine, round by round.
+user's sees from outside. They are compared with those of another engine, round by round. Percentiles are of such times too: what
+holds the device up is in them, what holds the host up is not.
 """
 
 import atexit
@@ -15,9 +16,14 @@ import tempfile
 import engines
 import failures
 import trtexec
+import trtexec_replay
 
 RUN_S = 300.0
 LEAST_WARMUP_S, LEAST_S = 0.2, 0.2
+SINGLE_WARMUP_S = 0.5
+"""Before queries that are looked at one by one: a device whose clocks are still rising would be its own tail."""
+REPLAY_MORE_S = 1.0
+"""A replay goes on for so long after its window."""
 PLAIN = re.compile(r"^[A-Za-z0-9_.-]+$")
 RESULT = re.compile(r'"name"\s*:\s*"([^"]*)"\s*,\s*"dimensions"\s*:\s*"([^"]*)"\s*,\s*"values"\s*:\s*\[([^\]]*)\]')
 TAG_10, TAG_11 = 100000, 110000
@@ -52,7 +58,7 @@ class TrtexecEngine(object):
         raise failures.Failure(
             error="BackendUnavailableError",
             message="a TensorRT engine must run in the runner's own process for this, and edgeprune cannot do that yet.",
-            hint="compile and deploy work with TensorRT; measure energy and endurance with your own program",
+            hint="compile, deploy and profile work with TensorRT; measure endurance with your own program",
         )
 
     def empty(self):
@@ -64,29 +70,18 @@ class TrtexecEngine(object):
 
         Args:
             warmup_s: Warm up at least so long, seconds.
-            sample_s: Least length of one sample, seconds; 0, a sample per query, is refused: its tail is not the device's.
-            samples: Number of samples: the queries in as many equal parts, a mean of each.
+            sample_s: Least length of one sample, seconds; with 0 every query is a sample.
+            samples: Number of samples: the queries in as many equal parts, a mean of each; of single queries at least so many.
             layers: Whether layers are timed too, one by one in a run of their own: ``layers`` of the answer are their names and
                 mean times, milliseconds, in order.
         """
-        if sample_s <= 0.0:
-            raise failures.Failure(
-                error="BackendUnavailableError",
-                message="percentiles of TensorRT engines must be of single inferences from outside, and trtexec times "
-                "the device.",
-                hint="leave out --percentile",
-            )
+        single = sample_s <= 0.0
         with Folder() as folder:
             exported = os.path.join(folder, "times.json")
-            words = ["--warmUp=%d" % round(1e3 * max(warmup_s, LEAST_WARMUP_S))]
-            words += ["--duration=%g" % max(sample_s * samples, LEAST_S), "--iterations=%d" % samples]
-            if self._tag < TAG_11:
-                words += ["--noDataTransfers", "--useSpinWait"]
-            dla = any(word.startswith("--useDLACore") for word in self._arguments)
-            if dla and self._tag >= TAG_11:
-                words.append("--noCudaGraph")
-            if not dla and self._tag < TAG_11:
-                words.append("--useCudaGraph")
+            warmup_s = max(warmup_s, SINGLE_WARMUP_S if single else LEAST_WARMUP_S)
+            duration_s = 0.0 if single else max(sample_s * samples, LEAST_S)
+            words = ["--warmUp=%d" % round(1e3 * warmup_s), "--duration=%g" % duration_s, "--iterations=%d" % samples]
+            words += self._alone(spinning=True)
             profile = os.path.join(folder, "profile.json")
             if layers:
                 words.append("--exportProfile=" + profile)
@@ -101,7 +96,7 @@ class TrtexecEngine(object):
                 raise self._refusal("times that cannot be read (%s)" % error)
         if not queries:
             raise self._refusal("no query in its times")
-        count = min(samples, len(queries))
+        count = len(queries) if single else min(samples, len(queries))
         number = len(queries) // count
         parts = [queries[part * number : (part + 1) * number] for part in range(count)]
         found = {
@@ -113,6 +108,19 @@ class TrtexecEngine(object):
             "preempted": 0,
         }
         return found if rows is None else dict(found, layers=rows)
+
+    def repeated(self, settle_s, seconds):
+        """Repeat it without a pause in a process of its own; a `trtexec_replay.Replay`.
+
+        What waits for the device sleeps: a core that spins meanwhile is no part of an inference.
+
+        Args:
+            settle_s: Warm-up, seconds.
+            seconds: How long after it the replay is needed, seconds.
+        """
+        words = ["--warmUp=%d" % round(1e3 * settle_s), "--duration=%g" % (seconds + REPLAY_MORE_S), "--iterations=1"]
+        command = self._command(words + self._alone(spinning=False))
+        return trtexec_replay.Replay(command, RUN_S, self._refusal)
 
     def compute(self, arrays):
         """Outputs by name for inputs by name (NumPy arrays).
@@ -152,11 +160,21 @@ class TrtexecEngine(object):
         except (IOError, OSError, ValueError, KeyError, TypeError) as error:
             raise self._refusal("a profile that cannot be read (%s)" % error)
 
+    def _alone(self, spinning):
+        """Options by which every release runs the device alone: no transfers, and a CUDA graph, which a DLA cannot have."""
+        graph = not any(word.startswith("--useDLACore") for word in self._arguments)
+        if self._tag < TAG_11:
+            words = ["--noDataTransfers"] + (["--useSpinWait"] if spinning else [])
+            return words + (["--useCudaGraph"] if graph else [])
+        return ([] if spinning else ["--noSpinWait"]) + ([] if graph else ["--noCudaGraph"])
+
+    def _command(self, words):
+        return self._program + ["--loadEngine=" + self._source, "--device=0"] + self._arguments + words
+
     def _run(self, words, folder, wanted=None):
-        command = self._program + ["--loadEngine=" + self._source, "--device=0"] + self._arguments + words
         try:
             done = subprocess.run(
-                command,
+                self._command(words),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

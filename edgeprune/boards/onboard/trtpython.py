@@ -42,6 +42,7 @@ WORDS = (
     "--noDataTransfers",
     "--includeDataTransfers",
     "--useSpinWait",
+    "--noSpinWait",
     "--separateProfileRun",
     "--useCudaGraph",
     "--noCudaGraph",

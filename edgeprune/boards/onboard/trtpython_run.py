@@ -29,10 +29,13 @@ def infer(tensorrt, engine, given):
         Refused: It cannot be run; the CUDA library's word is in it.
     """
     try:
-        running = Running(tensorrt, engine)
+        running = Running(tensorrt, engine, spinning="--useSpinWait" in given or quiet(tensorrt) and "--noSpinWait" not in given)
         running.fill(given.get("--loadInputs", ""))
         running.once()
-        timed = time_queries(running, given, graph=graphed(tensorrt, given))
+        # The words by which trtexec says so: a replay is timed by them, see `trtexec_replay`.
+        say("[I]", "Starting inference")
+        timed, seconds = time_queries(running, given, graph=graphed(tensorrt, given))
+        say("[I]", "Timing trace has %d queries over %g s" % (len(timed), seconds))
         if "--exportTimes" in given:
             write(given["--exportTimes"], json.dumps([{"latencyMs": ms, "computeMs": ms} for ms in timed]).encode("ascii"))
         if "--exportOutput" in given:
@@ -49,10 +52,11 @@ class Running(object):
     Args:
         tensorrt: The module.
         engine: The engine, of static shapes.
+        spinning: Whether what waits for the device keeps its core.
     """
 
-    def __init__(self, tensorrt, engine):
-        self.cuda = cudart.Cuda()
+    def __init__(self, tensorrt, engine, spinning):
+        self.cuda = cudart.Cuda(spinning=spinning)
         self.context = engine.create_execution_context()
         if self.context is None:
             raise Refused("Unable to create execution context")
@@ -111,11 +115,16 @@ def drawn(form, count):
 
 def graphed(tensorrt, given):
     """Whether queries are timed as a CUDA graph: trtexec's default since TensorRT 11."""
-    return "--useCudaGraph" in given or tag(tensorrt.__version__) >= 110000 and "--noCudaGraph" not in given
+    return "--useCudaGraph" in given or quiet(tensorrt) and "--noCudaGraph" not in given
+
+
+def quiet(tensorrt):
+    """Whether it is a release whose trtexec has CUDA graph and spin wait by default."""
+    return tag(tensorrt.__version__) >= 110000
 
 
 def time_queries(running, given, graph):
-    """Time of each query on the device, milliseconds.
+    """Time of each query on the device, milliseconds, and what all of them took from the first to the end of the last, seconds.
 
     As trtexec does, the next query is given to the device before the end of the last one is waited for: what the host takes to
     give it would else stand between a query's two events.
@@ -131,7 +140,8 @@ def time_queries(running, given, graph):
     while time.monotonic() < warm:
         work()
         cuda.wait()
-    end = time.monotonic() + float(given.get("--duration", 3))
+    begun = time.monotonic()
+    end = begun + float(given.get("--duration", 3))
     least, found, events = int(given.get("--iterations", 10)), [], []
     free = [(cuda.event(), cuda.event()) for _ in range(2)]
     while len(found) + len(events) < least or time.monotonic() < end:
@@ -144,7 +154,7 @@ def time_queries(running, given, graph):
         cuda.record(pair[1])
         events.append(pair)
     found.extend(cuda.elapsed_ms(*pair) for pair in events)
-    return found
+    return found, time.monotonic() - begun
 
 
 def outputs(running):

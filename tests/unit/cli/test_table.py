@@ -78,6 +78,11 @@ def test_filtered_parts_merge_into_the_table_that_they_came_from(edgeprune: Comm
     rest = json.loads(edgeprune.succeed("table", "filter", str(whole), *words, "--out", "parts/rest.parquet", "--json"))
     assert (convs["networks"], rest["networks"]) == (0, 30)
     assert convs["kernels"] + rest["kernels"] == 477
+    words = ["--family", "network", "--out", "parts/nets.parquet", "--json"]
+    nets = json.loads(edgeprune.succeed("table", "filter", str(whole), *words))
+    assert (nets["kernels"], nets["next"]) == (0, "edgeprune table card parts/nets.parquet"), (
+        "nothing can be fitted to it"
+    )
     said = edgeprune.succeed(
         "table", "merge", "parts/convs.parquet", "parts/rest.parquet", "--out", "parts/both.parquet"
     )

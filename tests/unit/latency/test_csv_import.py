@@ -120,12 +120,53 @@ def test_windows_strides_and_padding_of_two_sizes() -> None:
         imported(text, columns=columns)
 
 
+def test_parts_are_told_in_one_column_or_in_two() -> None:
+    def parts(kind: str, cells: str, **columns: str) -> Kernel:
+        text = ",".join([*columns.values(), "ms"]) + f"\n{cells},0.05\n"
+        return imported(text, kernel=kind, columns=columns).kernels[0]
+
+    one = parts("concat", "32+64,28", channels="c", height="h")
+    two = parts("concat", "32,64,28", channels="c", more_channels="d", height="h")
+    assert one == two
+    assert (one.inputs, one.output) == (((1, 32, 28, 28), (1, 64, 28, 28)), (1, 96, 28, 28))
+    assert parts("concat", "16x16;32,28", channels="c", height="h").output == (1, 64, 28, 28)
+    for cells, message in (
+        (
+            "32,28",
+            "row 1 of the given file: a concatenation must have the channels of at least two parts, found 32 alone",
+        ),
+        ("32+,28", "column 'c': channels must be a whole number from 1, or several such as 32"),
+    ):
+        with pytest.raises(TableFormatError, match=message):
+            parts("concat", cells, channels="c", height="h")
+    with pytest.raises(TableFormatError, match="the parts of a split must be equal, found 5 of 32 channels"):
+        parts("split", "32,28,5", channels="c", height="h", parts="n")
+
+
+def test_a_transposed_convolution_grows_its_image() -> None:
+    names = ("in_channels", "out_channels", "height", "kernel_size", "stride", "padding", "output_padding", "groups")
+
+    def made(*cells: object) -> Kernel:
+        text = ",".join([*names, "ms"]) + "\n" + ",".join(map(str, cells)) + ",0.05\n"
+        return imported(text, kernel="conv_transpose2d", columns=dict(zip(names, names, strict=True))).kernels[0]
+
+    # As PyTorch has it: (size - 1) * stride - 2 * padding + kernel + output padding.
+    kernel = made(16, 32, 14, 3, 2, 1, 1, 4)
+    assert (kernel.output, kernel.inputs) == ((1, 32, 28, 28), ((1, 16, 14, 14), (16, 8, 3, 3), (32,)))
+    with pytest.raises(TableFormatError, match="groups must divide the channels, found 3 groups of 16 and 32 channels"):
+        made(16, 32, 14, 3, 2, 1, 1, 3)
+    with pytest.raises(TableFormatError, match="the padding must leave some of the image"):
+        made(16, 32, 1, 3, 1, 2, 0, 1)
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_makes_kernels_that_fit(kind: str) -> None:
-    fields = [*KINDS[kind].required]
+    required = KINDS[kind].required
+    fields = [*required]
     lines = [",".join([*fields, "ms"])]
     for size in (8, 16, 24, 32):
-        lines.append(",".join([*(str(3 if name == "kernel_size" else size) for name in fields), f"{0.001 * size}"]))
+        values = {"sizes": "3", "counts": f"{size}+{2 * size}", "count": str(size)}
+        lines.append(",".join([*(values[required[name]] for name in fields), f"{0.001 * size}"]))
     table = imported("\n".join(lines), kernel=kind, columns={name: name for name in fields})
     assert len(table.kernels) == 4
     assert np.isfinite(fit(table).kernel_ms(table.kernels)).all()
@@ -164,6 +205,9 @@ def test_constants_threads_and_precision() -> None:
     with pytest.raises(TableFormatError, match="one number of threads, found 1 and, in row 2 of the given file, 2"):
         imported(several, columns={**FIELDS, "threads": "t"})
     assert len(imported(several, columns={**FIELDS, "threads": "t"}, where={"t": 2}).kernels) == 1
+    with pytest.raises(TableFormatError, match="the constant 'batch': batch must be a whole number") as caught:
+        imported(HEAD + GOOD, constants={"batch": "many"})
+    assert caught.value.hint is None, "no other row is better"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +232,7 @@ def test_an_impossible_value_is_named_with_row_and_column(row: str, message: str
         imported(HEAD + GOOD + row + "\n")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "skip_invalid=True" in caught.value.hint or "latency_us=" in caught.value.hint
     table = imported(HEAD + GOOD + row + "\n", skip_invalid=True)
     assert (len(table.kernels), table.header["imported"][0]["left_out"]) == (1, 1)
 
@@ -231,7 +276,7 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kernel": "conv9d"}, "must be one of conv2d, depthwise_conv2d, linear"),
+        ({"kernel": "conv9d"}, "must be one of conv2d, depthwise_conv2d, conv_transpose2d, linear"),
         ({"columns": {"in_channels": "cin"}}, "found no column or constant for out_channels, height, kernel_size"),
         ({"columns": {**FIELDS, "colour": "cin"}}, "a field of conv2d must be one of in_channels"),
         ({"constants": {"stride": 1}}, "must have a column or a constant, found both for stride"),
@@ -269,3 +314,14 @@ def test_any_text_is_a_table_or_a_typed_refusal(text: str) -> None:
     for content in (text, HEAD + text, HEAD + GOOD + text):
         with contextlib.suppress(TableFormatError):
             assert len(imported(content, skip_invalid=bool(len(text) % 2)).kernels) >= 1
+
+
+@given(st.sampled_from(sorted(KINDS)), st.data())
+def test_any_numbers_of_any_kind_are_a_kernel_or_a_typed_refusal(kind: str, data: st.DataObject) -> None:
+    fields = [*KINDS[kind].required, data.draw(st.sampled_from(sorted(KINDS[kind].optional)))]
+    cell = st.sampled_from(["0", "1", "3", "8", "64", "3x5", "32+64", "1e9", "-2", "nan", "inf", "fp16", "Relu", ""])
+    cells = data.draw(st.lists(cell, min_size=len(fields), max_size=len(fields)))
+    text = ",".join([*fields, "ms"]) + "\n" + ",".join([*cells, "5"]) + "\n"
+    with contextlib.suppress(TableFormatError):
+        table = imported(text, kernel=kind, columns={name: name for name in fields})
+        assert all(size >= 1 for shape in (*table.kernels[0].inputs, table.kernels[0].output) for size in shape)

@@ -57,9 +57,10 @@ def test_what_must_not_be_mixed_is_named() -> None:
 
 
 def test_another_protocol_is_told_and_does_not_forbid() -> None:
-    diff = table(range(1, 9)).diff(table(range(1, 9), label="imported", protocol={"minutes": 9.0}))
+    other = table(range(1, 9), label="imported", timing="of another clock", protocol={"minutes": 9.0})
+    diff = table(range(1, 9)).diff(other)
     assert diff.may_be_merged
-    assert {difference.field for difference in diff.protocol} == {"label", "protocol.minutes"}
+    assert {difference.field for difference in diff.protocol} == {"label", "timing", "protocol.minutes"}
     assert "though measured differently" in diff.summary()
 
 
@@ -87,14 +88,19 @@ def test_the_card_says_what_was_measured_and_how_well_it_repeats(measured: Laten
 
 
 def test_the_card_tells_doubts_and_stays_one_line_per_row() -> None:
+    erased = [Kernel("Erf", "elementwise", ((1, size),), (1, size)).key for size in (4, 8, 12)]
     doubtful = table(
         range(1, 5),
         flags={"drifted": ["a", "b"], "unstable": []},
-        unsupported={"GroupNorm": "no rule | for\nit"},
+        unsupported={"GroupNorm": "no rule | for\nit", **dict.fromkeys(erased, "no layer of its own")},
+        timing="of a device's own clock",
+        clocks={"locked": True},
         drift={"largest": 0.04, "repeated_stretches": 2},
     )
     card = doubtful.card()
     assert "- 2 rows are flagged `drifted`." in card
     assert "unstable" not in card
     assert "- `GroupNorm` is not in it: no rule \\| for it" in card
+    assert "- 3 kernels of `Erf` are not in it: no layer of its own\n" in card
+    assert '| timing | of a device\'s own clock |\n| clocks | {"locked": true} |' in card
     assert "drifted by at most 4.0%; 2 stretches were repeated, 0 s were lost" in card

@@ -15,22 +15,37 @@ import pytest
 
 from edgeprune.boards.board import Board
 from edgeprune.errors import RunnerEndedError
-from edgeprune.profiling.blaming import blamed
+from edgeprune.profiling.blaming import Blame
 from edgeprune.profiling.measuring import measure
 from edgeprune.profiling.rounds import stretches
 
 HOW = "the runner's verb 'bench' must give a result, but it was killed by SIGILL."
 
 
+def blamed(journal: list[dict[str, Any]], left: list[str], kernels: set[str], *events: dict[str, Any]) -> list[Any]:
+    blame = Blame(kernels)
+    for event in events or ({"event": "ready"},):
+        blame.hear(event)
+    return blame.records(journal, left, HOW)
+
+
 def test_a_kernel_is_left_out_the_second_time_and_nothing_else_ever_is() -> None:
-    first = blamed([], ["b", "c"], {"b", "c"}, HOW)
+    first = blamed([], ["b", "c"], {"b", "c"})
     assert first == [{"kind": "ended", "id": "b"}]
-    (again, left_out) = blamed([{"kind": "sample"}, *first], ["b", "c"], {"b", "c"}, HOW)
+    (again, left_out) = blamed([{"kind": "sample"}, *first], ["b", "c"], {"b", "c"})
     assert again == first[0]
     assert left_out == {"kind": "unusable", "id": "b", "message": f"twice when it was its turn, {HOW}"}
-    assert blamed(first, ["c"], {"b", "c"}, HOW) == [{"kind": "ended", "id": "c"}], "another one than the last time"
-    assert blamed(first, ["b"], {"c"}, HOW) == [], "a network cannot be left out"
-    assert blamed(first, [], {"b"}, HOW) == []
+    assert blamed(first, ["c"], {"b", "c"}) == [{"kind": "ended", "id": "c"}], "another one than the last time"
+    assert blamed(first, ["b"], {"c"}) == [], "a network cannot be left out"
+    assert blamed(first, [], {"b"}) == []
+
+
+def test_before_anything_is_measured_it_is_the_one_that_was_loaded_last() -> None:
+    loading = [{"event": "loading", "id": name} for name in ("b", "net", "c")]
+    assert blamed([], ["b", "c"], {"b", "c"}, *loading) == [{"kind": "ended", "id": "c"}]
+    assert blamed([], ["b", "c"], {"b", "c"}, *loading[:2]) == [], "a network that ends it is no kernel's fault"
+    assert blamed([], ["b", "c"], {"b", "c"}, {"event": "loaded"}) == [], "it ended before it loaded anything"
+    assert blamed([], ["b", "c"], {"b", "c"}, *loading, {"event": "ready"}) == [{"kind": "ended", "id": "b"}]
 
 
 class Killing:
@@ -125,6 +140,4 @@ def test_what_ends_the_program_as_it_is_loaded_is_known_too(
     found = measure(board, engines, **settings)
     assert found.unusable == {"conv8": f"twice when it was its turn, {HOW}"}
     assert set(found.measurements) == {"conv4", "conv12"}
-    assert loading == ["conv12", "conv8", "conv12", "conv8", "conv12"], (
-        "only what may be left out is told, as it is loaded"
-    )
+    assert loading == [*["conv12", "conv4", "conv8"] * 2, "conv12", "conv4"], "each is told as it is loaded"

@@ -12,7 +12,7 @@ from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers  # noqa: E40
 from edgeprune.backends.onnxruntime.quantizing import quantize  # noqa: E402
 from edgeprune.backends.tensorrt import model, versions  # noqa: E402
 from edgeprune.errors import ExportError  # noqa: E402
-from edgeprune.testing import trtexec  # noqa: E402
+from edgeprune.testing import trtexec, trtexec_says  # noqa: E402
 from edgeprune.testing.backends import SmallNet  # noqa: E402
 
 FAMILIES = {family.name: family for family in versions.DIALECTS}
@@ -63,9 +63,9 @@ def test_an_int8_model_has_the_quantize_nodes_that_a_release_takes(exported, rel
     opset = next(entry.version for entry in made.opset_import if entry.domain == "")
     assert (opset <= family.opset, made.ir_version <= family.ir_version) == (True, True)
     content = made.SerializeToString()
-    assert trtexec.unparsed(content, release) is None
-    assert (trtexec.refused(content, release, int8=False) is None) == family.strongly_typed
-    assert trtexec.refused(content, release, int8=True) is None
+    assert trtexec_says.unparsed(content, release) is None
+    assert (trtexec_says.refused(content, release, int8=False) is None) == family.strongly_typed
+    assert trtexec_says.refused(content, release, int8=True) is None
     # The nodes have the names that the float model's have: layers are joined back by them.
     assert model.operations(exported).items() <= model.operations(made).items()
     want, have = outputs(exported), outputs(made)
@@ -80,7 +80,7 @@ def test_the_quantize_nodes_of_a_cpu_are_none_of_tensorrts(exported, tmp_path, u
     numbers = Int8Numbers(unsigned, narrow=False)
     quantize(tmp_path / "float.onnx", cases, tmp_path / "int8.onnx", needed_db=5, numbers=numbers)
     for release, said in (("8.6.1", "zeroPt must be all zeros"), ("10.3.0", "Non-zero zero point is not supported")):
-        complaint = trtexec.unparsed((tmp_path / "int8.onnx").read_bytes(), release)
+        complaint = trtexec_says.unparsed((tmp_path / "int8.onnx").read_bytes(), release)
         assert said in complaint or "must be kINT8" in complaint
 
 

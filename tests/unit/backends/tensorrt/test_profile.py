@@ -159,11 +159,30 @@ def test_a_network_whose_layers_are_not_its_own_is_refused(stand_in, few, net) -
         profile(net, INPUT, board, "tensorrt", 0.01)
 
 
-@pytest.mark.parametrize("asked", [{"energy": True}, {"percentiles": True}, {"sustained": True}])
-def test_what_only_fails_after_all_timing_is_refused_at_once(net: nn.Module, asked: dict[str, bool]) -> None:
-    with pytest.raises(ConfigError, match="run in processes of their own") as caught:
-        profile(net, INPUT, "nowhere", "tensorrt", **asked)
+def test_what_only_fails_after_all_timing_is_refused_at_once(net: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="loaded by a process of their own each time, and the board cools") as caught:
+        profile(net, INPUT, "nowhere", "tensorrt", sustained=True)
     assert caught.value.hint
+
+
+@pytest.mark.slow
+def test_energy_and_percentiles_are_those_of_its_networks(stand_in, few, net, tmp_path) -> None:
+    """What the meter prints means nothing here; a test of replays says what energies are worth."""
+    stand_in("10.3.0", modelled=True, real_time=True)
+    meter = "while echo 3.5; do sleep 0.02; done"
+    with Board.open("local") as board:
+        table = profile(net, INPUT, board, "tensorrt", 0.01, energy=True, meter=meter, percentiles=True)
+    timed = {network.name: network.measurement.median_ms for network in table.networks}
+    assert len(timed) == 3
+    for name, ms in timed.items():
+        assert table.energy[name]["run_ms"] == pytest.approx(ms, rel=0.02)
+    for record in table.header["percentiles"].values():
+        assert (record["rounds"], record["runs"]) == (5, 500)
+        assert 1.0 < record["ratio"]["90"] < record["ratio"]["99"] < 1.02
+    chosen = table.chosen(percentile=95)
+    assert {network.name: network.measurement.median_ms for network in chosen.networks} == pytest.approx(
+        timed, rel=0.02
+    )
 
 
 def test_int8_and_engines_without_a_board_are_refused(net: nn.Module, kernel_graph: KernelGraph) -> None:

@@ -172,3 +172,23 @@ def test_what_a_release_lacks_does_not_exist_in_the_stand_in(module):
         module(version)
         done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
         assert json.loads(done.stdout) == [*has, "refused", "refused", "refused", "not called"]
+
+
+def test_a_replay_is_one_of_the_module_too(module, build, model, tmp_path):
+    module("11.1.0")
+    build(model, tmp_path / "engine.plan")
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); sys.argv[0] = sys.argv[1]; import trtexec_engine; "
+        "trtexec_engine.REPLAY_MORE_S = 0.2\n"
+        "child = trtexec_engine.TrtexecEngine(sys.argv[2]).repeated(0.02, 0.2)\n"
+        "with child:\n"
+        "    child.begin(); known = [child.infers(), child.query_s(), child.infers()]\n"
+        "print(json.dumps(known))"
+    )
+    with Board.open("local") as board:
+        command = [board.python, "-c", code, str(ONBOARD), str(tmp_path / "engine.plan")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    before, query_s, after = json.loads(done.stdout)
+    assert (before, after) == (True, False)
+    assert 0 < query_s < 0.1

@@ -21,7 +21,7 @@ def model(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["trtexec.py", "trtexec_model.py"])
+@pytest.mark.parametrize("name", ["trtexec.py", "trtexec_model.py", "trtexec_program.py", "trtexec_says.py"])
 def test_it_imports_nothing_of_edgeprune(name):
     tree = ast.parse(Path(trtexec.__file__).with_name(name).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
