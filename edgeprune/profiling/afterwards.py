@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeprune.boards.board import Board
+from edgeprune.boards.reconnecting import Reconnector
 from edgeprune.errors import ConnectError, ShortWindowError
 from edgeprune.profiling.energy import SETTLE_S, measure_energy, needed_s
 from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.percentiles import percentiles as timed_singly
-from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.selecting import Selection
 from edgeprune.profiling.setting import Setting
 from edgeprune.profiling.sustaining import sustained as heat

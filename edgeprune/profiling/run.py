@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry as backends
 from edgeprune.boards.board import Board
+from edgeprune.boards.reconnecting import WAIT_S
 from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import afterwards, extending, layered, space
@@ -29,7 +30,6 @@ from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.journal_place import journals
 from edgeprune.profiling.measuring import MeasuredRun, Progress, measure
 from edgeprune.profiling.percentiles import with_percentiles
-from edgeprune.profiling.reconnecting import WAIT_S
 from edgeprune.profiling.selecting import (
     Preview,
     Selection,
