@@ -12,7 +12,7 @@ samples/trtexec/trtexec.cpp (what runs when), samples/common/sampleReporting.cpp
 include/NvInfer.h (``IDequantizeLayer``: types and zero points).
 Recorded lines, on github.com: NVIDIA/TensorRT issues 4258 (memory), 3898 (version tags), 1384 (magic tag), 2774 and 4698 (zero
 points), yuvraj108c/ComfyUI-Dwpose-Tensorrt issue 5 (version tags of TensorRT 10), yuvraj108c/ComfyUI-Upscaler-Tensorrt issue 36
-(no implementation of a node).
+(no implementation of a node), NVIDIA/Deep-Learning-Accelerator-SW issue 26 (a calibration table of another release).
 """
 
 from __future__ import annotations
@@ -83,6 +83,14 @@ _TAG_MISMATCH = {
     "later": "[E] IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion stdVersionRead == "
     "kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: {0}, Serialized Engine Version: {1})",
 }
+
+_UNCALIBRATED = (
+    "[E] Error[3]: IExecutionContext::executeV2: Error Code 3: API Usage Error (Parameter check failed, condition: "
+    'nullPtrAllowed. Tensor "input" is bound to nullptr, which is allowed only for an empty input tensor, shape tensor, or an '
+    "output tensor associated with an IOuputAllocator.)",
+    "[E] Engine could not be created from network",
+    "[E] Engine set up failed",
+)
 
 _ASYMMETRIC = {
     "8": "ERROR: builtin_op_importers.cpp:1235 In function QuantDequantLinearHelper: [6] Assertion failed: "
@@ -238,6 +246,9 @@ class _StandIn:
                 "[E] Engine set up failed",
             )
         complaint = unparsed(source.read_bytes(), self.version)
+        if "--useDLACore" in given and b"QuantizeLinear" in source.read_bytes():
+            # NVIDIA/TensorRT issue 2222: no such layer runs there. The words are the stand-in's own.
+            complaint = complaint or "a DLA takes no QuantizeLinear"
         if complaint is not None:
             raise _FailedError(f"[E] [TRT] {complaint}", "[E] Failed to parse onnx file", "[E] Engine set up failed")
         _say(sys.stdout, "[I] Finished parsing network model. Parse time: 0.0704936")
@@ -260,6 +271,10 @@ class _StandIn:
             raise _FailedError(
                 f"[E] {wrong}", "[E] Engine could not be created from network", "[E] Engine set up failed"
             )
+        if "--int8" in given and "--calib" in given and b"QuantizeLinear" not in source.read_bytes():
+            table = Path(given["--calib"]).read_text(encoding="ascii") if Path(given["--calib"]).is_file() else ""
+            if table.split("\n")[0] != f"TRT-{_options()[self.version]['version_tag']}-EntropyCalibration2":
+                raise _FailedError(*_UNCALIBRATED)
         if cache:
             with Path(cache).open("ab") as file:
                 file.write(b"timed")
