@@ -140,6 +140,11 @@ class Backend(ABC):
         return self
 
     @property
+    def exports_onnx(self) -> bool:
+        """Whether its engines are made of the ONNX model that `edgeprune.backends.onnxruntime.exporting.export` writes."""
+        return True
+
+    @property
     def precision(self) -> Precision:
         """Of its engines; see `for_precision`."""
         return "fp32"
@@ -190,8 +195,8 @@ class Backend(ABC):
         return None
 
     def built_on(self, board: Board) -> Backend:
-        """The backend that uses an open board to build, where engines can only be built there; else it is the backend
-        itself.
+        """The backend that uses an open board to build, where engines can only be built there or candidates are timed there; else
+        it is the backend itself.
         """
         return self
 
@@ -290,6 +295,15 @@ class Backend(ABC):
     @abstractmethod
     def parse_engine(self, engine: Path) -> list[Kernel]:
         """Kernels that the runtime on this host really executes for an engine file, in order."""
+
+    def labels(self, engine: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """What the runtime's own names of kernels, as a trace has them, stand for.
+
+        Returns:
+            Operation by name of a kernel, where the runtime does not tell it itself; and module path by the beginning of a
+            kernel's name, of which the longest counts.
+        """
+        return {}, {}
 
     @abstractmethod
     def kernel_engine(self, kernel: Kernel) -> bytes:

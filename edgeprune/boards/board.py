@@ -33,7 +33,7 @@ logger = logging.getLogger("edgeprune.boards.board")
 _OLDEST_PYTHON = (3, 6)
 _POWER_MODES = "nvpmodel"
 """Of the ways that a device type names the one that is only used when a mode is asked for."""
-_TIMED_VERBS = frozenset({"bench", "energy", "sustain"})
+_TIMED_VERBS = frozenset({"bench", "energy", "layers", "sustain"})
 
 
 class Board:

@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "verify": Verb("edgeprune.cli.verify:verify", "Say whether a board still holds what was deployed.", _BOARDS),
     "clean": Verb("edgeprune.cli.clean:clean", "Remove old releases, and what nothing needs.", _BOARDS),
     "rollback": Verb("edgeprune.cli.rollback:rollback", "Switch a board back to its former release.", _BOARDS),
+    "layers": Verb("edgeprune.cli.layers:layers", "Say what each kernel of an artifact takes on a board.", _LOOK),
     "table": Verb("edgeprune.cli.table:table", "Import, check, compare, merge and describe latency tables.", _LOOK),
     "explain": Verb("edgeprune.cli.explain:explain", "Say what of a model can be pruned, and why not the rest.", _LOOK),
 }

@@ -58,7 +58,7 @@ def compile(  # noqa: A001 - the verb's name
     precision: Annotated[
         str,
         typer.Option(
-            "--precision", help="fp32, or what the backend has too: int8 (onnxruntime, tensorrt), fp16 (tensorrt)."
+            "--precision", help="fp32, or what the backend has too: int8 (onnxruntime, tensorrt), fp16 (tensorrt, tvm)."
         ),
     ] = "fp32",
     task: Annotated[
@@ -73,15 +73,24 @@ def compile(  # noqa: A001 - the verb's name
         typer.Option("--metric-loss", metavar="2%|2pp", help="int8: how much worse metrics may be (default: 1%)."),
     ] = None,
     dla: Annotated[
-        int | None, typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt, fp16).")
+        int | None,
+        typer.Option("--dla", min=0, help="Core of a Jetson's deep learning accelerator (tensorrt: fp16, int8)."),
     ] = None,
     tune: Annotated[
         str | None,
-        typer.Option("--tune", metavar="10min", help="tvm: search schedules so long first; what is found is kept."),
+        typer.Option(
+            "--tune",
+            metavar="10min",
+            help="tvm: search schedules so long first, timed on --board or here; they are kept.",
+        ),
     ] = None,
     tune_trials: Annotated[
         int | None, typer.Option("--tune-trials", min=1, help="With --tune: candidates to build and time, at most.")
     ] = None,
+    frontend: Annotated[
+        str,
+        typer.Option("--frontend", metavar="onnx|program", help="tvm: from ONNX, or from torch's program without it."),
+    ] = "onnx",
     sign: Annotated[
         Path | None, typer.Option("--sign", metavar="KEY", help="SSH key to sign the manifest with (ssh-keygen -Y).")
     ] = None,
@@ -115,7 +124,7 @@ def compile(  # noqa: A001 - the verb's name
                 hint=f"{command_line('edgeprune', 'compile', model)}, without them",
             )
         other = backend if was_given(context, "backend") else None
-        _compile_run(Path(model), output, out, dense, board, (other, dla, tuning), extras, sign, task)
+        _compile_run(Path(model), output, out, dense, board, (other, dla, tuning, frontend), extras, sign, task)
         return
     if dense is not None:
         raise ConfigError(
@@ -128,7 +137,7 @@ def compile(  # noqa: A001 - the verb's name
             "is no factory either.",
             hint="edgeprune prune, or --out of the run that wrote another folder",
         )
-    chosen = _backend(backend, dla, tuning)
+    chosen = _backend(backend, dla, tuning, frontend)
     require_compilable(chosen, precision, has_task=task is not None)
     module = load_model(model, weights, seed=seed)
     example = example_inputs(module, input_, inputs, seed=seed)
@@ -136,26 +145,27 @@ def compile(  # noqa: A001 - the verb's name
     loaded = None if plan is None else edgeprune.PruningPlan.load(plan)
     if loaded is not None:
         module = edgeprune.apply(module, loaded)
-    with _opened(board) as opened, output.step("compile") as progress:
-        artifact = edgeprune.compile(
-            module,
-            example,
-            out,
-            backend=telling(chosen, progress),
-            plan=loaded,
-            board=opened,
-            progress=progress.told,
-            **extras,
-        )
     again: list[object] = [
         "edgeprune",
         "compile",
         model,
         *input_flags(input_, inputs),
-        *given(weights=weights, plan=plan),
+        *given(weights=weights, plan=plan, board=board),
     ]
-    traced, traced_example = (module, example) if loaded is None else loaded.traced(module, example)
-    more = tell_beside(output, artifact, traced, traced_example, [*again, "--out", out])
+    with _opened(board) as opened:
+        with output.step("compile") as progress:
+            artifact = edgeprune.compile(
+                module,
+                example,
+                out,
+                backend=telling(chosen, progress),
+                plan=loaded,
+                board=opened,
+                progress=progress.told,
+                **extras,
+            )
+        traced, traced_example = (module, example) if loaded is None else loaded.traced(module, example)
+        more = tell_beside(output, artifact, traced, traced_example, [*again, "--out", out], opened)
     _finish(output, artifact, command_line("edgeprune", "deploy", out, "--board", board or "local"), more, sign)
 
 
@@ -190,8 +200,14 @@ def _opened(board: str | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if board is None else edgeprune.Board.open(board)
 
 
-def _backend(name: str, dla: int | None, tuning: Tuning | None) -> Any:
-    """The backend of that name, or one that was told about a DLA, or to tune."""
+def _backend(name: str, dla: int | None, tuning: Tuning | None, frontend: str) -> Any:
+    """The backend of that name, or one that was told about a DLA, to tune, or what to compile from."""
+    if frontend != "onnx":
+        if name != "tvm":
+            raise ConfigError(f"--frontend {frontend} needs --backend tvm, found {name}.", hint="--backend tvm")
+        from edgeprune.backends.tvm.backend import Tvm
+
+        return Tvm(tuning=tuning, frontend=frontend)
     if tuning is not None:
         return tuned_backend(name, tuning)
     if dla is None:
@@ -225,7 +241,7 @@ def _compile_run(
     out: Path,
     dense: Path | None,
     board: str | None,
-    backend: tuple[str | None, int | None, Tuning | None],
+    backend: tuple[str | None, int | None, Tuning | None, str],
     extras: dict[str, Any],
     sign: Path | None,
     task: str | None,
@@ -292,6 +308,8 @@ def _compile_run(
                 progress=progress.told,
                 **extras,
             )
+        again = ["edgeprune", "compile", folder, "--backend", "onnxruntime", *given(board=board), "--out", out]
+        more |= tell_beside(output, artifact, *plan.traced(pruned, example), again, opened)
     # A share of the dense latency can only be checked against the dense model.
     checkable = own and (dense is not None or options.budget.latency_ratio is None)
     following = command_line(
@@ -299,8 +317,6 @@ def _compile_run(
         *given(threads=record.threads, latency=options.latency if checkable else None, reference=dense),
         *given(percentile=options.percentile if options.percentile != 50 and checkable else None),
     )
-    again = ["edgeprune", "compile", folder, "--backend", "onnxruntime", "--out", out]
-    more |= tell_beside(output, artifact, *plan.traced(pruned, example), again)
     _finish(output, artifact, following, more, sign)
 
 
@@ -344,6 +360,9 @@ def _finish(output: Output, artifact: Artifact, following: str, more: dict[str, 
         for name, one in parity.get("tasks", {}).items():
             output.say(f"  {name}: {', '.join(one['outputs'])}, {one['relative']:.1e} of the scale")
     else:
+        exported = artifact.manifest.export_parity
+        if exported:
+            output.say(f"exported model and module agree on this machine: largest difference {exported['max_abs']:.1e}")
         output.say("this machine cannot run the engine: deploy compares it with the module on the board")
     output.wrote(artifact.folder, f"artifact {artifact.id[:16]}, {artifact.size_bytes / 1e6:.2f} MB")
     output.finish(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.backends.tvm.tuning import Tuning
+    from edgeprune.boards.board import Board
     from edgeprune.deployment.artifact import Artifact
 
 
@@ -54,9 +55,14 @@ def telling(backend: Any, progress: Progress) -> Any:
 
 
 def tell_beside(
-    output: Output, artifact: Artifact, module: torch.nn.Module, example_inputs: Any, compile_words: list[object]
+    output: Output,
+    artifact: Artifact,
+    module: torch.nn.Module,
+    example_inputs: Any,
+    compile_words: list[object],
+    board: Board | None = None,
 ) -> dict[str, Any]:
-    """Say how many functions of an engine of TVM were searched, and what it takes beside ONNX Runtime's on this machine.
+    """Say how many functions of an engine of TVM were searched, and what it takes beside ONNX Runtime's.
 
     Args:
         output: To say it.
@@ -64,25 +70,28 @@ def tell_beside(
         module: From what.
         example_inputs: Of the module.
         compile_words: The command that compiles the same for ONNX Runtime.
+        board: What it was compiled for, open, where both are timed; this machine by default.
 
     Returns:
-        The same, for ``--json``; empty where it is no engine of TVM, or not one for this machine.
+        The same, for ``--json``; empty where it is no engine of TVM.
     """
-    if artifact.manifest.backend != "tvm" or not artifact.manifest.host_parity:
+    if artifact.manifest.backend != "tvm":
         return {}
     from edgeprune.backends.tvm.backend import Tvm
     from edgeprune.deployment.beside import beside_onnxruntime
 
     searched, functions = Tvm().searched(artifact.engine)
     output.say(f"{searched} of {functions} functions have a schedule that tuning has found, the others the rule's")
+    if board is None and not artifact.manifest.host_parity:
+        return {"searched": searched, "functions": functions}
     try:
         with output.step("time it beside ONNX Runtime") as progress:
-            found = beside_onnxruntime(artifact, module, example_inputs, progress=progress.timed)
+            found = beside_onnxruntime(artifact, module, example_inputs, board=board, progress=progress.timed)
     except EdgepruneError as error:
         # The artifact is there: that it was not compared is no reason to refuse it.
         output.say(f"it was not compared with ONNX Runtime: {error.message}")
         return {"searched": searched, "functions": functions}
     output.say(str(found))
     if found.slower:
-        output.say(f"ONNX Runtime is the faster here: {command_line(*compile_words)}")
+        output.say(f"ONNX Runtime is the faster there: {command_line(*compile_words)}")
     return {"searched": searched, "functions": functions, "beside_onnxruntime": asdict(found)}

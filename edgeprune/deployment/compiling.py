@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,24 +18,23 @@ import edgeprune
 from edgeprune.backends import registry
 from edgeprune.backends._base import CALIBRATION
 from edgeprune.boards.installing import for_board
-from edgeprune.boards.runner_events import crash, error_of, parse_event
-from edgeprune.boards.runner_package import runner_package
-from edgeprune.boards.transport import CommandResult
-from edgeprune.deployment import agreement, preflight
-from edgeprune.deployment.agreement import Parity
+from edgeprune.deployment import preflight
 from edgeprune.deployment.artifact import GOLDEN_NAME, INFER_NAME, MODEL_NAME, Artifact, describe_file, staged
 from edgeprune.deployment.golden import EDGE_CASES, INT8_EDGE_CASES, SAMPLES, cut, make_golden, positional
+from edgeprune.deployment.host_check import export_parity, host_parity
 from edgeprune.deployment.manifest import (
     MANIFEST_NAME,
     TOLERANCES,
     Manifest,
     MeasuredCost,
     PredictedCost,
+    SourceModel,
     TaskOutputs,
     Tolerance,
     canonical_json,
 )
-from edgeprune.errors import CompileError, ConfigError, EdgepruneError, ExportError, ParityError
+from edgeprune.deployment.weights import sha256_of_weights
+from edgeprune.errors import ConfigError, EdgepruneError, ExportError, ParityError
 from edgeprune.spec import Fingerprint, Precision, TensorSpec
 
 if TYPE_CHECKING:
@@ -69,7 +64,6 @@ _PARITY_HINTS: dict[Precision, str] = {
     "int8": "--snr 30 (or more) keeps more layers in float, or --precision fp32",
 }
 _PACKAGES = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "apache-tvm")
-_PARITY_TIMEOUT_S = 600.0
 
 _log = logging.getLogger("edgeprune.deployment.compiling")
 
@@ -136,7 +130,8 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         seed: Of random golden inputs.
         fingerprint: Board that it is compiled for, if known: what it lacks is told now instead of at deployment. A backend
             that generates code does so for this board; without one, for this host.
-        board: The board itself, open, for a backend whose engines are built on it; it is probed where `fingerprint` is None.
+        board: The board itself, open, for a backend whose engines are built on it, or are tuned there; it is probed where
+            `fingerprint` is None.
         progress: Told each step.
 
     Raises:
@@ -148,12 +143,14 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
         ConfigError: `out` exists and is no artifact, the backend cannot compile for `precision`, int8 has no calibration data, a
             task reads an output that is not there, or a tolerance is for no task.
         CompileError: The backend cannot compile the exported model, or needs a board to do so.
+        RemoteError: The board that it is built or tuned on is busy, or was lost.
         BackendUnavailableError: The backend is not installed on this host.
     """
     tell = progress or (lambda step, message: None)
     if board is not None and fingerprint is None:
         fingerprint = board.probe()
-    chosen = registry.get(backend).for_board(fingerprint).for_precision(precision).for_deployment()
+    with _hints_for(board):
+        chosen = registry.get(backend).for_board(fingerprint).for_precision(precision).for_deployment()
     if board is not None:
         chosen = chosen.built_on(board)
     title = name or type(module).__name__
@@ -218,6 +215,7 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             host_parity={},
             versions=_versions(),
             plan_hash=None if plan is None else plan.hash,
+            source=SourceModel(weights_sha256=sha256_of_weights(module), seed=seed),
             predicted=_predicted(plan, predicted_ms),
             measured=measured,
             created=_created(),
@@ -238,9 +236,11 @@ def compile(  # noqa: A001 - the word of the field; `edgeprune.compile` shadows 
             manifest = manifest.model_copy(update={"host_parity": figures})
         else:
             tell(
-                "parity",
-                "this host cannot run the engine: its numbers are checked on the board, before it is activated",
+                "parity", "this host cannot run the engine: the exported model is checked here, the engine on the board"
             )
+            if chosen.exports_onnx:
+                checked = export_parity(folder, manifest, module, inputs, threads=threads)
+                manifest = manifest.model_copy(update={"export_parity": checked})
         session = chosen.session(engine, threads) if task is not None and precision == "int8" else None
         if task is not None and session is not None:
             from edgeprune.deployment.engine_metrics import engine_metrics
@@ -265,40 +265,6 @@ def _hints_for(board: Board | None) -> Iterator[None]:
         if board is not None and error.hint is not None:
             error.hint = for_board(error.hint, board.name)
         raise
-
-
-def host_parity(folder: Path, manifest: Manifest, *, threads: int = 1) -> Parity:
-    """Run an artifact's engine on its golden inputs on this host, in a process of its own, as a board would.
-
-    Raises:
-        EdgepruneError: As the runner reports it, e.g. BackendUnavailableError.
-        CommandError: The runner died.
-        CompileError: It did not end in time.
-    """
-    package = runner_package()
-    request = {"folder": str(folder.resolve()), "root": str(folder.resolve())}
-    request.update(agreement.request(manifest, threads=threads))
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        runner = Path(scratch) / package.name
-        runner.write_bytes(package.content)
-        try:
-            done = subprocess.run(
-                [sys.executable, str(runner), "parity"],
-                input=json.dumps(request).encode() + b"\n",
-                capture_output=True,
-                timeout=_PARITY_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CompileError(
-                f"the engine must run on this host within {_PARITY_TIMEOUT_S:.0f} s, found it still running."
-            ) from error
-    events = [event for line in done.stdout.decode().splitlines() if (event := parse_event(line)) is not None]
-    if not events or events[-1]["event"] not in ("result", "error"):
-        raise crash("parity", CommandResult(done.returncode, done.stdout, done.stderr))
-    if events[-1]["event"] == "error":
-        raise error_of(events[-1])
-    return Parity.from_result(events[-1]["result"], manifest)
 
 
 def _in_float(module: torch.nn.Module) -> torch.nn.Module:

@@ -77,8 +77,11 @@ def require_parity(parity: Parity, artifact: Artifact, board: Board) -> None:
         ParityError: Says how far off it is, and which tolerance would have passed.
     """
     if not parity.passed:
+        exported = artifact.manifest.export_parity
+        # The engine of a host that could run it was compared there; of any other it is known what it was made of.
+        located = f"; exported to ONNX it was within {exported['relative']:.2g} on its host" if exported else ""
         raise ParityError(
-            f"the engine of {artifact.manifest.name!r} on board {board.name} {parity.complaint()}.",
+            f"the engine of {artifact.manifest.name!r} on board {board.name} {parity.complaint()}{located}.",
             hint="edgeprune doctor; compile again with the pruned module that was checked",
         )
 

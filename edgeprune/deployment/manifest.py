@@ -75,6 +75,15 @@ class MeasuredCost(_Record):
     """Threads of the runtime that it was measured with."""
 
 
+class SourceModel(_Record):
+    """What the engine was made of."""
+
+    weights_sha256: Sha256
+    """See `edgeprune.deployment.weights.sha256_of_weights`."""
+    seed: int
+    """Of random golden inputs."""
+
+
 class Tolerance(_Record):
     """How far outputs may be from the golden ones.
 
@@ -123,9 +132,12 @@ class Manifest(_Record):
         quantization: Of an int8 engine: how many layers it has, and which stay in float.
         metrics: Of an int8 engine: by objective of its task the metric of the module, of the engine on the compiling host, and
             the worst that was acceptable.
-        host_parity: What the check on the compiling host found, as `edgeprune.deployment.agreement.Parity` states it.
+        host_parity: What the check on the compiling host found, as `edgeprune.deployment.agreement.Parity` states it; empty where
+            that host cannot run the engine.
+        export_parity: Then the same of the exported model, as far as `edgeprune.deployment.host_check.export_parity` states it.
         versions: Of edgeprune and of everything that made the engine.
         plan_hash: Hash of the pruning plan, None for a dense model.
+        source: The weights that it was made of; None in artifacts of versions that did not say so.
         predicted: Predicted cost, where there was a predictor.
         measured: Measured cost, where it was measured before.
         created: UTC time, ``YYYY-MM-DDTHH:MM:SSZ``; honors ``SOURCE_DATE_EPOCH``.
@@ -143,8 +155,10 @@ class Manifest(_Record):
     quantization: dict[str, Any] | None = None
     metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
     host_parity: dict[str, Any]
+    export_parity: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str]
     plan_hash: str | None = None
+    source: SourceModel | None = None
     predicted: PredictedCost | None = None
     measured: MeasuredCost | None = None
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
@@ -174,7 +188,7 @@ class Manifest(_Record):
     def canonical(self) -> bytes:
         """The bytes of ``manifest.json``; what an artifact does not have is left out, as by versions that did not know it."""
         fields = self.model_dump(mode="json")
-        for name in ("tasks", "quantization", "metrics"):
+        for name in ("tasks", "quantization", "metrics", "source", "export_parity"):
             if not fields[name]:
                 del fields[name]
         for cost in (fields["predicted"], fields["measured"]):

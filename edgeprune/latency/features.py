@@ -89,11 +89,15 @@ class Machine:
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> Machine:
-        """Read the instruction set and the caches from the header of a latency table."""
+        """Read the instruction set and the caches from the header of a latency table, of a GPU its multiprocessors.
+
+        A board may have a GPU that the table's runtime does not use: what was probed counts where the runtime runs on one.
+        """
         fingerprint = header.get("fingerprint") or {}
         isa = fingerprint.get("isa") or header.get("identity", {}).get("isa") or ()
         caches = {str(name).upper(): int(size) for name, size in (fingerprint.get("caches_bytes") or {}).items()}
-        multiprocessors = fingerprint.get("multiprocessors", 0)
+        probed = (fingerprint.get("facts") or {}) if "runtime_gpu" in header.get("identity", {}) else {}
+        multiprocessors = fingerprint.get("multiprocessors", probed.get("multiprocessors", 0))
         return cls(
             vector_bits(isa),
             caches.get("L1D", caches.get("L1", 0)),

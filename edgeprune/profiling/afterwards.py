@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeprune.boards.board import Board
+from edgeprune.boards.reconnecting import Reconnector
 from edgeprune.errors import ConnectError, ShortWindowError
 from edgeprune.profiling.energy import SETTLE_S, measure_energy, needed_s
 from edgeprune.profiling.energy_windows import EnergyMeasurement
@@ -20,7 +21,6 @@ from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.percentiles import ROUNDS
 from edgeprune.profiling.percentiles import percentiles as timed_singly
-from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.selecting import Selection
 from edgeprune.profiling.setting import Setting
 from edgeprune.profiling.sustaining import sustained as heat

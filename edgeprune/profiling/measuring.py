@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.boards.reconnecting import Reconnector
 from edgeprune.errors import ConfigError, ConnectError, RemoteError, RunnerEndedError
 from edgeprune.profiling.arrears import Asked, unsettled
 from edgeprune.profiling.blaming import Blame
@@ -23,7 +24,6 @@ from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.levels import PATIENCE
 from edgeprune.profiling.measured import MeasuredRun, measured_run
 from edgeprune.profiling.protocol import Protocol
-from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.recording import recorded
 from edgeprune.profiling.rounds import Ledger, Place, slots, stretches
 from edgeprune.profiling.uploads import Entry, content_hash, upload

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends import registry as backends
 from edgeprune.boards.board import Board
+from edgeprune.boards.reconnecting import WAIT_S
 from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import afterwards, extending, layered, space
@@ -30,7 +31,6 @@ from edgeprune.profiling.journal_place import journals
 from edgeprune.profiling.measuring import MeasuredRun, Progress
 from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.quick_look import accepted, look
-from edgeprune.profiling.reconnecting import WAIT_S
 from edgeprune.profiling.selecting import (
     Preview,
     Selection,

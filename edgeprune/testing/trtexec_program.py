@@ -155,6 +155,9 @@ class _StandIn:
                 "[E] Engine set up failed",
             )
         complaint = says.unparsed(source.read_bytes(), self.version)
+        if "--useDLACore" in given and b"QuantizeLinear" in source.read_bytes():
+            # NVIDIA/TensorRT issue 2222: no such layer runs there. The words are the stand-in's own.
+            complaint = complaint or "a DLA takes no QuantizeLinear"
         if complaint is not None:
             raise _FailedError(f"[E] [TRT] {complaint}", "[E] Failed to parse onnx file", "[E] Engine set up failed")
         _say(sys.stdout, "[I] Finished parsing network model. Parse time: 0.0704936")
@@ -177,6 +180,10 @@ class _StandIn:
             raise _FailedError(
                 f"[E] {wrong}", "[E] Engine could not be created from network", "[E] Engine set up failed"
             )
+        if "--int8" in given and "--calib" in given and b"QuantizeLinear" not in source.read_bytes():
+            table = Path(given["--calib"]).read_text(encoding="ascii") if Path(given["--calib"]).is_file() else ""
+            if table.split("\n")[0] != f"TRT-{_options()[self.version]['version_tag']}-EntropyCalibration2":
+                raise _FailedError(*says.UNCALIBRATED)
         if cache:
             with Path(cache).open("ab") as file:
                 file.write(b"timed")

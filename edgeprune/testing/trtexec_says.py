@@ -5,7 +5,7 @@ No module of a package where it is used: both load it by its path, and it knows 
 Behavior by source: NVIDIA/TensorRT at v8.6.1, v10.3.0 and v11.1, include/NvInfer.h (``IDequantizeLayer``: types and zero points).
 Recorded lines, on github.com: NVIDIA/TensorRT issues 4258 (memory), 3898 (version tags), 1384 (magic tag), 2774 and 4698 (zero
 points), yuvraj108c/ComfyUI-Dwpose-Tensorrt issue 5 (version tags of TensorRT 10), yuvraj108c/ComfyUI-Upscaler-Tensorrt issue 36
-(no implementation of a node).
+(no implementation of a node), NVIDIA/Deep-Learning-Accelerator-SW issue 26 (a calibration table of another release).
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ _TAG_MISMATCH = {
     "later": "[E] IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion stdVersionRead == "
     "kSERIALIZATION_VERSION failed.Version tag does not match. Note: Current Version: {0}, Serialized Engine Version: {1})",
 }
+
+UNCALIBRATED = (
+    "[E] Error[3]: IExecutionContext::executeV2: Error Code 3: API Usage Error (Parameter check failed, condition: "
+    'nullPtrAllowed. Tensor "input" is bound to nullptr, which is allowed only for an empty input tensor, shape tensor, or an '
+    "output tensor associated with an IOuputAllocator.)",
+    "[E] Engine could not be created from network",
+    "[E] Engine set up failed",
+)
 
 _ASYMMETRIC = {
     "8": "ERROR: builtin_op_importers.cpp:1235 In function QuantDequantLinearHelper: [6] Assertion failed: "

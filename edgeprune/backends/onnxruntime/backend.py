@@ -229,6 +229,16 @@ class OnnxRuntime(Backend):
 
         return int8_graph.parse(engine) if self._precision == "int8" else engines.parse(engine)
 
+    def labels(self, engine: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """See `Backend.labels`."""
+        import onnx
+
+        from edgeprune.backends.onnxruntime.exporting import module_paths, modules_behind
+
+        # Fused kernels are named after a node or after what they make.
+        model = onnx.load(str(engine), load_external_data=False)
+        return {}, {**modules_behind(model), **module_paths(model)}
+
     def kernel_engine(self, kernel: Kernel) -> bytes:
         from edgeprune.backends.onnxruntime import engines, int8_graph
 

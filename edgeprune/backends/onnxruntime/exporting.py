@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import operator
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 SOURCES_KEY = "edgeprune.sources"
 """Key of the model's metadata: JSON of tensor name to name of the node in the traced program."""
+
+MOST_BYTES = (1 << 31) - (1 << 20)
+"""What protocol buffers can hold, less what is no weights. Engines carry their weights inside: one file is hashed, sent and
+switched."""
+
+_TAKEN_IN = frozenset(("Add", "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "Tanh"))
+"""What ONNX Runtime computes as part of a convolution."""
 
 logger = logging.getLogger("edgeprune.backends.onnxruntime")
 
@@ -51,6 +59,12 @@ def export(
     from edgeprune.backends.onnxruntime.older_opsets import converted
 
     model, sources = _program(module, example_inputs)
+    size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    if size > MOST_BYTES:
+        raise ExportError(
+            f"a model's weights must fit into one ONNX file, which holds {MOST_BYTES / 1e9:.2f} GB, found {size / 1e9:.2f} GB.",
+            hint="prune it further",
+        )
     if versions.opset < WRITTEN.opset:
         model = converted(model, versions)
     for value in _small_metadata(sources):
@@ -64,6 +78,33 @@ def export(
     with replacing(path) as partial:
         partial.write_bytes(model.SerializeToString())
     return _specs(model.graph.input), _specs(model.graph.output)
+
+
+def module_paths(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each node to the path of the module that called it, where one did: the exporter's scopes end with the call."""
+    paths = {}
+    for node in model.graph.node:
+        noted = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        scopes = [str(scope) for scope in ast.literal_eval(noted[0])] if noted else []
+        if len(scopes) > 2:
+            paths[node.name] = scopes[-2]
+    return paths
+
+
+def modules_behind(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each tensor to the module whose call makes it, what a runtime computes together with that call among it.
+
+    A convolution that takes in a sum or an activation is named after what that makes.
+    """
+    paths = module_paths(model)
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        near = [found[name] for name in node.input if name in found] if node.op_type in _TAKEN_IN else []
+        # Of two branches that are summed the later one takes the sum.
+        path = paths.get(node.name) or (near[-1] if near else None)
+        if path is not None:
+            found |= dict.fromkeys(filter(None, node.output), path)
+    return found
 
 
 def _program(

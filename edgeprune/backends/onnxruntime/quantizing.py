@@ -11,7 +11,6 @@ the processor is in `int8_numbers`. Layers for which the runtime has no integer 
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeprune.backends._base import CALIBRATION, Case, Told
+from edgeprune.backends.onnxruntime.exporting import module_paths
 from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
 from edgeprune.backends.onnxruntime.runtime import onnxruntime
 from edgeprune.errors import CompileError, ConfigError
@@ -39,7 +39,7 @@ QUANTIZATION_KEY = "edgeprune.quantization"
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """What may hold weights. A product of two activations (attention) is none of ours; it is computed in int8 only where the runtime
 fuses it with the numbers that it reads, if those are int8 already."""
-_BETWEEN = (
+BETWEEN = (
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Relu"),
     *("Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze"),
 )
@@ -149,14 +149,14 @@ def quantize(
     return found
 
 
-def quantize_for_timing(engine: Path, case: Case, path: Path, *, numbers: Int8Numbers) -> None:
+def quantize_for_timing(engine: Path, case: Case | None, path: Path, *, numbers: Int8Numbers) -> None:
     """Write an int8 engine of a float one for timing only: every layer that may be is quantized, with the ranges of one case.
 
     The time of an inference does not depend on ranges, as long as all that can be quantized is; the outputs mean nothing.
 
     Args:
         engine: The float engine, with weights inside.
-        case: Any inputs that it takes.
+        case: Any inputs that it takes; without them every tensor has one and the same range.
         path: File to write; it appears whole or not at all.
         numbers: Form of the numbers.
 
@@ -168,7 +168,8 @@ def quantize_for_timing(engine: Path, case: Case, path: Path, *, numbers: Int8Nu
     model = onnx.load(str(engine))
     layers, _ = _required_layers(model, numbers)
     with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
-        made = _Work(model, _ranges(engine, [case], "MinMax", Path(folder)), numbers).quantized(set(layers))
+        ranges = _one_range(model) if case is None else _ranges(engine, [case], "MinMax", Path(folder))
+        made = _Work(model, ranges, numbers).quantized(set(layers))
     with replacing(path) as partial:
         partial.write_bytes(made.SerializeToString())
 
@@ -205,13 +206,9 @@ def _required_layers(model: onnx.ModelProto, numbers: Int8Numbers) -> tuple[list
 
 
 def _module_paths(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
-    """Which modules called some nodes, as the exporter noted them: its list of scopes ends with the call itself."""
-    paths = {}
-    for node in model.graph.node:
-        noted = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
-        scopes = [str(scope) for scope in ast.literal_eval(noted[0])] if noted else []
-        paths[node.name] = scopes[-2] if len(scopes) > 2 else node.name
-    return [paths[name] for name in names]
+    """Which modules called some nodes; the name of a node that none has called."""
+    paths = module_paths(model)
+    return [paths.get(name, name) for name in names]
 
 
 def _loudest(work: _Work, judge: _Judge, layers: Sequence[str], limit: float, tell: Told) -> list[str]:
@@ -254,7 +251,7 @@ class _Work:
             tensors_range=self._ranges,
             nodes_to_quantize=[],
             nodes_to_exclude=_in_float(model, chosen),
-            op_types_to_quantize=[*LAYERS, *_BETWEEN],
+            op_types_to_quantize=[*LAYERS, *BETWEEN],
             extra_options=_SYMMETRIC if self._numbers.symmetric else {},
         )
         with _quiet():
@@ -277,7 +274,7 @@ def _in_float(model: onnx.ModelProto, chosen: set[str]) -> list[str]:
     left = []
     for node in model.graph.node:
         read = set(node.input) - constants
-        if node.name in chosen or (node.op_type in _BETWEEN and read and read <= quantized):
+        if node.name in chosen or (node.op_type in BETWEEN and read and read <= quantized):
             quantized.update(node.output)
         else:
             left.append(node.name)
@@ -321,7 +318,7 @@ def _ranges(engine: Path, cases: Sequence[Case], method: str, folder: Path) -> A
     options = {"percentile": 99.99} if method == "Percentile" else {}
     calibrator = create_calibrator(
         str(engine),
-        [*LAYERS, *_BETWEEN],
+        [*LAYERS, *BETWEEN],
         augmented_model_path=str(folder / f"{method}.onnx"),
         calibrate_method=CalibrationMethod[method],
         extra_options=options,
@@ -330,6 +327,14 @@ def _ranges(engine: Path, cases: Sequence[Case], method: str, folder: Path) -> A
         for start in range(0, len(cases), _AT_ONCE):
             calibrator.collect_data(_reader(engine, cases[start : start + _AT_ONCE]))
         return calibrator.compute_data()
+
+
+def _one_range(model: onnx.ModelProto) -> Any:
+    """A range for every tensor that is computed, or given."""
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
+
+    names = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+    return TensorsData(CalibrationMethod.MinMax, dict.fromkeys(filter(None, names), (np.float32(-1), np.float32(1))))
 
 
 def _reader(engine: Path, cases: Sequence[Case]) -> Any:

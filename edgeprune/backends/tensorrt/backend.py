@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeprune.backends._base import CALIBRATION, Backend, Case, LayerTimes, Operator, OperatorGraph, Session, Told
 from edgeprune.backends.tensorrt import building, versions
 from edgeprune.backends.tensorrt.flags import BuildOptions
-from edgeprune.backends.tensorrt.layer_times import BuiltLayer, built_layers, group_times
+from edgeprune.backends.tensorrt.layer_times import BuiltLayer, built_layers, group_times, unquantized
 from edgeprune.errors import BackendError, CompileError, ConfigError, UnsupportedKernelError
 from edgeprune.files import sha256_of, write_text
 from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
@@ -43,7 +43,7 @@ class TensorRt(Backend):
     sources: no GPU ran it yet.
 
     Args:
-        dla_core: A Jetson's deep learning accelerator to build for, fp16 only, with the GPU for what it does not take.
+        dla_core: A Jetson's deep learning accelerator to build for, in fp16 or int8, with the GPU for what it does not take.
         workspace_mib: Bound of the memory that a tactic may use, MiB.
     """
 
@@ -65,6 +65,7 @@ class TensorRt(Backend):
         self._board: Board | None = None
         self._calibration: tuple[Sequence[Case], float, Told | None] | None = None
         self._quantized: bytes | None = None
+        self._for_timing = False
         # What the builder said of the networks that were built to be timed, by the hash of the engine.
         self._built: dict[str, tuple[BuiltLayer, ...]] = {}
         self._groups: dict[Any, list[fusing.Group]] = {}
@@ -103,20 +104,14 @@ class TensorRt(Backend):
     def _with(self, precision: Precision, board: Board | None) -> TensorRt:
         made = TensorRt(dla_core=self._dla_core, workspace_mib=self._workspace_mib)
         made._precision, made._board, made._calibration = precision, board, self._calibration
+        made._for_timing = self._for_timing and precision == self._precision
         return made
 
     def for_timing(self) -> TensorRt:
-        """See `Backend.for_timing`.
-
-        Raises:
-            ConfigError: In int8: which layers the builder then makes of quantize nodes is not known beforehand.
-        """
-        if self._precision == "int8":
-            raise ConfigError(
-                "profile and prune take engines of TensorRT in fp32 or fp16, found precision int8.",
-                hint="--precision fp16",
-            )
-        return self
+        """See `Backend.for_timing`."""
+        made = self._with(self._precision, self._board)
+        made._for_timing = True
+        return made
 
     def availability(self) -> str | None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -188,9 +183,11 @@ class TensorRt(Backend):
         from edgeprune.backends.onnxruntime import exporting
 
         board = self._on_board()
-        if self.options.precision == "int8" and self._calibration is None:
-            raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
         version = building.version_on(board)
+        if self.options.dla_core is not None:
+            versions.require_dla(version, self._precision)
+        if self.options.precision == "int8" and self._calibration is None and not self._for_timing:
+            raise ConfigError("int8 engines need calibration data, found none.", hint=CALIBRATION)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             source = Path(folder) / "model.onnx"
             inputs, outputs = exporting.export(module, example_inputs, source)
@@ -227,15 +224,21 @@ class TensorRt(Backend):
         """Build the engine of an exported model, and leave its record beside it."""
         import onnx
 
-        from edgeprune.backends.tensorrt import model
+        from edgeprune.backends.tensorrt import model, scales
 
         options, exported = self.options, onnx.load(source)
         ready = model.prepared(exported, versions.dialect(version), self._precision)
-        quantization = None
+        quantization, told = None, None
         if self._calibration is not None:
-            ready, quantization = model.quantized(ready, *self._calibration)
-            self._quantized = ready.SerializeToString()
-        source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported))
+            noded, quantization = model.quantized(ready, *self._calibration)
+            self._quantized = noded.SerializeToString()
+            if options.dla_core is None:
+                ready = noded
+            else:
+                told = scales.of(noded, version)
+        elif self._precision == "int8":
+            ready = model.quantized_for_timing(ready)
+        source_model = building.Model(ready.SerializeToString(), model.operations(ready), model.origins(exported), told)
         fingerprint = board.probe()
         gpu = building.gpu_of(fingerprint)
         record = building.build(board, version, source_model, options, path, gpu=gpu)
@@ -263,6 +266,11 @@ class TensorRt(Backend):
                 hint="edgeprune compile --backend tensorrt --board BOARD --verbose",
             )
         return [Kernel.from_key(entry["kernel"]) for entry in record["kernels"]]
+
+    def labels(self, engine: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """See `Backend.labels`; from the record beside the engine."""
+        rows = _record(engine).get("kernels") or ()
+        return {row["layer"]: Kernel.from_key(row["kernel"]).op for row in rows}, {}
 
     def operators(self, engine: Path) -> OperatorGraph:
         """See `Backend.operators`, of what `export_source` wrote. Batch norms are folded; which operators one layer computes,
@@ -306,12 +314,14 @@ class TensorRt(Backend):
         board = self._on_board()
         version = building.version_on(board)
         ready = model.prepared(model.network(graph, shapes), versions.dialect(version), self._precision)
+        if self._precision == "int8":
+            ready = model.quantized_for_timing(ready)
         source = building.Model(ready.SerializeToString(), model.operations(ready), {})
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             path = Path(folder) / "engine.plan"
             record = building.build(board, version, source, self.options, path, timed=False)
             content = path.read_bytes()
-        self._built[record["engine_sha256"]] = built_layers(record)
+        self._built[record["engine_sha256"]] = unquantized(built_layers(record), model.served(ready))
         return content
 
     def layer_kernels(

@@ -17,6 +17,7 @@ from edgeprune.files import replacing, sha256_of
 from edgeprune.spec import Fingerprint
 
 if TYPE_CHECKING:
+    from edgeprune.backends.tensorrt.scales import Scales
     from edgeprune.boards.board import Board
 
 RECORD_NAME = "tensorrt.json"
@@ -37,11 +38,13 @@ class Model:
         content: The ONNX file.
         operations: Name of each node to its operation.
         origins: Name of a node to that of the traced program's node.
+        scales: For a DLA in int8.
     """
 
     content: bytes
     operations: Mapping[str, str]
     origins: Mapping[str, str]
+    scales: Scales | None = None
 
 
 def gpu_of(fingerprint: Fingerprint) -> dict[str, str]:
@@ -105,12 +108,15 @@ def build(
         RemoteError: The board cannot be reached; the build goes on there.
     """
     if options.dla_core is not None:
-        versions.require_dla(version)
+        versions.require_dla(version, options.precision)
     blob = board.push(model.content)
     place = {"onnx": f"{{store}}/{blob}", "engine": f"{{work}}/{_ENGINE}"}
     cache = f"{{root}}/tensorrt/timing-{version}.cache"
+    more: dict[str, Any] = {}
+    if model.scales is not None:
+        more = {"scales": f"{{store}}/{board.push(model.scales.table)}", "exact": model.scales.exact}
     commands = {
-        "build": flags.build(version, options, **place, layers=f"{{work}}/{_LAYERS}", cache=cache),
+        "build": flags.build(version, options, **place, layers=f"{{work}}/{_LAYERS}", cache=cache, **more),
         "time": flags.time(
             version, options, engine=place["engine"], profile=f"{{work}}/{_PROFILE}", times=f"{{work}}/{_TIMES}"
         ),

@@ -9,10 +9,11 @@ options named here were also looked up at 8.6.0, at each tag from v10.0.0 to v10
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeprune.backends.tensorrt.versions import Version, dialect
-from edgeprune.errors import ConfigError
+from edgeprune.errors import CompileError, ConfigError
 from edgeprune.spec import Precision
 
 WARM_UP_MS = 500
@@ -26,7 +27,9 @@ class BuildOptions:
 
     Args:
         precision: ``"fp32"`` (TF32 is switched off: it has 10 bits of mantissa), ``"fp16"``, or ``"int8"``, of a model with
-            quantize nodes, where what has none is fp32.
+            quantize nodes, where what has none is fp32; for a DLA, which up to TensorRT 10 takes no such nodes (NVIDIA/TensorRT
+            issue 2222, NVIDIA/Model-Optimizer pull request 1661), of a float model with a table of scales, and the rest is
+            fp16.
         dla_core: Number of a Jetson's deep learning accelerator, with the GPU for what it does not take; None for the GPU.
         workspace_mib: Bound of the memory that a tactic may use, MiB; None leaves it to TensorRT.
 
@@ -46,15 +49,23 @@ class BuildOptions:
             )
         if self.dla_core is not None and self.dla_core < 0:
             raise ConfigError(f"a DLA core must be 0 or more, found {self.dla_core}.")
-        # Up to TensorRT 10 a DLA takes no quantize nodes, only a table of scales (NVIDIA/TensorRT issue 2222,
-        # NVIDIA/Model-Optimizer pull request 1661); what 11.4.1 takes there was not looked up.
-        if self.dla_core is not None and self.precision != "fp16":
-            raise ConfigError(f"a DLA must be used in fp16, found precision {self.precision}.", hint="--precision fp16")
+        if self.dla_core is not None and self.precision == "fp32":
+            raise ConfigError("a DLA must be used in fp16 or int8, found precision fp32.", hint="--precision fp16")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ConfigError(f"the workspace must be at least 1 MiB, found {self.workspace_mib}.")
 
 
-def build(version: Version, options: BuildOptions, *, onnx: str, engine: str, layers: str, cache: str) -> list[str]:
+def build(
+    version: Version,
+    options: BuildOptions,
+    *,
+    onnx: str,
+    engine: str,
+    layers: str,
+    cache: str,
+    scales: str | None = None,
+    exact: Sequence[str] = (),
+) -> list[str]:
     """Arguments that build an engine and export its layers.
 
     Args:
@@ -65,9 +76,12 @@ def build(version: Version, options: BuildOptions, *, onnx: str, engine: str, la
         engine: File to write.
         layers: File for the layers, JSON.
         cache: Timing cache, read where it is there and written.
+        scales: Table of scales, for a DLA in int8.
+        exact: Names of the layers that stay in fp16 there.
 
     Raises:
         IncompatibleTargetError: The release is not supported.
+        CompileError: A layer that must stay in fp16 cannot be named to it.
     """
     words = [
         f"--onnx={onnx}",
@@ -84,9 +98,22 @@ def build(version: Version, options: BuildOptions, *, onnx: str, engine: str, la
         words.append("--noTF32")
     if options.precision != "fp32" and not dialect(version).strongly_typed:
         words.append(f"--{options.precision}")
+    if scales is not None:
+        words += ["--fp16", f"--calib={scales}", *_in_fp16(exact)]
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
     return words
+
+
+def _in_fp16(layers: Sequence[str]) -> list[str]:
+    """Keep layers in fp16, where a table of scales would let the builder take int8."""
+    if odd := [name for name in layers if not name or set(name) & set(',:*"')]:
+        raise CompileError(
+            f"layers that stay in float must have names that trtexec can be told, found {odd[0]!r}.",
+            hint="--snr with a smaller ratio, --precision fp16, or without --dla",
+        )
+    told = ",".join(f"{name}:fp16" for name in layers)
+    return [f"--layerPrecisions={told}", "--precisionConstraints=prefer"] if layers else []
 
 
 def time(version: Version, options: BuildOptions, *, engine: str, profile: str, times: str) -> list[str]:

@@ -5,7 +5,7 @@ not depend on widths, as NVIDIA states them and recorded engines have them: a co
 element-wise operations behind it into its epilogue, a sum with another branch among them; of two convolutions whose outputs are
 summed the later one does; what is left of element-wise operations is one layer as far as one value leaves it; views of memory
 are no layers. Where the builder fuses less, its layers of a group are added up; where it fuses more, a group cannot be timed, and
-`edgeprune.backends.tensorrt.layer_times` says so.
+`edgeprune.backends.tensorrt.layer_times` says so. In int8 the groups are the same: what quantizes belongs to what it is for.
 
 Source: NVIDIA TensorRT documentation, "Types of Fusions" (Conv ElementWise, PointWise, Shuffle fusions), and the layers of the
 engines in the exports that are described in ``tests/data/README.md``. Checked against these alone: *replayed*.
@@ -56,14 +56,18 @@ def groups(graph: OperatorGraph) -> list[Group]:
 def kernels(
     graph: OperatorGraph, shapes: Mapping[str, Shape], found: Sequence[Group], precision: Precision
 ) -> list[Kernel]:
-    """The kernel of each group at some widths.
+    """The kernel of each group at some widths. In int8 those of operators that are not quantized are fp32.
 
     Tactics and layouts are TensorRT's choice at each size, and no part of what a kernel is: its time is that of the best.
     """
     by_name = {operator.name: operator for operator in graph.operators}
     # What else an operator reads is a constant.
     computed = {spec.name for spec in graph.inputs} | {name for one in graph.operators for name in one.outputs}
-    return [_kernel([by_name[name] for name in names], graph, shapes, computed, precision) for names in found]
+    exact = _in_float(graph, computed) if precision == "int8" else frozenset()
+    return [
+        _kernel([by_name[name] for name in names], graph, shapes, computed, "fp32" if names[0] in exact else precision)
+        for names in found
+    ]
 
 
 class _Wiring:
@@ -161,6 +165,22 @@ def _kernel(
         precision=precision,
         origin=tuple(dict.fromkeys(source for source in sources if source is not None)),
     )
+
+
+def _in_float(graph: OperatorGraph, computed: Collection[str]) -> frozenset[str]:
+    """Names of operators that an int8 engine for timing computes in float, as `quantizing.quantize_for_timing` leaves them."""
+    from edgeprune.backends.onnxruntime.quantizing import BETWEEN, LAYERS
+
+    quantized: set[str] = set()
+    found = []
+    for one in graph.operators:
+        read = {name for name in one.inputs if name in computed}
+        # A product of two values holds no weights.
+        if (base(one.op) in LAYERS and len(read) == 1) or (base(one.op) in BETWEEN and read and read <= quantized):
+            quantized.update(one.outputs)
+        else:
+            found.append(one.name)
+    return frozenset(found)
 
 
 def _is_view(operator: Operator) -> bool:

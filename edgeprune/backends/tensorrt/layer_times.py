@@ -2,14 +2,16 @@
 
 A layer tells by its ``Metadata`` which nodes of the model it computes. A group that several layers share is their sum; layers
 that only bring a tensor into another layout go with the layer that they are named after, since they are there for its sake.
-Where one layer computes several groups none of them has a time of its own, and none is made up.
+Where one layer computes several groups none of them has a time of its own, and none is made up. In int8 the builder takes the
+nodes that quantize into the layers beside them, across groups: they make no group, and only where they are a layer of their own
+it counts for what reads its numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends.tensorrt.exports import occurrences
@@ -60,6 +62,21 @@ def group_times(
         for group in reached - shared:
             found[group] = found.get(group, 0.0) + ms
     return {group: ms for group, ms in found.items() if ms > 0}
+
+
+def unquantized(built: Sequence[BuiltLayer], served: Mapping[str, str]) -> tuple[BuiltLayer, ...]:
+    """Layers without the nodes that quantize: a layer that begins or ends with some computes what the others of its nodes say.
+
+    Args:
+        built: Layers of an int8 engine.
+        served: Name of each quantize and dequantize node to that of the node for whose sake it is there. A layer that only
+            quantizes counts as one of that node.
+    """
+    found = []
+    for layer in built:
+        working = [node for node in layer.nodes if node not in served]
+        found.append(replace(layer, nodes=tuple(working or dict.fromkeys(served[node] for node in layer.nodes))))
+    return tuple(found)
 
 
 def built_layers(record: Mapping[str, Any]) -> tuple[BuiltLayer, ...]:

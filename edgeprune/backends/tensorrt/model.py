@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ import onnx
 
 from edgeprune.backends._base import Case, OperatorGraph, Told
 from edgeprune.backends.onnxruntime.exporting import SOURCES_KEY
+from edgeprune.backends.onnxruntime.half import in_half
 from edgeprune.backends.tensorrt.versions import Dialect
 from edgeprune.errors import ExportError
 from edgeprune.spec import Precision
+
+QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+"""Operations that say in the graph what is int8."""
 
 
 def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> onnx.ModelProto:
@@ -46,10 +50,7 @@ def prepared(model: onnx.ModelProto, family: Dialect, precision: Precision) -> o
             ) from error
     found.ir_version = min(found.ir_version, family.ir_version)
     if precision == "fp16" and family.strongly_typed:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        found = convert_float_to_float16(found, keep_io_types=True)
-        _sort(found.graph)
+        found = in_half(found)
     try:
         onnx.checker.check_model(found, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -83,6 +84,47 @@ def quantized(
         exact.write_bytes(model.SerializeToString())
         found = quantize(exact, cases, path, needed_db=needed_db, numbers=Int8Numbers.of_tensorrt(), told=told)
         return onnx.load(path), found.facts()
+
+
+def quantized_for_timing(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with quantize and dequantize nodes where `quantized` puts them if no layer is too noisy, with made-up scales.
+
+    The time of an inference does not depend on scales; the outputs mean nothing.
+
+    Args:
+        model: As `prepared` made it.
+
+    Raises:
+        CompileError: No layer has weights.
+    """
+    from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers
+    from edgeprune.backends.onnxruntime.quantizing import quantize_for_timing
+
+    with tempfile.TemporaryDirectory(prefix="edgeprune-int8-") as folder:
+        exact, path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        exact.write_bytes(model.SerializeToString())
+        quantize_for_timing(exact, None, path, numbers=Int8Numbers.of_tensorrt())
+        return onnx.load(path)
+
+
+def served(model: onnx.ModelProto) -> dict[str, str]:
+    """Name of each quantize and dequantize node to that of the node for whose sake it is there: the first that reads what it
+    makes, of the model's last numbers the one that made them.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        for source in node.input:
+            readers.setdefault(source, node)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in QUANTIZING:
+            other = _working(node, lambda one: readers.get(one.output[0]))
+            if other is None:
+                other = _working(node, lambda one: makers.get(one.input[0]))
+            if other is not None:
+                found[node.name] = other.name
+    return found
 
 
 def network(graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -120,6 +162,14 @@ def origins(model: onnx.ModelProto) -> dict[str, str]:
     }
 
 
+def _working(node: onnx.NodeProto, near: Callable[[onnx.NodeProto], onnx.NodeProto | None]) -> onnx.NodeProto | None:
+    """The nearest node in one direction that does more than quantize."""
+    other = near(node)
+    while other is not None and other.op_type in QUANTIZING:
+        other = near(other)
+    return other
+
+
 def _drop_defaults(model: onnx.ModelProto, newer: int, opset: int) -> None:
     """Take away attributes that `opset` does not know and that say what is the default in the `newer` one.
 
@@ -141,30 +191,6 @@ def _drop_defaults(model: onnx.ModelProto, newer: int, opset: int) -> None:
         ]
         del node.attribute[:]
         node.attribute.extend(kept)
-
-
-def _sort(graph: onnx.GraphProto) -> None:
-    """Put nodes into an order in which they can run, as close to theirs as can be.
-
-    The conversion to fp16 appends the casts of the inputs at the end (seen with ONNX Runtime 1.31.1).
-    """
-    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
-    waiting, ordered = list(graph.node), []
-    while waiting:
-        late = []
-        for node in waiting:
-            if known.issuperset(node.input):
-                ordered.append(node)
-                known.update(node.output)
-            else:
-                late.append(node)
-        if len(late) == len(waiting):
-            # No order exists; the checker says what is missing.
-            ordered += late
-            break
-        waiting = late
-    del graph.node[:]
-    graph.node.extend(ordered)
 
 
 def _opset(model: onnx.ModelProto) -> int:

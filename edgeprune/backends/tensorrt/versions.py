@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from edgeprune.errors import IncompatibleTargetError
+from edgeprune.spec import Precision
 
 _BANNER = re.compile(r"\[TensorRT v(\d+)\]")
 
@@ -20,6 +21,11 @@ class Version:
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
+
+    @property
+    def number(self) -> int:
+        """``NV_TENSORRT_VERSION``: 8601 of 8.6.1, 100300 of 10.3.0; see `of_log`."""
+        return self.major * (10_000 if self.major >= 10 else 1000) + self.minor * 100 + self.patch
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,20 @@ def parse(text: str) -> Version:
     return Version(*[*parts, 0, 0, 0][:3])
 
 
-def require_dla(version: Version) -> None:
+def require_dla(version: Version, precision: Precision = "fp16") -> None:
     """See that a release builds for a Jetson's DLA; all of them have the options for it.
 
     Raises:
-        IncompatibleTargetError: It does not.
+        IncompatibleTargetError: It does not, or not in that precision.
     """
+    if precision == "int8" and dialect(version).strongly_typed:
+        # It has no option for a table of scales any more; what its DLA takes of quantize nodes was not looked up.
+        raise IncompatibleTargetError(
+            "TensorRT",
+            "up to 10.7, which build for a DLA in int8",
+            str(version),
+            hint="--precision fp16, or without --dla",
+        )
     first, again = _WITHOUT_DLA
     if first <= version < again:
         raise IncompatibleTargetError(

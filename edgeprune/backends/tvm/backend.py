@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,17 +16,22 @@ from edgeprune.backends.tvm import engine_file
 from edgeprune.backends.tvm.target import SERIES, TvmTarget, target_of
 from edgeprune.backends.tvm.tuning import Tuning
 from edgeprune.boards.installing import SETUP
-from edgeprune.errors import CompileError, ConfigError
+from edgeprune.boards.local import LocalTransport
+from edgeprune.errors import CompileError, ConfigError, EmulatedProcessorError, IncompatibleTargetError
 from edgeprune.files import replacing
-from edgeprune.spec import Fingerprint, Kernel, Requirement, TensorSpec
+from edgeprune.spec import Fingerprint, Kernel, Precision, Requirement, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
     import torch
 
+    from edgeprune.boards.board import Board
+
 _PACKAGES = ("apache-tvm==0.27.0.post1", "apache-tvm-ffi==0.1.14.post1")
 _NEEDED = ("tvm", "tvm_ffi", "onnx", "onnxscript", "onnxruntime")
 _REMEMBERED = 64
+FRONTENDS = ("onnx", "program")
+"""What a deployed engine can be made from."""
 
 
 class Tvm(Backend):
@@ -35,15 +41,32 @@ class Tvm(Backend):
         target: What engines are compiled for; None means this host. See `for_board`.
         tuning: Search schedules before an engine is exported for deployment, and what that may take.
         searched: Take the schedules of the database, where there are some. See `for_deployment`.
+        precision: Of the engines. See `for_precision`.
+        frontend: What engines that are deployed are made from: ``"onnx"``, or ``"program"``, torch's exported program without
+            ONNX between. Then nothing is folded before TVM does so, and kernels are not known by their layers.
+
+    Raises:
+        ConfigError: There is no such frontend.
     """
 
     name: ClassVar[str] = "tvm"
     install: ClassVar[str] = "pip install 'edgeprune[tvm]'"
     suffix: ClassVar[str] = ".so"
     portable: ClassVar[bool] = False
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
 
-    def __init__(self, target: TvmTarget | None = None, tuning: Tuning | None = None, searched: bool = False) -> None:
-        self._target, self._tuning, self._searched = target, tuning, searched
+    def __init__(
+        self,
+        target: TvmTarget | None = None,
+        tuning: Tuning | None = None,
+        searched: bool = False,
+        precision: Precision = "fp32",
+        frontend: str = "onnx",
+    ) -> None:
+        if frontend not in FRONTENDS:
+            raise ConfigError(f"the frontend must be one of {', '.join(FRONTENDS)}, found {frontend!r}.")
+        self._frontend = frontend
+        self._target, self._tuning, self._searched, self._precision = target, tuning, searched, precision
         self._groups: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
 
     @property
@@ -62,8 +85,47 @@ class Tvm(Backend):
 
         Raises:
             CompileError: TVM engines are not made for its architecture.
+            IncompatibleTargetError: Schedules are to be searched, which takes long, for a board that cannot run the engine.
+            EmulatedProcessorError: They are to be searched where nothing that is timed means anything.
         """
-        return Tvm(target_of(device), self._tuning, self._searched)
+        if self._tuning is not None and isinstance(device, Fingerprint):
+            if device.facts.get("emulated"):
+                raise EmulatedProcessorError(
+                    f"candidates must be timed on a real processor, found an emulated {device.architecture}.",
+                    hint="compile without --tune",
+                )
+            for item in self.requirements(device, {"series": SERIES}):
+                if not item.met:
+                    raise IncompatibleTargetError(item.field, item.needed, item.found, hint=item.hint)
+        return Tvm(target_of(device), self._tuning, self._searched, self._precision, self._frontend)
+
+    @property
+    def exports_onnx(self) -> bool:
+        """See `Backend.exports_onnx`."""
+        return self._frontend == "onnx"
+
+    @property
+    def precision(self) -> Precision:
+        """See `Backend.precision`."""
+        return self._precision
+
+    def for_precision(self, precision: Precision) -> Tvm:
+        """See `Backend.for_precision`."""
+        super().for_precision(precision)
+        return Tvm(self._target, self._tuning, self._searched, precision, self._frontend)
+
+    def for_timing(self) -> Tvm:
+        """See `Backend.for_timing`.
+
+        Raises:
+            ConfigError: In fp16: its kernels are not known by themselves.
+        """
+        if self._precision != "fp32":
+            raise ConfigError(
+                f"profile and prune take engines of TVM in fp32, found precision {self._precision}.",
+                hint="--precision fp32, and compile --precision fp16",
+            )
+        return self
 
     @property
     def tuning(self) -> Tuning | None:
@@ -72,16 +134,24 @@ class Tvm(Backend):
 
     def with_tuning(self, tuning: Tuning) -> Tvm:
         """The backend that searches what another tuning says."""
-        return Tvm(self._target, tuning, self._searched)
+        return Tvm(self._target, tuning, self._searched, self._precision, self._frontend)
 
     def for_deployment(self) -> Tvm:
         """See `Backend.for_deployment`: with the schedules of the tuning database, after tuning where that was asked for."""
-        return Tvm(self._target, self._tuning, searched=True)
+        return Tvm(self._target, self._tuning, True, self._precision, self._frontend)
+
+    def built_on(self, board: Board) -> Tvm:
+        """See `Backend.built_on`: candidates of tuning are timed on that board, unless it is this machine."""
+        if self._tuning is None or isinstance(board.transport, LocalTransport):
+            return self
+        return self.with_tuning(replace(self._tuning, board=board))
 
     def searched(self, engine: Path) -> tuple[int, int]:
         """How many functions of an engine have a schedule that search has found, and how many there are."""
         told = engine_file.description_of(engine)
-        return len(told.get("searched", ())), len({function for function, key in told["calls"] if key is not None})
+        known = any(key is not None for _, key in told["calls"])
+        functions = {function for function, key in told["calls"] if function and (key is not None or not known)}
+        return len(told.get("searched", ())), len(functions)
 
     def availability(self) -> str | None:
         missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -141,21 +211,52 @@ class Tvm(Backend):
 
         Raises:
             ExportError: The module cannot be exported to ONNX.
-            CompileError: TVM or the linker refuses it.
+            CompileError: TVM or the linker refuses it, or the processor has no half precision.
         """
         from edgeprune.backends.onnxruntime import engines, exporting
 
+        if self._precision == "fp16":
+            self.target.require_half()
+        if self._frontend == "program":
+            return self._export_program(module, example_inputs, path)
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             source = Path(folder) / "model.onnx"
             inputs, outputs = exporting.export(module, example_inputs, source)
             # Folds batch norms and constants; everything stays plain ONNX.
             model = engines.optimized(source, "BASIC")
             graph = engines.operators(source, "BASIC")
-        content = self._built(
-            model, graph, inputs, outputs, weights_inside=True, names=_names(model, graph), searched=self._searched
-        )
+        names = _names(model, graph)
+        if self._precision == "fp16":
+            from edgeprune.backends.onnxruntime.half import in_half
+
+            model = in_half(model)
+        content = self._built(model, graph, inputs, outputs, weights_inside=True, names=names, searched=self._searched)
         with replacing(path) as partial:
             partial.write_bytes(content)
+        return inputs, outputs
+
+    def _export_program(
+        self, module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], path: Path
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        from edgeprune.backends.tvm import building, describing, importing, programs
+
+        if self._precision != "fp32":
+            raise ConfigError(
+                f"engines of torch's program must be fp32, found precision {self._precision}.", hint="--frontend onnx"
+            )
+        program, inputs, outputs = programs.exported(module, example_inputs)
+        library = building.built(
+            importing.fused_program(program, self.target),
+            None,
+            self.target,
+            weights_inside=True,
+            searched=self._searched,
+            tuning=self._tuning if self._searched else None,
+        )
+        nothing = OperatorGraph((), inputs, tuple(spec.name for spec in outputs), {}, {})
+        made = [None] * len(library.functions)
+        with replacing(path) as partial:
+            partial.write_bytes(describing.described(library, self.target, inputs, outputs, made, nothing))
         return inputs, outputs
 
     def operators(self, engine: Path) -> OperatorGraph:
@@ -218,6 +319,11 @@ class Tvm(Backend):
             )
         return [Kernel.from_key(key) for _, key in calls]
 
+    def labels(self, engine: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """See `Backend.labels`."""
+        calls = engine_file.description_of(engine)["calls"]
+        return {function: Kernel.from_key(key).op for function, key in calls if key is not None}, {}
+
     def kernel_engine(self, kernel: Kernel) -> bytes:
         """See `Backend.kernel_engine`. Weights are inputs, so the file stays small; the function is the network's."""
         from edgeprune.backends.tvm import kernels
@@ -246,7 +352,7 @@ class Tvm(Backend):
         searched: bool = False,
     ) -> bytes:
         """The engine file of a model whose shapes `graph` tells."""
-        from edgeprune.backends.tvm import building, importing, kernels
+        from edgeprune.backends.tvm import building, describing, importing, kernels
 
         target = self.target
         module, calls = importing.fused(model, target)
@@ -258,34 +364,11 @@ class Tvm(Backend):
             searched=searched,
             tuning=self._tuning if searched else None,
         )
-        groups = [[names[node] for node in call] for call in calls]
-        made = kernels.kernels(graph, graph.shapes, groups)
-        found = engine_file.architecture_of(library.content)
-        if found != target.architecture:
-            raise CompileError(
-                f"the linker must write a library for {target.architecture}, {target.linker()} wrote one for {found}."
-            )
-        return engine_file.packed(
-            library.content,
-            {
-                "architecture": target.architecture,
-                "isa": list(target.isa),
-                "series": SERIES,
-                "glibc": engine_file.glibc_of(library.content),
-                "target": target.llvm,
-                "inputs": [_tensor(spec) for spec in inputs],
-                "outputs": [_tensor(spec) for spec in outputs],
-                "weights": [
-                    {"shape": list(shape), "dtype": dtype, "scale": scale} for shape, dtype, scale in library.weights
-                ],
-                "calls": [
-                    [function, None if kernel is None else kernel.key]
-                    for function, kernel in zip(library.functions, made, strict=True)
-                ],
-                "graph": kernels.as_json(graph),
-                **({"searched": list(library.searched)} if library.searched else {}),
-            },
-        )
+        # What only turns numbers into half precision and back is of no operator.
+        exact = self._precision == "fp32"
+        groups = [[names[node] for node in call if exact or node in names] for call in calls]
+        made = kernels.kernels(graph, graph.shapes, groups, self._precision)
+        return describing.described(library, target, inputs, outputs, made, graph)
 
 
 def _network(graph: OperatorGraph, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -302,10 +385,6 @@ def _names(model: onnx.ModelProto, graph: OperatorGraph) -> dict[str, str]:
     """Name of a node in the model to name of the operator that it stands for: the one with the same first output."""
     by_output = {operator.outputs[0]: operator.name for operator in graph.operators}
     return {node.name: by_output[node.output[0]] for node in model.graph.node}
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

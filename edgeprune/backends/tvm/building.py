@@ -44,7 +44,7 @@ class Library:
 
 def built(
     module: Any,
-    calls: int,
+    calls: int | None,
     target: TvmTarget,
     *,
     weights_inside: bool,
@@ -55,7 +55,7 @@ def built(
 
     Args:
         module: From `importing.fused`.
-        calls: Number of its calls.
+        calls: Number of its calls, where it is known.
         target: What it is compiled for.
         weights_inside: False makes weights inputs: an engine for timing stays small, whatever it multiplies by. The functions
             take weights as arguments either way, so their code is the same.
@@ -72,7 +72,7 @@ def built(
     with tvm.target.Target(target.llvm), contextlib.redirect_stdout(io.StringIO()):
         module = relax.transform.FuseTIR()(module)
         functions = _functions(module)
-        if len(functions) != calls:
+        if calls is not None and len(functions) != calls:
             raise CompileError(f"TVM must keep the {calls} calls of the fused program, found {len(functions)}.")
     # Outside: a tuning speaks to the user, whose terminal may be standard output.
     known = tuned_functions(module, functions, target, tuning) if searched or tuning is not None else None
@@ -105,14 +105,27 @@ def built(
                 f"TVM must be able to compile the model for {target.triple}, it says: {_short(error)}.",
                 hint="--backend onnxruntime",
             ) from error
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            library = Path(folder) / "engine.so"
-            executable.export_library(
-                str(library),
-                fcompile=lambda path, objects, **_: _link(linker, path, objects),
-                workspace_dir=folder,
-            )
-            return Library(library.read_bytes(), functions, weights, tuple(sorted(found)))
+        return Library(linked(executable, linker), functions, weights, tuple(sorted(found)))
+
+
+def linked(executable: Any, linker: str) -> bytes:
+    """The shared library of what TVM has compiled.
+
+    Args:
+        executable: From ``tvm.compile``.
+        linker: C compiler for its target.
+
+    Raises:
+        CompileError: The linker fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        library = Path(folder) / "engine.so"
+        executable.export_library(
+            str(library),
+            fcompile=lambda path, objects, **_: _link(linker, path, objects),
+            workspace_dir=folder,
+        )
+        return library.read_bytes()
 
 
 def _link(linker: str, path: str, objects: list[str]) -> None:

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -31,10 +32,11 @@ class TimingProcess:
 
     Args:
         target: As `TvmTarget.llvm` tells it.
+        linker: C compiler that makes libraries of candidates for a board; None, where they are timed here.
     """
 
-    def __init__(self, target: Mapping[str, Any]) -> None:
-        self._target = target
+    def __init__(self, target: Mapping[str, Any], linker: str | None = None) -> None:
+        self._target, self._linker = target, linker
         self._process: subprocess.Popen[bytes] | None = None
         self._received = b""
         self._built = 0
@@ -53,21 +55,21 @@ class TimingProcess:
             env=environment,
         )
         self._received, self._built = b"", 0
-        self._send({"target": dict(self._target)})
+        self._send({"target": dict(self._target), "linker": self._linker})
 
     def ready(self) -> bool:
         """Whether the process could be started and knows the target."""
         self.start()
         return bool(self._answer(_START_S).get("ready"))
 
-    def build(self, text: str) -> None:
-        """Begin to build a module, given as TVM's JSON; `built` tells what came of it."""
+    def build(self, text: str, engine: Path | None = None) -> None:
+        """Begin to build a module, given as TVM's JSON, maybe into the file of an engine; `built` tells what came of it."""
         if self._built >= _MOST_BUILT:
             self.close()
         if self._process is None and not self.ready():
             return
         self._built += 1
-        self._send({"build": text})
+        self._send({"build": text, "engine": None if engine is None else str(engine)})
 
     def built(self) -> bool:
         """Wait until the module is built; False where it cannot be."""
@@ -128,10 +130,15 @@ class Timing:
     Args:
         target: As `TvmTarget.llvm` tells it.
         processes: How many.
+        linker: See `TimingProcess`.
+
+    Attributes:
+        waited_s: How long a board was waited for, seconds; not for this machine.
     """
 
-    def __init__(self, target: Mapping[str, Any], processes: int) -> None:
-        self._processes = [TimingProcess(target) for _ in range(processes)]
+    def __init__(self, target: Mapping[str, Any], processes: int, linker: str | None = None) -> None:
+        self._processes = [TimingProcess(target, linker) for _ in range(processes)]
+        self.waited_s = 0.0
 
     def __enter__(self) -> Timing:
         for process in self._processes:
@@ -148,16 +155,59 @@ class Timing:
 
     def seconds(self, modules: Sequence[Any]) -> list[float | None]:
         """What each module takes, seconds; None where it cannot be built or run."""
+        found: list[float | None] = []
+        for part in self._built(modules):
+            found += [None if process is None else process.seconds() for process in part]
+        return found
+
+    def _built(
+        self, modules: Sequence[Any], engines: Sequence[Path | None] | None = None
+    ) -> Iterator[list[TimingProcess | None]]:
+        """Build modules, as many at once as there are processes; gives the process of each, None where it cannot be built."""
         import tvm
 
-        found: list[float | None] = []
+        files: Sequence[Path | None] = [None] * len(modules) if engines is None else engines
         for begin in range(0, len(modules), len(self._processes)):
-            part = list(zip(modules[begin : begin + len(self._processes)], self._processes, strict=False))
-            for module, process in part:
-                process.build(tvm.ir.save_json(module))
-            good = [process.built() for _, process in part]
-            found += [process.seconds() if fine else None for fine, (_, process) in zip(good, part, strict=True)]
-        return found
+            part = slice(begin, begin + len(self._processes))
+            building = list(zip(modules[part], files[part], self._processes, strict=False))
+            for module, file, process in building:
+                process.build(tvm.ir.save_json(module), file)
+            yield [process if process.built() else None for _, _, process in building]
+
+
+class BoardsTiming(Timing):
+    """Builds candidates for a board, and asks for them to be timed there by who has the link to it.
+
+    Args:
+        target: The board's.
+        processes: How many build.
+        linker: C compiler for that target.
+        folder: Where the engines of candidates lie until they are timed.
+        ask: Given their paths, tells ``seconds`` (of each, or None) and ``waited_s`` (for the board, meanwhile).
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, Any],
+        processes: int,
+        linker: str,
+        folder: Path,
+        ask: Callable[[Sequence[str]], Mapping[str, Any]],
+    ) -> None:
+        super().__init__(target, processes, linker)
+        self._folder, self._ask = folder, ask
+
+    def seconds(self, modules: Sequence[Any]) -> list[float | None]:
+        """See `Timing.seconds`."""
+        files = [self._folder / f"candidate{number}.so" for number in range(len(modules))]
+        good = [process is not None for part in self._built(modules, files) for process in part]
+        there = [str(file) for file, fine in zip(files, good, strict=True) if fine]
+        told: Mapping[str, Any] = self._ask(there) if there else {"seconds": [], "waited_s": 0.0}
+        self.waited_s += float(told["waited_s"])
+        times = iter(told["seconds"])
+        for file in files:
+            file.unlink(missing_ok=True)
+        return [next(times) if fine else None for fine in good]
 
 
 def environment_of_children() -> dict[str, str]:
@@ -173,18 +223,24 @@ def main() -> None:
         import tvm
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
+        from edgeprune.backends.tvm.candidate_engine import engine_of
+
         dice = np.random.default_rng(0)
         target: Any = None
+        linker = ""
         ready: tuple[Any, list[Any]] | None = None
 
         def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-            nonlocal target, ready
+            nonlocal target, linker, ready
             if "target" in request:
-                target = tvm.target.Target(request["target"])
+                target, linker = tvm.target.Target(request["target"]), request["linker"] or ""
                 return {"ready": True}
             if "build" in request:
                 ready = None
                 module = tvm.ir.load_json(request["build"])
+                if request["engine"] is not None:
+                    Path(request["engine"]).write_bytes(engine_of(module, target, linker))
+                    return {"built": True}
                 built = tvm.compile(module, target=target).mod
                 told = [argument.as_json() for argument in ArgInfo.from_prim_func(module["main"])]
                 arguments = [_argument(dice, tuple(shape), dtype) for _, dtype, shape in told]

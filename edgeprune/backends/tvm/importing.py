@@ -11,12 +11,15 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from edgeprune.backends.tvm.target import TvmTarget
 from edgeprune.errors import CompileError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fused(model: onnx.ModelProto, target: TvmTarget) -> tuple[Any, list[tuple[str, ...]]]:
@@ -32,10 +35,45 @@ def fused(model: onnx.ModelProto, target: TvmTarget) -> tuple[Any, list[tuple[st
     Raises:
         CompileError: TVM cannot import the model; names the operation.
     """
+    module, marks = _imported(model)
+    plain, joined = _joined(module, target)
+    owners = _owners(plain["main"], marks)
+    return joined, _calls(joined, plain["main"], owners)
+
+
+def fused_program(program: torch.export.ExportedProgram, target: TvmTarget) -> Any:
+    """The fused program of what torch has exported, without ONNX between: which layer a call computes is not told.
+
+    Args:
+        program: All shapes fixed; in eval form.
+        target: What it is compiled for.
+
+    Returns:
+        A relax module after `FuseOps`.
+
+    Raises:
+        CompileError: TVM cannot import the program; names the operation.
+    """
+    from tvm.relax.frontend.torch import from_exported_program
+
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module = from_exported_program(program, unwrap_unit_return_tuple=True)
+        # As for ONNX: whatever its asserts and torch's decompositions raise.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise CompileError(
+                f"TVM must be able to import torch's program, it says: {reason}.", hint="--frontend onnx"
+            ) from error
+    return _joined(module, target)[1]
+
+
+def _joined(module: Any, target: TvmTarget) -> tuple[Any, Any]:
+    """A relax module before and after `FuseOps`."""
     import tvm
     from tvm import relax
 
-    module, marks = _imported(model)
     with tvm.target.Target(target.llvm), _quiet():
         plain = tvm.transform.Sequential(
             [
@@ -46,9 +84,7 @@ def fused(model: onnx.ModelProto, target: TvmTarget) -> tuple[Any, list[tuple[st
                 relax.transform.DeadCodeElimination(),
             ]
         )(module)
-        joined = relax.transform.FuseOps()(plain)
-    owners = _owners(plain["main"], marks)
-    return joined, _calls(joined, plain["main"], owners)
+        return plain, relax.transform.FuseOps()(plain)
 
 
 def _imported(model: onnx.ModelProto) -> tuple[Any, dict[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 from edgeprune.backends._base import Operator, OperatorGraph
 from edgeprune.backends.onnxruntime.operators import VIEWS, base, family, input_dtypes, output_dtype, resized
 from edgeprune.errors import UnsupportedKernelError
-from edgeprune.spec import AttributeValue, Kernel, TensorSpec
+from edgeprune.spec import AttributeValue, Kernel, Precision, TensorSpec
 
 Shape = tuple[int, ...]
 
@@ -25,13 +25,16 @@ _ACTIVATIONS = frozenset(
 )
 
 
-def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]]) -> list[Kernel | None]:
-    """The kernel of each group of operators, None for a group that only views memory in another shape.
+def kernels(
+    graph: OperatorGraph, shapes: Mapping[str, Shape], groups: Sequence[Sequence[str]], precision: Precision = "fp32"
+) -> list[Kernel | None]:
+    """The kernel of each group of operators, None for a group that only views memory in another shape, and for an empty one.
 
     Args:
         graph: Operators before fusion.
         shapes: Tensor name to shape.
         groups: Names of the operators that one function computes, function by function.
+        precision: That they are computed in.
     """
     by_name = {operator.name: operator for operator in graph.operators}
     readers: dict[str, set[str]] = {}
@@ -51,7 +54,7 @@ def kernels(graph: OperatorGraph, shapes: Mapping[str, Shape], groups: Sequence[
             for tensor in member.outputs
             if tensor in graph.outputs or not readers.get(tensor, set()) <= inside or tensor not in readers
         ]
-        found.append(_kernel(members, left, graph, shapes))
+        found.append(_kernel(members, left, graph, shapes, precision))
     return found
 
 
@@ -97,7 +100,11 @@ def graph_of(kernel: Kernel) -> OperatorGraph:
 
 
 def _kernel(
-    members: Sequence[Operator], left: Sequence[str], graph: OperatorGraph, shapes: Mapping[str, Shape]
+    members: Sequence[Operator],
+    left: Sequence[str],
+    graph: OperatorGraph,
+    shapes: Mapping[str, Shape],
+    precision: Precision,
 ) -> Kernel:
     anchor = min(members, key=lambda member: _WORK.index(family(member.op)))
     attributes = {member.name: resized(member, graph, shapes) for member in members}
@@ -132,6 +139,7 @@ def _kernel(
         inputs=tuple(shapes[tensor] for tensor in read),
         output=shapes[left[-1]],
         attributes=tuple(sorted(told.items())),
+        precision=precision,
     )
 
 

@@ -11,13 +11,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeprune.backends.tvm import cost_model, search_space, transfer, tuning_database
-from edgeprune.backends.tvm.candidate_timing import Timing
+from edgeprune.backends.tvm.candidate_timing import BoardsTiming, Timing
 from edgeprune.backends.tvm.scheduling import ruled
 from edgeprune.backends.tvm.task_choice import Allowance, TaskState, choose
 from edgeprune.backends.tvm.tuning_database import Record, TuningDatabase
@@ -51,7 +51,8 @@ class Search:
 
     Args:
         request: ``target`` (as `TvmTarget.llvm`), ``isa``, ``folder`` and ``identity`` of the database, ``functions`` (JSON of a
-            module, calls per inference), ``seconds``, ``trials`` or None, ``seed``, ``processes``.
+            module, calls per inference), ``seconds``, ``trials`` or None, ``seed``, ``processes``, ``where`` (it is timed, in
+            words); for a board ``linker`` and ``engines`` (a folder for candidates), else None.
         database: To add to.
         timing: Builds and times candidates.
         tell: Told events.
@@ -99,8 +100,8 @@ class Search:
             task.state.best_ms = 1e3 * (self._database.best(task.workload)[0].seconds or 0.0)
         if modules and not self._tasks:
             raise CompileError(
-                "tuning must be able to build and time functions on this machine, found that none could be.",
-                hint="edgeprune doctor",
+                f"tuning must be able to build functions and to time them on {self._request['where']}, found that none could be.",
+                hint="edgeprune doctor --board BOARD" if self._request["linker"] else "edgeprune doctor",
             )
         before_ms = sum(task.state.calls * self._rule_ms(task) for task in self._tasks)
         self._note()
@@ -255,7 +256,7 @@ class Search:
         return 1e3 * (next((one for one in found if not one.searched), found[0]).seconds or 0.0)
 
     def _passed(self) -> float:
-        return time.monotonic() - self._begun
+        return time.monotonic() - self._begun - self._timing.waited_s
 
     def _room(self, most: int = _BATCH) -> int:
         return self._allowance.next_batch(most, self._passed(), self._first_trial)
@@ -278,8 +279,15 @@ class Search:
         )
 
 
+def _timing(request: Mapping[str, Any], ask: Callable[[Sequence[str]], Mapping[str, Any]]) -> Timing:
+    """What builds candidates, and times them here or has them timed on a board."""
+    if request["linker"] is None:
+        return Timing(request["target"], request["processes"])
+    return BoardsTiming(request["target"], request["processes"], request["linker"], Path(request["engines"]), ask)
+
+
 def main() -> None:
-    """Serve one request, a line of JSON on standard input."""
+    """Serve one request, a line of JSON on standard input; further lines answer what was asked."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
 
@@ -287,11 +295,19 @@ def main() -> None:
             answers.write(json.dumps(event) + "\n")
             answers.flush()
 
+        def ask(engines: Sequence[str]) -> Mapping[str, Any]:
+            tell({"event": "time", "engines": list(engines)})
+            line = sys.stdin.readline()
+            if not line:
+                sys.exit("the other side is gone")
+            found: dict[str, Any] = json.loads(line)
+            return found
+
         request = json.loads(sys.stdin.readline())
         try:
             with (
                 tuning_database.writing(Path(request["folder"]), request["identity"]) as database,
-                Timing(request["target"], request["processes"]) as timing,
+                _timing(request, ask) as timing,
             ):
                 tell(Search(request, database, timing, tell).run())
         except EdgepruneError as error:

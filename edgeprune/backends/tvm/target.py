@@ -37,6 +37,9 @@ _ARM_ALWAYS = ("asimd", "fp")
 # Code for scalable vectors has not been tried: it is never generated, also where the CPU's name would allow it.
 _ARM_NEVER = ("sve", "sve2", "sme")
 
+_HALF = {"x86_64": "f16c", "aarch64": "asimdhp"}
+"""What half precision asks for: to convert it there, to compute with it here."""
+
 _TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 _CORE = re.compile(r"(cortex-[axr]\d+[a-z]*|neoverse-[nve]\d+)")
 _NATIVE_COMPILERS = ("cc", "gcc", "clang")
@@ -75,6 +78,19 @@ class TvmTarget:
             "mattr": list(self.features),
             "num-cores": 1,
         }
+
+    def require_half(self) -> None:
+        """Refuse half precision where the processor has none of it.
+
+        Raises:
+            CompileError: Names what it lacks.
+        """
+        needed = _HALF[self.architecture]
+        if needed not in self.isa:
+            raise CompileError(
+                f"a processor must have {needed} for engines in fp16, found {self.model} without.",
+                hint="--precision fp32",
+            )
 
     @property
     def runs_here(self) -> bool:

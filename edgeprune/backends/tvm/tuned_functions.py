@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeprune.backends.tvm import tuning_database
 from edgeprune.backends.tvm.target import TvmTarget
-from edgeprune.backends.tvm.tuning import Tuning, require_here, tune
+from edgeprune.backends.tvm.tuning import Tuning, tune
 from edgeprune.backends.tvm.workloads import REFUSALS, Workloads, hash_of, normalized, shape_of
 
 
@@ -27,7 +27,6 @@ def tuned_functions(
         CompileError: See `tuning.tune`.
     """
     if tuning is not None:
-        require_here(target)
         found = tune(_functions(module, calls), target, tuning)
         if tuning.told is not None:
             tuning.told(str(found))

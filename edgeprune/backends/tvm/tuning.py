@@ -2,7 +2,8 @@
 
 The search runs in a process of ours that imports nothing of the user's, so a script without a ``__main__`` guard is run once,
 and a crash in the compiler is an error like others. What was measured is kept by the database as it comes: an interrupted
-tuning goes on with it.
+tuning goes on with it. Candidates are timed on this machine, by that process, or on a board: then it asks this one, which has the
+link and waits where that is lost.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.backends.tvm import tuning_database
+from edgeprune.backends.tvm.board_timing import BoardTiming
 from edgeprune.backends.tvm.candidate_timing import environment_of_children
 from edgeprune.backends.tvm.target import TvmTarget
 from edgeprune.boards.host import host_cpu_model
 from edgeprune.errors import CompileError, ConfigError
+
+if TYPE_CHECKING:
+    from edgeprune.boards.board import Board
 
 Progress = Callable[[int, int, float, str], None]
 """Told (trials done, trials in all or 0, seconds left, what happens)."""
@@ -47,6 +54,7 @@ class Tuning:
         seed: Of everything random. What a candidate takes is measured, so two tunings differ all the same.
         progress: Told how far it is.
         told: Told what it has brought, a sentence at a time.
+        board: Open, where candidates are timed; None is this machine.
 
     Raises:
         ConfigError: There is no time, or there are no trials.
@@ -57,6 +65,7 @@ class Tuning:
     seed: int = 0
     progress: Progress | None = None
     told: Callable[[str], None] | None = None
+    board: Board | None = None
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
@@ -119,11 +128,24 @@ def require_here(target: TvmTarget) -> None:
         raise CompileError(
             f"tuning times candidates on this machine, whose processor must be the board's, found a board with "
             f"{target.architecture}, {target.model}.",
-            hint="edgeprune compile --tune on the board itself, or without --tune",
+            hint="edgeprune compile --tune --board NAME, which times on that board, or without --tune",
         )
     if target.model == "unknown":
         raise CompileError(
             "tuning keeps what it finds by the processor's name, which is not known here.", hint="--board local"
+        )
+
+
+def require_known(target: TvmTarget, board: Board) -> None:
+    """Refuse to tune for a board whose processor has no name to keep the schedules by.
+
+    Raises:
+        CompileError: It has none.
+    """
+    if target.model == "unknown":
+        raise CompileError(
+            f"tuning keeps what it finds by the processor's name, which board {board.name} does not tell.",
+            hint="compile without --tune",
         )
 
 
@@ -132,14 +154,21 @@ def tune(functions: Sequence[tuple[str, int]], target: TvmTarget, tuning: Tuning
 
     Args:
         functions: JSON of each function's module (`workloads.normalized`), and its calls in one inference.
-        target: This host.
+        target: This host, or the tuning's board.
         tuning: What it may take.
 
     Raises:
-        CompileError: The target is not this host, another tuning for it is running, or the search has failed.
+        CompileError: The target is not this host and there is no board, another tuning for it is running, or the search has
+            failed.
+        RemoteError: The board is busy, or was lost and did not come back in time; what was measured is kept.
+        BackendUnavailableError: The board has no TVM.
     """
-    require_here(target)
-    request = {
+    board = tuning.board
+    if board is None:
+        require_here(target)
+    else:
+        require_known(target, board)
+    request: dict[str, Any] = {
         "target": target.llvm,
         "isa": list(target.isa),
         "folder": str(tuning_database.folder_of(target)),
@@ -149,39 +178,102 @@ def tune(functions: Sequence[tuple[str, int]], target: TvmTarget, tuning: Tuning
         "trials": tuning.trials,
         "seed": tuning.seed,
         "processes": max(1, min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))),
+        "where": "this machine" if board is None else f"board {board.name}",
+        "linker": None if board is None else target.linker(),
+        "engines": None,
     }
     last: dict[str, Any] = {}
-    with tempfile.TemporaryFile() as log:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeprune-"))
+        log = stack.enter_context(tempfile.TemporaryFile())
+        timing: BoardTiming | None = None
+        if board is not None:
+            stack.enter_context(board.hold("tune"))
+            timing = stack.enter_context(BoardTiming(board, _waiting(tuning, last), tuning.told))
+            request["engines"] = scratch
         process = subprocess.Popen(
             [sys.executable, "-c", "from edgeprune.backends.tvm.searching import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment_of_children(),
+            # What a process that is ended has half built goes with the folder.
+            env={**environment_of_children(), "TMPDIR": scratch},
             # Ctrl-C is for this process: it ends the others.
             start_new_session=True,
         )
-        late = threading.Timer(tuning.seconds + _GRACE_S, _ended, [process])
-        late.daemon = True
+        late = _Deadline(tuning.seconds + _GRACE_S, process)
         try:
-            late.start()
-            assert process.stdin is not None
+            late.go_on()
             assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.close()
+            _say(process, request)
             for line in process.stdout:
-                last = json.loads(line)
-                if last["event"] == "progress" and tuning.progress is not None:
-                    tuning.progress(last["done"], last["total"], last["left_s"], last["message"])
+                event = json.loads(line)
+                if event["event"] == "time" and timing is not None:
+                    # What the board takes is bounded by itself, and what it is waited for is not the search's.
+                    late.pause()
+                    before_s = timing.waited_s
+                    times = timing.seconds([Path(engine) for engine in event["engines"]])
+                    late.go_on()
+                    _say(process, {"seconds": times, "waited_s": timing.waited_s - before_s})
+                    continue
+                last.clear()
+                last.update(event)
+                if event["event"] == "progress" and tuning.progress is not None:
+                    tuning.progress(event["done"], event["total"], event["left_s"], event["message"])
             process.wait()
         finally:
-            late.cancel()
+            late.pause()
             _ended(process)
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    if stream is not None:
+                        stream.close()
         log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL))
         tail = log.read().decode(errors="replace")
     return _outcome(last, process.returncode, tail)
+
+
+class _Deadline:
+    """Ends a process that takes longer than it may; while it waits for this one, its time stands still."""
+
+    def __init__(self, seconds: float, process: subprocess.Popen[str]) -> None:
+        self._left_s, self._process = seconds, process
+        self._timer: threading.Timer | None = None
+        self._since = 0.0
+
+    def go_on(self) -> None:
+        """Count."""
+        self._since = time.monotonic()
+        self._timer = threading.Timer(self._left_s, _ended, [self._process])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def pause(self) -> None:
+        """Count no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._left_s = max(0.0, self._left_s - (time.monotonic() - self._since))
+            self._timer = None
+
+
+def _waiting(tuning: Tuning, last: Mapping[str, Any]) -> Callable[[float], None]:
+    """Tells that a board is waited for, beside how far the search is."""
+
+    def tell(left_s: float) -> None:
+        if tuning.progress is not None:
+            message = f"the link is lost, waiting for the board for up to {left_s:.0f} s"
+            tuning.progress(last.get("done", 0), last.get("total", 0), last.get("left_s", left_s), message)
+
+    return tell
+
+
+def _say(process: subprocess.Popen[str], what: Mapping[str, Any]) -> None:
+    """Tell the process something; one that has ended says so by itself."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.flush()
 
 
 def _ended(process: subprocess.Popen[str]) -> None:

@@ -20,6 +20,7 @@ VERBS = {
     "clocks": "clocks",
     "sustain": "sustain",
     "bench": "bench",
+    "layers": "layers",
     "kept": "kept",
     "environment": "environment",
     "clean": "cleaning",
@@ -39,7 +40,7 @@ VERBS = {
     "verify": "verifying",
 }
 
-TIMED = ("bench", "sustain", "energy")
+TIMED = ("bench", "layers", "sustain", "energy")
 """Verbs whose answers are times."""
 
 BOUND = TIMED + ("probe",)

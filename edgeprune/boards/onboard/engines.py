@@ -2,11 +2,14 @@
 
 An engine entry of a request is ``{"blob": sha256}`` or, where many tiny engines travel in one file,
 ``{"blob": sha256 of a zip, "member": name}``. ``"kind"`` is ``"network"`` (default) or ``"kernel"``: an engine that holds
-one kernel exactly as the runtime would write it must not be optimized a second time.
+one kernel exactly as the runtime would write it must not be optimized a second time; ``"function"`` is one function of TVM
+without a network around it.
 """
 
 import base64
 import os
+import shutil
+import tempfile
 import zipfile
 
 import failures
@@ -128,9 +131,11 @@ class OnnxEngine(object):
         kind: ``"network"`` (optimized as far as the runtime can), ``"kernel"`` (constants are folded, nothing else), or
             ``"empty"`` (taken as it is).
         threads: Threads inside one operation.
+        trace: Beginning of the path of a file that the runtime writes its trace to, or None.
     """
 
-    def __init__(self, source, kind="network", threads=1):
+    def __init__(self, source, kind="network", threads=1, trace=None):
+        self._source, self._kind, self._threads = source, kind, threads
         self._numpy = require("numpy")
         self._runtime = ort = require("onnxruntime")
         levels = {
@@ -144,6 +149,8 @@ class OnnxEngine(object):
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
+        if trace is not None:
+            options.enable_profiling, options.profile_file_prefix = True, trace
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except _refusals() as error:
@@ -194,6 +201,20 @@ class OnnxEngine(object):
         for _ in range(times):
             execute(binding)
 
+    def traced(self, runs):
+        """What each kernel takes, see `layers`: a session of its own, which writes a trace."""
+        import layers
+
+        folder = tempfile.mkdtemp(prefix="edgeprune-")
+        try:
+            twin = OnnxEngine(self._source, self._kind, self._threads, os.path.join(folder, "trace"))
+            twin.bind()
+            twin.run(runs)
+            with open(twin._session.end_profiling()) as file:
+                return layers.of_onnxruntime(file.read())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def compute(self, arrays):
         """Outputs by name for inputs by name (NumPy arrays); for comparing numbers, not for timing."""
         return dict(zip(self.outputs, self._session.run(self.outputs, arrays)))
@@ -239,7 +260,7 @@ def _dtype(tensor):
 def _tvm_engine(source, kind, threads):
     import tvm_engine
 
-    return tvm_engine.TvmEngine(source, threads)
+    return (tvm_engine.TvmFunction if kind == "function" else tvm_engine.TvmEngine)(source, threads)
 
 
 def _trtexec_engine(source, kind, threads):

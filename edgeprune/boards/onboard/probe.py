@@ -8,6 +8,7 @@ import struct
 import sys
 import sysconfig
 
+import cuda_driver
 import environment
 import gpus
 import power
@@ -38,6 +39,9 @@ def main(request, emit):
     cores = processor.cores(tree, processors)
     mode, mode_id = sensors.power_mode(tree)
     l4t, jetpack = jetson_release(tree)
+    multiprocessors, unknown = cuda_driver.multiprocessors() if tree.live else (None, "")
+    if unknown:
+        absent = absent + ["how many multiprocessors the GPU has is not known: %s." % unknown]
     result = {
         "architecture": architecture,
         "cpu_model": processor.cpu_model(tree, architecture, processors),
@@ -74,6 +78,7 @@ def main(request, emit):
                 "l4t": l4t,
                 "jetpack": jetpack,
                 "gpus": cards(tree),
+                "multiprocessors": multiprocessors,
                 "clocks": clocks,
                 "temperatures_celsius": temperatures,
                 "hypervisor": processor.hypervisor(tree, processors),

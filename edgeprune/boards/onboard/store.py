@@ -5,6 +5,7 @@ A blob is in the store whole, under the hash of its content, or not at all. Acti
 ``missing``  {"blobs": {sha256: size}} -> {"missing": [...], "free_bytes": n, "incoming_bytes": n}; with ``untouched`` in the
              request nobody wants the blobs yet
 ``adopt``    {"blobs": [sha256]}       -> {}; moves a file from ``incoming/`` after hashing it
+``drop``     {"blobs": [sha256]}       -> {}; removes what the host has brought for a moment, and what an upload of it left
 """
 
 import contextlib
@@ -100,6 +101,18 @@ def adopt(root, blobs):
     return {}
 
 
+def drop(root, blobs):
+    """Remove blobs that nothing is made of; what is not there is no trouble."""
+    folder = os.path.join(root, "incoming")
+    left = os.listdir(folder) if os.path.isdir(folder) else []
+    for sha256 in blobs:
+        paths = [blob_path(root, sha256)] + [os.path.join(folder, name) for name in left if sha256 in name]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    return {}
+
+
 def main(request, emit):
     """Verb ``store``."""
     action, root, blobs = request.get("action"), request["root"], request["blobs"]
@@ -107,4 +120,6 @@ def main(request, emit):
         return missing(root, blobs, touch=not request.get("untouched"))
     if action == "adopt":
         return adopt(root, blobs)
-    raise Failure("CommandError", "action must be one of adopt, missing, found %r." % (action,))
+    if action == "drop":
+        return drop(root, blobs)
+    raise Failure("CommandError", "action must be one of adopt, drop, missing, found %r." % (action,))

@@ -12,12 +12,16 @@ from torch import nn
 import edgeprune
 from edgeprune.backends import registry
 from edgeprune.backends.tvm import engine_file
+from edgeprune.backends.tvm.backend import Tvm
 from edgeprune.boards.board import Board
+from edgeprune.boards.host import host_isa
 from edgeprune.deployment import preflight
+from edgeprune.deployment.kernel_times import kernel_times
 from edgeprune.errors import (
     BackendError,
     BackendUnavailableError,
     CompileError,
+    ConfigError,
     IncompatibleTargetError,
     UnsupportedKernelError,
 )
@@ -173,3 +177,52 @@ def test_the_backend_is_listed_with_its_install_command_where_tvm_is_missing(mon
 
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "tvm" else object())
     assert ("tvm", "missing: tvm", "pip install 'edgeprune[tvm]'") in registry.describe()
+
+
+def test_the_virtual_machine_tells_what_each_kernel_takes(backend, tmp_path):
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, 16, 16)
+    artifact = edgeprune.compile(SmallNet().eval(), example, tmp_path / "artifact", backend="tvm")
+    found = kernel_times(artifact, "local")
+    made = backend.parse_engine(artifact.engine)
+    assert [one.op for one in found.kernels] == [kernel.op for kernel in made]
+    assert all(one.us > 0 for one in found.kernels)
+    assert sum(one.share for one in found.kernels) == pytest.approx(1)
+
+
+def test_half_precision_is_compiled_where_the_processor_has_it(backend, tmp_path):
+    torch.manual_seed(0)
+    net, example = SmallNet().eval(), torch.randn(1, 3, 16, 16)
+    lacking = backend.for_board(ARM).for_precision("fp16")
+    with pytest.raises(CompileError, match="must have asimdhp for engines in fp16, found Cortex-A72 without") as caught:
+        lacking.export(net, (example,), tmp_path / "arm.so")
+    assert caught.value.hint == "--precision fp32"
+    with pytest.raises(ConfigError, match="in fp32, found precision fp16"):
+        edgeprune.lower(edgeprune.trace(net, example), "tvm", model=net, precision="fp16")
+    if not {"f16c", "asimdhp"} & set(host_isa()):
+        pytest.skip("this processor has no half precision")
+    exact = edgeprune.compile(net, example, tmp_path / "fp32", backend="tvm")
+    half = edgeprune.compile(net, example, tmp_path / "fp16", backend="tvm", precision="fp16")
+    assert half.manifest.precision == "fp16"
+    # Other numbers than those of fp32, and within what is allowed.
+    assert 1e-5 < half.manifest.host_parity["relative"] < 2e-2
+    # Half of the weights.
+    weights = 4 * sum(value.numel() for value in net.parameters())
+    assert exact.engine.stat().st_size - half.engine.stat().st_size == pytest.approx(weights / 2, abs=0.3 * weights)
+    kernels = backend.parse_engine(half.engine)
+    assert {kernel.precision for kernel in kernels} == {"fp16"}
+    assert "conv" in {kernel.family for kernel in kernels}
+
+
+def test_torch_s_program_is_compiled_without_onnx_between(backend, tmp_path):
+    torch.manual_seed(0)
+    net, example = Mixed(12, 10, 4).eval(), torch.randn(1, 3, 16, 16)
+    artifact = edgeprune.compile(net, example, tmp_path / "artifact", backend=Tvm(frontend="program"))
+    assert artifact.manifest.host_parity["relative"] <= 1e-4
+    assert [(one["shape"], one["dtype"]) for one in artifact.model["inputs"]] == [([1, 3, 16, 16], "float32")]
+    searched, functions = backend.searched(artifact.engine)
+    assert (searched, functions > 5) == (0, True)
+    found = kernel_times(artifact, "local")
+    assert len(found.kernels) >= functions
+    with pytest.raises(ConfigError, match="the frontend must be one of onnx, program"):
+        Tvm(frontend="caffe")

@@ -6,18 +6,20 @@ import json
 import logging
 import platform
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from edgeprune.backends.tvm import transfer, tuning_database
+from edgeprune.backends.tvm.backend import Tvm
 from edgeprune.backends.tvm.target import TvmTarget, target_of
 from edgeprune.backends.tvm.task_choice import ENOUGH, Allowance, TaskState, choose
-from edgeprune.backends.tvm.tuning import Tuning, parse_duration, require_here
+from edgeprune.backends.tvm.tuning import Tuning, parse_duration, require_here, require_known
 from edgeprune.backends.tvm.tuning_database import Record, TuningDatabase
 from edgeprune.backends.tvm.workloads import Shape
 from edgeprune.boards.board import Board
 from edgeprune.boards.host import host_cpu_model, host_isa
-from edgeprune.errors import CompileError, ConfigError
+from edgeprune.errors import CompileError, ConfigError, EmulatedProcessorError, IncompatibleTargetError
 
 TARGET = TvmTarget("x86_64", "x86-64", ("+avx2", "+fma"), ("avx2", "fma"), "Fast CPU @ 3 GHz")
 DRAWN, RULED = [[["SamplePerfectTile", ["b0"], [2, 16], ["l1", "l2"]]], []], [[["GetSBlock", [], ["conv"], ["b0"]]], []]
@@ -198,3 +200,29 @@ def test_only_this_processor_is_timed_for():
     here = TvmTarget("x86_64", "x86-64", (), (), host_cpu_model())
     with pytest.raises(CompileError, match="Another CPU"):
         require_here(replace(here, model="Another CPU"))
+
+
+def test_a_board_that_cannot_run_the_engine_is_refused_before_anything_is_searched():
+    with Board.open("local") as board:
+        found = board.probe()
+        lacking = replace(found, runtimes={name: one for name, one in found.runtimes.items() if name != "tvm"})
+        older = replace(found, runtimes={**lacking.runtimes, "tvm": {"version": "0.26.0", "sha256": ""}})
+        for device, told in ((lacking, "none"), (older, "0.26.0")):
+            with pytest.raises(IncompatibleTargetError, match=r"0\.27") as caught:
+                Tvm(tuning=Tuning(60)).for_board(device)
+            assert caught.value.found == told
+            assert caught.value.hint == "edgeprune device setup BOARD --backend tvm"
+            assert Tvm().for_board(device).target.model == found.cpu_model
+        emulated = replace(found, facts={**found.facts, "emulated": True})
+        with pytest.raises(EmulatedProcessorError, match="must be timed on a real processor"):
+            Tvm(tuning=Tuning(60)).for_board(emulated)
+
+
+def test_candidates_are_timed_on_the_board_unless_that_is_this_machine():
+    tuning = Tuning(60)
+    with Board.open("local") as board:
+        here = Tvm(tuning=tuning).built_on(board)
+        assert here.tuning.board is None
+    with pytest.raises(CompileError, match="which board pi does not tell") as caught:
+        require_known(replace(TARGET, model="unknown"), SimpleNamespace(name="pi"))
+    assert caught.value.hint == "compile without --tune"

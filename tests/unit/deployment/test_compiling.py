@@ -2,11 +2,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
+from edgeprune.backends.onnxruntime import exporting
 from edgeprune.boards.board import Board
 from edgeprune.deployment.artifact import Artifact
 from edgeprune.deployment.compiling import compile as compile_artifact
 from edgeprune.deployment.manifest import MeasuredCost, Tolerance
+from edgeprune.deployment.weights import sha256_of_weights
 from edgeprune.errors import BackendError, ConfigError, ExportError, IncompatibleTargetError, InputError, ParityError
 from edgeprune.spec import Fingerprint
 
@@ -133,3 +136,26 @@ def test_pruned_module_compiles_with_the_hash_and_the_prediction_of_its_plan(net
     predicted = artifact.manifest.predicted
     assert (predicted.latency_ms, predicted.low_ms, predicted.high_ms, predicted.table) == (1.0, 0.5, 2.0, "abc")
     assert artifact.engine.stat().st_size < compile_artifact(module, inputs(), tmp_path / "dense").engine.stat().st_size
+
+
+def test_the_manifest_says_which_weights_it_was_made_of(tmp_path):
+    torch.manual_seed(0)
+    module, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(1, 3, 8, 8)
+    first = compile_artifact(module, example, tmp_path / "first", seed=3).manifest.source
+    assert first is not None
+    assert first.seed == 3
+    # Whatever the engine makes of it: the same weights in another file, and others.
+    copied = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    copied.load_state_dict(module.state_dict())
+    assert sha256_of_weights(copied) == first.weights_sha256
+    with torch.no_grad():
+        copied[1].running_mean += 1e-6
+    assert sha256_of_weights(copied) != first.weights_sha256
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "MOST_BYTES", 1000)
+    with pytest.raises(ExportError, match="must fit into one ONNX file") as caught:
+        compile_artifact(nn.Linear(20, 20), torch.randn(1, 20), tmp_path / "artifact")
+    assert caught.value.hint == "prune it further"
+    assert not (tmp_path / "artifact").exists()

@@ -25,6 +25,10 @@ def test_the_multiprocessors_are_read_from_a_header() -> None:
     assert Machine.from_header({"identity": {}, "fingerprint": {"multiprocessors": 80}}).multiprocessors == 80
     for nonsense in (None, "80", -1, 0.5):
         assert Machine.from_header({"identity": {}, "fingerprint": {"multiprocessors": nonsense}}).multiprocessors == 0
+    # Those of a board count where the runtime uses its GPU.
+    probed = {"fingerprint": {"facts": {"multiprocessors": 132}}}
+    assert Machine.from_header({**probed, "identity": {"runtime_gpu": "NVIDIA H200"}}).multiprocessors == 132
+    assert Machine.from_header({**probed, "identity": {}}).multiprocessors == 0
 
 
 def test_only_a_gpu_has_tiles() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("onnxruntime")
 
 import edgeprune  # noqa: E402 (after the skips)
 from edgeprune.backends import registry  # noqa: E402
+from edgeprune.backends.tensorrt import versions  # noqa: E402
 from edgeprune.backends.tensorrt.backend import TensorRt  # noqa: E402
 from edgeprune.deployment import compiling, gates  # noqa: E402
 from edgeprune.deployment.artifact import Artifact, describe_file  # noqa: E402
@@ -59,6 +61,8 @@ def test_an_artifact_is_built_on_the_board_and_deployed_there(compiled, stand_in
     assert (manifest.backend, manifest.engine, manifest.precision) == ("tensorrt", "engine.plan", "fp32")
     assert manifest.requires["tensorrt"] == "10.3.0"
     assert manifest.host_parity == {}
+    # What the engine is made of could be checked here.
+    assert manifest.export_parity["relative"] < 1e-5
     record = json.loads((artifact.folder / "tensorrt.json").read_text(encoding="utf-8"))
     assert record["engine_sha256"] == manifest.files["engine.plan"].sha256
     deployment = edgeprune.deploy(artifact, "local", rounds=2, budget_ratio=1.0, reference=artifact)
@@ -122,7 +126,7 @@ def test_an_fp16_engine_has_numbers_of_its_own_and_wrong_ones_are_noticed_on_the
     files = {**artifact.manifest.files, "engine.plan": describe_file(engine)}
     manifest = artifact.manifest.model_copy(update={"files": files})
     (artifact.folder / "manifest.json").write_bytes(manifest.canonical())
-    with pytest.raises(ParityError):
+    with pytest.raises(ParityError, match="exported to ONNX it was within"):
         edgeprune.deploy(Artifact.load(artifact.folder), "local", rounds=1)
 
 
@@ -145,6 +149,32 @@ def test_an_int8_engine_is_calibrated_here_built_there_and_judged_by_the_task(co
     # The stand-in's engine is a header and the model.
     built = onnx.load_from_string((artifact.folder / "engine.plan").read_bytes()[28:])
     assert sum(node.op_type == "QuantizeLinear" for node in built.graph.node) > 4
+
+
+def test_an_int8_engine_for_a_dla_gets_its_scales_in_a_table(compiled, tmp_path):
+    cases = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    artifact = compiled("8.6.1", precision="int8", golden_inputs=cases, backend=TensorRt(dla_core=0), snr_db=20.0)
+    assert artifact.manifest.quantization["layers"] == 2
+    words = json.loads((artifact.folder / "tensorrt.json").read_text(encoding="utf-8"))["commands"]["build"]
+    assert {"--int8", "--fp16", "--useDLACore=0", "--allowGPUFallback"} <= set(words)
+    named = next(word for word in words if word.startswith("--calib={store}/"))
+    table = (tmp_path / "root" / "store" / named.rpartition("/")[2]).read_text(encoding="ascii").splitlines()
+    assert table[0] == "TRT-8601-EntropyCalibration2"
+    # The model stays as it is, and every tensor between its layers has a scale: 127 steps to the largest magnitude.
+    built = onnx.load_from_string((artifact.folder / "engine.plan").read_bytes()[28:])
+    assert "QuantizeLinear" not in {node.op_type for node in built.graph.node}
+    scales = dict(line.rsplit(": ", 1) for line in table[1:])
+    given = struct.unpack(">f", bytes.fromhex(scales[built.graph.input[0].name]))[0]
+    assert 0.5 * float(cases.abs().max()) <= 127 * given <= float(cases.abs().max()) * 1.01
+    assert set(scales) <= {built.graph.input[0].name} | {name for node in built.graph.node for name in node.output}
+    assert all(node.output[0] in scales for node in built.graph.node if node.op_type in ("Conv", "Relu"))
+
+
+def test_a_dla_in_int8_is_refused_where_no_table_can_be_given(compiled):
+    with pytest.raises(IncompatibleTargetError, match=r"up to 10\.7, which build for a DLA in int8") as caught:
+        compiled("11.1.0", precision="int8", golden_inputs=torch.randn(48, 3, 8, 8), backend=TensorRt(dla_core=0))
+    assert caught.value.found == "11.1.0"
+    assert versions.parse("10.3.0").number == 100300
 
 
 def test_without_a_board_nothing_is_compiled(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from edgeprune.backends.tensorrt import flags
 from edgeprune.backends.tensorrt.flags import BuildOptions
 from edgeprune.backends.tensorrt.versions import Version
-from edgeprune.errors import ConfigError
+from edgeprune.errors import CompileError, ConfigError
 from edgeprune.testing import trtexec
 
 OPTIONS = json.loads(Path(trtexec.__file__).with_name("trtexec_options.json").read_text(encoding="utf-8"))
@@ -71,11 +71,39 @@ def test_a_dla_has_no_cuda_graph_and_falls_back_to_the_gpu():
         assert ("--noCudaGraph" in found) == (version.major == 11)
 
 
+def test_a_dla_in_int8_gets_a_table_of_scales_and_layers_that_stay_in_fp16():
+    for version in RELEASES[:2]:
+        kinds = {name: kind for kind, names in OPTIONS[str(version)]["options"].items() for name in names}
+        found = flags.build(
+            version,
+            BuildOptions("int8", dla_core=0),
+            onnx="a.onnx",
+            engine="a.plan",
+            layers="l.json",
+            cache="t.cache",
+            scales="s.table",
+            exact=["node_conv2d", "node_linear_1"],
+        )
+        assert {word.partition("=")[0] for word in found} <= set(kinds)
+        assert {"--int8", "--fp16", "--calib=s.table", "--precisionConstraints=prefer"} <= set(found)
+        assert "--layerPrecisions=node_conv2d:fp16,node_linear_1:fp16" in found
+    with pytest.raises(CompileError, match="found 'a,b'"):
+        flags.build(
+            RELEASES[0],
+            BuildOptions("int8", dla_core=0),
+            onnx="a.onnx",
+            engine="a.plan",
+            layers="l.json",
+            cache="t.cache",
+            scales="s.table",
+            exact=["a,b"],
+        )
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
         ({"precision": "int4"}, "int4"),
-        ({"precision": "int8", "dla_core": 0}, "int8"),
         ({"precision": "fp32", "dla_core": 0}, "fp32"),
         ({"precision": "fp16", "dla_core": -1}, "-1"),
         ({"workspace_mib": 0}, "0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ pytest.importorskip("onnxruntime")
 from torch import nn  # noqa: E402 (after the skips)
 
 import edgeprune  # noqa: E402
+from edgeprune.backends.tensorrt import exports, fusing, model, versions  # noqa: E402
 from edgeprune.backends.tensorrt.backend import TensorRt  # noqa: E402
+from edgeprune.backends.tensorrt.layer_times import BuiltLayer, group_times, unquantized  # noqa: E402
 from edgeprune.boards.board import Board  # noqa: E402
 from edgeprune.errors import CompileError, ConfigError, UnsupportedKernelError  # noqa: E402
 from edgeprune.latency.table import LatencyTable  # noqa: E402
 from edgeprune.lowering.kernel_graph import KernelGraph  # noqa: E402
 from edgeprune.profiling import layered, staging  # noqa: E402
 from edgeprune.profiling.run import DENSE, preview, profile  # noqa: E402
+from edgeprune.testing import trtexec_model, trtexec_says  # noqa: E402
 
 INPUT = torch.zeros(1, 3, 32, 32)
 
@@ -133,6 +137,23 @@ def test_a_plan_is_made_with_it_and_compared_on_the_board(stand_in, net, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("release", ["8.6.1", "11.1.0"])
+def test_a_plan_is_made_for_int8(stand_in, few, net, tmp_path, release) -> None:
+    stand_in(release, modelled=True)
+    with Board.open("local") as board:
+        table = profile(net, INPUT, board, "tensorrt", 0.01, precision="int8")
+        assert table.header["precision"] == "int8"
+        assert {kernel.precision for kernel in table.kernels if kernel.family == "conv"} == {"int8"}
+        predictor = edgeprune.fit(table)
+        result = edgeprune.prune(net, INPUT, "80%", board, predictor, backend="tensorrt")
+    assert result.measured_ms < result.dense_ms
+    # Those that were compared on the board too.
+    said = [path.read_text() for path in (tmp_path / "root" / "tensorrt").glob("*/build.log")]
+    assert len(said) > len(table.networks)
+    assert all((" --int8" in words) == (release == "8.6.1") for words in said)
+
+
+@pytest.mark.slow
 def test_a_table_is_extended_by_networks_that_it_lacks(stand_in, few, net, monkeypatch) -> None:
     stand_in("10.3.0", modelled=True)
     with Board.open("local") as board:
@@ -185,9 +206,37 @@ def test_energy_and_percentiles_are_those_of_its_networks(stand_in, few, net, tm
     )
 
 
-def test_int8_and_engines_without_a_board_are_refused(net: nn.Module, kernel_graph: KernelGraph) -> None:
-    with pytest.raises(ConfigError, match="in fp32 or fp16, found precision int8"):
-        edgeprune.lower(kernel_graph.graph, "tensorrt", model=net, precision="int8")
+def test_in_int8_what_quantizes_belongs_to_the_layer_that_it_is_for(net: nn.Module, kernel_graph: KernelGraph) -> None:
+    in_int8 = edgeprune.lower(kernel_graph.graph, "tensorrt", model=net, precision="int8")
+    widths = {name: size // 2 for name, size in kernel_graph.graph.widths().items()}
+    operators, shapes = in_int8._candidate(widths)
+    family = versions.dialect(versions.parse("10.3.0"))
+    ready = model.quantized_for_timing(model.prepared(model.network(operators, shapes), family, "int8"))
+    assert ready == model.quantized_for_timing(model.prepared(model.network(operators, shapes), family, "int8"))
+    assert trtexec_says.unparsed(ready.SerializeToString(), "10.3.0") is None
+    # Every layer with weights reads int8, as an engine that is compiled does where none is too noisy.
+    found = {node.name: node for node in ready.graph.node}
+    served = model.served(ready)
+    assert {found[name].op_type for name in served} == set(model.QUANTIZING)
+    leading = {name for name, node in found.items() if node.op_type in ("Conv", "Gemm", "MatMul")}
+    assert leading <= set(served.values()) <= set(found) - set(served)
+
+    kernels = in_int8.at(widths)
+    assert {kernel.precision for kernel in kernels if kernel.family in ("conv", "gemm")} == {"int8"}
+    assert [kernel.op for kernel in kernels] == [kernel.op for kernel in kernel_graph.at(widths)]
+    made = trtexec_model.made_up(onnx.ModelProto.FromString(ready.SerializeToString()))
+    layers = exports.read_layers(json.dumps(made["layers"]))
+    assert len(layers) > len(kernels)
+    built = tuple(BuiltLayer(layer.name, layer.nodes) for layer in layers)
+    groups = fusing.groups(operators)
+    times = group_times(unquantized(built, served), made["profile"], groups)
+    assert set(times) == set(range(len(kernels)))
+    assert sum(times.values()) == pytest.approx(sum(ms for _, ms in made["profile"]))
+    # Taken for work of their own, the nodes that quantize would leave the layer beside the input's without a time.
+    assert sum(group_times(built, made["profile"], groups).values()) < sum(times.values())
+
+
+def test_engines_without_a_board_are_refused(net: nn.Module, kernel_graph: KernelGraph) -> None:
     with pytest.raises(CompileError, match="found no board to build on"):
         kernel_graph.network_engine(kernel_graph.graph.widths())
     with pytest.raises(UnsupportedKernelError, match="timed as layers of networks"):
@@ -195,8 +244,6 @@ def test_int8_and_engines_without_a_board_are_refused(net: nn.Module, kernel_gra
 
 
 def test_the_network_for_timing_is_the_model_at_other_widths(kernel_graph: KernelGraph) -> None:
-    from edgeprune.backends.tensorrt import model
-
     widths = {name: size // 2 for name, size in kernel_graph.graph.widths().items()}
     made = model.network(*kernel_graph._candidate(widths))
     onnx.checker.check_model(made, full_check=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgeprune.boards.board import Board
 
 WAIT_S = 300.0
-"""How long `profile` waits for a board: it can start anew meanwhile."""
+"""How long a run waits for a board: it can start anew meanwhile."""
 
 _FRUITLESS = 3
 """A link that is lost so often with nothing measured in between is not waited for again."""
@@ -21,7 +21,7 @@ _FRUITLESS = 3
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Between tries to reach the board; the last one again and again."""
 
-logger = logging.getLogger("edgeprune.profiling")
+logger = logging.getLogger("edgeprune.boards.reconnecting")
 
 
 class Reconnector:
