@@ -18,6 +18,7 @@ from edgeprune.profiling.energy import SETTLE_S, measure_energy, needed_s
 from edgeprune.profiling.energy_windows import EnergyMeasurement
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.measuring import Progress
+from edgeprune.profiling.percentiles import ROUNDS
 from edgeprune.profiling.percentiles import percentiles as timed_singly
 from edgeprune.profiling.reconnecting import Reconnector
 from edgeprune.profiling.selecting import Selection
@@ -31,7 +32,7 @@ Found = TypeVar("Found")
 Told = Callable[[str], None] | None
 
 PART_S = 60.0
-"""Networks whose replays take about so long together, seconds, go into the journal together: no more is done anew."""
+"""Networks that take about so long together, seconds, go into the journal together: no more is done anew."""
 
 
 def heated(
@@ -52,14 +53,26 @@ def heated(
 def percentiles(
     board: Board, setting: Setting, selection: Selection, book: Journal, tell: Progress, told: Told
 ) -> dict[str, dict[str, Any]]:
-    """Percentiles of single inferences of the measured networks; once, however often the run is interrupted after it."""
+    """Percentiles of single inferences of the measured networks; those that an interrupted run has taken are not taken again."""
+    engines = network_engines(setting, selection)
+    found: dict[str, dict[str, Any]] = {}
     for record in book.records:
         if record["kind"] == "percentiles":
-            return dict(record["found"])
-    engines = network_engines(setting, selection)
-    work = partial(timed_singly, board, engines, runtime=setting.runtime, threads=setting.threads, progress=tell)
-    found = _persevering(Reconnector(board, setting.wait_s), 0, tell, told, work)
-    book.append({"kind": "percentiles", "found": found})
+            found |= {name: one for name, one in record["found"].items() if name in engines}
+    left = [name for name in engines if name not in found]
+    each_s = ROUNDS * setting.start_s
+    # Where nothing has to start, all of them take less time than what is worth keeping.
+    size = max(1, int(PART_S / each_s)) if each_s else max(1, len(left))
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    reconnector = Reconnector(board, setting.wait_s)
+    for number, part in enumerate(parts):
+        before = sum(map(len, parts[:number]))
+        said = _continued(tell, ROUNDS * before, ROUNDS * len(left), each_s * (len(left) - before - len(part)))
+        chosen = {name: engines[name] for name in part}
+        work = partial(timed_singly, board, chosen, runtime=setting.runtime, threads=setting.threads, progress=said)
+        measured = _persevering(reconnector, len(found), tell, told, work)
+        book.append({"kind": "percentiles", "found": measured})
+        found |= measured
     return found
 
 

@@ -125,7 +125,8 @@ def profile(
         host_meter: With `energy`: command on this machine that does, instead.
         rails: With `energy`: the rails that are summed, where the device type does not say which are the board's.
         percentiles: Time single inferences of the measured networks too, 500 of each, for `LatencyTable.chosen`; it takes
-            about 500 times their latencies beside `minutes`, and begins anew when it is interrupted meanwhile.
+            about 500 times their latencies beside `minutes`, and begins anew when it is
+            interrupted meanwhile, but for networks of TensorRT that are done.
         tiles: Sizes of tiles (outputs, inputs) of linear layers, for `edgeprune.prune_tiles`: the kernels that the models run
             without some of them are measured too, and a few such networks whole.
         origins: Of each model the words that name it and its inputs on the command line; kept in the header, so that `fit` can

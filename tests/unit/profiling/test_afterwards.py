@@ -98,19 +98,39 @@ def test_nobody_waits_who_was_not_asked_to(replay: Any) -> None:
         replay(Replays(ConnectError("the link to the board must stay up, it was reset.")))
 
 
-def test_percentiles_are_taken_once(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+@pytest.mark.parametrize(("start_s", "asked"), [(0.0, [6]), (4.0, [3, 3])])
+def test_percentiles_are_taken_once(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_s: float, asked: list[int]
+) -> None:
+    taken: list[set[str]] = []
+    states: list[tuple[int, int, float]] = []
+    setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, wait_s=0.0, start_s=start_s)
+    selection: Any = None
 
     def timed(board: Board, engines: dict[str, bytes], **settings: Any) -> dict[str, dict[str, Any]]:
-        taken.append(len(engines))
+        taken.append(set(engines))
+        settings["progress"](5 * len(engines), 5 * len(engines), 0.0, "single inferences")
+        if len(taken) == len(asked):
+            raise KeyboardInterrupt
         return {name: {"runs": 500, "median_ms": 1.5, "ms": {"95": 2.0}, "ratio": {"95": 4 / 3}} for name in engines}
 
-    monkeypatch.setattr(afterwards, "timed_singly", timed)
-    setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, wait_s=0.0)
-    selection: Any = None
-    found = []
-    for _ in range(2):
+    def run() -> dict[str, dict[str, Any]]:
         with Journal(tmp_path / "selection.jsonl", {"of": "one run"}) as book:
-            found.append(afterwards.percentiles(board, setting, selection, book, lambda *state: None, None))
-    assert taken == [6]
-    assert found[0] == found[1]
+            return afterwards.percentiles(
+                board, setting, selection, book, lambda *state: states.append(state[:3]), None
+            )
+
+    monkeypatch.setattr(afterwards, "timed_singly", timed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert [len(names) for names in taken] == asked
+    assert [(done, total) for done, total, _ in states] == [
+        (5 * sum(asked[: end + 1]), 30) for end in range(len(asked))
+    ]
+    assert states[0][2] == start_s * 5 * sum(asked[1:]), "what is left"
+    # Of what was interrupted nothing is known, of what was before it all.
+    found = run()
+    assert taken[len(asked) :] == [taken[len(asked) - 1]]
+    assert set(found) == set(NETWORKS)
+    assert run() == found
+    assert len(taken) == len(asked) + 1
