@@ -57,7 +57,7 @@ def require_same(table: LatencyTable, identity: Mapping[str, Any], runtime: str,
     wanted = {**identity, "runtime": runtime, "threads": threads, "precision": precision}
     for name in sorted(set(held) | set(wanted)):
         if held.get(name) != wanted.get(name):
-            where = "asked for" if name == "precision" else "on the board"
+            where = "asked for" if name in ("precision", "threads") else "on the board"
             raise TableMismatchError(
                 f"a table can only be extended on the device and runtime it was measured with; {name} is "
                 f"{_short(held.get(name))} in the table and {_short(wanted.get(name))} {where}.",
@@ -198,5 +198,7 @@ def link(table: LatencyTable, found: Mapping[str, Measurement]) -> Link:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "not told"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

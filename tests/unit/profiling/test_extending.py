@@ -59,7 +59,7 @@ def predictor() -> Predictor:
     [
         ({"runtime_version": "1.3"}, "runtime_version is '1.2' in the table and '1.3' on the board"),
         ({"cpu_model": "another CPU"}, "cpu_model is 'a CPU' in the table"),
-        ({"power_mode": "15W"}, "power_mode is None in the table and '15W'"),
+        ({"power_mode": "15W"}, "power_mode is not told in the table and '15W' on the board"),
     ],
 )
 def test_table_of_another_device_or_runtime_is_refused(change: dict[str, str], named: str) -> None:
@@ -67,7 +67,7 @@ def test_table_of_another_device_or_runtime_is_refused(change: dict[str, str], n
     with pytest.raises(TableMismatchError, match=named) as caught:
         extending.require_same(table(), {**IDENTITY, **change}, "onnxruntime", 1, "fp32")
     assert "without --table" in str(caught.value)
-    with pytest.raises(TableMismatchError, match="threads is 1 in the table and 2"):
+    with pytest.raises(TableMismatchError, match="threads is 1 in the table and 2 asked for"):
         extending.require_same(table(), IDENTITY, "onnxruntime", 2, "fp32")
 
 
