@@ -37,7 +37,8 @@ def import_(
         Path, typer.Argument(metavar="FILE.csv", help="Somebody else's table, with a line of column names.")
     ],
     kernel: Annotated[
-        str, typer.Option("--kernel", help="What the rows describe: conv2d, depthwise_conv2d, linear, ...")
+        str,
+        typer.Option("--kernel", help="What the rows describe: conv2d, linear, softmax, concat, ... (docs/tables.md)"),
     ],
     device: Annotated[str, typer.Option("--device", help="What it was measured on.")],
     column: Annotated[

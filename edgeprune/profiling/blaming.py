@@ -16,36 +16,42 @@ class Blame:
 
     Args:
         kernels: Ids of those that may be left out.
+        order: Ids of what the call measures, in order.
     """
 
-    def __init__(self, kernels: Collection[str]) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: Collection[str], order: Sequence[str] = ()) -> None:
+        self._kernels, self._order = kernels, order
         self._loading: str | None = None
-        self._measuring = False
+        self._place: int | None = None
+        self._unusable: set[str] = set()
 
     def hear(self, event: Mapping[str, Any]) -> None:
-        """Take an event of the call into account."""
-        if event.get("event") == "loading":
+        """Take an event of the call into account, or a line of what the board kept of it."""
+        kind = event.get("event")
+        if kind == "loading":
             self._loading = event["id"]
-        elif event.get("event") == "ready":
-            self._measuring = True
+        elif kind == "unusable":
+            self._unusable.add(event["id"])
+        elif kind == "ready":
+            self._place = 0
+        elif kind == "sample":
+            self._place = event["position"] + 1
 
-    def records(self, journal: Iterable[Mapping[str, Any]], left: Sequence[str], how: str) -> list[dict[str, Any]]:
+    def records(self, journal: Iterable[Mapping[str, Any]], how: str) -> list[dict[str, Any]]:
         """What the journal shall say after the board's program has ended by itself.
 
         Args:
             journal: Its records so far, in order.
-            left: Ids that were still to be measured, in order.
             how: A sentence on how it ended.
 
         Returns:
             Where it ended and, when it had ended there before, that this kernel is left out; none where that was no kernel.
         """
-        if self._measuring:
-            name = left[0] if left else None
-        else:
+        if self._place is None:
             # Before it measures it only tells what it loads.
             name = self._loading
+        else:
+            name = next((one for one in self._order[self._place :] if one not in self._unusable), None)
         if name is None or name not in self._kernels:
             return []
         found: list[dict[str, Any]] = [{"kind": "ended", "id": name}]

@@ -180,6 +180,7 @@ class _Run:
             return 0
         count = 0
         for line in asked.lines(self.board):
+            self.blame.hear(line)
             record = recorded(line, asked.number, asked.attempt, asked.order)
             if record is not None:
                 self._note({**record, "seconds": line["seconds"]})
@@ -274,15 +275,14 @@ class _Run:
             except ConnectError as lost:
                 self._reconnect(lost)
             except RunnerEndedError as ended:
-                if not self._left_out(waiting, layout, ended):
+                if not self._left_out(ended):
                     raise
 
-    def _left_out(self, waiting: Sequence[Place], layout: Sequence[Sequence[str]], ended: RunnerEndedError) -> bool:
+    def _left_out(self, ended: RunnerEndedError) -> bool:
         """Leave out the kernel at which the board's program has ended again; whether there is one."""
         self.fetch()
         self.forget()
-        left = [name for place in waiting for name in self.ledger.left(place, layout[place[2]])]
-        found = self.blame.records(self.journal.records, left, ended.message)
+        found = self.blame.records(self.journal.records, ended.message)
         for record in found:
             self._note(record)
         return any(record["kind"] == "unusable" for record in found)
@@ -323,7 +323,7 @@ class _Run:
             asked = Asked.anew(number, attempt, order)
             self._note(asked.record())
             keeping = {"keep": asked.name, "forget": self.settled}
-        last, self.blame = time.monotonic(), Blame(self.kernels)
+        last, self.blame = time.monotonic(), Blame(self.kernels, [slot.name for slot in order])
 
         def on_event(event: dict[str, Any]) -> None:
             nonlocal last

@@ -25,10 +25,11 @@ from edgeprune.errors import LatencyError
 from edgeprune.latency.table import LatencyTable
 from edgeprune.profiling import afterwards, extending, layered, space
 from edgeprune.profiling.assembling import Part, Profiled, with_clocks
+from edgeprune.profiling.core_share import core_share
 from edgeprune.profiling.energy import power_of, with_energies
 from edgeprune.profiling.journal import Journal
 from edgeprune.profiling.journal_place import journals
-from edgeprune.profiling.measuring import MeasuredRun, Progress
+from edgeprune.profiling.measuring import Progress
 from edgeprune.profiling.percentiles import with_percentiles
 from edgeprune.profiling.quick_look import accepted, look
 from edgeprune.profiling.selecting import (
@@ -52,9 +53,6 @@ if TYPE_CHECKING:
     from edgeprune.lowering.kernel_graph import KernelGraph
 
 __all__ = ["DENSE", "Preview", "Selection", "preview", "profile"]
-
-_OWN_CORE, _LEAST_SHARE = 0.85, 0.2
-"""Above the first, a core counts as one's own; below the second, what is measured would be too little to fit anything to."""
 
 _WATCHED_MS = 300.0
 """For about so long a core is watched: some time slices of other programs, some periods of a quota."""
@@ -294,24 +292,8 @@ def _selected(board: Board, setting: Setting, begun: float, tell: Progress) -> S
     left_s = max(0.5 * seconds, seconds - (time.monotonic() - begun) - 0.05 * seconds)
     dense_ms = [quick.measurements[name].median_ms for name in engines]
     # What fits is reckoned for a core of one's own; of a slower one, or one that is shared, there is less in the same time.
-    share = _core_share(quick, setting.threads)
+    share = core_share(quick, setting.threads)
     return replace(select(setting.subjects, dense_ms, share * left_s, seed=seed), budget_s=left_s)
-
-
-def _core_share(quick: MeasuredRun, threads: int) -> float:
-    """Share of a core that the measuring process got; 1 where it is about all of it, or cannot be told (several threads).
-
-    A core whose units somebody else uses is shared too: what was lost to waiting for it, will be lost again.
-    """
-    timed = [
-        pair for found in quick.measurements.values() for pair in zip(found.times_ms, found.cpu_share, strict=True)
-    ]
-    whole_ms = sum(ms for ms, _ in timed)
-    if threads > 1 or not whole_ms:
-        return 1.0
-    share = sum(ms * share for ms, share in timed) / whole_ms
-    own = (1.0 if share > _OWN_CORE else share) * (1 - min(1.0, quick.lost_s / quick.spent_s))
-    return max(own, _LEAST_SHARE)
 
 
 def _measured(

@@ -182,7 +182,7 @@ def test_what_is_timed_after_the_rounds_waits_for_the_board_too(
     few = {name: engines[name] for name in ("product16", "product64")}
     monkeypatch.setattr(afterwards, "network_engines", lambda setting, selection: few)
     monkeypatch.setattr(afterwards, "timed_singly", partial(percentiles, rounds=2, runs=20))
-    setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, wait_s=60.0)
+    setting: Any = SimpleNamespace(runtime="onnxruntime", threads=1, wait_s=60.0, start_s=0.0)
     selection: Any = None
     said, waited = [], []
     with FaultyLink(sshd.host, sshd.port) as link:

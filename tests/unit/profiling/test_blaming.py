@@ -22,11 +22,14 @@ from edgeprune.profiling.rounds import stretches
 HOW = "the runner's verb 'bench' must give a result, but it was killed by SIGILL."
 
 
-def blamed(journal: list[dict[str, Any]], left: list[str], kernels: set[str], *events: dict[str, Any]) -> list[Any]:
-    blame = Blame(kernels)
-    for event in events or ({"event": "ready"},):
+READY = {"event": "ready"}
+
+
+def blamed(journal: list[dict[str, Any]], order: list[str], kernels: set[str], *events: dict[str, Any]) -> list[Any]:
+    blame = Blame(kernels, order)
+    for event in events or (READY,):
         blame.hear(event)
-    return blame.records(journal, left, HOW)
+    return blame.records(journal, HOW)
 
 
 def test_a_kernel_is_left_out_the_second_time_and_nothing_else_ever_is() -> None:
@@ -40,12 +43,26 @@ def test_a_kernel_is_left_out_the_second_time_and_nothing_else_ever_is() -> None
     assert blamed(first, [], {"b"}) == []
 
 
+def test_it_is_the_one_behind_the_last_that_was_measured() -> None:
+    order, kernels = ["net", "b", "c", "net"], {"b", "c"}
+
+    def measured(*places: int) -> list[dict[str, Any]]:
+        return [READY, *({"event": "sample", "position": place} for place in places)]
+
+    assert blamed([], order, kernels, *measured()) == [], "the sentinel ends it, and no kernel is to blame"
+    assert blamed([], order, kernels, *measured(0)) == [{"kind": "ended", "id": "b"}]
+    assert blamed([], order, kernels, *measured(0, 1)) == [{"kind": "ended", "id": "c"}]
+    assert blamed([], order, kernels, {"event": "unusable", "id": "b"}, *measured(0)) == [{"kind": "ended", "id": "c"}]
+    assert blamed([], order, kernels, *measured(0, 1, 2)) == []
+    assert blamed([], order, kernels, *measured(0, 1, 2, 3)) == [], "all were measured"
+
+
 def test_before_anything_is_measured_it_is_the_one_that_was_loaded_last() -> None:
     loading = [{"event": "loading", "id": name} for name in ("b", "net", "c")]
     assert blamed([], ["b", "c"], {"b", "c"}, *loading) == [{"kind": "ended", "id": "c"}]
     assert blamed([], ["b", "c"], {"b", "c"}, *loading[:2]) == [], "a network that ends it is no kernel's fault"
     assert blamed([], ["b", "c"], {"b", "c"}, {"event": "loaded"}) == [], "it ended before it loaded anything"
-    assert blamed([], ["b", "c"], {"b", "c"}, *loading, {"event": "ready"}) == [{"kind": "ended", "id": "b"}]
+    assert blamed([], ["b", "c"], {"b", "c"}, *loading, READY) == [{"kind": "ended", "id": "b"}]
 
 
 class Killing:

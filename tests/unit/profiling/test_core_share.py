@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgeprune.profiling.run import _core_share
+from edgeprune.profiling.core_share import core_share
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ from edgeprune.profiling.run import _core_share
 def test_share_of_a_core(times_ms, shares, threads, expected):
     found = SimpleNamespace(times_ms=tuple(times_ms), cpu_share=tuple(shares))
     run = SimpleNamespace(measurements={"dense": found}, lost_s=0.0, spent_s=1.0)
-    assert _core_share(run, threads) == pytest.approx(expected)
+    assert core_share(run, threads) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("lost_s", "expected"), [(0.0, 1.0), (6.0, 0.4), (10.0, 0.2)])
 def test_what_was_lost_to_a_neighbor_will_be_lost_again(lost_s, expected):
     found = SimpleNamespace(times_ms=(5.0, 5.0), cpu_share=(1.0, 1.0))
     run = SimpleNamespace(measurements={"dense": found}, lost_s=lost_s, spent_s=10.0)
-    assert _core_share(run, 1) == pytest.approx(expected)
+    assert core_share(run, 1) == pytest.approx(expected)
