@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from dataclasses import replace
 
@@ -11,8 +12,11 @@ from torch import nn
 
 import edgeprune
 from edgeprune.backends import registry
-from edgeprune.backends.tvm import engine_file
+from edgeprune.backends.onnxruntime import engines, exporting
+from edgeprune.backends.tvm import candidate_engine, engine_file, importing
 from edgeprune.backends.tvm.backend import Tvm
+from edgeprune.backends.tvm.target import target_of
+from edgeprune.backends.tvm.workloads import normalized
 from edgeprune.boards.board import Board
 from edgeprune.boards.host import host_isa
 from edgeprune.deployment import preflight
@@ -226,3 +230,31 @@ def test_torch_s_program_is_compiled_without_onnx_between(backend, tmp_path):
     assert len(found.kernels) >= functions
     with pytest.raises(ConfigError, match="the frontend must be one of onnx, program"):
         Tvm(frontend="caffe")
+
+
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-gcc") is None, reason="no cross compiler: apt install gcc-aarch64-linux-gnu"
+)
+def test_a_candidate_of_tuning_is_linked_for_the_board(backend, tmp_path):
+    import tvm
+    from tvm import relax
+
+    source, target = tmp_path / "model.onnx", target_of(ARM)
+    exporting.export(nn.Conv2d(3, 8, 3), (torch.randn(1, 3, 8, 8),), source)
+    joined, _ = importing.fused(engines.optimized(source, "BASIC"), target)
+    with tvm.target.Target(target.llvm):
+        functions = relax.transform.FuseTIR()(joined).functions
+    alone = next(normalized(one) for _, one in functions.items() if isinstance(one, tvm.tirx.PrimFunc))
+    path = tmp_path / "candidate.so"
+    path.write_bytes(candidate_engine.engine_of(alone, tvm.target.Target(target.llvm), target.linker()))
+    told = engine_file.description_of(path)
+    assert (told["architecture"], told["function"]) == ("aarch64", "main")
+    # Input, weights and bias, and what is made of them.
+    assert [1, 3, 8, 8] in [one["shape"] for one in told["arguments"]]
+    assert told["arguments"][-1] == {"shape": [1, 8, 6, 6], "dtype": "float32"}
+    if platform.machine() != "aarch64":
+        with Board.open("local") as board:
+            entry = {**upload(board, {"candidate": path}, kernels=())["candidate"], "kind": "function"}
+            request = {"runtime": "tvm", "engines": {"candidate": entry}, "rounds": [["candidate"]]}
+            with pytest.raises(BackendError, match="it is compiled for aarch64"):
+                board.call("bench", request)
