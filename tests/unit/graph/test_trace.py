@@ -328,6 +328,14 @@ def test_what_is_no_module_is_told() -> None:
         trace("resnet50", X)  # type: ignore[arg-type]
 
 
+def test_what_was_compiled_or_scripted_is_told_apart(nets: ModuleType) -> None:
+    model = nets.VGG().eval()
+    with pytest.raises(InputError, match=r"must be a Python module, found one of TorchScript .* Try: the module"):
+        trace(torch.jit.trace(model, X), X)
+    with pytest.raises(InputError, match=r"found what torch\.compile made of it\. Try: model\._orig_mod"):
+        trace(torch.compile(model), X)
+
+
 class HeadsFromOutside(nn.Module):
     """What is added to the scores has an entry per head and is an input, so the heads stay; their dimensions do not."""
 
