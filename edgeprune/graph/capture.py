@@ -31,6 +31,8 @@ _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
 _OWN = tuple(str(_PACKAGE / part) for part in ("graph", "parts.py", "surgery"))
 """Where lines are ours and not the user's."""
+_UNKNOWN_TYPE = "which is not a known type"
+"""Part of what torch.export says of an output that is neither a tensor nor a way to nest some."""
 _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 
 
@@ -223,7 +225,7 @@ def _whole(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         place = f" at {where}" if where else ""
         raise TraceError(
             f"the model must be exportable with torch.export, found{place}: {_first_line(error)}",
-            hint="run the model once on the same inputs; avoid control flow that depends on tensor values",
+            hint=_hint(error),
         ) from error
     log.warning("captured for batch %s alone: %s", min(sizes, default=1), note)
     return _captured(program, tensors, min(sizes, default=1), False, note)
@@ -313,9 +315,17 @@ def user_line(error: BaseException) -> str:
     return ""
 
 
+def _hint(error: BaseException) -> str:
+    if _UNKNOWN_TYPE in str(error):
+        return "return tensors in tuples, lists, dicts or dataclasses; a cache of transformers is left out by use_cache=False"
+    return "run the model once on the same inputs; avoid control flow that depends on tensor values"
+
+
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Constraints violated"):
         # The first says how to see more, the next one why.
         lines = [line.removeprefix("- ").partition(". ")[0] for line in lines[1:]] or lines
+    elif lines and _UNKNOWN_TYPE in lines[0]:
+        lines = [lines[0].partition(_UNKNOWN_TYPE)[0] + _UNKNOWN_TYPE]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -46,7 +46,7 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
         raise captured.failure
     if captured.failure is not None:
         paths = ", ".join(part.path for part in captured.parts)
-        log.warning("captured in parts (%s): %s", paths, captured.failure.message)
+        log.warning("captured in parts (%s): %s", paths, captured.failure)
     return graph
 
 

@@ -328,6 +328,22 @@ def test_what_is_no_module_is_told() -> None:
         trace("resnet50", X)  # type: ignore[arg-type]
 
 
+def test_an_output_of_an_unknown_class_is_told() -> None:
+    class Holder:
+        pass
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Holder]:
+            return self.b(self.a(x)), Holder()
+
+    with pytest.raises(TraceError, match=r"Holder'> in output, which is not a known type Try: return tensors in tuples"):
+        trace(Holding(), X)
+
+
 def test_what_was_compiled_or_scripted_is_told_apart(nets: ModuleType) -> None:
     model = nets.VGG().eval()
     with pytest.raises(InputError, match=r"must be a Python module, found one of TorchScript .* Try: the module"):
