@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -140,7 +141,7 @@ def difference(
     masked = MaskedProgram(program, plan, tensors, training, cumulative)
     leaves = pytree.tree_leaves(inputs)
     try:
-        with as_exact_as(tensors.values()):
+        with as_exact_as(tensors.values()), _same_draws():
             expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
     except SurgeryError:
         raise
@@ -207,11 +208,19 @@ def _run(
                 module.train()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
     try:
-        with torch.no_grad(), _NoDropout(), as_exact_as(pruned.parameters()):
+        with torch.no_grad(), _NoDropout(), as_exact_as(pruned.parameters()), _same_draws():
             outputs = twin(*args, **kwargs)
     except FORWARD_ERRORS as error:
         raise SurgeryError(f"the cut model must run, found {type(error).__name__}: {error}") from error
     return pytree.tree_leaves(outputs), dict(twin.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Both sides draw the same random numbers, where forward draws some in eval form."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 _DROPPING = {

@@ -34,7 +34,7 @@ _MATMULS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.v
 _NORMS = ("aten.batch_norm", "aten.instance_norm")
 _REPLACING = (
     "aten.masked_fill", "aten.tril", "aten.triu", "aten.nan_to_num", "aten.where", "aten.zeros_like",
-    "aten.ones_like", "aten.full_like", "aten.index_put", "aten.sign", "aten.sgn",
+    "aten.ones_like", "aten.full_like", "aten.index_put", "aten.sign", "aten.sgn", "aten.heaviside",
 )  # fmt: skip
 """Operations, in place or not, that put other values in the place of some. What overwrites all may find anything there."""
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")

@@ -260,30 +260,37 @@ def _of_masks(op: Any) -> Callable[..., Any]:
 _ONE = (
     "alias celu clone cos detach erf exp expm1 leaky_relu_ lift_fresh_copy log_sigmoid mish neg selu silu_ sin square _to_copy "
     "detach_ atan elu_ exp2 exp_ frac gelu_ mish_ nan_to_num sigmoid_ tan tanh_ "
-    "abs_ celu_ cosh neg_ selu_ sinc sinh"
+    "abs_ celu_ cosh neg_ selu_ sinc sinh asinh deg2rad rad2deg erfc atan_ cos_ erf_ exp2_ expm1_ frac_ sin_ square_ tan_"
+)
+_POSITIVE = (
+    "log log10 log1p log2 reciprocal rsqrt sqrt sqrt_ lgamma digamma log10_ log1p_ log2_ log_ reciprocal_ rsqrt_"
 )
 _ONE_COARSE = (
     "hardshrink softshrink sign sgn ceil floor round trunc hardsigmoid hardsigmoid_ hardswish_ hardtanh hardtanh_ relu6_ relu_ "
-    "isfinite isinf isnan logical_not zero_"
+    "isfinite isinf isnan logical_not zero_ ceil_ floor_ round_ sign_ trunc_"
 )
 ROWS |= {
     "functions": each(*map(_of_one, _named(_ONE))),
     "coarse functions": each(*map(_of_one, _named(_ONE_COARSE))),
-    "functions of positive values": each(
-        *map(_of_positive, _named("log log10 log1p log2 reciprocal rsqrt sqrt sqrt_"))
-    ),
+    "functions of positive values": each(*map(_of_positive, _named(_POSITIVE))),
     "functions of small values": each(
-        lambda a, b: a.tanh().acos(), lambda a, b: a.tanh().asin(), lambda a, b: (a / 9).tanh().erfinv()
+        lambda a, b: a.tanh().acos(),
+        lambda a, b: a.tanh().asin(),
+        lambda a, b: (a / 9).tanh().erfinv(),
+        lambda a, b: (a / 9).tanh().atanh(),
+        lambda a, b: (a / 9).sigmoid().logit(),
     ),
     "arithmetic with scalars": each(
-        *map(_with_scalar, _named("add add_ div div_ mul mul_ remainder rsub sub sub_", "Scalar"))
+        *map(_with_scalar, _named("add add_ div div_ fmod mul mul_ pow_ remainder rsub sub sub_", "Scalar"))
     ),
     "coarse, with scalars": each(*map(_with_scalar, _named("eq ge gt le lt ne floor_divide fill_", "Scalar"))),
-    "arithmetic": each(*map(_with_positive, _named("add_ div div_ mul_ remainder rsub sub_", "Tensor"))),
-    "arithmetic of two": each(*map(_with_positive, _named("atan2 copy_ hypot logaddexp"))),
-    "coarse, of two": each(*map(_with_positive, _named("eq ge gt le lt ne clamp_max clamp_min", "Tensor"))),
+    "arithmetic": each(*map(_with_positive, _named("add_ div div_ fmod mul_ remainder rsub sub_", "Tensor"))),
+    "arithmetic of two": each(*map(_with_positive, _named("atan2 copy_ hypot logaddexp logaddexp2"))),
+    "coarse, of two": each(
+        *map(_with_positive, _named("eq ge gt le lt ne clamp_max clamp_max_ clamp_min clamp_min_", "Tensor"))
+    ),
     "coarse, of two by default": each(
-        *map(_with_positive, _named("minimum floor_divide") + _named("max min", "other"))
+        *map(_with_positive, _named("minimum floor_divide heaviside isclose") + _named("max min", "other"))
     ),
     "logic": each(*map(_of_masks, _named("logical_and logical_or logical_xor"))),
     "logic of bits": each(*map(_of_masks, _named("bitwise_and bitwise_or __and__ __or__", "Tensor"))),

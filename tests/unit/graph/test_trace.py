@@ -340,7 +340,9 @@ def test_an_output_of_an_unknown_class_is_told() -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Holder]:
             return self.b(self.a(x)), Holder()
 
-    with pytest.raises(TraceError, match=r"Holder'> in output, which is not a known type Try: return tensors in tuples"):
+    with pytest.raises(
+        TraceError, match=r"Holder'> in output, which is not a known type Try: return tensors in tuples"
+    ):
         trace(Holding(), X)
 
 
