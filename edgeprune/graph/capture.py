@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -234,13 +237,28 @@ def _whole(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
     hook = model.register_forward_hook(lambda module, given, found: make_known(found))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stderr(_WithoutGraphs(sys.stderr)):
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     finally:
         hook.remove()
     put_in_line(program)
     take_apart(program)
     return program
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """Standard error without the graphs of what could not be exported, which torch prints; its error says what matters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Pass on everything else."""
+        return len(text) if "def forward(self, arg0_1" in text else self._stream.write(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        self._stream.flush()
 
 
 def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
