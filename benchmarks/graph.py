@@ -155,7 +155,7 @@ def package_digest() -> str:
     for part in ("graph", "surgery"):
         for path in sorted((root / part).rglob("*.py")):
             digest.update(path.read_bytes())
-    for name in ("nesting.py", "parts.py"):
+    for name in ("copying.py", "nesting.py", "parts.py"):
         digest.update((root / name).read_bytes())
     return digest.hexdigest()[:10]
 

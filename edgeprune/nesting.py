@@ -1,12 +1,14 @@
-"""How inputs and outputs are nested, read from text without importing what the text names."""
+"""How inputs and outputs are nested: classes that torch does not know; reading it from text, importing nothing that it names."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import PlanError
@@ -23,6 +25,30 @@ class NamedOutput(OrderedDict[str, Any]):
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+def make_known(value: Any) -> None:
+    """Tell torch how dataclasses and named tuples among nested values are taken apart, and what to call them in text.
+
+    What was registered before stays as it is.
+    """
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    children: Iterable[Any] = ()
+    if pytree.is_namedtuple_instance(value):
+        if kind not in pytree.SUPPORTED_SERIALIZED_TYPES:
+            pytree._register_namedtuple(kind, serialized_type_name=name)
+        children = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if kind not in pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(kind, serialized_type_name=name)
+        children = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        children = value.values()
+    elif isinstance(value, list | tuple):
+        children = value
+    for child in children:
+        make_known(child)
 
 
 def read_nesting(text: Any) -> pytree.TreeSpec:
@@ -42,7 +68,8 @@ def read_nesting(text: Any) -> pytree.TreeSpec:
         example = _example(written)
     except PlanError:
         raise
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, AttributeError, AssertionError) as error:
+        # Also a class of the user's that cannot be made of zeros.
         raise PlanError(f"a program must say how inputs and outputs are nested, found {text!r}.") from error
     return pytree.tree_flatten(example)[1]
 
@@ -68,6 +95,10 @@ def _example(written: dict[str, Any]) -> Any:
         return tuple(children)
     if kind == "builtins.list":
         return children
+    if kind == "collections.namedtuple":
+        named = pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(context)
+        fits = named is not None and len(getattr(named, "_fields", ())) == len(children)
+        return named(*children) if named is not None and fits else tuple(children)
     if kind in ("builtins.dict", "collections.OrderedDict"):
         pairs = zip(json.loads(context), children, strict=True)
         return dict(pairs) if kind == "builtins.dict" else OrderedDict(pairs)

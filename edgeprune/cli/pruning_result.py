@@ -94,6 +94,8 @@ def earlier_result(record: PruningRecord, out: Path, module: torch.nn.Module) ->
 
 def tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module, told: Collection[str]) -> None:
     """The figures of a run, dense beside pruned, and its notes but for those that were told before."""
+    from edgeprune.surgery.cutting import described
+
     rows: list[list[Any]] = [
         ["predicted latency, ms", f"{result.dense_predicted_ms:.3f}", f"{result.predicted_ms:.3f}"],
     ]
@@ -137,6 +139,8 @@ def tell(output: Output, budget: Budget, result: Result, dense: torch.nn.Module,
     if result.plan.removed:
         names = ", ".join(str(branch["name"]) for branch in result.plan.removed)
         output.say(f"residual blocks removed: {names}")
+    if not result.unchanged:
+        output.say(f"the pruned model is {described(result.module, result.plan)}")
     output.say(f"cut and masked model differ by at most {result.check_max_abs:.1e}")
     for note in result.notes:
         if note not in told:

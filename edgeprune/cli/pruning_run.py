@@ -123,6 +123,7 @@ def _carry_out(
     from edgeprune.loop.lowering import precision_of
     from edgeprune.loop.notes import table_notes
     from edgeprune.report import pruning, stored
+    from edgeprune.surgery.cutting import described
 
     task = None if options.task is None else load_task(options.task)
     if task is not None:
@@ -239,6 +240,7 @@ def _carry_out(
             "predicted_low_ms": taken.predicted_low_ms,
             "predicted_high_ms": taken.predicted_high_ms,
             "unchanged": result.unchanged,
+            "module": None if result.unchanged else described(result.module, result.plan),
             "notes": list(result.notes),
         },
         next_command=_next(result, record.options, out),

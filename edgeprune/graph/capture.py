@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import io
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from edgeprune.copying import copied
 from edgeprune.errors import InputError, TraceError
 from edgeprune.graph.decomposing import take_apart
 from edgeprune.graph.inlining import put_in_line
 from edgeprune.graph.splitting import find_parts
+from edgeprune.nesting import make_known
 from edgeprune.parts import Part, core_of
 
 log = logging.getLogger("edgeprune.graph")
 
 _TORCH = str(Path(torch.__file__).parent)
-_OWN = str(Path(__file__).parent)
+_PACKAGE = Path(__file__).parents[1]
+_OWN = tuple(str(_PACKAGE / part) for part in ("graph", "parts.py", "surgery"))
+"""Where lines are ours and not the user's."""
+_UNKNOWN_TYPE = "which is not a known type"
+"""Part of what torch.export says of an output that is neither a tensor nor a way to nest some."""
 _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 
 
@@ -77,6 +86,7 @@ def call_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]
             f"example inputs must be a tensor, a tuple or a dict, found {type(example_inputs).__name__}.",
             hint="example_inputs=torch.randn(1, 3, 224, 224)",
         )
+    make_known((args, kwargs))
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise InputError("example inputs must hold at least one tensor, found none.")
     return args, kwargs
@@ -90,10 +100,7 @@ def eval_copy(model: nn.Module) -> nn.Module:
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     shared.update((id(b), b) for b in model.buffers())
-    try:
-        return copy.deepcopy(model, shared).eval()
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-        raise TraceError(f"the model must be copyable with copy.deepcopy, found: {_first_line(error)}") from error
+    return copied(model, shared, TraceError).eval()
 
 
 def capture(model: nn.Module, example_inputs: Any) -> Capture:
@@ -109,6 +116,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, found {type(model).__name__}.")
+    _require_plain(model)
     args, kwargs = call_arguments(example_inputs)
     _require_arguments_of(model, args, kwargs)
     kwargs = _as_in_forward(model, kwargs)
@@ -129,8 +137,20 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         except TraceError as error:
             log.debug("the parts cannot be exported together: %s", error.message)
             raise failure from error
-        log.warning("captured in parts (%s): %s", ", ".join(part.path for part in parts), failure.message)
         return replace(captured, parts=parts, failure=failure)
+
+
+def _require_plain(model: nn.Module) -> None:
+    """Refuse what TorchScript or ``torch.compile`` made of a model: its modules are what can be traced and cut."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"the model must be a Python module, found one of TorchScript ({type(model).__name__}).",
+            hint="the module that it was made of",
+        )
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise InputError(
+            "the model must be the module itself, found what torch.compile made of it.", hint="model._orig_mod"
+        )
 
 
 def _require_arguments_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -167,7 +187,7 @@ def _as_in_forward(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _runnable_copy(model: nn.Module) -> nn.Module:
     """A copy in eval form with buffers of its own: a forward may write to them, and the model must not see that."""
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).eval()
+    return copied(model, {id(parameter): parameter for parameter in model.parameters()}, TraceError).eval()
 
 
 def _exports(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -208,18 +228,37 @@ def _whole(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         place = f" at {where}" if where else ""
         raise TraceError(
             f"the model must be exportable with torch.export, found{place}: {_first_line(error)}",
-            hint="run the model once on the same inputs; avoid control flow that depends on tensor values",
+            hint=_hint(error),
         ) from error
     log.warning("captured for batch %s alone: %s", min(sizes, default=1), note)
     return _captured(program, tensors, min(sizes, default=1), False, note)
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
-    with torch.no_grad():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    hook = model.register_forward_hook(lambda module, given, found: make_known(found))
+    try:
+        with torch.no_grad(), redirect_stderr(_WithoutGraphs(sys.stderr)):
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    finally:
+        hook.remove()
     put_in_line(program)
     take_apart(program)
     return program
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """Standard error without the graphs of what could not be exported, which torch prints; its error says what matters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Pass on everything else."""
+        return len(text) if "def forward(self, arg0_1" in text else self._stream.write(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        self._stream.flush()
 
 
 def _by_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
@@ -241,11 +280,16 @@ def _captured(program: ExportedProgram, tensors: list[torch.Tensor], batch: int,
 def concrete(value: Any, batch: int) -> Any:
     """Replace symbolic sizes by their values at one batch; nested lists and tuples are followed."""
     if isinstance(value, torch.SymInt):
-        expression = value.node.expr
-        return int(expression.xreplace(dict.fromkeys(expression.free_symbols, batch)))
+        return _evaluated(value.node.expr, batch)
     if isinstance(value, list | tuple):
         return type(value)(concrete(item, batch) for item in value)
     return value
+
+
+@lru_cache(maxsize=1 << 12)
+def _evaluated(expression: Any, batch: int) -> int:
+    """A program has few different sizes, and to evaluate one takes long."""
+    return int(expression.xreplace(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def shape_of(value: torch.Tensor, batch: int) -> tuple[int, ...]:
@@ -257,7 +301,7 @@ def source_of(node: torch.fx.Node) -> str:
     """``file:line`` of the user's code that a node comes from, or ``""``."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or _trace_inside(node))
     for path, line in reversed(frames):
-        if not path.startswith((_TORCH, "torch/")):
+        if not path.startswith((_TORCH, "torch/", *_OWN)):
             return f"{path}:{line}"
     return ""
 
@@ -284,11 +328,22 @@ def module_path(node: torch.fx.Node) -> str:
 def user_line(error: BaseException) -> str:
     """``file:line`` of the innermost frame that is neither torch's nor ours, or ``""``."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((_TORCH, _OWN, "<")) and "/concurrent/" not in frame.filename:
+        if not frame.filename.startswith((_TORCH, *_OWN, "<")) and "/concurrent/" not in frame.filename:
             return f"{frame.filename}:{frame.lineno}"
     return ""
 
 
+def _hint(error: BaseException) -> str:
+    if _UNKNOWN_TYPE in str(error):
+        return "return tensors in tuples, lists, dicts or dataclasses; a cache of transformers is left out by use_cache=False"
+    return "run the model once on the same inputs; avoid control flow that depends on tensor values"
+
+
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Constraints violated"):
+        # The first says how to see more, the next one why.
+        lines = [line.removeprefix("- ").partition(". ")[0] for line in lines[1:]] or lines
+    elif lines and _UNKNOWN_TYPE in lines[0]:
+        lines = [lines[0].partition(_UNKNOWN_TYPE)[0] + _UNKNOWN_TYPE]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

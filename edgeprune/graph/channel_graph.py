@@ -19,6 +19,7 @@ from edgeprune.graph.atoms import Ids
 from edgeprune.graph.branches import ResidualBranch, residual_branches
 from edgeprune.graph.forms import ShapeTable, SizeForm
 from edgeprune.graph.modules import ModuleFacts
+from edgeprune.graph.train_form import attention_dropout
 from edgeprune.parts import Part
 
 if TYPE_CHECKING:
@@ -133,6 +134,11 @@ class ChannelGraph:
     def branches(self) -> tuple[ResidualBranch, ...]:
         """Residual branches that can be removed as a whole: where all groups of one have width 0."""
         return () if self.parts else residual_branches(self.program, self.groups)
+
+    @cached_property
+    def attention_dropout(self) -> dict[str, float]:
+        """With which probability fused attention drops in train form, by program node, where it does."""
+        return attention_dropout(self)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name.

@@ -24,7 +24,7 @@ from edgeprune.graph.linear_layers import linear_chains
 from edgeprune.graph.places import Places
 from edgeprune.graph.rules._base import Call, Kept, named_arguments
 from edgeprune.graph.rules.table import rule_for
-from edgeprune.graph.scaling import scaling_rows
+from edgeprune.graph.scaling import read_elsewhere, scaling_rows
 
 MAX_CONSTANT = 4096
 """Constants of forward with more elements are not written into a program."""
@@ -177,11 +177,16 @@ def _rewrite(graph: ChannelGraph, node: Node, op: str, edited: dict[str, Any]) -
 
 
 def _fold(graph: ChannelGraph, node: Node, kept: Kept) -> dict[str, Any]:
-    """What the rows that make the queries are multiplied by where forward divides by the root of what is left."""
-    query = Call(node, graph.batch).node_of("query")
+    """What the rows that make the queries are multiplied by where forward divides by the root of what is left.
+
+    Those of the keys where something besides the attention reads the queries (a bias that depends on them, say).
+    """
+    query, key = (Call(node, graph.batch).node_of(name) for name in ("query", "key"))
     assert query is not None
+    assert key is not None
     mask = kept.mask(query, -1 % len(query.meta["val"].shape))
-    return {"factor": math.sqrt(mask.sum() / len(mask)), "rows": scaling_rows(graph, query)}
+    scaled = key if read_elsewhere(query, node) and not read_elsewhere(key, node) else query
+    return {"factor": math.sqrt(mask.sum() / len(mask)), "rows": scaling_rows(graph, scaled)}
 
 
 def _plain(value: Any) -> Any:
@@ -191,7 +196,12 @@ def _plain(value: Any) -> Any:
 
 
 def _training(graph: ChannelGraph, node: Node, args: dict[str, Any]) -> dict[str, Any]:
-    """What a batch norm needs in train form: its counter, and whether it averages cumulatively."""
+    """What an operation needs in train form.
+
+    A batch norm needs its counter, and whether it averages cumulatively; attention the probability with which it drops.
+    """
+    if str(node.target) == _ATTENTION and node.name in graph.attention_dropout:
+        return {"dropout": graph.attention_dropout[node.name]}
     if str(node.target) != "aten.batch_norm.default":
         return {}
     mean = named_arguments(node).get("running_mean")
@@ -218,10 +228,11 @@ def _frame(graph: ChannelGraph, gone: Collection[str]) -> dict[str, Any]:
         )
         if kind is None:
             value = program.constants.get(spec.target or "")
-            if not isinstance(value, torch.Tensor) or value.numel() > MAX_CONSTANT or value.is_complex():
+            if not isinstance(value, torch.Tensor) or value.numel() > MAX_CONSTANT:
                 raise UnwritableError(f"constant {spec.target} of forward cannot be written as text")
             kind = "constant"
-            constants[spec.target] = {"dtype": str(value.dtype).removeprefix("torch."), "data": value.tolist()}
+            data = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+            constants[spec.target] = {"dtype": str(value.dtype).removeprefix("torch."), "data": data.tolist()}
         item = {"name": spec.arg.name, "kind": kind, "target": spec.target}
         if kind == "input" and isinstance(spec.arg, ConstantArgument):
             item["value"] = _encode(spec.arg.value)

@@ -49,6 +49,24 @@ def module_facts(model: nn.Module) -> dict[str, ModuleFacts]:
     return facts
 
 
+def attribute_of(model: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Path of the module that has a tensor, and the tensor's name there.
+
+    A tensor from which a weight is computed (weight norm, spectral norm, masks of ``torch.nn.utils.prune``) counts as the weight
+    where it has its shape.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner, computed, attribute = f".{path}".rpartition(".parametrizations.")
+    if computed and leaf in ("original", "original1"):
+        owner = owner.removeprefix(".")
+    elif leaf in ("weight_orig", "weight_v"):
+        owner, attribute = path, "weight"
+    else:
+        return path, leaf
+    found = getattr(model.get_submodule(owner), attribute, None)
+    return (owner, attribute) if found is not None and tuple(found.shape) == shape else (path, leaf)
+
+
 def attributes_after(
     facts: ModuleFacts, old: tuple[int, ...], new: tuple[int, ...], stays: npt.NDArray[np.bool_]
 ) -> dict[str, int | list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,10 @@ from edgeprune.graph.capture import Capture, concrete, module_path, shape_of
 from edgeprune.graph.labels import Label, free, kept
 from edgeprune.graph.rules._base import Call
 from edgeprune.graph.rules.table import rule_for
+
+log = logging.getLogger("edgeprune.graph")
+
+_MISFITS = (ValueError, TypeError, LookupError, AssertionError)
 
 Labels = Label | list[Label] | None
 
@@ -229,7 +234,12 @@ class Propagation:
             return self.freeze(call, f"{call.op} has no rule")
         if any(not self._has_label(argument) for argument in call.tensor_nodes()):
             return self.freeze(call, f"{call.op} reads a list of tensors as a whole")
-        found = rule.propagate(self, call)
+        try:
+            found = rule.propagate(self, call)
+        except _MISFITS as error:
+            # What it has said so far only ties and pins.
+            log.warning("%s at %s is used in a way that its rule does not know: %s", call.op, call.source, error)
+            return self.freeze(call, f"{call.op} is used in a way that its rule does not know")
         if isinstance(value, torch.Tensor):
             assert isinstance(found, Label), f"{call.op} has one output"
             return self._free_of_batch(call, found, value)

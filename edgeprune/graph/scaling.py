@@ -18,6 +18,8 @@ _LAYERS = ("aten.linear.default", "aten.layer_norm.default", "aten.rms_norm.defa
 _UNCHANGED = ("aten.contiguous.default", "aten.clone.default", "aten.dropout.default", "aten.alias.default")
 _AT_ONCE = 1 << 20
 _PIECES = "<built-in function getitem>"
+_TAKES = (_PIECES, "aten.select.int", "aten.slice.Tensor", "aten.narrow.default")
+"""What takes a part of a tensor; the other parts have other readers."""
 
 
 def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
@@ -59,6 +61,19 @@ def scaling_rows(graph: ChannelGraph, node: Node) -> dict[str, list[int]]:
     layer = named_arguments(maker)
     named = (layer.get(name) for name in ("weight", "bias"))
     return {targets[item.name]: found for item in named if isinstance(item, Node) and item.name in targets}
+
+
+def read_elsewhere(node: Node, reader: Node) -> bool:
+    """Whether anything but one operation reads what a tensor consists of.
+
+    Data movement is followed back to where the tensor is taken from a larger one, or made.
+    """
+    while all(user is reader for user in node.users):
+        before = [item for item in node.all_input_nodes if hasattr(item.meta.get("val"), "shape")]
+        if str(node.target) in _TAKES or len(before) != 1 or not _moves(node):
+            return False
+        node, reader = before[0], node
+    return True
 
 
 def _moves(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, cast
@@ -19,6 +20,8 @@ from edgeprune.graph.naming import Made, group_names, makers
 from edgeprune.graph.norm_groups import in_norm_groups
 from edgeprune.graph.propagation import Propagation
 from edgeprune.graph.units import Units, find_units
+
+log = logging.getLogger("edgeprune.graph")
 
 
 def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -41,6 +44,9 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     graph = _graph(model, captured)
     if captured.failure is not None and not graph.groups:
         raise captured.failure
+    if captured.failure is not None:
+        paths = ", ".join(part.path for part in captured.parts)
+        log.warning("captured in parts (%s): %s", paths, captured.failure)
     return graph
 
 
@@ -167,5 +173,8 @@ def _table(
 
 def _counted(columns: Ids) -> list[tuple[list[int], int]]:
     """The distinct columns and how often each occurs."""
+    if len(columns) == 1:  # most, and quicker
+        values, numbers = np.unique(columns[0], return_counts=True)
+        return [([value], number) for value, number in zip(values.tolist(), numbers.tolist(), strict=True)]
     distinct, counts = np.unique(columns, axis=1, return_counts=True)
     return list(zip(distinct.T.tolist(), counts.tolist(), strict=True))

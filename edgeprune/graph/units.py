@@ -143,7 +143,9 @@ def _axis_units(walk: Propagation, classes: Classes) -> dict[str, tuple[Ids, ...
 
     def units_of(ids: Ids | None, size: int) -> Ids:
         if ids is None:
-            return stays.setdefault(size, np.full((1, size), KEPT, dtype=np.int64))
+            if size not in stays:
+                stays[size] = np.full((1, size), KEPT, dtype=np.int64)
+            return stays[size]
         key = ids.tobytes()
         if key not in known:
             known[key] = classes.units_of(ids)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from edgeprune.copying import copied
 from edgeprune.errors import SurgeryError, TraceError
 from edgeprune.graph.capture import call_arguments, capture
 from edgeprune.surgery.cutting import apply, require_own_plan
@@ -72,7 +74,7 @@ def check(
     """
     require_own_plan(model, plan)
     original = example_inputs
-    twin = copy.deepcopy(model).to(dtype)
+    twin = copied(model, {}, SurgeryError)._apply(partial(_cast, dtype=dtype))  # type: ignore[no-untyped-call]
 
     def cast(values: Any) -> Any:
         return pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), call_arguments(values))
@@ -139,7 +141,7 @@ def difference(
     masked = MaskedProgram(program, plan, tensors, training, cumulative)
     leaves = pytree.tree_leaves(inputs)
     try:
-        with as_exact_as(tensors.values()):
+        with as_exact_as(tensors.values()), _same_draws():
             expected = masked.outputs(pytree.tree_map_only(torch.Tensor, torch.clone, leaves))
     except SurgeryError:
         raise
@@ -197,20 +199,35 @@ def _run(
     pruned: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], training: bool
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
     """Flat outputs and the buffers after one forward of a copy, norms in train form if asked."""
-    copied = copy.deepcopy(pruned).eval()
-    if training and isinstance(copied, ProgramModule):
-        copied.train()
+    twin = copy.deepcopy(pruned).eval()
+    if training and isinstance(twin, ProgramModule):
+        twin.train()
     elif training:
-        for module in copied.modules():
+        for module in twin.modules():
             if isinstance(module, _NormBase):
                 module.train()
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, inputs)
     try:
-        with torch.no_grad(), _NoDropout(), as_exact_as(pruned.parameters()):
-            outputs = copied(*args, **kwargs)
+        with torch.no_grad(), _NoDropout(), as_exact_as(pruned.parameters()), _same_draws():
+            outputs = twin(*args, **kwargs)
     except FORWARD_ERRORS as error:
         raise SurgeryError(f"the cut model must run, found {type(error).__name__}: {error}") from error
-    return pytree.tree_leaves(outputs), dict(copied.named_buffers(remove_duplicate=False))
+    return pytree.tree_leaves(outputs), dict(twin.named_buffers(remove_duplicate=False))
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Both sides draw the same random numbers, where forward draws some in eval form."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+_DROPPING = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), (5, "dropout")),
+    "scaled_dot_product_attention": (4, "dropout_p"),
+}
+"""Functions that drop inside, with the place and the name of the probability."""
 
 
 class _NoDropout(TorchFunctionMode):
@@ -220,10 +237,12 @@ class _NoDropout(TorchFunctionMode):
         name = str(getattr(func, "__name__", func)).partition(".")[0]
         if name.rstrip("_123d") in ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"):
             return args[0] if args else kwargs["input"]
-        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            names = [one.name for one in torch.ops.aten.lstm.input._schema.arguments]
-            args = tuple(0.0 if names[place] == "dropout" else value for place, value in enumerate(args))
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if name in _DROPPING:
+            place, word = _DROPPING[name]
+            args = (*args[:place], 0.0, *args[place + 1 :]) if len(args) > place else args
+            kwargs |= {word: 0.0} if word in kwargs else {}
+        return func(*args, **kwargs)
 
 
 def _distance(expected: torch.Tensor, found: Any, what: str, relative: bool) -> float:
@@ -251,6 +270,8 @@ def _has_statistics(program: ExportedProgram) -> bool:
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.is_complex():  # `Module.to` would drop the imaginary part
+        return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ log = logging.getLogger("edgeprune.surgery")
 Change = Callable[[nn.Module], None]
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-_DRAWS = 4
-"""Comparisons by numbers: one with the model's own weights, the others with random ones."""
+_DRAWS, _DRAWS_OF_LARGE, _LARGE = 4, 2, 1_000_000
+"""Comparisons by numbers: one with the model's own weights, the others with random ones; fewer above so many parameters."""
 
 
 class Beside:
@@ -33,7 +33,7 @@ class Beside:
     The numbers are in float64, on random inputs, with the copy's own weights and with random ones. Fresh weights hide mistakes:
     scores of an attention that are nearly zero look the same at any scale, and so do very large ones. Random ones are scaled so
     that every layer gives values of unit size. They can still hide something in a small network whose units they turn off; so
-    there are several draws.
+    there are several draws, of a large one two.
     """
 
     def __init__(self, model: nn.Module, cut: nn.Module, program: ProgramModule, plan: PruningPlan) -> None:
@@ -57,7 +57,11 @@ class Beside:
             SurgeryError: If forward also takes things that are not tensors.
         """
         known = self._agrees_by_operations(change)
-        return known if known is not None else all(self._agrees_in_numbers(change, draw) for draw in range(_DRAWS))
+        if known is not None:
+            return known
+        size = sum(parameter.numel() for parameter in self._cut.parameters())
+        draws = _DRAWS if size < _LARGE else _DRAWS_OF_LARGE
+        return all(self._agrees_in_numbers(change, draw) for draw in range(draws))
 
     def run(self, model: nn.Module, change: Change) -> None:
         """Run a copy of a model, or the parts of it that were traced, once it is changed: without values where that goes.
@@ -122,10 +126,10 @@ class Beside:
             return False
         return True
 
-    def _run_without_values(self, model: nn.Module, change: Change) -> None:
+    def _run_without_values(self, model: nn.Module, change: Change, *, training: bool = False) -> None:
         twins = WithoutValues()
         args, kwargs = self._arguments(twins)
-        twin = twins.copy(model).eval()
+        twin = twins.copy(model).train(training)
         with twins.running():
             change(twin)
             self._plan.traced(twin, None)[0](*args, **kwargs)
@@ -136,21 +140,42 @@ class Beside:
     def _agrees_in_numbers(self, change: Change, draw: int) -> bool:
         shared: dict[int, Any] = {}
         twin = copy.deepcopy(self._cut, shared).double().eval()
-        program = copy.deepcopy(self._program, shared).double().eval()
         try:
-            if draw:
-                _set_random_weights(twin, draw)
-                with program.seen(program.weights, partial(_set_unit_deviation, program)):
-                    self._forward(program, draw)
             # Before the change: the program shares the parameters of the copy.
-            expected = pytree.tree_leaves(self._forward(program, draw))
+            expected = self._drawn(twin, shared, draw) if draw else self._expected
             change(twin)
             found = pytree.tree_leaves(self._run(twin, draw))
             equal = _equal(expected, found, finite=draw > 0)
         except FORWARD_ERRORS as error:
             log.debug("the cut copy does not run: %s", error)
             return False
-        return equal and (draw > 0 or self._runs(twin.train()) or not self._dense_trains)
+        return equal and (draw > 0 or self._trains(change, twin))
+
+    def _trains(self, change: Change, twin: nn.Module) -> bool:
+        """Whether the changed copy, which `twin` is with values, runs in train form, or the uncut model does not either."""
+        try:
+            self._run_without_values(self._cut, change, training=True)
+        except FORWARD_ERRORS as error:
+            log.debug("train form needs values: %s", error)
+            return self._runs(twin.train()) or not self._dense_trains
+        return True
+
+    @cached_property
+    def _expected(self) -> list[Any]:
+        """What the program computes with the weights of the copy."""
+        return pytree.tree_leaves(self._forward(copy.deepcopy(self._program).double().eval(), 0))
+
+    def _drawn(self, twin: nn.Module, shared: dict[int, Any], draw: int) -> list[Any]:
+        """What the program computes once the copy has random weights, which it shares."""
+        program = copy.deepcopy(self._program, shared).double().eval()
+        _set_random_weights(twin, draw)
+        scaled = _UnitDeviations(program.weights)
+        with program.seen(scaled.weights, scaled.scale):
+            outputs = self._forward(program, draw)
+        if not program.reads_once(scaled.weights):
+            # What read a weight before it was scaled must read it again.
+            outputs = self._forward(program, draw)
+        return pytree.tree_leaves(outputs)
 
     @cached_property
     def _dense_trains(self) -> bool:
@@ -207,12 +232,18 @@ def _set_random_weights(model: nn.Module, seed: int) -> None:
                 parameter.add_(0.3 * noise)
 
 
-def _set_unit_deviation(program: ProgramModule, name: str, value: torch.Tensor) -> None:
-    """Scale weight and bias of a layer, and what it has just given, to a standard deviation of one.
+class _UnitDeviations:
+    """Scales weight and bias of each layer, and what it has just given, to a standard deviation of one.
 
     Mishkin and Matas, "All you need is a good init", 2016 (layer-sequential unit variance).
     """
-    deviation = float(value.std()) if value.numel() > 1 else 0.0
-    if math.isfinite(deviation) and deviation > 0:
-        for tensor in (value, *program.weights[name]):
-            tensor.div_(deviation)
+
+    def __init__(self, weights: Mapping[str, Sequence[torch.Tensor]]) -> None:
+        self.weights = weights
+
+    def scale(self, name: str, value: torch.Tensor) -> None:
+        """Called with the name of a layer's operation and what it has just given."""
+        deviation = float(value.std()) if value.numel() > 1 else 0.0
+        if math.isfinite(deviation) and deviation > 0:
+            for tensor in (value, *self.weights[name]):
+                tensor.div_(deviation)

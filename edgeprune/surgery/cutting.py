@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -12,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from edgeprune.copying import copied
 from edgeprune.errors import InputError, PlanError, SurgeryError
 from edgeprune.surgery.comparing import Beside
 from edgeprune.surgery.following import followed
@@ -51,11 +51,20 @@ def apply(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """
     require_own_plan(model, plan)
     check_tiled(model, plan)
-    try:
-        cut = copy.deepcopy(model)
-    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
-        raise SurgeryError(f"the model must be copyable with copy.deepcopy, found: {error}") from error
+    cut = copied(model, {}, SurgeryError)
     return _with_tiles(_narrowed(model, cut, plan), cut, plan)
+
+
+def described(pruned: nn.Module, plan: PruningPlan) -> str:
+    """Which of the two kinds of model `apply` returned, and why where it is the program, as a clause for a person."""
+    if not isinstance(pruned, ProgramModule):
+        return f"your own class {type(pruned).__name__} with smaller parameters"
+    why = (
+        "whole branches are gone, which no class can be told to skip"
+        if plan.removed
+        else f"forward, or its train form, works with sizes that the plan changes ({_places(plan) or 'computed'})"
+    )
+    return f"the cut program around your weights (ProgramModule): {why}"
 
 
 def require_own_plan(model: nn.Module, plan: PruningPlan) -> None:
@@ -104,7 +113,10 @@ def _narrowed(model: nn.Module, cut: nn.Module, plan: PruningPlan) -> nn.Module:
         return cut
     if plan.program is None:
         raise SurgeryError(
-            f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}."
+            f"forward must not spell out sizes that the plan changes, found {_places(plan)}; {plan.note}.",
+            hint="module.register_buffer(...) for a large tensor that forward uses"
+            if "constant" in plan.note
+            else None,
         )
     program = ProgramModule.of(cut, plan.program).train(model.training)
     beside = Beside(model, cut, program, plan)
@@ -133,7 +145,7 @@ def cut_program(model: nn.Module, plan: PruningPlan) -> ProgramModule:
     Raises:
         SurgeryError: If the program cannot be written down.
     """
-    cut = copy.deepcopy(model)
+    cut = copied(model, {}, SurgeryError)
     _cut_tensors(cut, plan)
     return cast(ProgramModule, _with_tiles(_program(cut, plan).train(model.training), cut, plan))
 

@@ -16,6 +16,9 @@ from edgeprune.errors import SurgeryError
 
 Tensor = torch.Tensor
 
+_AT_ONCE = 1 << 25
+"""Scores of an attention that are held at once."""
+
 
 def along(values: Tensor, axis: int, rank: int) -> Tensor:
     """A vector as a tensor of so many axes that lies along one of them."""
@@ -156,11 +159,15 @@ def weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
     return put_back(some * (g / some.square().sum(dims, keepdim=True).sqrt()), v, dims, left)
 
 
-def marked(found: Tensor, *operands: object) -> Tensor:
+def marks_of(operands: Sequence[object]) -> list[Tensor]:
+    """Where the tensors among them are removed."""
+    return [value.isnan() for value in operands if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+def marked(found: Tensor, marks: Sequence[Tensor], *, in_place: bool) -> Tensor:
     """A result with the marks of what it was made of, for operations that put other values in the place of some."""
-    for value in operands:
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and found.is_floating_point():
-            found = found.masked_fill(value.isnan(), float("nan"))
+    for gone in marks if found.is_floating_point() else ():
+        found = found.masked_fill_(gone, math.nan) if in_place else found.masked_fill(gone, math.nan)
     return found
 
 
@@ -186,6 +193,12 @@ def sampled(x: Tensor, grid: Tensor, mode: int, padding: int, corners: bool) -> 
     return _marked_along(torch.grid_sampler(x, grid, mode, padding, corners), 1, gone_along(x, 1))
 
 
+def unpooled(x: Tensor, places: Tensor, size: Sequence[int], *sliding: Sequence[int]) -> Tensor:
+    """``F.max_unpool2d`` and ``3d`` (with stride and padding); a removed channel is removed where its zeros are too."""
+    unpool = torch.ops.aten.max_unpool3d if len(size) == 3 else torch.ops.aten.max_unpool2d
+    return _marked_along(unpool(x, places, list(size), *map(list, sliding)), 1, gone_along(x, 1))
+
+
 def _marked_along(found: Tensor, axis: int, gone: Tensor) -> Tensor:
     return found.masked_fill(along(gone, axis, found.ndim), math.nan) if found.is_floating_point() else found
 
@@ -206,14 +219,33 @@ def _emptied(x: Tensor, dim: int, gone: Tensor) -> Tensor:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, scale: float | None
 ) -> Tensor:
-    """``softmax(query key^T * scale + mask) value``; the scale is that of the original head dimension."""
+    """``softmax(query key^T * scale + mask) value``; the scale is that of the original head dimension.
+
+    Some rows at a time: all scores of thousands of tokens would take gigabytes.
+    """
     heads = query.shape[-3] if query.ndim > 2 else 1
     if query.ndim > 2 and 1 < key.shape[-3] < heads:
         key, value = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (key, value))
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = matmul(query, key.transpose(-1, -2)) * scale
+    length, width = query.shape[-2], key.shape[-2]
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = torch.ones((length, width), dtype=torch.bool, device=query.device).tril()
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], length, mask.shape[-1])
+    rows = max(1, _AT_ONCE * length // max(1, query.shape[:-1].numel() * width))
+    found = [
+        _attention_of(query[..., start : start + rows, :], key, value, _rows(mask, start, rows), scale)
+        for start in range(0, length, rows)
+    ]
+    return torch.cat(found, dim=-2)
+
+
+def _rows(mask: Tensor | None, start: int, count: int) -> Tensor | None:
+    return None if mask is None else mask[..., start : start + count, :]
+
+
+def _attention_of(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    scores = matmul(query, key.transpose(-1, -2)) * scale
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask & ~scores.isnan(), -math.inf)
     elif mask is not None:

@@ -8,6 +8,7 @@ replaced by zero; a NaN that is still there, or that reaches an output, is a con
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
@@ -27,10 +28,15 @@ _MEANS = (
     "aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.var", "aten.std", "aten.linalg_vector_norm",
     "aten.norm", "aten.logsumexp", "aten.prod", "aten.var_mean", "aten.std_mean",
 )  # fmt: skip
+_EXTREMES = ("aten.max.dim", "aten.min.dim", "aten.max.default", "aten.min.default")
 _SOFTMAXES = ("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax")
-_MATMULS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.mv")
+_MATMULS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.vdot")
 _NORMS = ("aten.batch_norm", "aten.instance_norm")
-_REPLACING = ("aten.masked_fill", "aten.tril", "aten.triu", "aten.nan_to_num", "aten.where")
+_REPLACING = (
+    "aten.masked_fill", "aten.tril", "aten.triu", "aten.nan_to_num", "aten.where", "aten.zeros_like",
+    "aten.ones_like", "aten.full_like", "aten.index_put", "aten.sign", "aten.sgn", "aten.heaviside",
+)  # fmt: skip
+"""Operations, in place or not, that put other values in the place of some. What overwrites all may find anything there."""
 _DROPOUTS = ("aten.dropout", "aten.alpha_dropout", "aten.feature_dropout")
 
 
@@ -112,7 +118,7 @@ class MaskedProgram(Interpreter):
             return self._contract(n, op, args, kwargs)
         for position, argument in enumerate(n.args):
             args[position] = self._with_marks(argument, args[position])
-        if op in _MEANS:
+        if op in _MEANS or (str(n.target) in _EXTREMES and not _tells_positions(n)):
             dims = _named_dims(n, args)
             args[0] = masked_math.left_of(args[0], dims if dims else range(args[0].ndim))[0]
         if op in _MATMULS:
@@ -123,8 +129,11 @@ class MaskedProgram(Interpreter):
             if op in masked_recurrence.STEPS:
                 return masked_recurrence.recurrence(op, named | kwargs)
             return _DEFINED[op](named | kwargs)
-        found = n.target(*args, **kwargs)  # type: ignore[operator]
-        return masked_math.marked(found, *args) if op in _REPLACING else found
+        if op.rstrip("_") in _REPLACING:
+            # Before it runs: in place, it overwrites the marks.
+            marks = masked_math.marks_of(args)
+            return masked_math.marked(n.target(*args, **kwargs), marks, in_place=op.endswith("_"))  # type: ignore[operator]
+        return n.target(*args, **kwargs)  # type: ignore[operator]
 
     def _with_marks(self, argument: Any, value: Any) -> Any:
         """A parameter that is used as data: what the plan removes of it becomes NaN."""
@@ -254,6 +263,11 @@ def _removed(gone: list[torch.Tensor], groups: int, transposed: bool) -> tuple[t
     return second.repeat(groups), first
 
 
+def _tells_positions(node: Node) -> bool:
+    """Whether somebody reads at which position a maximum or minimum is, the second of its results."""
+    return any(user.target is operator.getitem and user.args[1] == 1 and bool(user.users) for user in node.users)
+
+
 def _named_dims(node: Node, args: list[Any]) -> list[int]:
     """The axes that a reduction names; none means all."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
@@ -282,6 +296,10 @@ _DEFINED: dict[str, Callable[[dict[str, Any]], torch.Tensor]] = {
         a["input"], a["grid"], a["interpolation_mode"], a["padding_mode"], a["align_corners"]
     ),
     "aten.im2col": lambda a: masked_math.windows(a["self"], a["kernel_size"], a["dilation"], a["padding"], a["stride"]),
+    "aten.max_unpool2d": lambda a: masked_math.unpooled(a["self"], a["indices"], a["output_size"]),
+    "aten.max_unpool3d": lambda a: masked_math.unpooled(
+        a["self"], a["indices"], a["output_size"], a["stride"], a["padding"]
+    ),
     "aten.pad": lambda a: masked_math.pad(a["self"], a["pad"], a["mode"], a["value"]),
     "aten.einsum": lambda a: masked_math.einsum(a["equation"], a["tensors"]),
     "aten.scaled_dot_product_attention": lambda a: masked_math.attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -23,12 +24,14 @@ _FROM_SIZES = (
 """Operations that read no tensor."""
 _INTERNAL = (
     "_log_softmax", "_shape_as_tensor", "_softmax", "_to_copy", "_unsafe_view", "_upsample_bicubic2d_aa",
-    "_upsample_bilinear2d_aa", "_weight_norm", "__and__", "__or__", "__xor__",
+    "_upsample_bilinear2d_aa", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
+    "_weight_norm", "__and__", "__or__", "__xor__",
 )  # fmt: skip
 """Names with an underscore that a capture produces; the other ones may skip checks of bounds."""
 _STORAGE = ("resize", "resize_", "resize_as", "resize_as_", "set", "set_")
 
 
+@cache
 def operation(name: str) -> Callable[..., Any]:
     """The operation of that name: computation on tensors of ATen, or arithmetic on sizes.
 

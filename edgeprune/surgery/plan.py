@@ -174,7 +174,7 @@ def make_plan(
     """
     from edgeprune.graph.branches import removed_branches
     from edgeprune.graph.editing import edited_program, masks_of, written_chains
-    from edgeprune.graph.modules import attributes_after
+    from edgeprune.graph.modules import attribute_of, attributes_after
     from edgeprune.surgery.kept_tiles import checked_tiles
 
     whole = {name: _group(graph, name).size for name in kept_units}
@@ -205,7 +205,7 @@ def make_plan(
                 shapes[name] = tuple(codes.shape[1] for codes in graph.unit_of[name])
     attributes: dict[str, dict[str, int | list[int]]] = {}
     for name, old in shapes.items():
-        path, _, leaf = name.rpartition(".")
+        path, leaf = attribute_of(graph.model, name, old)
         if path in graph.modules and leaf in ("weight", "running_mean", "weight_ih_l0"):
             new = tuple(len(table[name].get(axis, range(size))) for axis, size in enumerate(old))
             attributes[path] = attributes_after(graph.modules[path], old, new, kept.masks(name, 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import PlanError, SurgeryError
 from edgeprune.nesting import read_nesting
-from edgeprune.surgery.program_steps import Reference, Step, decoded, names_in, resolved, steps_of
+from edgeprune.surgery.program_steps import Reference, Step, constant, decoded, names_in, resolved, steps_of
 
 FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What a forward with wrong sizes may raise."""
@@ -76,6 +78,13 @@ class ProgramModule(nn.Module):
                 hint="make the plan again",
             ) from error
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
+        """A copy of the tensors; the program never changes, and is shared."""
+        memo[id(self.program)] = self.program
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     def _build(self, program: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         self._inputs: list[str] = []
         self._fixed: dict[str, Any] = {}
@@ -91,8 +100,7 @@ class ProgramModule(nn.Module):
                 continue
             self._tensors[name] = target
             if kind == "constant":
-                constant = program["constants"][target]
-                value = torch.tensor(constant["data"], dtype=getattr(torch, constant["dtype"]), device=device)
+                value = constant(program["constants"][target], device)
             elif target in tensors:
                 value = tensors[target]
             else:
@@ -251,7 +259,7 @@ class ProgramModule(nn.Module):
         for step in steps:
             arguments = [resolved(value, values) for value in step.args]
             if step.training is not None and self.training:
-                arguments[step.training] = True
+                arguments[step.training] = step.in_training
             if step.counter is not None:
                 self._count(step, arguments)
             if self._look is not None and step.function is _BATCH_NORM and arguments[_RUNNING_MEAN] is not None:
@@ -280,6 +288,15 @@ class ProgramModule(nn.Module):
                 if None not in targets:
                     found[step.name] = tuple(self._tensor(cast(str, target)) for target in targets)
         return found
+
+    def reads_once(self, operations: Collection[str]) -> bool:
+        """Whether every weight of some operations (of `weights`) is read by one operation alone."""
+        readers: Counter[int] = Counter()
+        for node in self.program["nodes"]:
+            read = {name for name in names_in(node["args"]) if name in self._tensors}
+            readers.update({id(self._tensor(self._tensors[name])) for name in read})
+        weights = self.weights
+        return all(readers[id(tensor)] == 1 for name in operations for tensor in weights[name])
 
     @contextmanager
     def seen(self, names: Collection[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:

@@ -22,7 +22,10 @@ _TRAINING_ARGUMENT = {
     "aten.lstm.input": "train",
     "aten.rnn_relu.input": "train",
     "aten.rnn_tanh.input": "train",
+    "aten.scaled_dot_product_attention.default": "dropout_p",
 }
+"""What is true in train form; of attention, the probability that the program says."""
+_ATTENTION = "aten.scaled_dot_product_attention.default"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     training: int | None = None
+    in_training: Any = True
     counter: str | None = None
     last_use: tuple[str, ...] = ()
 
@@ -67,7 +71,10 @@ def steps_of(program: Mapping[str, Any]) -> list[Step]:
         function = operation(node["op"])
         args, kwargs, training = _bound(node["op"], function, node["args"])
         last_use = tuple(done.get(index, ()))
-        found.append(Step(node["name"], function, args, kwargs, training, node.get("counter"), last_use))
+        in_training: Any = True
+        if node["op"] == _ATTENTION:
+            training, in_training = (training, float(node["dropout"])) if "dropout" in node else (None, None)
+        found.append(Step(node["name"], function, args, kwargs, training, in_training, node.get("counter"), last_use))
     return found
 
 
@@ -117,6 +124,14 @@ def decoded(value: Any) -> Any:
     if kind in ("dtype", "memory_format", "layout") and isinstance(found, getattr(torch, kind)):
         return found
     raise PlanError(f"a program holds a value that is not known, {value!r}.")
+
+
+def constant(written: Mapping[str, Any], device: torch.device | None) -> torch.Tensor:
+    """A constant of forward from its form in a written program; complex numbers are pairs there."""
+    kind: torch.dtype = getattr(torch, written["dtype"])
+    if kind.is_complex:
+        return torch.view_as_complex(torch.tensor(written["data"], dtype=kind.to_real(), device=device))
+    return torch.tensor(written["data"], dtype=kind, device=device)
 
 
 def resolved(value: Any, values: Mapping[str, Any]) -> Any:

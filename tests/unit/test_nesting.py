@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -103,3 +107,49 @@ def test_a_named_output_is_read_by_name_and_by_position() -> None:
 def test_a_nesting_that_cannot_be_read_is_a_plan_error(text: str) -> None:
     with pytest.raises(PlanError):
         read_nesting(text)
+
+
+class Pair(NamedTuple):
+    boxes: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass
+class Found:
+    pair: Pair
+    note: torch.Tensor | None = None
+
+
+class NamingOutputs(torch.nn.Module):
+    """Classes that nobody has told torch of; the scale makes `apply` return the cut program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.boxes, self.scores = (torch.nn.Linear(*sizes) for sizes in ((6, 8), (8, 4), (8, 3)))
+
+    def forward(self, x: torch.Tensor) -> dict[str, Found]:
+        y = torch.relu(self.body(x)) / math.sqrt(self.body.weight.shape[0])
+        return {"found": Found(Pair(self.boxes(y), self.scores(y)))}
+
+
+def test_dataclasses_and_named_tuples_of_the_user_need_no_registration(tmp_path: Path) -> None:
+    model, x = NamingOutputs().eval(), torch.ones(2, 6)
+    graph = edgeprune.trace(model, x)
+    assert graph.widths() == {"body": 8}
+    plan = edgeprune.uniform_plan(graph, 0.5)
+    assert edgeprune.check(model, plan, x) < 1e-9
+    pruned = edgeprune.apply(model, plan)
+    edgeprune.save(pruned, tmp_path)
+    for program in (pruned, edgeprune.load(tmp_path)):
+        assert type(program).__name__ == "ProgramModule"
+        out = program(x)["found"]
+        assert isinstance(out, Found)
+        assert isinstance(out.pair, Pair)
+        assert (out.pair.boxes.shape, out.note) == ((2, 4), None)
+
+
+def test_a_named_tuple_that_this_process_does_not_know_is_a_tuple() -> None:
+    leaf = {"type": None, "context": None, "children_spec": []}
+    written = {"type": "collections.namedtuple", "context": "elsewhere.Pair", "children_spec": [leaf, leaf]}
+    nesting = read_nesting(json.dumps([1, written]))
+    assert torch.utils._pytree.tree_unflatten([1, 2], nesting) == (1, 2)

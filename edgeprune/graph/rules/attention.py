@@ -97,6 +97,8 @@ TABLE = {
     "aten.bmm.default": _MATMUL,
     "aten.mm.default": _MATMUL,
     "aten.mv.default": _MATMUL,
+    "aten.dot.default": _MATMUL,
+    "aten.vdot.default": _MATMUL,
     "aten.baddbmm.default": _MATMUL,
     "aten.scaled_dot_product_attention.default": Rule(_attention, edit=_edit_scale),
 }

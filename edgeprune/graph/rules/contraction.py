@@ -19,8 +19,10 @@ _COMBINED = "it is read together with channels that keep their size"
 _MIXED = "it lies along an axis that a convolution slides over"
 
 
-def _conv(walk: Propagation, call: Call) -> Label:
+def _conv(walk: Propagation, call: Call) -> Label | list[Label]:
     """Weight is [out, in / groups, ...]; a depthwise conv ties its outputs to its inputs."""
+    if not isinstance(call.arguments["groups"], int):
+        return walk.freeze(call, "it has as many conv groups as there are samples")
     x, shape, groups = walk.of(call, "input"), _weight_shape(call), int(call["groups"])
     channel, x, event = _channels(walk, call, x, len(shape))
     inputs = x.axes[channel]
@@ -58,7 +60,7 @@ def _conv_transpose(walk: Propagation, call: Call) -> Label:
 def _weight_shape(call: Call) -> tuple[int, ...]:
     weight = call.node_of("weight")
     assert weight is not None
-    return tuple(int(size) for size in weight.meta["val"].shape)
+    return shape_of(weight.meta["val"], call.batch)
 
 
 def _channels(walk: Propagation, call: Call, x: Label, weight_rank: int) -> tuple[int, Label, int]:

@@ -20,7 +20,7 @@ def _like(walk: Propagation, call: Call) -> Label:
     return walk.of(call, "self").of_shape(call.shape())
 
 
-_FIXED, _LIKE = Rule(_fixed), Rule(_like)
+_FIXED, _LIKE, _STATE = Rule(_fixed), Rule(_like), Rule(_fixed, edit=edit_state)
 
 TABLE = {
     "aten.arange.default": _FIXED,
@@ -33,10 +33,10 @@ TABLE = {
     "aten.linspace.default": _FIXED,
     "aten.new_full.default": _FIXED,
     "aten.new_ones.default": _FIXED,
-    "aten.new_zeros.default": _FIXED,
+    "aten.new_zeros.default": _STATE,
     "aten.ones.default": _FIXED,
     "aten.scalar_tensor.default": _FIXED,
-    "aten.zeros.default": Rule(_fixed, edit=edit_state),
+    "aten.zeros.default": _STATE,
     "aten.full_like.default": _LIKE,
     "aten.ones_like.default": _LIKE,
     "aten.zeros_like.default": _LIKE,

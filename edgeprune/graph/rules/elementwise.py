@@ -64,19 +64,22 @@ _FUNCTIONS = (
     "clamp_min_", "clone", "contiguous", "cos", "cosh", "detach", "detach_", "erf", "erfinv", "exp", "exp2", "exp_", "expm1",
     "floor", "frac", "isfinite", "isinf", "isnan", "lift_fresh_copy", "log", "log10", "log1p", "log2", "logical_not",
     "nan_to_num", "neg", "neg_", "reciprocal", "round", "rsqrt", "sgn", "sign", "sin", "sinc", "sinh", "sqrt", "sqrt_",
-    "square", "tan", "trunc", "zero_", "bitwise_not",
+    "square", "tan", "trunc", "zero_", "bitwise_not", "asinh", "atanh", "atan_", "ceil_", "cos_", "deg2rad", "digamma", "erf_",
+    "erfc", "exp2_", "expm1_", "floor_", "frac_", "lgamma", "log10_", "log1p_", "log2_", "log_", "logit", "rad2deg",
+    "reciprocal_", "round_", "rsqrt_", "sign_", "sin_", "square_", "tan_", "trunc_",
 )  # fmt: skip
 _WITH_SCALARS = (
     "add", "add_", "div", "div_", "mul", "mul_", "rsub", "sub", "sub_", "eq", "ge", "gt", "le", "lt", "ne", "fill_",
-    "floor_divide", "remainder", "pow",
+    "floor_divide", "remainder", "pow", "fmod", "pow_",
 )  # fmt: skip
 _OF_TENSORS = (
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "rsub", "eq", "ge", "gt", "le", "lt", "ne", "remainder", "fill_",
-    "clamp", "clamp_max", "clamp_min", "bitwise_and", "bitwise_or", "__and__", "__or__", "masked_fill", "masked_fill_",
+    "clamp", "clamp_", "clamp_max", "clamp_max_", "clamp_min", "clamp_min_", "fmod", "pow_", "xlogy",
+    "bitwise_and", "bitwise_or", "__and__", "__or__", "masked_fill", "masked_fill_",
 )  # fmt: skip
 _OF_SEVERAL = (
-    "addcdiv", "addcmul", "atan2", "copy_", "floor_divide", "hypot", "logaddexp", "logical_and", "logical_or", "logical_xor",
-    "maximum", "minimum",
+    "addcdiv", "addcdiv_", "addcmul", "addcmul_", "atan2", "copy_", "floor_divide", "heaviside", "hypot", "isclose", "logaddexp",
+    "logaddexp2", "logical_and", "logical_or", "logical_xor", "maximum", "minimum",
 )  # fmt: skip
 
 TABLE = {
@@ -99,6 +102,8 @@ TABLE = {
     "aten.div.Tensor_mode": _MERGE,
     "aten.lerp.Scalar": _MERGE,
     "aten.lerp.Tensor": _MERGE,
+    "aten.lerp_.Scalar": _MERGE,
+    "aten.lerp_.Tensor": _MERGE,
     "aten.masked_fill.Scalar": _MERGE,
     "aten.masked_fill_.Scalar": _MERGE,
     "aten.max.other": _MERGE,

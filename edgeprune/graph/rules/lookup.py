@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.graph.atoms import Ids
@@ -38,6 +39,18 @@ def _index(walk: Propagation, call: Call) -> Label | list[Label]:
     for offset in range(rank):
         left = left.inserted(at + offset)
     return left.of_shape(shape)
+
+
+def _index_put(walk: Propagation, call: Call) -> Label | list[Label]:
+    """``x[mask] = value``: a mask of the shape of `x` tells element by element, one value is the same everywhere."""
+    indices = call.arguments["indices"]
+    label, value = walk.of(call, "self"), walk.of(call, "values")
+    if len(indices) != 1 or not _is_mask(indices[0]) or math.prod(value.shape) != 1:
+        return walk.freeze(call, "it is written at computed positions")
+    mask = walk.label(indices[0])
+    if len(mask.shape) != len(label.shape):
+        return walk.freeze(call, "it is written at computed positions")
+    return walk.together([label, mask], call.shape(), walk.event(call, _READ, label, mask))
 
 
 def _is_mask(node: Any) -> bool:
@@ -92,12 +105,14 @@ def _side_by_side(walk: Propagation, labels: list[Label], dim: int, event: int) 
     return axes
 
 
-_SCATTER = Rule(_scatter)
+_INDEX_PUT, _SCATTER = Rule(_index_put), Rule(_scatter)
 
 TABLE = {
     "aten.embedding.default": Rule(_embedding),
     "aten.gather.default": Rule(_gather),
     "aten.index.Tensor": Rule(_index),
+    "aten.index_put.default": _INDEX_PUT,
+    "aten.index_put_.default": _INDEX_PUT,
     "aten.index_select.default": Rule(_pick),
     "aten.scatter.src": _SCATTER,
     "aten.scatter.value": _SCATTER,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from edgeprune.graph.atoms import Ids
 from edgeprune.graph.labels import Label
@@ -219,12 +220,29 @@ def _roll(walk: Propagation, call: Call) -> Label:
 
 
 def _repeat(walk: Propagation, call: Call) -> Label:
+    """Channels one after another, all of them so often; of copies of a single one there can be fewer, as in `expand`."""
     label, shape = walk.of(call, "self"), call.shape()
     missing = len(shape) - len(label.shape)
+    sizes = call.node.meta["val"].shape
     axes: list[Ids | None] = [None] * missing
-    for ids, count in zip(label.axes, list(call["repeats"])[missing:], strict=True):
-        axes.append(None if ids is None else np.tile(ids, int(count)))
+    for axis, (ids, count) in enumerate(zip(label.axes, list(call["repeats"])[missing:], strict=True), start=missing):
+        if label.shape[axis - missing] == 1 and int(count) > 1 and not isinstance(sizes[axis], torch.SymInt):
+            axes.append(walk.atoms.fresh(shape[axis]))
+        else:
+            axes.append(None if ids is None else np.tile(ids, int(count)))
     return Label(tuple(axes), shape, label.event)
+
+
+def _edit_repeat(call: Call, kept: Kept) -> Edited | None:
+    source = call.node_of("self")
+    assert source is not None
+    new = list(call.arguments["repeats"])
+    rank = len(source.meta["val"].shape)
+    for axis in range(len(new) - rank, len(new)):
+        copied = len(kept.mask(source, axis - len(new) + rank)) == 1
+        if copied and not kept.mask(call.node, axis).all():
+            new[axis] = kept.size(call.node, axis)
+    return None if new == list(call.arguments["repeats"]) else Edited({"repeats": new})
 
 
 def _repeat_interleave(walk: Propagation, call: Call) -> Label | list[Label]:
@@ -280,6 +298,6 @@ TABLE = {
     "aten.pad.default": Rule(_pad, edit=_edit_pad),
     "aten.flip.default": Rule(_flip),
     "aten.roll.default": Rule(_roll),
-    "aten.repeat.default": Rule(_repeat),
+    "aten.repeat.default": Rule(_repeat, edit=_edit_repeat),
     "aten.repeat_interleave.self_int": Rule(_repeat_interleave, edit=_edit_repeat_interleave),
 }

@@ -18,7 +18,12 @@ _GATES = {"aten.lstm.input": 4, "aten.gru.input": 3, "aten.rnn_relu.input": 1, "
 """Rows of every weight per hidden unit, those of one gate after those of another (``torch.nn.LSTM``, ``GRU``, ``RNN``)."""
 _MIXED = "a recurrent layer runs along it"
 _COMBINED = "a recurrent layer reads it together with channels that keep their size"
-_ZEROS = "aten.zeros.default"
+_ZEROS = ("aten.new_zeros.default", "aten.zeros.default")
+_SAME = (
+    "aten.alias.default", "aten.clone.default", "aten.contiguous.default", "aten.detach.default", "aten.detach_.default",
+    "aten.requires_grad_.default", "aten.to.device", "aten.to.dtype", "aten.to.dtype_layout", "aten._to_copy.default",
+)  # fmt: skip
+"""What forward may do to the zeros that it begins with: they stay zeros."""
 
 
 def _sequence(walk: Propagation, call: Call) -> Label | list[Label]:
@@ -39,11 +44,17 @@ def _sequence(walk: Propagation, call: Call) -> Label | list[Label]:
     event = walk.event(call, _COMBINED, x)
     x = walk.keep_whole(x, range(last), walk.event(call, _MIXED, x))
     hidden: Ids | None = walk.axis(names[1], 1, "input")
+    zeros: list[Node] = []
     for node in _states(call):
-        if not _is_own_zeros(node):
+        if own_zeros := _own_zeros(node):
+            zeros += own_zeros
+        else:
             state = walk.label(node)
             state = walk.keep_whole(state, range(len(state.shape) - 1), event)
             hidden = walk.meet(hidden, state.axes[-1], event)
+    for node in zeros:
+        state = walk.label(node)
+        walk.labels[node.name] = state.at(len(state.shape) - 1, hidden)
     inputs = x.axes[last]
     rows = None if hidden is None else np.tile(hidden, gates)
     for place in range(0, len(nodes), per):
@@ -75,19 +86,26 @@ def _states(call: Call) -> list[Node]:
     return [node for node in (given if isinstance(given, list | tuple) else [given]) if isinstance(node, Node)]
 
 
-def _is_own_zeros(node: Node) -> bool:
-    """Whether a state is zeros that nothing but one recurrent layer reads, so that it may have any length."""
-    return str(node.target) == _ZEROS and [str(user.target) in _GATES for user in node.users] == [True]
+def _own_zeros(state: Node) -> list[Node]:
+    """The nodes of a state of zeros that nothing but one recurrent layer reads, so that it may have any length; or none."""
+    found = [state]
+    while str(found[-1].target) in _SAME:
+        found.append(found[-1].all_input_nodes[0])
+    alone = all(len(_readers(node)) == 1 for node in found)
+    return found if str(found[-1].target) in _ZEROS and alone else []
+
+
+def _readers(node: Node) -> list[Node]:
+    """Who reads a node, without what only asserts something of it."""
+    return [user for user in node.users if not str(user.target).startswith("aten._assert")]
 
 
 def edit_state(call: Call, kept: Kept) -> Edited | None:
     """The zeros that a recurrent layer begins with are as long as what it is left with."""
-    if not _is_own_zeros(call.node):
-        return None
-    layer = Call(next(iter(call.node.users)), call.batch)
     size = list(call.arguments["size"])
-    left = kept.size(layer.arguments["params"][1], 1)
-    return None if left == size[-1] else Edited({"size": [*size[:-1], left]})
+    if not size or kept.mask(call.node, len(size) - 1).all():
+        return None
+    return Edited({"size": [*size[:-1], kept.size(call.node, len(size) - 1)]})
 
 
 def _whole(walk: Propagation, call: Call) -> Label | list[Label]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from edgeprune.graph.labels import Label, kept
@@ -53,11 +54,21 @@ def _by_position(walk: Propagation, call: Call) -> Label | list[Label]:
     return shaped(call.shape())
 
 
-_REDUCE, _SOFTMAX, _BY_POSITION = Rule(_reduce), Rule(_softmax), Rule(_by_position)
+def _extreme(walk: Propagation, call: Call) -> Label | list[Label]:
+    """``max`` and ``min`` along an axis: over the kept entries, unless somebody asks at which position it is."""
+    asked = any(user.target is not operator.getitem or (user.args[1] == 1 and user.users) for user in call.node.users)
+    return _by_position(walk, call) if asked else _reduce(walk, call)
+
+
+_REDUCE, _SOFTMAX, _BY_POSITION, _EXTREME = Rule(_reduce), Rule(_softmax), Rule(_by_position), Rule(_extreme)
 
 TABLE = {
     "aten.amax.default": _REDUCE,
     "aten.amin.default": _REDUCE,
+    "aten.max.default": _REDUCE,
+    "aten.min.default": _REDUCE,
+    "aten.max.dim": _EXTREME,
+    "aten.min.dim": _EXTREME,
     "aten.mean.default": _REDUCE,
     "aten.mean.dim": _REDUCE,
     "aten.sum.default": _REDUCE,
@@ -84,8 +95,6 @@ TABLE = {
     "aten.argsort.default": _BY_POSITION,
     "aten.argmax.default": _BY_POSITION,
     "aten.argmin.default": _BY_POSITION,
-    "aten.max.dim": _BY_POSITION,
-    "aten.min.dim": _BY_POSITION,
     "aten.sort.default": _BY_POSITION,
     "aten.topk.default": _BY_POSITION,
 }

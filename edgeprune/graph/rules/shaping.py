@@ -127,7 +127,7 @@ def _expand(walk: Propagation, call: Call) -> Label:
     axes: list[Ids | None] = [*[None] * missing, *label.axes]
     for axis in range(missing, len(shape)):
         copied = label.shape[axis - missing] == 1 and shape[axis] > 1
-        if copied and label.varied and not isinstance(sizes[axis], torch.SymInt):
+        if copied and not isinstance(sizes[axis], torch.SymInt):
             axes[axis] = walk.atoms.fresh(shape[axis])
     return Label(tuple(axes), shape, label.event)
 
@@ -173,6 +173,19 @@ def _channel_shuffle(walk: Propagation, call: Call) -> Label:
     return reshape(opened.permuted([0, 2, 1, *range(3, len(shape) + 1)]), shape, walk.atoms)
 
 
+def _as_complex(walk: Propagation, call: Call) -> Label:
+    """The last axis holds a real and an imaginary part, and both of each number go."""
+    label = walk.of(call, "self")
+    last = len(label.shape) - 1
+    event = walk.event(call, "it is the real or the imaginary part of a number", label)
+    return walk.keep_whole(label, (last,), event).without(last).of_shape(call.shape())
+
+
+def _as_real(walk: Propagation, call: Call) -> Label:
+    label = walk.of(call, "self")
+    return label.inserted(len(label.shape), 2)
+
+
 def _axes(value: Any) -> list[int]:
     return [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]
 
@@ -206,5 +219,7 @@ TABLE = {
     "aten.expand_as.default": Rule(_expand_as),
     "aten.pixel_shuffle.default": Rule(_pixel_shuffle),
     "aten.pixel_unshuffle.default": Rule(_pixel_unshuffle),
+    "aten.view_as_complex.default": Rule(_as_complex),
+    "aten.view_as_real.default": Rule(_as_real),
     "aten.channel_shuffle.default": Rule(_channel_shuffle, edit=edit_groups("groups")),
 }

@@ -45,6 +45,15 @@ def _from_windows(walk: Propagation, call: Call) -> Label:
     return Label((*label.axes[:-2], free(ids), None, None), shape, label.event)
 
 
+def _unpooled(walk: Propagation, call: Call) -> Label:
+    """Values put back where a pooling found them, channel by channel; zeros elsewhere."""
+    label, places = walk.of(call, "self"), walk.of(call, "indices")
+    event = walk.event(call, f"{call.op} mixes the positions that it could be removed from", label, places)
+    axes = len(call["output_size"])
+    both = walk.together([label, places], label.shape, event)
+    return walk.keep_whole(both, range(len(label.shape) - axes, len(label.shape)), event).of_shape(call.shape())
+
+
 def _sliding(walk: Propagation, call: Call) -> Label:
     """``x.unfold(dim, size, step)``: windows along one axis, the position in the window as a new last axis."""
     label = walk.of(call, "self")
@@ -79,12 +88,18 @@ TABLE: dict[str, Rule] = {
     "aten.max_pool2d.default": _RULES[2],
     "aten.max_pool3d.default": _RULES[3],
     "aten.max_pool2d_with_indices.default": _RULES[2],
+    "aten.max_pool3d_with_indices.default": _RULES[3],
     "aten.col2im.default": Rule(_from_windows),
     "aten.grid_sampler.default": Rule(_sampled),
     "aten.im2col.default": Rule(_windows),
+    "aten.max_unpool2d.default": Rule(_unpooled),
+    "aten.max_unpool3d.default": Rule(_unpooled),
     "aten.unfold.default": Rule(_sliding),
     "aten._upsample_bicubic2d_aa.vec": _RULES[2],
     "aten._upsample_bilinear2d_aa.vec": _RULES[2],
+    "aten._upsample_nearest_exact1d.vec": _RULES[1],
+    "aten._upsample_nearest_exact2d.vec": _RULES[2],
+    "aten._upsample_nearest_exact3d.vec": _RULES[3],
     "aten.upsample_bicubic2d.vec": _RULES[2],
     "aten.upsample_bilinear2d.vec": _RULES[2],
     "aten.upsample_linear1d.vec": _RULES[1],

@@ -1,6 +1,6 @@
 """Find the rule of an operation: each family has a `TABLE` from ATen names to rules.
 
-To add an operation: one function and one row in a family's file, one row in ``tests/unit/graph/test_rules.py``.
+To add an operation: one function and one row in a family's file, one row in ``tests/unit/graph/rule_rows.py``.
 """
 
 from __future__ import annotations

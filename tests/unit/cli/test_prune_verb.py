@@ -49,6 +49,7 @@ def prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_without_a_task_it_says_that_accuracy_was_not_measured(prune: Prune) -> None:
     said = prune("--latency", "75%", "--out", "free")
     assert "Accuracy was not measured" in said
+    assert "the pruned model is your own class Net with smaller parameters" in said
     assert "no --weights: the model is taken with the weights that its factory gives it" in said
     assert "interval of the prediction" in said
     assert "next: edgeprune compile free" in said

@@ -304,11 +304,12 @@ class Branching(nn.Module):
         return -x
 
 
-def test_control_flow_on_values_is_a_clear_error() -> None:
+def test_control_flow_on_values_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
         TraceError, match=r"the model must be exportable with torch\.export, found at .*test_trace\.py:\d+"
     ):
         trace(Branching(), X)
+    assert "def forward" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -326,6 +327,32 @@ def test_inputs_that_are_none(nets: ModuleType, inputs: Any, message: str) -> No
 def test_what_is_no_module_is_told() -> None:
     with pytest.raises(InputError, match=r"the model must be a torch\.nn\.Module, found str\."):
         trace("resnet50", X)  # type: ignore[arg-type]
+
+
+def test_an_output_of_an_unknown_class_is_told() -> None:
+    class Holder:
+        pass
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Holder]:
+            return self.b(self.a(x)), Holder()
+
+    with pytest.raises(
+        TraceError, match=r"Holder'> in output, which is not a known type Try: return tensors in tuples"
+    ):
+        trace(Holding(), X)
+
+
+def test_what_was_compiled_or_scripted_is_told_apart(nets: ModuleType) -> None:
+    model = nets.VGG().eval()
+    with pytest.raises(InputError, match=r"must be a Python module, found one of TorchScript .* Try: the module"):
+        trace(torch.jit.trace(model, X), X)
+    with pytest.raises(InputError, match=r"found what torch\.compile made of it\. Try: model\._orig_mod"):
+        trace(torch.compile(model), X)
 
 
 class HeadsFromOutside(nn.Module):

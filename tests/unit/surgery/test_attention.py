@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import edgeprune
 from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.tracing import trace
 from edgeprune.surgery.checking import check
@@ -191,6 +192,75 @@ def test_forward_that_follows_its_layers_stays_the_users_own(made: Any) -> None:
     assert isinstance(apply(cut.model, dimensions), ProgramModule)
     assert dimensions.kept["attention.q.weight"][0] == tuple(6 * head + i for head in range(4) for i in range(3))
     assert check(cut.model, dimensions, cut.inputs) < 1e-9
+
+
+class Dropping(nn.Module):
+    """Fused attention that drops in train form alone, in a forward that spells out sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.p = nn.Linear(5, 72), nn.Linear(24, 3), 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(-1, 9, 3, 4, 6).permute(2, 0, 3, 1, 4)
+        dropped = self.p if self.training else 0.0
+        return self.proj(
+            nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropped).transpose(1, 2).flatten(2)
+        )
+
+
+def test_a_program_drops_in_its_attention_in_train_form(tmp_path: Path) -> None:
+    model, x = Dropping().eval(), torch.randn(2, 9, 5)
+    graph = trace(model, x)
+    assert list(graph.attention_dropout.values()) == [0.5]
+    plan = uniform_plan(graph, 0.5)
+    assert check(model, plan, x) < 1e-9
+    pruned = apply(model, plan)
+    assert isinstance(pruned, ProgramModule)
+    edgeprune.save(pruned, tmp_path, plan)
+    for program in (pruned, edgeprune.load(tmp_path)):
+        assert torch.equal(program.eval()(x), program(x))
+        program.train()
+        assert not torch.equal(program(x), program(x))
+    model.p = 0.0
+    assert trace(model, x).attention_dropout == {}
+
+
+class Turning(nn.Module):
+    """Queries and keys are turned as complex numbers, by a buffer."""
+
+    turn: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.proj, self.head = (
+            nn.Linear(5, 24), nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 3),
+        )  # fmt: skip
+        angles = torch.arange(9.0)[:, None] * torch.tensor([1.0, 0.1, 0.01])
+        self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 6)).unbind(2)
+        pairs = (torch.view_as_complex(part.unflatten(-1, (3, 2))) for part in (q, k))
+        q, k = (torch.view_as_real(pair * self.turn[:, None]).flatten(3) for pair in pairs)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        found = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.proj(found))
+
+
+def test_pairs_that_are_turned_as_complex_numbers_are_units(tmp_path: Path) -> None:
+    model, x = Turning().eval(), torch.randn(2, 9, 5)
+    graph = trace(model, x)
+    assert sorted((group.unit, group.size) for group in graph.groups) == [
+        ("channel", 24), ("head", 4), ("head dimension", 3),
+    ]  # fmt: skip
+    plan = uniform_plan(graph, 0.5)
+    assert len(plan.kept["turn"][1]) == 2
+    assert check(model, plan, x) < 1e-9
+    pruned = apply(model, plan).eval()
+    edgeprune.save(pruned, tmp_path, plan)
+    assert torch.allclose(edgeprune.load(tmp_path)(x), pruned(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Separate", "HandWritten"])

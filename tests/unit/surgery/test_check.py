@@ -186,6 +186,25 @@ def test_layers_may_read_a_single_vector() -> None:
     assert copy.deepcopy(pruned)(X).shape == (1, 2, 14, 14)
 
 
+class Drawing(nn.Module):
+    """Draws noise in eval form, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(self.a(x).relu())
+        return self.c(y + torch.randn_like(y))
+
+
+def test_a_model_that_draws_is_compared_with_the_same_draws() -> None:
+    model, x = Drawing(), torch.randn(2, 6)
+    graph = trace(model, x)
+    assert graph.widths() == {"a": 8}
+    assert check(model, uniform_plan(graph, 0.5), x) < 1e-12
+
+
 class Casting(nn.Module):
     """Takes bytes, and computes in float32 whatever its weights are."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
-from edgeprune.errors import PlanError, SurgeryError
+from edgeprune.errors import PlanError, SurgeryError, TraceError
 from edgeprune.graph.rules.table import FAMILIES
 from edgeprune.graph.tracing import trace
 from edgeprune.surgery.checking import check
-from edgeprune.surgery.cutting import apply
+from edgeprune.surgery.cutting import apply, described
 from edgeprune.surgery.operations import operation
 from edgeprune.surgery.plan import PruningPlan, make_plan, uniform_plan
 from edgeprune.surgery.plan_format import content_sha256
@@ -121,7 +123,10 @@ def test_spelled_out_sizes_become_a_program(nets: ModuleType) -> None:
     assert [item["from"] for item in plan.rewrites] == [{"shape": [-1, 2048]}]
     assert plan.rewrites[0]["to"] == {"op": "aten.reshape.default", "shape": [-1, 1024]}
     assert plan.rewrites[0]["source"].startswith(__file__)
-    assert isinstance(apply(model, plan), ProgramModule)
+    pruned = apply(model, plan)
+    assert isinstance(pruned, ProgramModule)
+    words = r"the cut program around your weights \(ProgramModule\): .* works with .*aten\.reshape\.default at .*test_cutting"
+    assert re.match(words, described(pruned, plan))
     assert check(model, plan, X) < 1e-9
 
 
@@ -162,6 +167,32 @@ def test_norms_follow_their_channels_in_the_users_own_class(
     assert type(pruned) is nn.Sequential
     assert getattr(pruned[1], attribute) == left
     assert check(model, plan, x) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("computed", ["weight_norm", "spectral_norm", "old weight_norm", "masked"])
+def test_layers_whose_weight_is_computed_follow(computed: str) -> None:
+    def made(layer: nn.Module) -> nn.Module:
+        if computed == "masked":
+            return l1_unstructured(layer, "weight", 0.3)
+        old = computed.startswith("old")
+        return getattr(nn.utils if old else nn.utils.parametrizations, computed.removeprefix("old "))(layer)
+
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1)]
+    model = nn.Sequential(
+        made(layers[0]), nn.ReLU(), made(layers[1]), nn.ReLU(), made(layers[2]), nn.Flatten(), nn.Linear(6 * 144, 2)
+    )
+    if computed in ("old weight_norm", "masked"):
+        with pytest.raises(TraceError, match=r"copyable with copy\.deepcopy, found: .* Try: run the model once under"):
+            trace(model, X)
+    with torch.no_grad():
+        model.eval()(X)
+    plan = uniform_plan(trace(model, X), 0.5)
+    pruned = apply(model, plan)
+    assert type(pruned) is nn.Sequential
+    sizes = [(pruned[at].in_channels, pruned[at].out_channels, pruned[at].groups) for at in (0, 2, 4)]
+    assert sizes == [(3, 4, 1), (4, 4, 4), (4, 3, 1)]
+    assert check(model, plan, X) < 1e-9
 
 
 def test_tied_parameters_stay_tied(nets: ModuleType) -> None:

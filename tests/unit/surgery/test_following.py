@@ -71,6 +71,22 @@ class Split(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v, scale=0.3).transpose(1, 2).flatten(2))
 
 
+class PlacesOfQueries(Attention):
+    """Queries also make a bias of the scores, so a scale can be folded into keys alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(TOKENS, self.head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        bias = torch.einsum("bhnd,md->bhnm", q, self.places)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        return self.proj(x.reshape(b, n, self.attn_dim))
+
+
 class GroupedQueries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -161,6 +177,7 @@ def cut(model: nn.Module, ratio: float = 0.34) -> tuple[nn.Module, edgeprune.Pru
         (Attention, {}, {"num_heads": 3, "head_dim": 4, "attn_dim": 12}),
         (Attention, {"heads": 6, "dimension": 6}, {"num_heads": 4, "head_dim": 4, "attn_dim": 16}),
         (Attention, {"heads": 3, "dimension": 8}, {"num_heads": 2, "head_dim": 5, "attn_dim": 10}),
+        (PlacesOfQueries, {}, {"num_heads": 3, "head_dim": 4, "attn_dim": 12}),
         (NormedQueries, {}, {"num_heads": 3, "head_dim": 4, "attn_dim": 12}),
         (Windowed, {}, {"num_heads": 2, "head_dim": 4, "attn_dim": 8, "window": 3}),
         (Split, {}, {"head_dim": 4, "split_size": 12, "num_heads": 4}),

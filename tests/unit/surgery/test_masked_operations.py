@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.graph.tracing import trace
+from edgeprune.surgery import masked_math
 from edgeprune.surgery.checking import check
 from edgeprune.surgery.plan import uniform_plan
 
@@ -70,6 +71,26 @@ def _beside_the_batch(layer: Any, a: torch.Tensor) -> torch.Tensor:
     return found.reshape(len(a), C, H * H).transpose(1, 2)
 
 
+def _unpooled(layer: Any, a: torch.Tensor) -> torch.Tensor:
+    return layer(F.max_unpool2d(*F.max_pool2d(a, 2, return_indices=True), 2).movedim(1, -1))
+
+
+def _zeroed_below(layer: Any, a: torch.Tensor) -> torch.Tensor:
+    a = a.clone()
+    a[a < 0.1] = 0.5
+    return layer(a.movedim(1, -1))
+
+
+def _filled_in_place(layer: Any, a: torch.Tensor) -> torch.Tensor:
+    return layer(a.clone().masked_fill_(torch.ones(H, H).tril() == 0, 0.5).movedim(1, -1))
+
+
+def _seen_by_mean_and_maximum(layer: Any, a: torch.Tensor) -> torch.Tensor:
+    """Spatial attention of CBAM: Woo et al., ECCV 2018, equation 3."""
+    seen = torch.cat([a.mean(1, keepdim=True), torch.max(a, dim=1, keepdim=True)[0]], 1)
+    return (a * layer(seen).sigmoid()).movedim(1, -1)
+
+
 def _bounded_scores(layer: Any, a: torch.Tensor) -> torch.Tensor:
     query, key = (layer(a).flatten(2).unflatten(1, (2, C // 2)) for _ in range(2))
     return (query.transpose(2, 3) @ key).tril().mean(1)
@@ -106,6 +127,22 @@ NETS: dict[str, tuple[Middle, Callable[[], nn.Module], int]] = {
     "logsumexp": (lambda layer, a: layer(a).logsumexp(1), lambda: nn.Conv2d(C, C, 1), H),
     "deviation": (lambda layer, a: torch.std_mean(layer(a), 1)[0], lambda: nn.Conv2d(C, C, 1), H),
     "product": (lambda layer, a: layer(a).prod(1), lambda: nn.Conv2d(C, C, 1), H),
+    "mean and maximum": (_seen_by_mean_and_maximum, lambda: nn.Conv2d(2, 1, 3, padding=1), C),
+    "one map for all channels, expanded": (
+        lambda layer, a: (a * layer(a).sigmoid().expand(-1, C, -1, -1)).movedim(1, -1), lambda: nn.Conv2d(C, 1, 1), C,
+    ),
+    "one map for all channels, repeated": (
+        lambda layer, a: (a * layer(a).sigmoid().repeat(1, C, 1, 1)).movedim(1, -1), lambda: nn.Conv2d(C, 1, 1), C,
+    ),
+    "minimum": (lambda layer, a: layer(a).min(1).values, lambda: nn.Conv2d(C, C, 1), H),
+    "scaled by the largest": (lambda layer, a: (a / layer(a).abs().max()).movedim(1, -1), lambda: nn.Conv2d(C, C, 1), C),
+    "put back where a pooling found it": (_unpooled, lambda: nn.LayerNorm(C), C),
+    "written where a mask is, then normalized": (_zeroed_below, lambda: nn.LayerNorm(C), C),
+    "filled in place, then normalized": (_filled_in_place, lambda: nn.LayerNorm(C), C),
+    "spectral norm": (
+        lambda layer, a: layer(a).movedim(1, -1),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(C, C, 3)), C,
+    ),
     "norm": (lambda layer, a: torch.ops.aten.norm.ScalarOpt_dim(layer(a), 2, [1]), lambda: nn.Conv2d(C, C, 1), H),
     "convolution along channels": (
         lambda layer, a: layer(torch.stack([a.mean((2, 3)), a.amax((2, 3))], 1)),
@@ -132,6 +169,19 @@ def test_dimensions_of_heads_beside_the_batch_are_units() -> None:
     graph = trace(Around(_beside_the_batch, nn.Linear(C, 3 * C), C).eval(), torch.randn(1, 3, H, H))
     units = sorted((group.unit, group.size) for group in graph.groups)
     assert units == [("channel", C), ("head", 2), ("head dimension", 4), ("head dimension", 4)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_of_some_rows_at_a_time_is_that_of_all(monkeypatch: pytest.MonkeyPatch, causal: bool) -> None:
+    query, key, value = (torch.randn(2, 3, 7, 4, dtype=torch.float64) for _ in range(3))
+    for gone in (query[..., 1], key[..., 1], value[:, 2], query[:, 0], key[:, 0]):
+        gone.fill_(torch.nan)
+    mask = None if causal else torch.randn(1, 3, 1, 7, dtype=torch.float64)
+    whole = masked_math.attention(query, key, value, mask, causal=causal, scale=None)
+    monkeypatch.setattr(masked_math, "_AT_ONCE", 100)
+    rows = masked_math.attention(query, key, value, mask, causal=causal, scale=None)
+    assert torch.allclose(whole, rows, equal_nan=True)
+    assert whole.isfinite().any()
 
 
 @pytest.mark.parametrize("name", NETS)

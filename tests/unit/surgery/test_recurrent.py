@@ -145,6 +145,34 @@ def test_what_a_layer_makes_can_be_seen_where_only_another_one_reads_it() -> Non
     assert [(list(reading.units), reading.axis) for reading in found] == [(["two"], 1), (["one"], 2)]
 
 
+class Tutorial(nn.Module):
+    """States that forward makes itself, as tutorials write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.num_layers = HIDDEN, 2
+        self.steps, self.fc = nn.LSTM(4, HIDDEN, 2, batch_first=True), nn.Linear(HIDDEN, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.zeros(self.num_layers, x.size(0), self.hidden_size).to(x.device).to(x.dtype)
+        cell = x.new_zeros(self.num_layers, x.size(0), self.hidden_size).requires_grad_()
+        found, _ = self.steps(x, (hidden, cell.detach()))
+        return self.fc(found[:, -1, :])
+
+
+def test_zeros_that_forward_begins_with_are_as_long_as_what_is_left() -> None:
+    net = Tutorial().eval()
+    graph = edgeprune.trace(net, X)
+    assert graph.widths() == {"steps": HIDDEN}
+    plan = edgeprune.uniform_plan(graph, 0.5)
+    assert graph.shapes(plan.widths())["zeros"] == (2, 2, 3)
+    cut: Any = edgeprune.apply(net, plan)
+    assert isinstance(cut, Tutorial)
+    assert (cut.hidden_size, cut.num_layers) == (3, 2)
+    assert edgeprune.check(net, plan, X) < 1e-12
+    assert torch.allclose(cut_program(net, plan).eval()(X), cut(X), atol=1e-6)
+
+
 class Continued(nn.Module):
     """States that a layer makes, and zeros that two layers share."""
 
