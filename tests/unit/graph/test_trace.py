@@ -126,36 +126,6 @@ def test_widths_must_name_groups_and_be_in_range(nets: ModuleType) -> None:
         graph.group("feature.0")
 
 
-class Unruled(nn.Module):
-    def __init__(self, op: Any) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
-        self.op = op
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.b(F.relu(self.a(x))))
-        return self.c(self.op(x))
-
-
-@pytest.mark.parametrize(
-    ("op", "name"),
-    [
-        (lambda x: torch.cummax(x, 1)[0], "aten.cummax.default"),
-        (lambda x: torch.fft.fft(x, dim=1).real, "aten.fft_fft.default"),
-        (lambda x: torch.linalg.matrix_exp(x), "aten.linalg_matrix_exp.default"),
-    ],
-)
-def test_an_operation_without_a_rule_freezes_only_what_it_touches(op: Any, name: str) -> None:
-    graph = trace(Unruled(op), X)
-    assert graph.widths() == {"a": 8}
-    frozen = next(axis for axis in graph.frozen if axis.name == "b")
-    assert frozen.size == 8
-    assert frozen.op == name
-    assert frozen.reason == f"{name} has no rule"
-    assert frozen.source.rpartition(":")[0] == __file__
-    assert f"b: 8 wide: {name} has no rule ({name} at {__file__}" in graph.explain()
-
-
 class Computed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
