@@ -97,14 +97,16 @@ def _fitted(table: LatencyTable, settings: FitSettings, source: Predictor | None
 
 
 def _families(table: LatencyTable) -> dict[tuple[str, str], list[Kernel]]:
-    """Kernels to learn from, by family and precision; those that the call hides only where a family has no other."""
+    """Kernels to learn from, by family and precision; those that the call hides only where their operation has no other."""
     hidden = set(table.header.get("flags", {}).get("below-overhead", ()))
     families: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in table.kernels:
         families.setdefault((kernel.family, kernel.precision), []).append(kernel)
     for name, kernels in families.items():
-        clear = [kernel for kernel in kernels if kernel.key not in hidden]
-        if clear and len(clear) < len(kernels):
+        # An operation of which nothing was left would be guessed from others, however short all of it is.
+        told = {kernel.op for kernel in kernels if kernel.key not in hidden}
+        clear = [kernel for kernel in kernels if kernel.key not in hidden or kernel.op not in told]
+        if len(clear) < len(kernels):
             logger.info(
                 "%s: %d of %d kernels are too short to learn from", name, len(kernels) - len(clear), len(kernels)
             )

@@ -197,12 +197,20 @@ def test_networks_of_the_calibration_are_held_out_one_by_one(measured: LatencyTa
 def test_kernels_that_the_call_hides_are_not_learned_from(measured: LatencyTable) -> None:
     convs = [kernel for kernel in measured.kernels if kernel.family == "conv"]
     hidden, alone = convs[:3], [kernel for kernel in measured.kernels if kernel.family == "gemm"]
-    header = {**measured.header, "flags": {"below-overhead": [kernel.key for kernel in (*hidden, *alone)]}}
-    predictor = fit(LatencyTable.from_rows(header, measured.rows))
+    assert {kernel.op for kernel in hidden} <= {kernel.op for kernel in convs[3:]}
+    short = replace(convs[3], op="Short")
+    row = kernel_row(short, Measurement(1e-4, 1.1e-4, 0.9e-4, 0.0, (1e-4,), 5))
+    header = {**measured.header, "flags": {"below-overhead": [kernel.key for kernel in (*hidden, *alone, short)]}}
+    predictor = fit(LatencyTable.from_rows(header, [*measured.rows, row]))
     assert set(predictor.predict(hidden)["source"]) == {"predicted"}
     assert set(predictor.predict(convs[3:6])["source"]) == {"measured"}
-    # A family that has no others is still learned.
+    # A family, and an operation, that has no others is still learned: from other kinds it would be guessed.
     assert set(predictor.predict(alone)["source"]) == {"measured"}
+    assert list(predictor.predict([short])["source"]) == ["measured"]
+    assert predictor.predict([short])["ms"][0] == pytest.approx(1e-4)
+    assert set(predictor.predict([replace(short, inputs=convs[4].inputs, output=convs[4].output)])["source"]) != {
+        "fallback"
+    }
 
 
 def test_predictions_far_outside_of_the_table_follow_the_work_and_say_less(predictor: Predictor) -> None:
