@@ -151,6 +151,7 @@ def test_an_int8_engine_is_calibrated_here_built_there_and_judged_by_the_task(co
     assert sum(node.op_type == "QuantizeLinear" for node in built.graph.node) > 4
 
 
+@pytest.mark.slow
 def test_an_int8_engine_for_a_dla_gets_its_scales_in_a_table(compiled, tmp_path):
     cases = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     artifact = compiled("8.6.1", precision="int8", golden_inputs=cases, backend=TensorRt(dla_core=0), snr_db=20.0)

@@ -1,5 +1,7 @@
 """The model as a release takes it: opset, IR version, types; and it still computes the same."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ torch = pytest.importorskip("torch")
 from edgeprune.backends.onnxruntime import exporting  # noqa: E402 (after the skips)
 from edgeprune.backends.onnxruntime.int8_numbers import Int8Numbers  # noqa: E402
 from edgeprune.backends.onnxruntime.quantizing import quantize  # noqa: E402
-from edgeprune.backends.tensorrt import model, versions  # noqa: E402
+from edgeprune.backends.tensorrt import model, scales, versions  # noqa: E402
 from edgeprune.errors import ExportError  # noqa: E402
 from edgeprune.testing import trtexec, trtexec_says  # noqa: E402
 from edgeprune.testing.backends import SmallNet  # noqa: E402
@@ -66,6 +68,17 @@ def test_an_int8_model_has_the_quantize_nodes_that_a_release_takes(exported, rel
     assert trtexec_says.unparsed(content, release) is None
     assert (trtexec_says.refused(content, release, int8=False) is None) == family.strongly_typed
     assert trtexec_says.refused(content, release, int8=True) is None
+    # For a DLA the same in a table: a scale for the input, and for what is made of it, the output under its own name.
+    told = scales.of(made, versions.parse(release))
+    lines = told.table.decode("ascii").splitlines()
+    assert (
+        lines[0]
+        == f"TRT-{json.loads(trtexec._OPTIONS.read_text(encoding='utf-8'))[release]['version_tag']}-EntropyCalibration2"
+    )
+    named = [line.rpartition(": ")[0] for line in lines[1:]]
+    floats = {exported.graph.input[0].name} | {name for node in exported.graph.node for name in node.output}
+    assert {exported.graph.input[0].name, exported.graph.output[0].name} <= set(named) <= floats
+    assert told.exact == ()
     # The nodes have the names that the float model's have: layers are joined back by them.
     assert model.operations(exported).items() <= model.operations(made).items()
     want, have = outputs(exported), outputs(made)
