@@ -27,6 +27,7 @@ from edgeprune.cli.options import (
     input_flags,
     tile_of,
 )
+from edgeprune.cli.table_out import require_free
 from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def profile(
         Path | None,
         typer.Option("--out", help="Latency table to write (Parquet); that of --table, else table.parquet."),
     ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over a table that is there.")] = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -143,9 +145,10 @@ def profile(
     if not 0 <= wait < math.inf:
         raise ConfigError(f"--wait must be 0 or more minutes, found {wait:g}.", hint="--wait 5")
     backends.get(backend)
+    target_path = out or table or Path("table.parquet")
+    require_free(target_path, replace=replace, extended=table)
     output = Output(json_output)
     modules, examples = _modules(models, weights, input_, inputs, seed)
-    target_path = out or table or Path("table.parquet")
     arguments: dict[str, Any] = {
         "precision": precision,
         "table": table,

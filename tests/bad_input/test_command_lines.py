@@ -65,8 +65,16 @@ def test_a_meter_or_a_rail_without_energy_is_a_mistake(edgeprune: CommandLine) -
     refuse(edgeprune, *profile, "--rail", "VIN", parts=("--rail must come with --energy",))
 
 
+def test_a_table_that_took_minutes_is_not_written_over(edgeprune: CommandLine) -> None:
+    held = (edgeprune.folder / "table.parquet").read_bytes()
+    parts = ("the table to write must not be there yet, found table.parquet", "--table table.parquet", "--replace")
+    for more in ([], ["--dry-run"], ["--out", "table.parquet"]):
+        refuse(edgeprune, "profile", "net.py:build", *INPUT, *more, parts=parts)
+    assert (edgeprune.folder / "table.parquet").read_bytes() == held
+
+
 def test_a_power_mode_is_not_chosen_for_a_dry_run_nor_on_a_board_without_any(edgeprune: CommandLine) -> None:
-    mode = ("profile", "net.py:build", *INPUT, "--power-mode", "MAXN")
+    mode = ("profile", "net.py:build", *INPUT, "--power-mode", "MAXN", "--out", "new.parquet")
     refuse(edgeprune, *mode, "--dry-run", parts=("--dry-run leaves the board as it is",))
     refuse(edgeprune, *mode, parts=("must say how its power mode is chosen",))
 
