@@ -172,12 +172,15 @@ def sample(kernel_graph: KernelGraph, count: int, *, seed: int = 0, draws: int =
 def ordered(reached: Reach, count: int) -> list[Kernel]:
     """Kernels to measure, the most telling first: any beginning of the list is a good choice of that length.
 
-    The dense networks' kernels come first, by cost; then each operation gets a few, then its share (by cost and by how
-    many different kernels it has), within which the next kernel is always the one farthest from those chosen.
+    The dense networks' kernels come first, by cost, but one of each operation before a second of any: a table that lacks an
+    operation predicts no network. Then each operation gets a few, then its share (by cost and by how many different kernels it
+    has), within which the next kernel is always the one farthest from those chosen.
     """
     dense = {kernel for kernels in reached.dense for kernel in kernels}
     pool = _Pool.of(reached)
-    first = sorted(dense, key=lambda kernel: (-pool.cost_of(kernel), kernel.key))
+    by_cost = sorted(dense, key=lambda kernel: (-pool.cost_of(kernel), kernel.key))
+    leading = {kernel.op: kernel for kernel in reversed(by_cost)}
+    first = sorted(by_cost, key=lambda kernel: leading[kernel.op] != kernel)
     taken = [pool.index[kernel] for kernel in first][:count]
     queues = {op: pool.spread(op, taken) for op in sorted({kernel.op for kernel in pool.kernels})}
     shares = pool.shares()

@@ -96,6 +96,10 @@ def test_sample_begins_with_the_dense_network_and_holds_every_operation_that_pru
     dense = set(kernel_graph.at({}))
     chosen = space.sample(kernel_graph, 60, seed=0, draws=150)
     assert set(chosen[: len(dense)]) == dense
+    # However short the sample is: what the dense network runs is told of each kind before any kind is told twice.
+    ops = {kernel.op for kernel in dense}
+    assert {kernel.op for kernel in chosen[: len(ops)]} == ops
+    assert len(ops) < len(dense)
     reached: Counter[str] = Counter()
     for widths in space.draw(space.group_sizes(kernel_graph), 150, seed=0):
         reached.update(kernel.op for kernel in kernel_graph.at(widths))
