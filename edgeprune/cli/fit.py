@@ -158,6 +158,11 @@ def besides(found: FitReport) -> Iterator[str]:
             f"end to end: the plain sum of its kernels misses a network by {total['sum_median_error_percent']:.1f} % in the "
             f"median, the calibrated one by {total['median_error_percent']:.1f} %"
         )
+        if total["median_error_percent"] > total["sum_median_error_percent"]:
+            yield (
+                "warning: what whole networks taught is worse than nothing here, as after a short or much disturbed run; profile "
+                "for longer, or on a board that does nothing else, before pruning with this table"
+            )
     if found.left_out:
         yield (
             "left out of the calibration, since the table holds nothing to judge one of their kernels by: "

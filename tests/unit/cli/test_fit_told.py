@@ -26,6 +26,11 @@ def test_the_gain_of_the_calibration_is_said_beside_the_plain_sum() -> None:
     assert list(besides(FitReport((CONV,), None, 0.9))) == []
 
 
+def test_a_calibration_that_is_worse_than_none_is_warned_of() -> None:
+    _, warning = besides(FitReport((CONV,), {**NETWORKS, "sum_median_error_percent": 1.2}, 0.9))
+    assert warning.startswith("warning: what whole networks taught is worse than nothing here")
+
+
 def test_networks_that_the_calibration_does_without_are_named() -> None:
     (said,) = besides(FitReport((CONV,), None, 0.9, left_out=("dense", "network1")))
     assert said.startswith("left out of the calibration")
