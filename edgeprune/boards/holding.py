@@ -71,7 +71,8 @@ class Hold:
         """
         if not self.held or (self._process is not None and _alive(self._process)):
             return
-        logger.warning("the %s of board %s was lost on the way; it is taken again.", self._what, self._board)
+        if self._process is not None:  # told once, not with each try while the board is away
+            logger.warning("the %s of board %s was lost on the way; it is taken again.", self._what, self._board)
         self._let_go()
         self._process = self._locked(self._purpose)
 

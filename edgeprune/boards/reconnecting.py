@@ -60,6 +60,7 @@ class Reconnector:
         if not self.wait_s or self._fruitless == _FRUITLESS:
             raise lost
         last: ConnectError | BoardBusyError = lost
+        logger.warning("the link to board %s is lost; waiting for it for up to %.0f s.", self.board.name, self.wait_s)
         begun, tries = time.monotonic(), 0
         while (left_s := self.wait_s - (time.monotonic() - begun)) > 0:
             waiting(left_s)

@@ -126,7 +126,7 @@ def test_what_a_silent_link_swallowed_is_fetched_over_the_next(
 
 
 def test_a_board_that_comes_back_in_time_is_measured_further(
-    swallowing: Swallowing, engines: dict[str, bytes | Path], tmp_path: Path
+    swallowing: Swallowing, engines: dict[str, bytes | Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal, said, waited = tmp_path / "run.jsonl", [], []
 
@@ -145,6 +145,9 @@ def test_a_board_that_comes_back_in_time_is_measured_further(
             pass
     assert set(found.measurements) == set(engines)
     assert waited
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("is lost; waiting for it for up to 60 s" in message for message in warned) == 1
+    assert sum("was lost on the way" in message for message in warned) == 1
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     (fetched,) = (record for record in records if record["kind"] == "fetched")
     assert fetched["samples"] >= 3
