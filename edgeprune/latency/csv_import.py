@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgeprune.errors import ConfigError, TableFormatError, TableMissingError
+from edgeprune.errors import ConfigError, TableFileMissingError, TableFormatError
 from edgeprune.latency.csv_kernels import KINDS, READERS, Kind
 from edgeprune.latency.rates import impossible_rate
 from edgeprune.latency.table_rows import LONGEST_MS, PRECISIONS, SHORTEST_MS, Row, kernel_row
+from edgeprune.near_files import near_files
 from edgeprune.spec import Kernel, Measurement
 
 logger = logging.getLogger("edgeprune.latency")
@@ -157,7 +158,9 @@ def _content(source: str | Path | TextIO) -> tuple[str, str, str]:
         return name, text, hashlib.sha256(text.encode()).hexdigest()
     path = Path(source)
     if not path.is_file():
-        raise TableMissingError(f"there must be a CSV file at {path}, found no such file.")
+        raise TableFileMissingError(
+            f"there must be a CSV file at {path}, found no such file.", hint=near_files(path, ".csv", ".tsv", ".txt")
+        )
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")

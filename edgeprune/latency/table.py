@@ -109,7 +109,7 @@ class LatencyTable:
             skip_invalid: Leave out rows that cannot be used, and count them in the header, instead of refusing the file.
 
         Raises:
-            TableMissingError: There is no such file.
+            TableFileMissingError: There is no such file.
             TableFormatError: A column is missing or a value cannot be what it is said to be; names row and column.
             ConfigError: The mapping does not tell what the kind of kernels needs.
         """
@@ -134,7 +134,7 @@ class LatencyTable:
         """Read a table.
 
         Raises:
-            TableMissingError: There is no such file.
+            TableFileMissingError: There is no such file.
             TableFormatError: It is not a latency table, of an unknown schema, damaged, or holds impossible values.
         """
         path = Path(path)

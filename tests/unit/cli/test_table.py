@@ -123,16 +123,10 @@ def test_a_few_kernels_of_a_new_device_stand_on_another_s_table(edgeprune: Comma
     assert answer["errors"][0]["model"].startswith("transfer")
     assert answer["errors"][0]["median_error_percent"] < 10
     assert {"few.json", "few.source.json", "few.source.parquet"} <= {path.name for path in edgeprune.folder.iterdir()}
-    said = refused_fit(edgeprune, "few.parquet", "--transfer-from", "none.parquet")
-    assert "there must be a latency table at none.parquet, found no such file" in said
-
-
-def refused_fit(edgeprune: CommandLine, *arguments: str) -> str:
-    """The line with which `edgeprune fit` refuses."""
-    done = edgeprune.run("fit", *arguments)
-    assert done.returncode == 4, (done.stdout, done.stderr)
-    (line,) = done.stderr.splitlines()
-    return line
+    done = edgeprune.run("fit", "few.parquet", "--transfer-from", "knwon.parquet")
+    assert done.returncode == 2
+    said = "error: there must be a latency table at knwon.parquet, found no such file. Try: known.parquet\n"
+    assert done.stderr == said
 
 
 def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLine) -> None:
@@ -171,11 +165,14 @@ def test_bad_input_is_one_line_and_writes_nothing(edgeprune: CommandLine) -> Non
     assert "row 1 of bad.csv, column 'latency_ms': a latency must be positive, found -1" in said
     said = refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--column", "width=breadth", "--out", "bad.parquet")
     assert "v100.csv must have a column 'breadth', found precision, conv_type" in said
-    assert "no such file" in refused(edgeprune, 4, "import", "none.csv", *MAPPING, "--out", "bad.parquet")
+    said = refused(edgeprune, 2, "import", "v10.csv", *MAPPING, "--out", "bad.parquet")
+    assert "there must be a CSV file at v10.csv, found no such file. Try: v100.csv" in said
     assert "--column must be NAME=VALUE" in refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--column", "width")
     assert "must not be a CSV file" in refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--out", "v100.csv")
     assert "must be a whole Parquet file" in refused(edgeprune, 2, "card", "v100.csv")
-    assert "found no such file" in refused(edgeprune, 4, "diff", "v100.parquet", "none.parquet")
+    said = refused(edgeprune, 2, "card", "jjj")
+    assert "there must be a latency table at jjj, found no such file. Try: a path from " in said
+    assert "or edgeprune profile MODEL --board NAME for a new one" in said
     assert not (edgeprune.folder / "bad.parquet").exists()
 
 
@@ -209,4 +206,4 @@ def test_layers_of_recorded_engines_become_a_table(edgeprune: CommandLine) -> No
     assert "imported" in card
     assert "layers timed one by one by trtexec" in card
     assert "must be a Parquet file" in refused(edgeprune, 2, "layers", exports, "--device", "x", "--out", "x.csv")
-    assert "found none" in refused(edgeprune, 4, "layers", "nowhere", "--device", "x")
+    assert "found none" in refused(edgeprune, 2, "layers", "nowhere", "--device", "x")
