@@ -21,8 +21,9 @@ def near_files(path: Path, *suffixes: str, otherwise: str | None = None) -> str:
     found = [
         other for folder in folders if folder.is_dir() for other in sorted(folder.iterdir()) if other.suffix in suffixes
     ]
-    names = difflib.get_close_matches(path.name, [other.name for other in found], n=1, cutoff=0.5)
-    near = next((other for other in found if names and other.name == names[0]), None)
+    # By their stems: an ending that all have makes no two names alike.
+    stems = difflib.get_close_matches(path.stem, [other.stem for other in found], n=1, cutoff=0.5)
+    near = next((other for other in found if stems and other.stem == stems[0]), None)
     if near is None:
         elsewhere = f"a path from {Path.cwd()}, or an absolute one"
         return elsewhere if otherwise is None else f"{elsewhere}, or {otherwise}"
