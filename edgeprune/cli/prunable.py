@@ -22,4 +22,4 @@ def unprunable(table: LatencyTable) -> str | None:
         wanted.append(f"the device's facts, e.g. {' '.join(lacking)}")
     if runtime not in backends.names():
         wanted.append(f"the backend that it is of, --runtime {'|'.join(backends.names())}")
-    return f"prune would refuse it: its import must say {', and '.join(wanted)}" if wanted else None
+    return f"prune would refuse this table: its import must say {', and '.join(wanted)}" if wanted else None

@@ -103,10 +103,7 @@ def import_(
     output.say(
         f"{len(made.kernels)} kernels of {entry['rows']} rows{left_out}, {made.header['runtime']} on {made.device}"
     )
-    reached = _told_rates(output, made)
-    lacking = unprunable(made)
-    if lacking is not None:
-        output.say(lacking)
+    reached = _look_at(output, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(made.save(out), "latency table")
     output.finish(
@@ -148,7 +145,7 @@ def layers(
         output.say(f"{entry['source']}: {entry['rows']} layers{left_out}")
     counts = f"{len(made.kernels)} different ones and {len(made.networks)} whole engines"
     output.say(f"{counts}, tensorrt on {made.device}, as recorded")
-    reached = _told_rates(output, made)
+    reached = _look_at(output, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(made.save(out), "latency table")
     output.finish(
@@ -318,12 +315,15 @@ def card(
     output.finish({"table": str(file), "card": text})
 
 
-def _told_rates(output: Output, made: LatencyTable) -> dict[str, Any]:
-    """Say what an imported table's device would achieve: a wrong unit is seen at a glance."""
+def _look_at(output: Output, made: LatencyTable) -> dict[str, Any]:
+    """Say what an imported table's device would achieve, where a wrong unit is seen, and what prune lacks of it."""
     from edgeprune.latency.rates import achieved
 
     found = achieved({kernel: made.measurements[kernel.key].rounds_ms for kernel in made.kernels})
     output.say(str(found))
+    lacking = unprunable(made)
+    if lacking is not None:
+        output.say(lacking)
     return found._asdict()
 
 

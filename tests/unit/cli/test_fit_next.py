@@ -33,7 +33,7 @@ def test_what_cannot_be_pruned_with_is_not_to_be_pruned_with() -> None:
     other = LatencyTable.from_rows({**known.header, "runtime": "sklearn"}, [row])
     assert _next(cast(Any, SimpleNamespace(table=other)), Path("t.parquet")) == "edgeprune table card t.parquet"
     told = """the device's facts, e.g. --fact architecture=aarch64 --fact 'isa=["asimd"]'"""
-    assert unprunable(imported) == f"prune would refuse it: its import must say {told}"
+    assert unprunable(imported) == f"prune would refuse this table: its import must say {told}"
     assert "must say the backend that it is of, --runtime " in (unprunable(other) or "")
     assert unprunable(known) is None
     assert said == ["edgeprune table card t.parquet", "edgeprune prune MODEL --table t.parquet --latency 50%"]

@@ -53,7 +53,7 @@ def test_import_then_diff_then_card(edgeprune: CommandLine) -> None:
     assert plain["achieved"]["gigabytes"] is None
     every = edgeprune.succeed(*importing, "--out", "deeper/every.parquet")
     assert "times of 0.00932 to 15.7 ms, convolutions and products at 0.0261 to 113220 GFLOP/s" in every
-    assert "prune would refuse it: its import must say the device's facts, e.g. --fact architecture=" in every
+    assert "prune would refuse this table: its import must say the device's facts, e.g. --fact architecture=" in every
     assert "tensorrt on v100" in every
     assert "wrote deeper/every.parquet (latency table)" in every
 
