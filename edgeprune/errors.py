@@ -20,6 +20,7 @@
      ├ BudgetInfeasibleError             4   best_ms says what can be reached
      ├ LatencyError                      4
      │  ├ TableMissingError
+     │  │  └ TableFileMissingError       2   a path at which there is no such file
      │  ├ TableMismatchError                 table of another device, runtime or precision
      │  ├ UnsupportedKernelError
      │  ├ UnstableMeasurementError           the board was too noisy for a verdict
@@ -168,6 +169,12 @@ class LatencyError(EdgepruneError):
 
 class TableMissingError(LatencyError):
     """There is no latency table for this device, runtime and precision."""
+
+
+class TableFileMissingError(TableMissingError):
+    """There is no file at the path that was given for a latency table, a predictor, or what one is made of."""
+
+    exit_code = 2
 
 
 class TableMismatchError(LatencyError):

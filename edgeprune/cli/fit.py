@@ -11,7 +11,8 @@ import typer
 from edgeprune.backends import registry as backends
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, SeedOption, VerboseOption, given
-from edgeprune.errors import ConfigError, TableMismatchError
+from edgeprune.cli.prunable import unprunable
+from edgeprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeprune.latency.fit_report import FitReport
@@ -107,6 +108,9 @@ def fit(
                 for edge in found.edges[:_EDGES]
             ],
         )
+    lacking = unprunable(predictor.table)
+    if lacking is not None:
+        output.say(lacking)
     target.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(predictor.save(target), "the fit, for prune --table; keep the table beside it")
     if report is not None:
@@ -133,9 +137,7 @@ def fit(
 
 def _next(predictor: Predictor, table: Path) -> str:
     """What to run next: `prune`, where the table can be pruned with."""
-    try:
-        predictor.table.target()
-    except TableMismatchError:
+    if unprunable(predictor.table) is not None:
         return command_line("edgeprune", "table", "card", table)
     return command_line(
         *("edgeprune", "prune", *_model(predictor)),

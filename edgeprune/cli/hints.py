@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 
 from edgeprune import errors
 from edgeprune.cli.placeholders import filled
@@ -39,15 +40,29 @@ _BY_KIND: tuple[tuple[type[EdgepruneError], str], ...] = (
 )
 """First come, first served: a class stands before its bases."""
 
-_SPELLED: tuple[tuple[str, str], ...] = (
+_QUOTES = "'\""
+
+_SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"[;,] [^;,]*\bin Python$", ""),
     (r"\bcolumns=\{'(\w+)': \.\.\.\}", r"--column \1=COLUMN"),
-    (r"\bwhere=\{\.\.\.: ([^}]*)\}", r"--where COLUMN=\1"),
+    (r"\bcolumns=\{'(\w+)': ('[^{}]*'|\"[^{}]*\")\}", lambda found: _pair("--column", found)),
+    (r"\bconstants=\{'(\w+)': \.\.\.\}", r"--constant \1=VALUE"),
+    (r"\bconstants=\{'(\w+)': '([^{}]*)'\}", r"--constant \1=\2"),
+    (r"\bwhere=\{\.\.\.: ([^}]*)\}", lambda found: f"--where {shlex.quote('COLUMN=' + found[1].strip(_QUOTES))}"),
+    (r"\bwhere=\{('[^{}:]*'|\"[^{}:]*\"): ([^{}]*)\}", lambda found: _pair("--where", found)),
+    (r"\bfacts=\{'isa': \[([^]]*)\]\}", lambda found: f"--fact 'isa=[{found[1].replace(_QUOTES[0], _QUOTES[1])}]'"),
+    (r"\blatency_(ms|us|s)=\.\.\.", r"--latency-\1 COLUMN"),
+    (r"\blatency_(ms|us|s)='([\w.]+)'(?= \()", r"--latency-\1 \2"),
     (r"\blatency_(ms|us|s)=(['\"]?)([\w.()\[\]/ -]*)\2(?=$| or |, )", r"--latency-\1 \3"),
     (r"\bskip_invalid=True", "--skip-invalid"),
     (r"\b(min_width|multiple_of)=\{'([^']*)': (\w+)\}", r"--\1 '\2=\3'"),
 )
 """Arguments of the library, as options."""
+
+
+def _pair(option: str, found: re.Match[str]) -> str:
+    """One item of a mapping."""
+    return f"{option} {shlex.quote('='.join(found[place].strip(_QUOTES) for place in (1, 2)))}"
 
 
 def next_step(error: EdgepruneError, words: Sequence[str]) -> str:

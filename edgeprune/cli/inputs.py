@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.cli.loading import near_files
 from edgeprune.errors import InputError
+from edgeprune.near_files import near_files
 
 if TYPE_CHECKING:
     import torch

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import FactoryError, ModelError, TaskError
 from edgeprune.files import sha256_of
+from edgeprune.near_files import near_files
 
 if TYPE_CHECKING:
     import torch
@@ -168,22 +169,6 @@ def _import_file(path: Path, reference: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def near_files(path: Path, *suffixes: str) -> str:
-    """What to try instead of a file that is not there: one of a like name, there or here, or what there is."""
-    path = path.absolute()
-    folders = list(
-        dict.fromkeys([path.parent, Path.cwd(), *(other for other in Path.cwd().glob("*/") if other.is_dir())])
-    )
-    found = [
-        other for folder in folders if folder.is_dir() for other in sorted(folder.iterdir()) if other.suffix in suffixes
-    ]
-    names = difflib.get_close_matches(path.name, [other.name for other in found], n=1, cutoff=0.5)
-    near = next((other for other in found if names and other.name == names[0]), None)
-    if near is None:
-        return f"a path from {Path.cwd()}, or an absolute one"
-    return str(near.relative_to(Path.cwd()) if Path.cwd() in near.parents else near)
 
 
 def _attribute(module: ModuleType, name: str, reference: str) -> Any:

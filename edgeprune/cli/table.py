@@ -11,7 +11,9 @@ import typer
 
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, VerboseOption
+from edgeprune.cli.prunable import unprunable
 from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.latency.csv_kernels import KINDS
 
 if TYPE_CHECKING:
     from edgeprune.latency.table import LatencyTable
@@ -38,7 +40,9 @@ def import_(
     ],
     kernel: Annotated[
         str,
-        typer.Option("--kernel", help="What the rows describe: conv2d, linear, softmax, concat, ... (docs/tables.md)"),
+        typer.Option(
+            "--kernel", metavar="KIND", help=f"What the rows describe: {', '.join(KINDS)}; see docs/tables.md."
+        ),
     ],
     device: Annotated[str, typer.Option("--device", help="What it was measured on.")],
     column: Annotated[
@@ -50,15 +54,24 @@ def import_(
         typer.Option("--constant", metavar="FIELD=VALUE", help="E.g. precision=fp16; repeat per field."),
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="COLUMN=VALUE", help="Leave out all other rows; repeat.")
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="COLUMN=VALUE", help="Keep the rows that hold this, leave out all others; repeat."
+        ),
     ] = None,
-    latency_ms: Annotated[str | None, typer.Option("--latency-ms", help="Column of times in milliseconds.")] = None,
-    latency_us: Annotated[str | None, typer.Option("--latency-us", help="Column of times in microseconds.")] = None,
-    latency_s: Annotated[str | None, typer.Option("--latency-s", help="Column of times in seconds.")] = None,
+    latency_ms: Annotated[
+        str | None, typer.Option("--latency-ms", metavar="COLUMN", help="Column of times in milliseconds.")
+    ] = None,
+    latency_us: Annotated[
+        str | None, typer.Option("--latency-us", metavar="COLUMN", help="Column of times in microseconds.")
+    ] = None,
+    latency_s: Annotated[
+        str | None, typer.Option("--latency-s", metavar="COLUMN", help="Column of times in seconds.")
+    ] = None,
     runtime: Annotated[str, typer.Option("--runtime", help="What executed the kernels.")] = "unknown",
     fact: _FactOption = None,
     skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave out rows that cannot be used, and count them.")
+        bool, typer.Option("--skip-invalid", help="Leave out rows that cannot be used, and say how many and which.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
     json_output: JsonOption = False,
@@ -74,15 +87,15 @@ def import_(
         made = edgeprune.LatencyTable.from_csv(
             file,
             kernel=kernel,
-            columns=_pairs("--column", column),
-            constants=_pairs("--constant", constant),
-            where=_pairs("--where", where),
+            columns=_pairs("--column", column, "in_channels=cin"),
+            constants=_pairs("--constant", constant, "precision=fp16"),
+            where=_pairs("--where", where, "conv_type=Regular"),
             latency_ms=latency_ms,
             latency_us=latency_us,
             latency_s=latency_s,
             device=device,
             runtime=runtime,
-            facts={name: _json_or_text(value) for name, value in _pairs("--fact", fact).items()},
+            facts={name: _json_or_text(value) for name, value in _pairs("--fact", fact, "multiprocessors=80").items()},
             skip_invalid=skip_invalid,
         )
     (entry,) = made.header["imported"]
@@ -90,10 +103,11 @@ def import_(
     output.say(
         f"{len(made.kernels)} kernels of {entry['rows']} rows{left_out}, {made.header['runtime']} on {made.device}"
     )
+    reached = _look_at(output, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(made.save(out), "latency table")
     output.finish(
-        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entry},
+        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entry, "achieved": reached},
         next_command=command_line("edgeprune", "fit", out),
     )
 
@@ -122,7 +136,7 @@ def layers(
     output = Output(json_output)
     if out.suffix != ".parquet":
         raise ConfigError(f"--out must be a Parquet file, found {out}.", hint=f"--out {out.with_suffix('.parquet')}")
-    facts = {name: _json_or_text(value) for name, value in _pairs("--fact", fact).items()}
+    facts = {name: _json_or_text(value) for name, value in _pairs("--fact", fact, "multiprocessors=80").items()}
     with output.step("read layers"):
         made = layer_table(sources, device=device, version=runtime_version, facts=facts)
     entries = made.header["imported"]
@@ -131,10 +145,11 @@ def layers(
         output.say(f"{entry['source']}: {entry['rows']} layers{left_out}")
     counts = f"{len(made.kernels)} different ones and {len(made.networks)} whole engines"
     output.say(f"{counts}, tensorrt on {made.device}, as recorded")
+    reached = _look_at(output, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     output.wrote(made.save(out), "latency table")
     output.finish(
-        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entries},
+        {"table": str(out), "hash": made.hash, "kernels": len(made.kernels), "imported": entries, "achieved": reached},
         next_command=command_line("edgeprune", "fit", out),
     )
 
@@ -300,6 +315,18 @@ def card(
     output.finish({"table": str(file), "card": text})
 
 
+def _look_at(output: Output, made: LatencyTable) -> dict[str, Any]:
+    """Say what an imported table's device would achieve, where a wrong unit is seen, and what prune lacks of it."""
+    from edgeprune.latency.rates import achieved
+
+    found = achieved({kernel: made.measurements[kernel.key].rounds_ms for kernel in made.kernels})
+    output.say(str(found))
+    lacking = unprunable(made)
+    if lacking is not None:
+        output.say(lacking)
+    return found._asdict()
+
+
 def _write(output: Output, made: LatencyTable, out: Path) -> None:
     output.say(
         f"{len(made.kernels)} kernels and {len(made.networks)} networks, {made.header['runtime']} on {made.device}"
@@ -313,14 +340,14 @@ def _write(output: Output, made: LatencyTable, out: Path) -> None:
     )
 
 
-def _pairs(option: str, values: list[str] | None) -> dict[str, str]:
+def _pairs(option: str, values: list[str] | None, example: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for text in values or ():
         name, equals, value = text.partition("=")
         if not (equals and name):
-            raise ConfigError(f"{option} must be NAME=VALUE, found {text!r}.", hint=f"{option} in_channels=cin")
+            raise ConfigError(f"{option} must be NAME=VALUE, found {text!r}.", hint=f"{option} {example}")
         if name in pairs:
-            raise ConfigError(f"{option} must name {name} once, found it twice.")
+            raise ConfigError(f"{option} must name {name} once, found it twice.", hint=f"one {option} {name}=...")
         pairs[name] = value
     return pairs
 

@@ -1,24 +1,25 @@
 """Other people's latency tables: a CSV file, and a mapping from our names to its columns.
 
 What such a file does not say is not made up: a time that cannot be one, a size that is none, a column whose name says
-another unit than the caller did, each ends the import with one sentence that names the row and the column.
+another unit than the caller did, each ends the import with one sentence that names the line and the column. What can be
+but is odd is warned of.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
+import difflib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
-from edgeprune.errors import ConfigError, TableFormatError, TableMissingError
+from edgeprune.errors import ConfigError, TableFormatError
+from edgeprune.latency.csv_file import AGAIN, CsvFile, opened
 from edgeprune.latency.csv_kernels import KINDS, READERS, Kind
-from edgeprune.latency.rates import impossible_rate
+from edgeprune.latency.csv_mixed import Repeat, mixed
+from edgeprune.latency.rates import doubts, impossible_rate
 from edgeprune.latency.table_rows import LONGEST_MS, PRECISIONS, SHORTEST_MS, Row, kernel_row
 from edgeprune.spec import Kernel, Measurement
 
@@ -35,6 +36,18 @@ _UNIT_WORDS = {
 }
 
 
+_LEFT_OUT = "skip_invalid=True leaves such rows out, and counts them"
+_SPELLINGS = {
+    **dict.fromkeys(("half", "float16", "fp16", "f16"), "fp16"),
+    **dict.fromkeys(("single", "float", "float32", "fp32", "f32"), "fp32"),
+    **dict.fromkeys(("int8", "i8"), "int8"),
+}
+"""How others write our precisions, for hints."""
+
+_NAMED = 5
+"""Lines, columns or values that a sentence names."""
+
+
 @dataclass(frozen=True)
 class Mapped:
     """Where each value of a row comes from; `problem` of a caller's mapping is found before a row is read.
@@ -42,7 +55,7 @@ class Mapped:
     Attributes:
         kind: What the rows describe.
         columns: Field to column.
-        constants: Field to its value in every row.
+        constants: Field to its value in every row, as it was read.
         latency: Column of the times.
         unit: A key of `UNITS_MS`.
         where: Column to the text that a row must hold there; other rows are left out.
@@ -72,45 +85,60 @@ def read_csv(
     skip_invalid: bool,
 ) -> tuple[dict[str, Any], list[Row]]:
     """Header and rows of a latency table; the arguments are those of `LatencyTable.from_csv`."""
-    name, text, digest = _content(source)
-    mapped = _mapping(kernel, columns, latency, constants, where, skip_invalid)
+    file = opened(source)
+    name = file.name
+    mapped = _mapping(file, kernel, columns, latency, constants, where, skip_invalid)
     if not (isinstance(device, str) and device.strip()):
         raise ConfigError(
             "an imported table must name the device it was measured on, found none.", hint='device="v100"'
         )
-    times: dict[Kernel, list[float]] = {}
+    isa = facts.get("isa", [])
+    if not (isinstance(isa, (list, tuple)) and all(isinstance(flag, str) for flag in isa)):
+        raise ConfigError(
+            f"the isa of a device must be a list of flags, found {isa!r}.", hint="facts={'isa': ['avx2', 'fma']}"
+        )
+    repeats: dict[Kernel, list[Repeat]] = {}
     threads: dict[int, int] = {}
-    read, skipped = 0, 0
-    for number, row in _rows(text, name, mapped):
-        place = f"row {number} of {name}"
+    read, skipped, reason = 0, list[int](), ""
+    for line, row in file.rows():
+        place = f"line {line} of {name}"
         try:
-            found, count, ms = _row(row, mapped, place)
+            cells = file.named(row, place)
+            if not _meets(cells, mapped.where):
+                continue
+            found, count, ms = _row(cells, mapped, place)
         except TableFormatError as error:
-            # What a constant says is wrong in every row.
-            if error.hint is None and error.message.startswith(place):
-                error.hint = "skip_invalid=True leaves such rows out, and counts them"
+            if error.hint is None:
+                error.hint = _LEFT_OUT
             if not mapped.skip_invalid:
                 raise
-            skipped += 1
+            skipped.append(line)
+            reason = reason or error.message
             logger.debug("left out: %s", error.message)
             continue
         read += 1
-        times.setdefault(found, []).append(ms)
-        threads.setdefault(count, number)
+        repeats.setdefault(found, []).append(Repeat(ms, line, cells))
+        threads.setdefault(count, line)
         if len(threads) > 1:
             first, second = threads
+            told = mapped.columns["threads"]
             raise TableFormatError(
-                f"a latency table holds for one number of threads, found {first} and, in row {number} of {name}, {second}.",
-                hint=f"where={{...: {first}}}, and one table for each",
+                f"a latency table holds for one number of threads, found {first} and, in line {line} of {name}, {second}.",
+                hint=f"where={{{told!r}: {first}}}, and one table for each",
             )
-    if not times:
-        raise TableFormatError(
-            f"{name} must hold at least one row to import, found none"
-            + (f" ({skipped} could not be used)." if skipped else " that where= keeps." if where else ".")
-        )
+    if not repeats:
+        _refuse_empty(file, mapped, len(skipped), reason)
     if skipped:
-        logger.warning("%s: %d of %d rows cannot be used and are left out", name, skipped, read + skipped)
+        lines = f"line{'s' if len(skipped) > 1 else ''} {_few(skipped)}"
+        share = f"{len(skipped)} of {read + len(skipped)} rows cannot be used and {'are' if len(skipped) > 1 else 'is'} left out"
+        logger.warning("%s: %s: %s; %s", name, share, lines, reason.rstrip("."))
+    times = {found: [row.ms for row in rows] for found, rows in repeats.items()}
     _check_rates(times, name, mapped)
+    shortest = {found: min(values) for found, values in times.items()}
+    used = (*mapped.columns.values(), mapped.latency, *mapped.where)
+    odd = mixed(repeats, [column for column in file.columns if column not in used])
+    for sentence in (*doubts(shortest, mapped.unit, _multiprocessors(facts)), *(() if odd is None else (odd,))):
+        logger.warning("%s: %s", name, sentence)
     clean_facts = dict(facts)
     identity = {
         "device": device,
@@ -130,43 +158,58 @@ def read_csv(
         "imported": [
             {
                 "source": name,
-                "sha256": digest,
+                "sha256": file.digest,
                 "kernel": kernel,
                 "columns": dict(columns),
                 "constants": {field: str(value) for field, value in constants.items()},
                 "latency": {mapped.unit: mapped.latency},
                 "where": dict(mapped.where),
                 "rows": read,
-                "left_out": skipped,
+                "left_out": len(skipped),
             }
         ],
     }
     return header, [kernel_row(found, repeated(values)) for found, values in times.items()]
 
 
-def _content(source: str | Path | TextIO) -> tuple[str, str, str]:
-    """Name without its folder, text, SHA-256 of the bytes (of the text as UTF-8, where there are no bytes)."""
-    if hasattr(source, "read"):
-        text = source.read()
-        if not isinstance(text, str):
-            raise ConfigError(
-                "a file to import must be open as text, found one of bytes.", hint='open(path, newline="")'
-            )
-        label = getattr(source, "name", None)
-        name = Path(label).name if isinstance(label, str) else "the given file"
-        return name, text, hashlib.sha256(text.encode()).hexdigest()
-    path = Path(source)
-    if not path.is_file():
-        raise TableMissingError(f"there must be a CSV file at {path}, found no such file.")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TableFormatError(f"a table to import must be UTF-8 text, found {path} ({error.reason}).") from error
-    return path.name, text, hashlib.sha256(content).hexdigest()
+def _meets(cells: Mapping[str, str], where: Mapping[str, str]) -> bool:
+    return all(cells[column].strip() == value for column, value in where.items())
+
+
+def _refuse_empty(file: CsvFile, mapped: Mapped, skipped: int, reason: str) -> NoReturn:
+    """Say why no row is left."""
+    rows = [dict(zip(file.columns, row, strict=False)) for _, row in file.rows() if len(row) == len(file.columns)]
+    start = f"{file.name} must hold at least one row to import, found"
+    if skipped:
+        raise TableFormatError(
+            f"{start} none ({skipped} could not be used; {reason.rstrip('.')}).",
+            hint="the same without skip_invalid=True, which says what would mend the first one",
+        )
+    if not rows:
+        raise TableFormatError(f"{start} only the line of column names.", hint=AGAIN)
+    conditions = " and ".join(f"{column} is {value!r}" for column, value in mapped.where.items())
+    hint = "another condition: no rows meet all of these"
+    for column in mapped.where:
+        others = {other: value for other, value in mapped.where.items() if other != column}
+        if values := sorted({row[column].strip() for row in rows if _meets(row, others)}):
+            near = difflib.get_close_matches(mapped.where[column], values, n=1, cutoff=0)
+            hint = f"where={{{column!r}: {(near or values)[0]!r}}} (there are: {_few(values)})"
+            break
+    raise TableFormatError(f"{start} none of {len(rows)} whose {conditions}.", hint=hint)
+
+
+def _multiprocessors(facts: Mapping[str, Any]) -> int:
+    told = facts.get("multiprocessors")
+    return told if isinstance(told, int) else 0
+
+
+def _few(items: Sequence[object]) -> str:
+    more = len(items) - _NAMED
+    return ", ".join(map(str, items[:_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _mapping(
+    file: CsvFile,
     kernel: str,
     columns: Mapping[str, str],
     latency: Mapping[str, str | None],
@@ -174,15 +217,19 @@ def _mapping(
     where: Mapping[str, Any],
     skip_invalid: bool,
 ) -> Mapped:
+    there = f"(there are: {', '.join(file.columns)})"
     if kernel not in KINDS:
-        raise ConfigError(f"the kind of kernels to import must be one of {', '.join(KINDS)}, found {kernel!r}.")
+        raise ConfigError(
+            f"the kind of kernels to import must be one of {', '.join(KINDS)}, found {kernel!r}.",
+            hint=_like(kernel, KINDS) or "one of these; docs/tables.md says what each needs",
+        )
     kind = KINDS[kernel]
     given = [(unit, column) for unit, column in latency.items() if column is not None]
     if len(given) != 1:
         named = " and ".join(f"latency_{unit}" for unit, _ in given) or "none"
         raise ConfigError(
             f"exactly one of latency_ms, latency_us and latency_s must name the column of times, found {named}.",
-            hint='latency_ms="latency_ms"',
+            hint=f"latency_ms=... {there}" if not given else "the one that the times are in",
         )
     unit, column = given[0]
     said = _UNIT_WORDS.get(column.lower().replace("(", "_").rstrip(")]").replace("[", "_").rpartition("_")[2].strip())
@@ -194,53 +241,75 @@ def _mapping(
     known = (*kind.fields, "threads")
     for field in (*columns, *constants):
         if field not in known:
-            raise ConfigError(f"a field of {kernel} must be one of {', '.join(known)}, found {field!r}.")
+            raise ConfigError(
+                f"a field of {kernel} must be one of {', '.join(known)}, found {field!r}.",
+                hint=_like(field, known) or "one of these; docs/tables.md says what each means",
+            )
     both = sorted(set(columns) & set(constants))
     if both:
-        raise ConfigError(f"a field must have a column or a constant, found both for {', '.join(both)}.")
+        raise ConfigError(
+            f"a field must have a column or a constant, found both for {', '.join(both)}.", hint="one of the two"
+        )
     lacking = [field for field in kind.required if field not in columns and field not in constants]
     if lacking:
         raise ConfigError(
             f"{kernel} must be told {', '.join(kind.required)}, found no column or constant for {', '.join(lacking)}.",
-            hint=f"columns={{{lacking[0]!r}: ...}}",
+            hint=f"columns={{{lacking[0]!r}: ...}} {there}",
         )
-    return Mapped(
+    mapped = Mapped(
         kind,
         dict(columns),
-        dict(constants),
+        {field: _constant(kind, field, str(value)) for field, value in constants.items()},
         column,
         unit,
-        {key: str(value) for key, value in where.items()},
+        {key: str(value).strip() for key, value in where.items()},
         skip_invalid,
     )
+    _check_columns(file, mapped)
+    return mapped
 
 
-def _rows(text: str, name: str, mapped: Mapped) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Number from 1 and cells of the rows that `where` keeps."""
+def _like(name: str, known: Iterable[str]) -> str | None:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return near[0] if near else None
+
+
+def _constant(kind: Kind, field: str, text: str) -> Any:
+    """What a constant says is right or wrong in every row."""
+    place = f"the constant {field!r}"
+    hint = f"constants={{{field!r}: ...}}"
     try:
-        delimiter = csv.Sniffer().sniff(text.partition("\n")[0][:4096], delimiters=",;\t").delimiter
-    except csv.Error:
-        delimiter = ","
-    reader = csv.DictReader(io.StringIO(text, newline=None), delimiter=delimiter, skipinitialspace=True)
-    try:
-        reader.fieldnames = [column.strip() for column in reader.fieldnames or ()]
-        _check_columns(reader.fieldnames, name, mapped)
-        for number, row in enumerate(reader, start=1):
-            if all((row.get(column) or "").strip() == value for column, value in mapped.where.items()):
-                yield number, row
-    except csv.Error as error:
+        value = _value(kind, field, text, place)
+    except TableFormatError as error:
+        error.hint = hint
+        raise
+    if field == "precision" and value not in PRECISIONS:
         raise TableFormatError(
-            f"{name} must be a CSV file, found line {reader.line_num} that is not ({error})."
-        ) from error
+            f"{place}: the precision must be one of {', '.join(PRECISIONS)}, found {value!r}.",
+            hint=f"constants={{'precision': {_SPELLINGS[value.lower()]!r}}}" if value.lower() in _SPELLINGS else hint,
+        )
+    return value
 
 
-def _check_columns(present: Sequence[str], name: str, mapped: Mapped) -> None:
-    for column in (*mapped.columns.values(), mapped.latency, *mapped.where):
-        if column not in present:
-            named = ", ".join(present)
-            raise TableFormatError(f"{name} must have a column {column!r}, found {named[:300] or 'an empty file'}.")
-        if present.count(column) > 1:
-            raise TableFormatError(f"a column of {name} must come once, found {column!r} twice.")
+def _check_columns(file: CsvFile, mapped: Mapped) -> None:
+    options = [
+        *((column, f"columns={{{field!r}: {{}}}}") for field, column in mapped.columns.items()),
+        (mapped.latency, f"latency_{mapped.unit}={{}}"),
+        *((column, f"where={{{{}}: {value!r}}}") for column, value in mapped.where.items()),
+    ]
+    for column, option in options:
+        if column not in file.columns:
+            near = _like(column, file.columns)
+            shown = option.replace("{}", "..." if near is None else repr(near))
+            raise TableFormatError(
+                f"{file.name} must have a column {column!r}, found none of that name.",
+                hint=f"{shown} (there are: {', '.join(file.columns)})",
+            )
+        if file.columns.count(column) > 1:
+            raise TableFormatError(
+                f"a column of {file.name} must come once, found {column!r} twice.",
+                hint="rename one of them in the file",
+            )
 
 
 def _row(row: Mapping[str, str], mapped: Mapped, place: str) -> tuple[Kernel, int, float]:
@@ -248,15 +317,16 @@ def _row(row: Mapping[str, str], mapped: Mapped, place: str) -> tuple[Kernel, in
     fields: dict[str, Any] = {field: default for field, (_, default) in mapped.kind.optional.items()}
     fields["threads"] = 1
     for field, column in mapped.columns.items():
-        fields[field] = _value(mapped.kind, field, row.get(column), f"{place}, column {column!r}")
-    for field, value in mapped.constants.items():
-        text = value if isinstance(value, str) else str(value)
-        fields[field] = _value(mapped.kind, field, text, f"the constant {field!r}")
-    ms = _milliseconds(row.get(mapped.latency), mapped, place)
-    if fields["precision"] not in PRECISIONS:
-        where = f"{place}, column {mapped.columns['precision']!r}" if "precision" in mapped.columns else "the constant"
+        fields[field] = _value(mapped.kind, field, row[column], f"{place}, column {column!r}")
+    fields.update(mapped.constants)
+    ms = _milliseconds(row[mapped.latency], mapped, place)
+    if (precision := fields["precision"]) not in PRECISIONS:
+        column, meant = mapped.columns["precision"], _SPELLINGS.get(precision.lower())
         raise TableFormatError(
-            f"{where}: the precision must be one of {', '.join(PRECISIONS)}, found {fields['precision']!r}."
+            f"{place}, column {column!r}: the precision must be one of {', '.join(PRECISIONS)}, found {precision!r}.",
+            hint=None
+            if meant is None
+            else f"constants={{'precision': {meant!r}}} with where={{{column!r}: {precision!r}}}, instead of the column",
         )
     try:
         kernel = mapped.kind.make(fields)
@@ -265,8 +335,8 @@ def _row(row: Mapping[str, str], mapped: Mapped, place: str) -> tuple[Kernel, in
     return kernel, fields["threads"], ms
 
 
-def _value(kind: Kind, field: str, text: str | None, place: str) -> Any:
-    if text is None or (not text.strip() and field not in ("activation",)):
+def _value(kind: Kind, field: str, text: str, place: str) -> Any:
+    if not text.strip() and field != "activation":
         raise TableFormatError(f"{place}: {field} must have a value, found an empty cell.")
     try:
         return READERS["count" if field == "threads" else kind.type_of(field)](text)
@@ -275,12 +345,15 @@ def _value(kind: Kind, field: str, text: str | None, place: str) -> Any:
         raise TableFormatError(f"{place}: {field} must be {expected}, found {text.strip()!r}.") from error
 
 
-def _milliseconds(text: str | None, mapped: Mapped, place: str) -> float:
+def _milliseconds(text: str, mapped: Mapped, place: str) -> float:
     where = f"{place}, column {mapped.latency!r}"
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError as error:
-        raise TableFormatError(f"{where}: a latency must be a number, found {(text or '').strip()!r}.") from error
+        raise TableFormatError(
+            f"{where}: a latency must be a number, found {text.strip()!r}.",
+            hint="a decimal point in place of the comma, in all of them" if "," in text else None,
+        ) from error
     ms = value * UNITS_MS[mapped.unit]
     if not math.isfinite(ms):
         raise TableFormatError(f"{where}: a latency must be finite, found {value}.")

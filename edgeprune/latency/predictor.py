@@ -287,7 +287,7 @@ class Predictor:
         """Fit again what `save` wrote; at once if this process has fitted it before.
 
         Raises:
-            TableMissingError: The file, or the table beside it, is not there.
+            TableFileMissingError: The file, or the table beside it, is not there.
             TableFormatError: One of them cannot be read, or was written by a release with another fitting method.
             TableMismatchError: The table beside it is not the one that it was fitted to.
         """

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import ConfigError, TableFormatError, TableMismatchError, TableMissingError
+from edgeprune.errors import ConfigError, TableFileMissingError, TableFormatError, TableMismatchError
 from edgeprune.files import write_text
 from edgeprune.latency.predictor import FitSettings
 from edgeprune.latency.table import LatencyTable
+from edgeprune.near_files import near_files
 
 if TYPE_CHECKING:
     from edgeprune.latency.predictor import Predictor
@@ -50,7 +51,10 @@ def read(path: Path) -> Predictor:
     from edgeprune.latency.fitting import fit_with
 
     if not path.is_file():
-        raise TableMissingError(f"there must be a predictor at {path}, found no file.", hint="edgeprune fit")
+        raise TableFileMissingError(
+            f"there must be a predictor at {path}, found no file.",
+            hint=near_files(path, ".json", otherwise="edgeprune fit"),
+        )
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         settings = FitSettings(**document["settings"])

@@ -88,7 +88,9 @@ class LatencyTable:
     ) -> LatencyTable:
         """Make a table of somebody else's CSV file; its header says ``label: imported``, the file and its SHA-256.
 
-        Rows of the same kernel count as rounds of one measurement. The kernels are those of ONNX Runtime's plain operators.
+        Rows of the same kernel count as rounds of one measurement; where they differ so much that a column which tells them
+        apart may be missing, and where times look like another unit's, a warning is logged. The
+        kernels are those of ONNX Runtime's plain operators.
 
         Args:
             source: Path, or an open text file. Columns are told apart by commas, semicolons or tabs.
@@ -106,11 +108,12 @@ class LatencyTable:
             runtime: What executed the kernels.
             facts: What is known of the device: ``architecture``, ``cpu_model``, ``isa``, ``caches_bytes``,
                 ``runtime_version``, and for a GPU its ``multiprocessors``.
-            skip_invalid: Leave out rows that cannot be used, and count them in the header, instead of refusing the file.
+            skip_invalid: Leave out rows that cannot be used, count them in the header and warn of them with their lines,
+                instead of refusing the file.
 
         Raises:
-            TableMissingError: There is no such file.
-            TableFormatError: A column is missing or a value cannot be what it is said to be; names row and column.
+            TableFileMissingError: There is no such file.
+            TableFormatError: A column is missing or a value cannot be what it is said to be; names the file's line and column.
             ConfigError: The mapping does not tell what the kind of kernels needs.
         """
         from edgeprune.latency.csv_import import read_csv
@@ -134,7 +137,7 @@ class LatencyTable:
         """Read a table.
 
         Raises:
-            TableMissingError: There is no such file.
+            TableFileMissingError: There is no such file.
             TableFormatError: It is not a latency table, of an unknown schema, damaged, or holds impossible values.
         """
         path = Path(path)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.errors import TableFormatError, TableMissingError
+from edgeprune.errors import TableFileMissingError, TableFormatError
 from edgeprune.files import replacing
 from edgeprune.latency.table_rows import COLUMNS, OPTIONAL, Row
+from edgeprune.near_files import near_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -34,15 +35,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[Row], str]:
     """Header, rows and stored hash of a file; rows are typed but not yet checked against each other.
 
     Raises:
-        TableMissingError: There is no such file.
+        TableFileMissingError: There is no such file.
         TableFormatError: It is not a latency table, or it is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise TableMissingError(
-            f"there must be a latency table at {path}, found no such file.", hint="edgeprune profile"
+        raise TableFileMissingError(
+            f"there must be a latency table at {path}, found no such file.",
+            hint=near_files(path, ".parquet", otherwise="edgeprune profile MODEL --board NAME for a new one"),
         )
     try:
         # All on this thread: where a worker of Arrow's gives up its hold on a Python file while the interpreter ends, the

@@ -97,7 +97,7 @@ def checked(minutes: float, table: LatencyTable | Path | str | None) -> LatencyT
 
     Raises:
         ConfigError: `minutes` is not positive.
-        TableMissingError: There is no such table.
+        TableFileMissingError: There is no such table.
         TableFormatError: It cannot be read.
         TableMismatchError: It does not hold medians, which is what would be added to it.
     """

@@ -19,10 +19,11 @@ from typing import Any
 from edgeprune.backends.tensorrt import exports
 from edgeprune.backends.tensorrt.building import RECORD_FORMAT, RECORD_NAME
 from edgeprune.backends.tensorrt.kernels import timed_kernels
-from edgeprune.errors import BackendError, ConfigError, TableFormatError, TableMissingError
+from edgeprune.errors import BackendError, ConfigError, TableFileMissingError, TableFormatError
 from edgeprune.latency.csv_import import repeated
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import SHORTEST_MS, check_kernel, kernel_row, network_row
+from edgeprune.near_files import near_files
 from edgeprune.spec import Kernel, Measurement
 
 logger = logging.getLogger("edgeprune.backends.tensorrt")
@@ -64,7 +65,7 @@ def layer_table(
 
     Raises:
         ConfigError: There are no sources, or they are of several devices or releases.
-        TableMissingError: There is no such file.
+        TableFileMissingError: There is no such file.
         BackendError: A file is no such export or record.
         TableFormatError: No layer has a time.
     """
@@ -207,8 +208,9 @@ def _read(path: Path) -> tuple[str, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise TableMissingError(
-            f"there must be a record of an engine at {path}, found none ({error.strerror})."
+        raise TableFileMissingError(
+            f"there must be a record of an engine at {path}, found none ({error.strerror}).",
+            hint=near_files(path, ".json"),
         ) from error
     return content.decode("utf-8", "replace"), hashlib.sha256(content).hexdigest()
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from edgeprune.cli.fit import _backend, _next
+from edgeprune.cli.prunable import unprunable
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import kernel_row
 from edgeprune.spec import Kernel, Measurement
@@ -29,4 +30,10 @@ def test_what_cannot_be_pruned_with_is_not_to_be_pruned_with() -> None:
     imported = LatencyTable.from_rows(header, [row])
     known = LatencyTable.from_rows({**header, "identity": {**identity, "architecture": "aarch64", "isa": []}}, [row])
     said = [_next(cast(Any, SimpleNamespace(table=table)), Path("t.parquet")) for table in (imported, known)]
+    other = LatencyTable.from_rows({**known.header, "runtime": "sklearn"}, [row])
+    assert _next(cast(Any, SimpleNamespace(table=other)), Path("t.parquet")) == "edgeprune table card t.parquet"
+    told = """the device's facts, e.g. --fact architecture=aarch64 --fact 'isa=["asimd"]'"""
+    assert unprunable(imported) == f"prune would refuse this table: its import must say {told}"
+    assert "must say the backend that it is of, --runtime " in (unprunable(other) or "")
+    assert unprunable(known) is None
     assert said == ["edgeprune table card t.parquet", "edgeprune prune MODEL --table t.parquet --latency 50%"]

@@ -49,7 +49,11 @@ def test_import_then_diff_then_card(edgeprune: CommandLine) -> None:
     assert plain["next"] == "edgeprune fit plain.parquet"
     assert plain["imported"]["where"] == {"conv_type": "Regular", "elmt_fused": "0"}
     assert plain["kernels"] > 100
+    assert plain["achieved"]["gflops"][0] > 0.01
+    assert plain["achieved"]["gigabytes"] is None
     every = edgeprune.succeed(*importing, "--out", "deeper/every.parquet")
+    assert "times of 0.00932 to 15.7 ms, convolutions and products at 0.0261 to 113220 GFLOP/s" in every
+    assert "prune would refuse this table: its import must say the device's facts, e.g. --fact architecture=" in every
     assert "tensorrt on v100" in every
     assert "wrote deeper/every.parquet (latency table)" in every
 
@@ -123,16 +127,10 @@ def test_a_few_kernels_of_a_new_device_stand_on_another_s_table(edgeprune: Comma
     assert answer["errors"][0]["model"].startswith("transfer")
     assert answer["errors"][0]["median_error_percent"] < 10
     assert {"few.json", "few.source.json", "few.source.parquet"} <= {path.name for path in edgeprune.folder.iterdir()}
-    said = refused_fit(edgeprune, "few.parquet", "--transfer-from", "none.parquet")
-    assert "there must be a latency table at none.parquet, found no such file" in said
-
-
-def refused_fit(edgeprune: CommandLine, *arguments: str) -> str:
-    """The line with which `edgeprune fit` refuses."""
-    done = edgeprune.run("fit", *arguments)
-    assert done.returncode == 4, (done.stdout, done.stderr)
-    (line,) = done.stderr.splitlines()
-    return line
+    done = edgeprune.run("fit", "few.parquet", "--transfer-from", "knwon.parquet")
+    assert done.returncode == 2
+    said = "error: there must be a latency table at knwon.parquet, found no such file. Try: known.parquet\n"
+    assert done.stderr == said
 
 
 def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLine) -> None:
@@ -168,14 +166,26 @@ def test_what_is_not_valid_or_must_not_be_mixed_is_refused(edgeprune: CommandLin
 def test_bad_input_is_one_line_and_writes_nothing(edgeprune: CommandLine) -> None:
     (edgeprune.folder / "bad.csv").write_text("cin,cout,h,kernel,stride,precision,latency_ms\n3,8,8,3,1,fp16,-1\n")
     said = refused(edgeprune, 2, "import", "bad.csv", *MAPPING, "--out", "bad.parquet")
-    assert "row 1 of bad.csv, column 'latency_ms': a latency must be positive, found -1" in said
+    assert "line 2 of bad.csv, column 'latency_ms': a latency must be positive, found -1" in said
     said = refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--column", "width=breadth", "--out", "bad.parquet")
-    assert "v100.csv must have a column 'breadth', found precision, conv_type" in said
-    assert "no such file" in refused(edgeprune, 4, "import", "none.csv", *MAPPING, "--out", "bad.parquet")
+    assert (
+        "v100.csv must have a column 'breadth', found none of that name. Try: --column width=COLUMN (there are: precision, conv"
+        in said
+    )
+    said = refused(edgeprune, 2, "import", "v10.csv", *MAPPING, "--out", "bad.parquet")
+    assert "there must be a CSV file at v10.csv, found no such file. Try: v100.csv" in said
+    said = refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--where", "conv_type=Regulr", "--out", "bad.parquet")
+    assert (
+        "found none of 400 whose conv_type is 'Regulr'. Try: --where conv_type=Regular (there are: Depthwise," in said
+    )
+    said = refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--fact", "x")
+    assert "--fact must be NAME=VALUE, found 'x'. Try: --fact multiprocessors=80" in said
     assert "--column must be NAME=VALUE" in refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--column", "width")
     assert "must not be a CSV file" in refused(edgeprune, 2, "import", "v100.csv", *MAPPING, "--out", "v100.csv")
     assert "must be a whole Parquet file" in refused(edgeprune, 2, "card", "v100.csv")
-    assert "found no such file" in refused(edgeprune, 4, "diff", "v100.parquet", "none.parquet")
+    said = refused(edgeprune, 2, "card", "jjj")
+    assert "there must be a latency table at jjj, found no such file. Try: a path from " in said
+    assert "or edgeprune profile MODEL --board NAME for a new one" in said
     assert not (edgeprune.folder / "bad.parquet").exists()
 
 
@@ -209,4 +219,12 @@ def test_layers_of_recorded_engines_become_a_table(edgeprune: CommandLine) -> No
     assert "imported" in card
     assert "layers timed one by one by trtexec" in card
     assert "must be a Parquet file" in refused(edgeprune, 2, "layers", exports, "--device", "x", "--out", "x.csv")
-    assert "found none" in refused(edgeprune, 4, "layers", "nowhere", "--device", "x")
+    assert "found none" in refused(edgeprune, 2, "layers", "nowhere", "--device", "x")
+
+
+def test_the_help_of_import_names_every_kind(edgeprune: CommandLine) -> None:
+    said = " ".join(edgeprune.succeed("table", "import", "--help").replace("│", " ").split())
+    assert "conv_transpose2d" in said
+    assert "global_average_pool2d" in said
+    assert "--where COLUMN=VALUE" in said
+    assert "--latency-us COLUMN" in said

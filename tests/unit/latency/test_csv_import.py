@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.errors import ConfigError, TableFormatError, TableMismatchError, TableMissingError
+from edgeprune.errors import ConfigError, TableFileMissingError, TableFormatError, TableMismatchError
 from edgeprune.latency.csv_kernels import KINDS
 from edgeprune.latency.fitting import fit
 from edgeprune.latency.table import LatencyTable
@@ -115,7 +115,7 @@ def test_windows_strides_and_padding_of_two_sizes() -> None:
     first = imported(text.splitlines()[0] + "\n" + text.splitlines()[1], columns=columns).kernels[0]
     assert (first.output, first.attribute("kernel")) == ((4, 32, 79, 341), (5, 20))
     with pytest.raises(
-        TableFormatError, match="row 2 of the given file, column 'k': kernel_size must be a size from 1"
+        TableFormatError, match="line 3 of the given file, column 'k': kernel_size must be a size from 1"
     ):
         imported(text, columns=columns)
 
@@ -133,7 +133,7 @@ def test_parts_are_told_in_one_column_or_in_two() -> None:
     for cells, message in (
         (
             "32,28",
-            "row 1 of the given file: a concatenation must have the channels of at least two parts, found 32 alone",
+            "line 2 of the given file: a concatenation must have the channels of at least two parts, found 32 alone",
         ),
         ("32+,28", "column 'c': channels must be a whole number from 1, or several such as 32"),
     ):
@@ -202,24 +202,26 @@ def test_constants_threads_and_precision() -> None:
     assert table.kernels[0].inputs == ((8, 16, 28, 28),)
     assert (table.header["threads"], table.header["precision"]) == (4, "int8")
     several = "cin,cout,h,kernel,stride,t,ms\n16,32,28,3,1,1,0.05\n16,32,28,3,1,2,0.03\n"
-    with pytest.raises(TableFormatError, match="one number of threads, found 1 and, in row 2 of the given file, 2"):
+    with pytest.raises(TableFormatError, match="one number of threads, found 1 and, in line 3 of the given file, 2"):
         imported(several, columns={**FIELDS, "threads": "t"})
     assert len(imported(several, columns={**FIELDS, "threads": "t"}, where={"t": 2}).kernels) == 1
     with pytest.raises(TableFormatError, match="the constant 'batch': batch must be a whole number") as caught:
         imported(HEAD + GOOD, constants={"batch": "many"})
-    assert caught.value.hint is None, "no other row is better"
+    assert caught.value.hint == "constants={'batch': ...}", "no other row is better"
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("16,32,28,3,1,nan", "row 2 of the given file, column 'ms': a latency must be finite, found nan"),
-        ("16,32,28,3,1,-1", "row 2 of the given file, column 'ms': a latency must be positive, found -1"),
+        ("16,32,28,3,1,nan", "line 3 of the given file, column 'ms': a latency must be finite, found nan"),
+        ("16,32,28,3,1,-1", "line 3 of the given file, column 'ms': a latency must be positive, found -1"),
         ("16,32,28,3,1,0", "column 'ms': a latency must be positive, found 0"),
         ("16,32,28,3,1,3e9", "column 'ms': a latency must lie between 1e-06 and 1e+06 ms, found 3e+09 ms"),
         ("16,32,28,3,1,fast", "column 'ms': a latency must be a number, found 'fast'"),
-        ("16,32,28,3,1", "column 'ms': a latency must be a number, found ''"),
-        ("16,32,28,3,,1.0", "row 2 of the given file, column 'stride': stride must have a value, found an empty cell"),
+        ("16,32,28,3,1", "line 3 of the given file: a row must have as many cells as there are columns, 6, found 5"),
+        ("16,32,28,3,1,1,3", "a row must have as many cells as there are columns, 6, found 7"),
+        ("16,32,28,3,1,", "column 'ms': a latency must be a number, found ''"),
+        ("16,32,28,3,,1.0", "line 3 of the given file, column 'stride': stride must have a value, found an empty cell"),
         ("16,-32,28,3,1,1.0", "column 'cout': out_channels must be a whole number from 1, found '-32'"),
         ("16.5,32,28,3,1,1.0", "column 'cin': in_channels must be a whole number from 1, found '16.5'"),
         ("inf,32,28,3,1,1.0", "column 'cin': in_channels must be a whole number from 1, found 'inf'"),
@@ -240,11 +242,26 @@ def test_an_impossible_value_is_named_with_row_and_column(row: str, message: str
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
-        ("cin,cout,h,kernel,ms\n1,1,1,1,1\n", {}, "must have a column 'stride', found cin, cout, h, kernel, ms"),
-        ("", {}, "must have a column 'cin', found an empty file"),
-        (HEAD, {}, "must hold at least one row to import, found none"),
-        (HEAD + GOOD, {"where": {"h": 9}}, "found none that where= keeps"),
-        (HEAD + "16,32,28,3,1,-1\n", {"skip_invalid": True}, "found none (1 could not be used)"),
+        (
+            "cin,cout,h,kernel,ms\n1,1,1,1,1\n",
+            {},
+            "must have a column 'stride', found none of that name. "
+            "Try: columns={'stride': ...} (there are: cin, cout, h, kernel, ms)",
+        ),
+        ("", {}, "must hold a line of column names and rows below it, found an empty file"),
+        (HEAD, {}, "must hold at least one row to import, found only the line of column names"),
+        (
+            HEAD + GOOD,
+            {"where": {"h": 9, "stride": 1}},
+            "found none of 1 whose h is '9' and stride is '1'. Try: where={'h': '28'} (there are: 28)",
+        ),
+        (HEAD + "16,32,28,3,1,0,05\n", {}, "found 7. Try: decimal points where there are decimal commas"),
+        (HEAD + '16,32,28,3,1,"0,05"\n', {}, "found '0,05'. Try: a decimal point in place of the comma"),
+        (
+            HEAD + "16,32,28,3,1,-1\n",
+            {"skip_invalid": True},
+            "found none (1 could not be used; line 2 of the given file, column 'ms': a latency must be positive, found -1)",
+        ),
         ("cin,cin,cout,h,kernel,stride,ms\n1,1,1,1,1,1,1\n", {}, "must come once, found 'cin' twice"),
         (
             HEAD.replace("ms", "latency_us") + GOOD,
@@ -255,7 +272,17 @@ def test_an_impossible_value_is_named_with_row_and_column(row: str, message: str
         (HEAD + "512,512,112,3,1,0.00005\n", {}, "must hold times that a device can reach, found 5e-05 ms"),
         (HEAD + "16,32,28,3,1,900000\n", {}, "must hold times that a device can have"),
         (HEAD + GOOD, {"constants": {"groups": 5}}, "groups must divide the channels, found 5 groups of 16 and 32"),
-        (HEAD + GOOD, {"constants": {"precision": "fp64"}}, "must be one of fp32, fp16, int8, found 'fp64'"),
+        (
+            HEAD + GOOD,
+            {"constants": {"precision": "fp64"}},
+            "must be one of fp32, fp16, int8, found 'fp64'. Try: constants={'precision': ...}",
+        ),
+        (HEAD + GOOD, {"constants": {"precision": "half"}}, "found 'half'. Try: constants={'precision': 'fp16'}"),
+        (
+            HEAD.replace("ms", "p,ms") + "16,32,28,3,1,half,0.05\n",
+            {"columns": {**FIELDS, "precision": "p"}},
+            "found 'half'. Try: constants={'precision': 'fp16'} with where={'p': 'half'}, instead of the column",
+        ),
         (
             HEAD + GOOD,
             {"constants": {"batch": 0}},
@@ -293,7 +320,7 @@ def test_a_mapping_that_tells_too_little_is_refused(changes: dict[str, Any], mes
 
 def test_what_is_no_csv_file_is_refused(tmp_path: Path) -> None:
     rest: dict[str, Any] = {"kernel": "conv2d", "columns": FIELDS, "latency_ms": "ms", "device": "v100"}
-    with pytest.raises(TableMissingError, match="found no such file"):
+    with pytest.raises(TableFileMissingError, match="found no such file"):
         LatencyTable.from_csv(tmp_path / "none.csv", **rest)
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
     with pytest.raises(TableFormatError, match=r"must be UTF-8 text, found .*binary\.csv"):
