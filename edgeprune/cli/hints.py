@@ -44,6 +44,7 @@ _SPELLED: tuple[tuple[str, str], ...] = (
     (r"\bcolumns=\{'(\w+)': \.\.\.\}", r"--column \1=COLUMN"),
     (r"\bwhere=\{\.\.\.: ([^}]*)\}", r"--where COLUMN=\1"),
     (r"\blatency_(ms|us|s)=(['\"]?)([\w.()\[\]/ -]*)\2(?=$| or |, )", r"--latency-\1 \3"),
+    (r"\bBudget\.of\((\w+)=\"([^\"]*)\"\)", r"--\1 \2"),
     (r"\bskip_invalid=True", "--skip-invalid"),
     (r"\b(min_width|multiple_of)=\{'([^']*)': (\w+)\}", r"--\1 '\2=\3'"),
 )
