@@ -388,13 +388,17 @@ class Predictor:
 
 
 def _require_kernels(kernels: object) -> None:
-    """Refuse what has kernels at some widths, or no kernels at all.
+    """Refuse what has kernels at some widths, or no kernels at all; of several the first is looked at.
 
     Raises:
         ConfigError: Says what was found.
     """
-    if not isinstance(kernels, Iterable):
+    if isinstance(kernels, Sequence):
+        found = next((one for one in kernels[:1] if not isinstance(one, Kernel)), None)
+    else:
+        found = None if isinstance(kernels, Iterable) else kernels
+    if found is not None:
         raise ConfigError(
-            f"a predictor must be given kernels, found {type(kernels).__name__}.",
+            f"a predictor must be given kernels, found {type(found).__name__}.",
             hint="kernel_graph.at(widths) of edgeprune.lower; at({}) is the dense model",
         )

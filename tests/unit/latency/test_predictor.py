@@ -124,6 +124,8 @@ def test_what_is_no_kernels_is_refused(predictor: Predictor) -> None:
     for ask in (predictor.predict, predictor.network, predictor.network_ms):
         with pytest.raises(ConfigError, match=r"must be given kernels, found object\. Try: kernel_graph\.at\(widths\)"):
             ask(object())  # type: ignore[operator]
+        with pytest.raises(ConfigError, match=r"must be given kernels, found dict\."):
+            ask([{}])  # type: ignore[operator]
 
 
 def test_fitting_is_deterministic_and_cached(measured: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
