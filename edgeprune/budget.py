@@ -16,21 +16,22 @@ _BOUNDS = (
     ("energy", "energy_mj", "energy_ratio", " mJ"),
     ("memory", "memory_bytes", "memory_ratio", " bytes"),
 )
-_OPTIONS = {
-    "latency": "--latency",
-    "parameter": "--params",
-    "multiply-accumulate": "--macs",
-    "energy": "--energy",
-    "memory": "--memory",
+_NAMES = {
+    "latency": "latency",
+    "parameter": "params",
+    "multiply-accumulate": "macs",
+    "energy": "energy",
+    "memory": "memory",
 }
+"""What `Budget.of` calls them."""
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _BYTES = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-# Option, field, field of the share, units, and an example.
+# Name in `Budget.of`, field, field of the share, units, and an example.
 _READ: tuple[tuple[str, str, str, dict[str, float], str], ...] = (
-    ("--params", "parameters", "parameters_ratio", _COUNTS, "1.2M"),
-    ("--macs", "macs", "macs_ratio", _COUNTS, "1.2M"),
-    ("--energy", "energy_mj", "energy_ratio", {"mJ": 1.0, "uJ": 1e-3, "J": 1e3}, "30mJ"),
-    ("--memory", "memory_bytes", "memory_ratio", _BYTES, "8MB"),
+    ("params", "parameters", "parameters_ratio", _COUNTS, "1.2M"),
+    ("macs", "macs", "macs_ratio", _COUNTS, "1.2M"),
+    ("energy", "energy_mj", "energy_ratio", {"mJ": 1.0, "uJ": 1e-3, "J": 1e3}, "30mJ"),
+    ("memory", "memory_bytes", "memory_ratio", _BYTES, "8MB"),
 )
 
 
@@ -70,17 +71,17 @@ class Budget:
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ConfigError(
                     f"{'an' if what == 'energy' else 'a'} {what} budget must be greater than 0{unit}, found {number}.",
-                    hint=f"{_OPTIONS[what]} 50%, or a number that the dense model has some of",
+                    hint=f'Budget.of({_NAMES[what]}="50%"), or a number that the dense model has some of',
                 )
             if ratio is not None and not 0 < ratio <= 1:
                 raise ConfigError(
                     f"a relative {what} budget must lie in (0 %, 100 %], found {ratio:.3%}.",
-                    hint=f"{_OPTIONS[what]} 50%, which is half of the dense model's",
+                    hint=f'Budget.of({_NAMES[what]}="50%"), which is half of the dense model\'s',
                 )
         if not self.bounds_latency and not self.bounds_more:
             raise ConfigError(
                 "a budget must bound something: exactly one of latency_ms and latency_ratio, or another cost.",
-                hint="--latency 12ms or --latency 50%",
+                hint='Budget.of(latency="12ms") or Budget.of(latency="50%")',
             )
 
     @property
@@ -104,7 +105,7 @@ class Budget:
         if match is None:
             raise ConfigError(
                 f"a latency budget must be a number with a unit, found {text!r}.",
-                hint="--latency 12ms or --latency 50%",
+                hint='Budget.of(latency="12ms") or Budget.of(latency="50%")',
             )
         value, unit = float(match[1]), match[2]
         if unit == "%":
@@ -138,14 +139,15 @@ class Budget:
             given |= (
                 {"latency_ratio": timed.latency_ratio} if timed.latency_ratio else {"latency_ms": timed.latency_ms or 0}
             )
-        for (option, number, share, units, example), text in zip(_READ, (params, macs, energy, memory), strict=True):
+        for (name, number, share, units, example), text in zip(_READ, (params, macs, energy, memory), strict=True):
             if text is None:
                 continue
             match = re.fullmatch(rf"\s*({_NUMBER})\s*({'|'.join(units)}|%)\s*", text)
             if match is None:
+                number_of = "a number" if "" in units else "a number with a unit"
                 raise ConfigError(
-                    f"{option} must be {'a number' if '' in units else 'a number with a unit'} or a share, found {text!r}.",
-                    hint=f"{option} 40% or {option} {example}",
+                    f"the budget of {name} must be {number_of} or a share, found {text!r}.",
+                    hint=f'Budget.of({name}="40%") or Budget.of({name}="{example}")',
                 )
             value, unit = float(match[1]), match[2]
             given |= {share: value / 100} if unit == "%" else {number: value * units[unit]}

@@ -99,7 +99,7 @@ def add(
     accepted = entry.model_copy(update={"host_key": _accepted_host_key(entry, out)})
     config.add(name, accepted, replace=replace)
     out.wrote(config.path, f"board {name}")
-    out.finish({"name": name, **_entry_json(accepted)}, next_command=command_line("edgeprune", "device", "probe", name))
+    out.finish({"name": name, **_entry_json(accepted)}, next_command=command_line("edgeprune", "device", "setup", name))
 
 
 def _entry(fields: dict[str, str | None]) -> BoardEntry:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from edgeprune.cli.console import Output, command_line
-from edgeprune.cli.options import BackendOption, JsonOption, VerboseOption
+from edgeprune.cli.inputs import FORM
+from edgeprune.cli.options import BackendOption, JsonOption, VerboseOption, given
 from edgeprune.errors import ConfigError, EdgepruneError, PowerUnavailableError
 
 if TYPE_CHECKING:
@@ -65,14 +66,17 @@ def doctor(
         out.say(f"missing: {', '.join(f'{check.name} on {check.where}' for check in missing)}")
     out.finish(
         {"healthy": not missing, "exit_code": code, "checks": [check._asdict() for check in checks]},
-        next_command=None if missing else _following(board),
+        next_command=None if missing else _following(board, backend),
     )
     if code:
         raise typer.Exit(code)
 
 
-def _following(board: str | None) -> str:
-    return command_line("edgeprune", "quickstart", *([] if board is None else ["--board", board]))
+def _following(board: str | None, backend: str) -> str:
+    if board is None:
+        return command_line("edgeprune", "quickstart")
+    other = given(backend=backend if backend != "onnxruntime" else None)
+    return command_line("edgeprune", "profile", "MODEL", "--input", FORM, "--board", board, *other)
 
 
 def _host() -> Iterator[Check]:
@@ -117,7 +121,7 @@ def _config(where: str) -> Check:
     parent = next(path for path in config.path.parents if path.exists())
     if not os.access(config.path if config.path.exists() else parent, os.W_OK):
         return Check(where, "board list", "warn", f"{config.path} cannot be written", "set EDGEPRUNE_CONFIG")
-    return Check(where, "board list", "ok", f"{config.path} ({len(boards)} boards)")
+    return Check(where, "board list", "ok", f"{config.path} ({len(boards)} board{'' if len(boards) == 1 else 's'})")
 
 
 def _backends(wanted: str) -> Iterator[Check]:

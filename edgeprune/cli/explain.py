@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.graph.channel_graph import ChannelGraph
+    from edgeprune.latency.predictor import Predictor
+    from edgeprune.latency.table import LatencyTable
 
 
 def explain(
@@ -49,14 +51,15 @@ def explain(
 
     if table is not None:
         backends.get(backend)
+    measured = None if table is None else _loaded(table)
     out = Output(json_output)
     with out.step("trace"):
         module = load_model(model, weights, seed=seed)
         graph = edgeprune.trace(module, example_inputs(module, input_, inputs, seed=seed))
     shares = None
-    if table is not None:
+    if measured is not None:
         with out.step("share out the latency"):
-            shares = _shares(table, backend, graph, module)
+            shares = _shares(measured, backend, graph, module)
     out.say(graph.explain(shares))
     other = backend if backend != "onnxruntime" else None
     flags: list[object] = [*input_flags(input_, inputs), *given(weights=weights, seed=seed or None, backend=other)]
@@ -88,13 +91,23 @@ def explain(
     )
 
 
-def _shares(table: Path, backend: str, graph: ChannelGraph, module: torch.nn.Module) -> dict[str, float]:
+def _loaded(path: Path) -> LatencyTable | Predictor:
+    """A table that must say what a model is lowered for, or what settings of `edgeprune fit` give."""
+    import edgeprune
+
+    loaded = edgeprune.Predictor.load(path) if path.suffix == ".json" else edgeprune.LatencyTable.load(path)
+    (loaded if isinstance(loaded, edgeprune.LatencyTable) else loaded.table).target()
+    return loaded
+
+
+def _shares(
+    measured: LatencyTable | Predictor, backend: str, graph: ChannelGraph, module: torch.nn.Module
+) -> dict[str, float]:
     import edgeprune
     from edgeprune.loop.lowering import precision_of
     from edgeprune.report.collecting import latency_shares
 
-    settings = table.suffix == ".json"
-    predictor = edgeprune.Predictor.load(table) if settings else edgeprune.fit(edgeprune.LatencyTable.load(table))
+    predictor = edgeprune.fit(measured) if isinstance(measured, edgeprune.LatencyTable) else measured
     device = predictor.table.target()
     with tempfile.TemporaryDirectory(prefix="edgeprune-lower-") as scratch:
         kernel_graph = edgeprune.lower(

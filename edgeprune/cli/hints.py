@@ -54,6 +54,7 @@ _SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\blatency_(ms|us|s)=\.\.\.", r"--latency-\1 COLUMN"),
     (r"\blatency_(ms|us|s)='([\w.]+)'(?= \()", r"--latency-\1 \2"),
     (r"\blatency_(ms|us|s)=(['\"]?)([\w.()\[\]/ -]*)\2(?=$| or |, )", r"--latency-\1 \3"),
+    (r"\bBudget\.of\((\w+)=\"([^\"]*)\"\)", r"--\1 \2"),
     (r"\bskip_invalid=True", "--skip-invalid"),
     (r"\b(min_width|multiple_of)=\{'([^']*)': (\w+)\}", r"--\1 '\2=\3'"),
 )

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 _SPEC = re.compile(r"(?P<name>[^=\s]+)=(?P<shape>\d+(?:[xX,]\d+)*)(?::(?P<dtype>\w+))?")
-_FORM = "NAME=1x3x32x32:float32"
+FORM = "NAME=1x3x32x32:float32"
+"""How an input is written on the command line."""
 _DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
-_REASON_CHARS = 200
 
 
 def example_inputs(
@@ -39,14 +39,17 @@ def example_inputs(
     Raises:
         InputError: If there are no inputs, a text or file cannot be read, or the model does not take them.
     """
+    from edgeprune.graph.running import require_runs
+
     if bool(specs) == (file is not None):
         found = "both" if specs else "neither"
         raise InputError(
-            f"example inputs must come from --input or from --inputs, found {found}.", hint=f"--input {_FORM}"
+            f"example inputs must come from --input or from --inputs, found {found}.", hint=f"--input {FORM}"
         )
     named = _from_file(file) if file is not None else _from_specs(specs or (), seed)
     inputs = _arranged(model, named)
-    _run_once(model, inputs, named)
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    require_runs(model, args, kwargs, names=tuple(named), form=f"--input {FORM}", whole="--input NAME=1x16:int64")
     return inputs
 
 
@@ -59,8 +62,8 @@ def _from_specs(specs: Sequence[str], seed: int) -> dict[str, torch.Tensor]:
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             named_after_all = re.fullmatch(r"\d+(?:[xX,]\d+)*(?::\w+)?", text.strip())
-            hint = f"--input x={text.strip()}, with the input's name" if named_after_all else f"--input {_FORM}"
-            raise InputError(f"an input must be written {_FORM}, found {text!r}.", hint=hint)
+            hint = f"--input x={text.strip()}, with the input's name" if named_after_all else f"--input {FORM}"
+            raise InputError(f"an input must be written {FORM}, found {text!r}.", hint=hint)
         name, dtype_name = match["name"], match["dtype"] or "float32"
         if dtype_name not in _DTYPES:
             near = difflib.get_close_matches(dtype_name, _DTYPES, n=1)
@@ -75,7 +78,7 @@ def _from_specs(specs: Sequence[str], seed: int) -> dict[str, torch.Tensor]:
         shape = tuple(int(size) for size in re.split("[xX,]", match["shape"]))
         if 0 in shape:
             raise InputError(
-                f"the sizes of input {name!r} must be at least 1, found {match['shape']}.", hint=f"--input {_FORM}"
+                f"the sizes of input {name!r} must be at least 1, found {match['shape']}.", hint=f"--input {FORM}"
             )
         dtype = getattr(torch, dtype_name)
         if dtype.is_floating_point:
@@ -109,60 +112,3 @@ def _arranged(
         # In the order of forward, as batches that come by position have them.
         return {name: named[name] for name in parameters if name in named}
     return tuple(named.values())
-
-
-def _run_once(
-    model: torch.nn.Module,
-    inputs: tuple[torch.Tensor, ...] | dict[str, torch.Tensor],
-    named: dict[str, torch.Tensor],
-) -> None:
-    import torch
-
-    try:
-        with torch.no_grad():
-            if isinstance(inputs, dict):
-                model(**inputs)
-            else:
-                model(*inputs)
-    except Exception as error:
-        given = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in named.items())
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= _REASON_CHARS else reason[:_REASON_CHARS].rstrip() + " ..."
-        raise InputError(
-            f"the model must run on its example inputs, with {given} it raised {type(error).__name__}: {reason}",
-            hint=_wanted(model, error) or f"--input {_FORM} with the shape that the model takes, batch first",
-        ) from error
-
-
-def _wanted(model: torch.nn.Module, error: BaseException) -> str | None:
-    """What the layer takes that refused its input, by the traceback; None where it is no layer of which that is known."""
-    from torch import nn
-
-    names = {id(module): name for name, module in model.named_modules()}
-    layer: nn.Module | None = None
-    step = error.__traceback__
-    while step is not None:
-        found = step.tb_frame.f_locals.get("self")
-        if isinstance(found, nn.Module) and id(found) in names:
-            layer = found
-        step = step.tb_next
-    if layer is None:
-        return None
-    convolutions = {nn.Conv1d: "length", nn.Conv2d: "height x width", nn.Conv3d: "depth x height x width"}
-    sizes = next((told for kind, told in convolutions.items() if isinstance(layer, kind)), None)
-    if sizes is not None:
-        takes = f"batch x {layer.in_channels} x {sizes}"
-    elif isinstance(layer, nn.Linear):
-        takes = f"{layer.in_features} features last"
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        takes = f"{layer.num_features} channels, second"
-    elif isinstance(layer, nn.LayerNorm):
-        takes = f"{' x '.join(map(str, layer.normalized_shape))} last"
-    elif isinstance(layer, nn.Embedding):
-        takes = f"whole numbers below {layer.num_embeddings} (--input NAME=1x16:int64)"
-    else:
-        return None
-    first = next((name for name, module in model.named_modules() if not [*module.children()]), "")
-    where = "the first layer" if names[id(layer)] == first else "the layer"
-    made = "" if where == "the first layer" else ", which comes of another size of the input"
-    return f"--input {_FORM}; {where} {names[id(layer)] or 'that is the model'} ({type(layer).__name__}) takes {takes}{made}"

@@ -14,11 +14,16 @@ def meant_table(options: PruneOptions) -> Any:
     """The table of the latency that is meant, still to be fitted, or None for settings of a predictor, or without one.
 
     Raises:
+        TableFileMissingError: There is no such file.
         TableMismatchError: The table does not hold that latency.
     """
     import edgeprune
+    from edgeprune.latency.predictor_file import require_settings
 
-    if options.table is None or options.table.suffix == ".json":
+    if options.table is None:
+        return None
+    if options.table.suffix == ".json":
+        require_settings(options.table)
         return None
     return _chosen(edgeprune.LatencyTable.load(options.table), options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from edgeprune.latency.table import LatencyTable
 
 _TELL_LOST_S = 5.0
+_LONGER = 1.25
+"""A run that takes so many times what was asked for says why."""
 
 
 def profile(
@@ -148,10 +151,11 @@ def profile(
     target_path = out or table or Path("table.parquet")
     require_free(target_path, replace=replace, extended=table)
     output = Output(json_output)
+    base = None if table is None else edgeprune.LatencyTable.load(table)
     modules, examples = _modules(models, weights, input_, inputs, seed)
     arguments: dict[str, Any] = {
         "precision": precision,
-        "table": table,
+        "table": base,
         "threads": threads,
         "seed": seed,
         "tiles": sizes,
@@ -187,12 +191,10 @@ def profile(
             wait_s=60 * wait,
             **arguments,
         )
-    _tell(output, measured, target_path)
-    if "protocol" in (run := measured.header.get("runs", [measured.header])[-1]):
-        whole_s, spent_s = time.monotonic() - begun_s, run["protocol"].get("spent_s", 0.0)
-        output.say(
-            f"measuring took {spent_s:.0f} s of the {60 * minutes:.0f} s asked for; with set-up and fits it was {whole_s:.0f} s"
-        )
+    run = _last_run(measured, base)
+    _tell(output, measured, run, target_path)
+    if run is not None and "protocol" in run:
+        output.say(where_time_went(run, 60 * minutes, time.monotonic() - begun_s))
     output.finish(
         _facts(measured, target_path),
         next_command=command_line(
@@ -207,7 +209,7 @@ def profile(
 def _modules(
     references: list[str], weights: Path | None, specs: list[str] | None, file: Path | None, seed: int
 ) -> tuple[dict[str, nn.Module], dict[str, Any]]:
-    """Models and example inputs by the names of their factories, which name them in the table."""
+    """Models and example inputs by what was typed of them, without folders, which names them in the table."""
     from edgeprune.cli.inputs import example_inputs
     from edgeprune.cli.loading import load_model
 
@@ -216,7 +218,7 @@ def _modules(
             f"--weights belongs to one model, found {len(references)}.",
             hint="leave it out: latencies do not depend on weights",
         )
-    short = [reference.rpartition(":")[2] for reference in references]
+    short = [reference.rpartition("/")[2] for reference in references]
     names = short if len(set(short)) == len(short) else references
     if len(set(names)) < len(names):
         raise ConfigError(f"each model must be given once, found {', '.join(references)}.")
@@ -226,8 +228,35 @@ def _modules(
     return modules, {name: example_inputs(module, specs, file, seed=seed) for name, module in modules.items()}
 
 
-def _tell(output: Output, table: LatencyTable, path: Path) -> None:
-    header = table.header
+def _last_run(table: LatencyTable, base: LatencyTable | None) -> Mapping[str, Any] | None:
+    """What the table says of the run that just ended; None where that had nothing to measure."""
+    if base is None:
+        return table.header
+    runs = table.header.get("runs", ())
+    return runs[-1] if len(runs) > len(base.header.get("runs", ())) else None
+
+
+def where_time_went(run: Mapping[str, Any], asked_s: float, whole_s: float) -> str:
+    """One sentence.
+
+    Args:
+        run: Of a table's header: what is said of one run.
+        asked_s: What measuring was to take, seconds.
+        whole_s: From the command to the table, seconds.
+    """
+    spent_s = run["protocol"].get("spent_s", 0.0)
+    earlier_s, lost_s = run["protocol"].get("earlier_s", 0.0), run["drift"].get("lost_s", 0.0)
+    shares = [f"{earlier_s:.0f} s of it before it was interrupted"] * (earlier_s >= 1)
+    shares += [f"{lost_s:.0f} s of it waiting for others who use the board's core"] * (lost_s >= 1)
+    if spent_s > _LONGER * asked_s:
+        shares.append("since two rounds are measured whatever they take")
+    told = ", ".join([f"measuring took {spent_s:.0f} s of the {asked_s:.0f} s asked for", *shares])
+    here = "the command" if earlier_s < 1 else "this command"
+    return f"{told}; with set-up and fits {here} took {whole_s:.0f} s"
+
+
+def _tell(output: Output, table: LatencyTable, run: Mapping[str, Any] | None, path: Path) -> None:
+    header, last = table.header, run or {}
     timed = {network.name: network.measurement.median_ms for network in table.networks}
     dense = [
         (entry["name"], timed[entry["dense"]]) for entry in header.get("models", ()) if entry.get("dense") in timed
@@ -238,7 +267,7 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
         f"{len(table.kernels)} kernels and {len(table.networks)} networks measured on {header['board']} "
         f"with {header['runtime']}, {header['threads']} thread(s); {takes} {times}"
     )
-    for sentence in header["fingerprint"].get("disturbances", ()):
+    for sentence in (last.get("fingerprint") or {}).get("disturbances", ()):
         output.say(f"could have disturbed the measurement: {sentence}")
     if refused := header["unsupported"]:
         names = ", ".join(sorted({str(json.loads(key)["op"]) for key in refused}))
@@ -247,7 +276,7 @@ def _tell(output: Output, table: LatencyTable, path: Path) -> None:
             f"{len(refused)} kernels do not run alone and were left out ({names}): they are predicted from others of their "
             f"kind, with a wider interval where there are none; the first one: {reason}"
         )
-    if (lost_s := header["drift"].get("lost_s", 0.0)) >= _TELL_LOST_S:
+    if (lost_s := last.get("drift", {}).get("lost_s", 0.0)) >= _TELL_LOST_S:
         output.say(
             f"{lost_s:.0f} s were lost to others who use the board's core: fewer kernels fit into the time; "
             "with more --minutes, or when it is quiet, the table gets better"

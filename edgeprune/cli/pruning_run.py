@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.cli import record as records
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.loading import load_model, load_task
-from edgeprune.cli.meant_latency import fitted, meant_table
+from edgeprune.cli.meant_latency import fitted
 from edgeprune.cli.options import given
 from edgeprune.cli.pruning_result import earlier_result, not_fp32, record_of, tell
-from edgeprune.cli.pruning_start import begun, interruption_of
+from edgeprune.cli.pruning_start import begun, checked_table, interruption_of
 from edgeprune.cli.record import PruneOptions, PruningRecord
 from edgeprune.errors import ConfigError, TableMismatchError
 from edgeprune.recovery.distillation.registry import require_names
@@ -102,7 +102,7 @@ def go_on(out: Path, board: str | None, output: Output) -> None:
             f"going on with {out} needs a board to measure on, found none.",
             hint=command_line("edgeprune", "prune", "--resume", "--out", out, "--board", record.board),
         )
-    table = meant_table(options)
+    table = checked_table(options, output)
     module = load_model(options.model, options.weights, seed=options.seed)
     example = records.load_inputs(out / records.INPUTS_NAME)
     _carry_out(options, options.budget, out, output, module, example, table, record)

@@ -31,13 +31,36 @@ def begun(options: PruneOptions, out: Path, output: Output) -> tuple[Any, torch.
         require_known(options.board)
     if options.weights is None:
         output.say("no --weights: the model is taken with the weights that its factory gives it")
-    table = meant_table(options)
+    table = checked_table(options, output)
     # Torch takes seconds to import, the model perhaps minutes to build.
     from edgeprune.surgery.constraints import require_possible
 
     module = load_model(options.model, options.weights, seed=options.seed)
     require_possible(options.constraints, module)
     return table, module, example_inputs(module, options.input, options.inputs, seed=options.seed)
+
+
+def checked_table(options: PruneOptions, output: Output) -> Any:
+    """The table of `meant_table`, which must be of the run's backend and board: told before anything takes long.
+
+    Raises:
+        TableMismatchError: It is of another device or runtime, or lacks facts of its device; names them.
+        ConfigError: The board lets us use fewer cores than the table has threads.
+        RemoteError: The board cannot be reached.
+    """
+    table = meant_table(options)
+    if table is None:
+        return None
+    from edgeprune.boards.board import Board
+    from edgeprune.loop.lowering import require_backend
+    from edgeprune.loop.verification import require_same_device
+
+    table.target()
+    require_backend(table, options.backend)
+    if options.board != "none":
+        with output.step(f"look at {options.board}"), Board.open(options.board) as board:
+            require_same_device(table, board)
+    return table
 
 
 def interruption_of(options: PruneOptions, out: Path, output: Output) -> Interruption:

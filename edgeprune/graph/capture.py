@@ -24,6 +24,7 @@ from edgeprune.copying import copied
 from edgeprune.errors import InputError, TraceError
 from edgeprune.graph.decomposing import take_apart
 from edgeprune.graph.inlining import put_in_line
+from edgeprune.graph.running import require_runs
 from edgeprune.graph.splitting import find_parts
 from edgeprune.nesting import make_known
 from edgeprune.parts import Part, core_of
@@ -111,7 +112,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
     whole (its post-processing depends on values, say) is captured in parts, see `edgeprune.parts`.
 
     Raises:
-        InputError: If the model is no module, or the example inputs do not fit.
+        InputError: If the model is no module, or does not run on the example inputs.
         TraceError: If the model cannot be exported, nor any part of it; the message names the user's line.
     """
     if not isinstance(model, nn.Module):
@@ -126,9 +127,11 @@ def capture(model: nn.Module, example_inputs: Any) -> Capture:
         try:
             with torch.random.fork_rng(devices=[]):
                 parts, inputs = find_parts(_runnable_copy(model), args, kwargs, _exports)
-        # Whatever the user's forward raises: it does not run, and that was said.
+        # Whatever the user's forward raises; where it does not run at all, that is what has to be said.
         except Exception as error:
-            log.debug("the model does not run: %s", error)
+            log.debug("the parts of the model do not run: %s", error)
+            with torch.random.fork_rng(devices=[]):
+                require_runs(_runnable_copy(model), args, kwargs)
             raise failure from error
         if not parts:
             raise
@@ -230,7 +233,6 @@ def _whole(twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
             f"the model must be exportable with torch.export, found{place}: {_first_line(error)}",
             hint=_hint(error),
         ) from error
-    log.warning("captured for batch %s alone: %s", min(sizes, default=1), note)
     return _captured(program, tensors, min(sizes, default=1), False, note)
 
 
@@ -251,10 +253,12 @@ class _WithoutGraphs(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._left_out = False
 
     def write(self, text: str, /) -> int:
-        """Pass on everything else."""
-        return len(text) if "def forward(self, arg0_1" in text else self._stream.write(text)
+        """Pass on everything else; the end of a line that was left out goes with it."""
+        self._left_out = "def forward(self, arg0_1" in text or (self._left_out and text == "\n")
+        return len(text) if self._left_out else self._stream.write(text)
 
     def flush(self) -> None:
         """As of any stream."""

@@ -88,7 +88,7 @@ class FrozenAxis:
     nodes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelGraph:
     """A captured model and the groups of channels that can be cut from it.
 
@@ -130,6 +130,13 @@ class ChannelGraph:
     parts: tuple[Part, ...] = ()
     failure: str = ""
 
+    def __repr__(self) -> str:
+        units = sum(group.size for group in self.groups)
+        return (
+            f"ChannelGraph({type(self.model).__name__}: {len(self.groups)} groups with {units} units, "
+            f"{len(self.frozen)} left alone, batch {self.batch})"
+        )
+
     @cached_property
     def branches(self) -> tuple[ResidualBranch, ...]:
         """Residual branches that can be removed as a whole: where all groups of one have width 0."""
@@ -141,16 +148,45 @@ class ChannelGraph:
         return attention_dropout(self)
 
     def group(self, name: str) -> ChannelGroup:
-        """The group of that name.
+        """The group of that name, or that begins with the layer of that name.
 
         Raises:
             PlanError: If there is none; near names are listed.
         """
+        wanted = self._whole_name(name)
         for group in self.groups:
-            if group.name == name:
+            if group.name == wanted:
                 return group
         near = near_names(name, [group.name for group in self.groups])
         raise PlanError(f"a group must be one of the model's {len(self.groups)} groups, found {name!r}.", hint=near)
+
+    def named(self, widths: Mapping[str, int]) -> Mapping[str, int]:
+        """Widths by the whole names of groups, where some may be named by their first layer: ``"conv1"`` for
+        ``"conv1 (+4 layers)"``, if there is only one such group.
+
+        Raises:
+            PlanError: If a name is none of a group's, or a group is named twice.
+        """
+        if not isinstance(widths, Mapping):
+            raise PlanError(
+                f"widths must be a mapping from names of groups, found {type(widths).__name__}.",
+                hint="KernelGraph.of_plan(plan) for a plan",
+            )
+        if widths.keys() <= self.table.sizes.keys():
+            return widths
+        found: dict[str, int] = {}
+        for name, width in widths.items():
+            whole = self.group(name).name
+            if whole in found:
+                raise PlanError(f"widths must name each group once, found {whole!r} by two names.")
+            found[whole] = width
+        return found
+
+    def _whole_name(self, name: str) -> str:
+        if name in self.table.sizes:
+            return name
+        begun = [group.name for group in self.groups if group.name.startswith(f"{name} (+")]
+        return begun[0] if len(begun) == 1 else name
 
     def widths(self) -> dict[str, int]:
         """Widths of the dense model."""
@@ -162,12 +198,12 @@ class ChannelGraph:
         Nodes that hold several tensors (chunk, split) are left out; their parts are nodes of their own.
 
         Args:
-            widths: Units kept per group, at least 1; groups that are not named keep all.
+            widths: Units kept per group, at least 1; groups that are not named keep all. Names as in `named`.
 
         Raises:
             PlanError: If a group is unknown or a width is out of range.
         """
-        return self.table.shapes(widths)
+        return self.table.shapes(self.named(widths))
 
     def size_forms(self) -> dict[str, tuple[SizeForm, ...]]:
         """Every axis that `shapes` returns, as ``constant + sum of coefficient * product of widths``."""

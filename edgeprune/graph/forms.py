@@ -74,11 +74,15 @@ class ShapeTable:
         """Widths of all groups in column order.
 
         Raises:
-            PlanError: If a group is unknown or a width is not between 1 and the group's size.
+            PlanError: If a group is unknown or a width is no whole number between 1 and the group's size.
         """
         for name, width in widths.items():
             if name not in self.sizes:
                 raise PlanError(f"widths must name groups of the model, found {name!r}.")
+            if not isinstance(width, int | np.integer):
+                raise PlanError(
+                    f"the width of {name!r} must be a whole number, found {width!r}.", hint=f"1 to {self.sizes[name]}"
+                )
             if not 1 <= width <= self.sizes[name]:
                 raise PlanError(f"the width of {name!r} must lie between 1 and {self.sizes[name]}, found {width}.")
         return np.array([widths.get(name, size) for name, size in self.sizes.items()], dtype=np.int64)

@@ -44,6 +44,8 @@ def trace(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     graph = _graph(model, captured)
     if captured.failure is not None and not graph.groups:
         raise captured.failure
+    if captured.note:
+        log.warning("captured for batch %s alone: %s", captured.batch, captured.note)
     if captured.failure is not None:
         paths = ", ".join(part.path for part in captured.parts)
         log.warning("captured in parts (%s): %s", paths, captured.failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -26,31 +27,37 @@ _cache: OrderedDict[tuple[str, FitSettings, tuple[str, FitSettings] | None], Pre
 
 
 def fit(
-    table: LatencyTable,
+    table: LatencyTable | Path | str,
     *,
     seed: int = 0,
     level: float = 0.9,
-    transfer_from: LatencyTable | Predictor | None = None,
+    transfer_from: LatencyTable | Predictor | Path | str | None = None,
 ) -> Predictor:
     """Fit a predictor to a table; the same table and settings give the same figures, and in one process the same object.
 
     Args:
-        table: Measured kernels, and networks for the calibration where there are any.
+        table: Measured kernels, and networks for the calibration where there are any; or the file of such a table.
         seed: Of cross-validation folds and regressors.
         level: Of all intervals, in (0, 1).
-        transfer_from: Another device's table, or a predictor fitted to one. With it 10 to 200 kernels of `table` are
+        transfer_from: Another device's table, its file, or a predictor fitted to one. With it 10 to 200 kernels of `table` are
             enough: they correct what the other predictor says, family by family, where cross-validation finds that better
             than doing without; families that `table` lacks are judged by the other device. See
             `edgeprune.latency.transfer`.
 
     Raises:
-        TableFormatError: The table holds no kernel.
-        ConfigError: `level` is not in (0, 1), or `transfer_from` is a predictor that was itself transferred.
+        TableFileMissingError: There is no such file.
+        TableFormatError: The table holds no kernel, or the file is none.
+        ConfigError: `level` is not in (0, 1), `transfer_from` is a predictor that was itself transferred, or there is something
+            else in place of a table.
     """
     if not 0 < level < 1:
         raise ConfigError(f"the level of intervals must lie between 0 and 1, found {level}.", hint="level=0.9")
     settings = FitSettings(seed=seed, level=level)
-    source = fit_with(transfer_from, settings) if isinstance(transfer_from, LatencyTable) else transfer_from
+    table = _table(table)
+    if transfer_from is None or isinstance(transfer_from, Predictor):
+        source = transfer_from
+    else:
+        source = fit_with(_table(transfer_from), settings)
     if source is not None and source.source is not None:
         raise ConfigError(
             "transfer_from must be a predictor of its own device's table, found one that was itself transferred.",
@@ -68,6 +75,17 @@ def fit_with(table: LatencyTable, settings: FitSettings, source: Predictor | Non
             _cache.popitem(last=False)
     _cache.move_to_end(place)
     return _cache[place]
+
+
+def _table(given: LatencyTable | Path | str) -> LatencyTable:
+    if isinstance(given, str | Path):
+        return LatencyTable.load(given)
+    if not isinstance(given, LatencyTable):
+        raise ConfigError(
+            f"a predictor is fitted to a latency table or to the file of one, found {type(given).__name__}.",
+            hint="edgeprune.LatencyTable.load('table.parquet')",
+        )
+    return given
 
 
 def _fitted(table: LatencyTable, settings: FitSettings, source: Predictor | None) -> Predictor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edgeprune.errors import UnsupportedKernelError
+from edgeprune.errors import ConfigError, UnsupportedKernelError
 from edgeprune.latency.arrays import Floats
 from edgeprune.latency.calibration import Calibration, Totals
 from edgeprune.latency.energy import EnergyModel, required
@@ -168,6 +168,7 @@ class Predictor:
 
     def network_ms(self, kernels: Sequence[Kernel]) -> float:
         """Latency of a network that executes these kernels, milliseconds, calibrated."""
+        _require_kernels(kernels)
         return self.calibration_of(kernels).ms(self.totals(kernels))
 
     def totals(self, kernels: Sequence[Kernel]) -> Totals:
@@ -212,6 +213,7 @@ class Predictor:
         Raises:
             UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
         """
+        _require_kernels(kernels)
         listed = list(kernels)
         ms = self.network_ms(listed)
         width = network_half_width(
@@ -237,6 +239,7 @@ class Predictor:
             UnsupportedKernelError: The table holds nothing to judge a kernel by; names the kernel.
         """
         model = required(self.energy, self.table.header)
+        _require_kernels(kernels)
         listed = list(kernels)
         mj = model.static_mj(self.network_ms(listed)) + float(model.dynamic_mj(listed).sum())
         width = model.half_width(self.settings.level)
@@ -326,6 +329,7 @@ class Predictor:
         self._network_errors = among(fitted, residuals)
 
     def _learn(self, kernels: Iterable[Kernel]) -> None:
+        _require_kernels(kernels)
         new = [kernel for kernel in dict.fromkeys(kernels) if kernel not in self._known]
         if not new:
             return
@@ -381,3 +385,20 @@ class Predictor:
             if estimate.source != "measured":
                 errors.append(count * estimate.ms * estimate.half_width / quantile)
         return math.hypot(*errors) / total if total else 0.0
+
+
+def _require_kernels(kernels: object) -> None:
+    """Refuse what has kernels at some widths, or no kernels at all; of several the first is looked at.
+
+    Raises:
+        ConfigError: Says what was found.
+    """
+    if isinstance(kernels, Sequence):
+        found = next((one for one in kernels[:1] if not isinstance(one, Kernel)), None)
+    else:
+        found = None if isinstance(kernels, Iterable) else kernels
+    if found is not None:
+        raise ConfigError(
+            f"a predictor must be given kernels, found {type(found).__name__}.",
+            hint="kernel_graph.at(widths) of edgeprune.lower; at({}) is the dense model",
+        )

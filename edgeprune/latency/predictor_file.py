@@ -44,17 +44,26 @@ def write(predictor: Predictor, path: Path) -> Path:
     return path
 
 
+def require_settings(path: Path) -> None:
+    """See that there is a file.
+
+    Raises:
+        TableFileMissingError: There is none.
+    """
+    if not path.is_file():
+        raise TableFileMissingError(
+            f"there must be a predictor at {path}, found no file.",
+            hint=near_files(path, ".json", otherwise="edgeprune fit"),
+        )
+
+
 def read(path: Path) -> Predictor:
     """See `Predictor.load`."""
     import sklearn
 
     from edgeprune.latency.fitting import fit_with
 
-    if not path.is_file():
-        raise TableFileMissingError(
-            f"there must be a predictor at {path}, found no file.",
-            hint=near_files(path, ".json", otherwise="edgeprune fit"),
-        )
+    require_settings(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         settings = FitSettings(**document["settings"])

@@ -51,9 +51,10 @@ def _facts(table: LatencyTable) -> list[tuple[str, str]]:
     found = [(f"device: {name}", value) for name, value in header["identity"].items() if value not in (None, "", [])]
     found += [
         (name, header[name])
-        for name in ("threads", "precision", "timing", "clocks", "created", "edgeprune", "model")
+        for name in ("threads", "precision", "timing", "clocks", "created", "edgeprune")
         if name in header
     ]
+    found += [("model", _model(entry)) for entry in header.get("models") or filter(None, [header.get("model")])]
     protocol = header.get("protocol")
     if isinstance(protocol, Mapping):
         found += [(f"protocol: {name}", value) for name, value in protocol.items()]
@@ -61,6 +62,16 @@ def _facts(table: LatencyTable) -> list[tuple[str, str]]:
         found.append(("protocol", protocol))
     found += [("schema", header["schema"]), ("sha256 of the content", table.hash)]
     return [(name, _text(value)) for name, value in found]
+
+
+def _model(entry: Any) -> Any:
+    """What a person calls a model, and what tells it from others."""
+    if not isinstance(entry, Mapping):
+        return entry
+    said = " ".join(map(str, entry.get("origin") or ())) or entry.get("name")
+    facts = [f"inputs {entry['inputs']}"] * ("inputs" in entry)
+    facts += [f"signature {entry['signature']}"] * ("signature" in entry)
+    return ", ".join([*([said] if said else []), *facts]) or entry
 
 
 def _imports(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -119,8 +119,9 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[D
 def _protocol(header: Mapping[str, Any]) -> dict[str, Any]:
     protocol = header.get("protocol")
     fields = dict(protocol) if isinstance(protocol, Mapping) else {"text": protocol}
-    # An empty call differs from run to run by nature.
-    fields.pop("overhead_ms", None)
+    # What an empty call costs, and how long it all took, differ from run to run by nature.
+    for name in ("overhead_ms", "spent_s", "earlier_s"):
+        fields.pop(name, None)
     imported = [entry.get("sha256") for entry in header.get("imported", ())]
     told = {name: header.get(name) for name in ("label", "timing")}
     return {**told, "imported": imported, **{f"protocol.{name}": fields[name] for name in fields}}

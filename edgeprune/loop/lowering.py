@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.latency.predictor import Predictor
+    from edgeprune.latency.table import LatencyTable
     from edgeprune.loop.planning import Progress
     from edgeprune.lowering.kernel_graph import KernelGraph
     from edgeprune.spec import Precision
@@ -61,18 +62,27 @@ def precision_of(predictor: Predictor) -> Precision:
     return precision
 
 
+def require_backend(table: LatencyTable, backend: str) -> None:
+    """Refuse a table that was measured with another runtime.
+
+    Raises:
+        TableMismatchError: Names both.
+    """
+    runtime = table.header["runtime"]
+    if runtime != backend:
+        raise TableMismatchError(
+            f"the latency table must have been measured with {backend}, found {runtime}.",
+            hint=f"edgeprune profile --backend {backend}",
+        )
+
+
 def require_runtime(predictor: Predictor, kernel_graph: KernelGraph) -> None:
     """Refuse a table that was measured with another runtime, or in another precision, than the engines are for.
 
     Raises:
         TableMismatchError: Names both.
     """
-    runtime = predictor.table.header["runtime"]
-    if runtime != kernel_graph.backend.name:
-        raise TableMismatchError(
-            f"the latency table must have been measured with {kernel_graph.backend.name}, found {runtime}.",
-            hint=f"edgeprune profile --backend {kernel_graph.backend.name}",
-        )
+    require_backend(predictor.table, kernel_graph.backend.name)
     wanted = Chosen.of(predictor.table.header).precision
     compiled = kernel_graph.backend.precision
     if compiled != wanted:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgeprune.boards.cores import require_cores
 from edgeprune.errors import RemoteError, TableMismatchError
 from edgeprune.latency.chosen import Chosen
+from edgeprune.latency.identities import differing, told
 from edgeprune.loop.result import LatencyCheck
 from edgeprune.parts import core_of
 from edgeprune.profiling.comparing import Comparison, compare, disturbance
@@ -49,12 +50,10 @@ def require_same_device(table: LatencyTable, board: Board) -> None:
     runtime = str(table.header["runtime"])
     fingerprint = board.probe()
     wanted, found = table.header["identity"], fingerprint.identity(runtime)
-    differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
-    if differing:
-        # Instruction sets and hashes are long: their names say enough.
+    if names := differing(wanted, found):
+        said = {name: (told(name, wanted.get(name)), told(name, found.get(name))) for name in names}
         values = ", ".join(
-            f"{name} {found.get(name)!r} instead of {wanted.get(name)!r}" if len(str(found.get(name))) < 40 else name
-            for name in differing
+            name if None in pair else f"{name} (table: {pair[0]}, board: {pair[1]})" for name, pair in said.items()
         )
         raise TableMismatchError(
             f"the latency table must have been measured on a board like {board.name}, found another {values}.",

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from edgeprune.backends import registry
 from edgeprune.backends._base import Backend, Operator, OperatorGraph
 from edgeprune.boards.host import host_isa
-from edgeprune.errors import PlanError, UnsupportedKernelError
+from edgeprune.errors import ModelError, PlanError, UnsupportedKernelError
 from edgeprune.graph.branches import ResidualBranch, idle, removed_branches
 from edgeprune.graph.capture import module_path, source_of
+from edgeprune.graph.channel_graph import ChannelGraph
 from edgeprune.graph.forms import SizeForm
 from edgeprune.graph.norm_groups import grouped_name
 from edgeprune.lowering.fitted_forms import FittedForms
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgeprune.boards.board import Board
-    from edgeprune.graph.channel_graph import ChannelGraph
     from edgeprune.surgery.plan import PruningPlan
 
 Shape = tuple[int, ...]
@@ -70,8 +70,8 @@ class KernelGraph:
         """The kernels that run when groups have the given widths, in order.
 
         Args:
-            widths: Group name to units kept; groups left out stay whole. Where all groups of a residual branch have width 0,
-                the branch is not there.
+            widths: Group name to units kept, names as in `ChannelGraph.named`; groups left out stay whole. Where all groups of a
+                residual branch have width 0, the branch is not there.
 
         Raises:
             UnsupportedKernelError: The size of a tensor does not follow at these widths, or the runtime has fused the sum of a
@@ -103,6 +103,10 @@ class KernelGraph:
     ) -> list[tuple[Kernel, float]]:
         """What kernels took in a timed run of `network_engine` at these widths, layer by layer; see `Backend.layer_kernels`."""
         return self.backend.layer_kernels(engine, *self._candidate(widths), layers)
+
+    def __repr__(self) -> str:
+        made_for = f"{self.backend.name} {self.backend.precision}, {self.architecture}"
+        return f"KernelGraph({len(self.operators.operators)} operators, {len(self.graph.groups)} channel groups, {made_for})"
 
     def on(self, board: Board) -> KernelGraph:
         """The same with engines that are built on an open board, where they can only be built there."""
@@ -177,6 +181,7 @@ class KernelGraph:
 
     def _candidate(self, widths: Mapping[str, int]) -> tuple[OperatorGraph, dict[str, Shape]]:
         """The graph at some widths before layouts are chosen, and the shapes of its tensors."""
+        widths = self.graph.named(widths)
         operators, shapes = self._operators(widths), self._shapes(widths)
         cut = [one for one in self._sliding if shapes[one.inputs[0]][-1] < self.operators.shapes[one.inputs[0]][-1]]
         there = {operator.name for operator in operators.operators}
@@ -233,12 +238,18 @@ def lower(
         workdir: Folder for the dense engine; None means a temporary one, which goes with the kernel graph.
 
     Raises:
+        ModelError: It is not a traced model.
         BackendUnavailableError: The backend is not installed on this host.
         ConfigError: It has no such precision.
         CompileError: In int8: no layer has weights.
         ExportError: The model cannot be exported.
         UnsupportedKernelError: An operator's shape cannot be told from the widths.
     """
+    if not isinstance(graph, ChannelGraph):
+        raise ModelError(
+            f"a model must be traced before it is lowered, found {type(graph).__name__}.",
+            hint="edgeprune.lower(edgeprune.trace(model, example_inputs))",
+        )
     if workdir is None:
         folder = Path(tempfile.mkdtemp(prefix="edgeprune-lower-"))
         try:

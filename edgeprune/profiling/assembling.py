@@ -118,7 +118,11 @@ def extended(base: LatencyTable, profiled: Profiled, link: Link) -> LatencyTable
         },
         "runs": [
             *base.header.get("runs", ()),
-            {**statement, "link": {"change": link.change, "scale": link.scale, "ratios": dict(link.ratios)}},
+            {
+                **statement,
+                "fingerprint": {"disturbances": list(profiled.fingerprint.disturbances)},
+                "link": {"change": link.change, "scale": link.scale, "ratios": dict(link.ratios)},
+            },
         ],
     }
     return LatencyTable.from_rows(header, rows)
@@ -195,6 +199,7 @@ def _statement(
             "warmup_ms": WARMUP_MS,
             "overhead_ms": float(np.median([run.overhead_ms for run in runs])),
             "spent_s": round(sum(run.spent_s for run in runs), 1),
+            "earlier_s": round(sum(run.earlier_s for run in runs), 1),
         },
         "drift": {
             "largest": max(run.drift for run in runs),

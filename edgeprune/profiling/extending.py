@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import TableMismatchError, UnstableMeasurementError, UnsupportedKernelError
+from edgeprune.latency.identities import differing, told
 from edgeprune.latency.predictor import Estimate
 from edgeprune.profiling.measured import OUTLIERS
 from edgeprune.profiling.space import Reach
@@ -55,14 +56,13 @@ def require_same(table: LatencyTable, identity: Mapping[str, Any], runtime: str,
     header = table.header
     held = {**header["identity"], **{name: header[name] for name in ("runtime", "threads", "precision")}}
     wanted = {**identity, "runtime": runtime, "threads": threads, "precision": precision}
-    for name in sorted(set(held) | set(wanted)):
-        if held.get(name) != wanted.get(name):
-            where = "asked for" if name in ("precision", "threads") else "on the board"
-            raise TableMismatchError(
-                f"a table can only be extended on the device and runtime it was measured with; {name} is "
-                f"{_short(held.get(name))} in the table and {_short(wanted.get(name))} {where}.",
-                hint="profile into another table: --out other.parquet, without --table",
-            )
+    for name in differing(held, wanted):
+        where = "asked for" if name in ("precision", "threads") else "on the board"
+        raise TableMismatchError(
+            f"a table can only be extended on the device and runtime it was measured with; {name} is "
+            f"{_short(name, held.get(name))} in the table and {_short(name, wanted.get(name))} {where}.",
+            hint="profile into another table: --out other.parquet, without --table",
+        )
 
 
 def lacking(wanted: Sequence[Kernel], reached: Reach, predictor: Predictor) -> list[Kernel]:
@@ -197,8 +197,6 @@ def link(table: LatencyTable, found: Mapping[str, Measurement]) -> Link:
     return Link(ratios, change, 1.0 if abs(change - 1) <= SAME else 1 / change)
 
 
-def _short(value: Any) -> str:
-    if value is None:
-        return "not told"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _short(name: str, value: Any) -> str:
+    text = told(name, value)
+    return f"{str(value)[:57]}..." if text is None else text

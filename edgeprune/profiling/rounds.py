@@ -142,6 +142,7 @@ class Ledger:
         overheads_ms: Cost of an empty call, one value per call to the board.
         conditions: States of the board, as read before and after calls.
         spent_s: Wall-clock seconds that calls to the board took.
+        earlier_s: Seconds of these in the records that there were, of a run that was interrupted.
         lost_s: Seconds of these in which the board waited for its core, or timed what did not count.
         measured: Items measured at the first attempt, closing sentinels included.
         level_ms: What the sentinel usually takes, milliseconds, where an earlier part of the run told; else None.
@@ -158,12 +159,13 @@ class Ledger:
         self.unusable: dict[str, str] = {}
         self.overheads_ms: list[float] = []
         self.conditions: list[Record] = []
-        self.spent_s = 0.0
+        self.spent_s = self.earlier_s = 0.0
         self.lost_s = 0.0
         self.measured = 0
         self.level_ms: float | None = None
         for record in records:
             self.add(record)
+        self.earlier_s = self.spent_s
 
     def add(self, record: Record) -> None:
         """Take one record of the journal into account."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -228,8 +229,16 @@ def _require_runtime(backend: str, fingerprint: Fingerprint, board: Board) -> No
 
 def with_origins(table: LatencyTable, setting: Setting, origins: Sequence[Sequence[str]]) -> LatencyTable:
     """The table with the words by which a command line names the models of a run and their inputs, in the order of the models."""
-    said = {subject.name: list(words) for subject, words in zip(setting.subjects, origins, strict=True)}
-    models = [
-        {**entry, "origin": said[entry["name"]]} if entry["name"] in said else entry for entry in table.header["models"]
-    ]
-    return LatencyTable({**table.header, "models": models}, table.rows)
+    models = [json.dumps(identity) for identity in setting.request["models"]]
+    said = {model: list(words) for model, words in zip(models, origins, strict=True)}
+    # Two models may be alike; one that the table knew keeps the name that it had.
+    named = {
+        (subject.name, model): said_of
+        for subject, model, said_of in zip(setting.subjects, models, origins, strict=True)
+    }
+    entries = []
+    for entry in table.header["models"]:
+        model = json.dumps([entry.get("signature"), entry.get("inputs")])
+        words = named.get((entry["name"], model)) or said.get(model)
+        entries.append(entry if words is None else {**entry, "origin": list(words)})
+    return LatencyTable({**table.header, "models": entries}, table.rows)

@@ -134,6 +134,8 @@ def lowered_subjects(
     """
     models = _by_name(model, example_inputs)
     taken = set() if table is None else {network.name for network in table.networks}
+    # Of a table's first model the networks' names do not tell the model's.
+    taken |= set() if table is None else {f"{entry.get('name', '')}/" for entry in table.header.get("models", ())}
     subjects: list[Subject] = []
     for number, (name, (module, inputs)) in enumerate(models.items()):
         given = kernel_graph.get(name) if isinstance(kernel_graph, Mapping) else kernel_graph

@@ -189,8 +189,9 @@ def sentinels(header: Mapping[str, Any]) -> tuple[float, ...]:
 
 def disturbances(header: Mapping[str, Any]) -> tuple[str, ...]:
     """What could have disturbed the runs of a table, and what did, each once."""
-    told = [(header.get("fingerprint") or {}).get("disturbances") or ()]
-    told += [run.get("disturbances") or () for run in (header, *(header.get("runs") or ()))]
+    runs = (header, *(header.get("runs") or ()))
+    told = [(run.get("fingerprint") or {}).get("disturbances") or () for run in runs]
+    told += [run.get("disturbances") or () for run in runs]
     return tuple(dict.fromkeys(str(sentence) for sentences in told for sentence in sentences))
 
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from edgeprune.copying import copied
-from edgeprune.errors import SurgeryError, TraceError
+from edgeprune.errors import InputError, SurgeryError, TraceError
 from edgeprune.graph.capture import call_arguments, capture
 from edgeprune.surgery.cutting import apply, cut_program, require_own_plan
 from edgeprune.surgery.masking import MaskedProgram, randomize
@@ -89,7 +89,7 @@ def check(
     args, kwargs = cast(example_inputs)
     try:
         captured = capture(traced, kwargs or args)
-    except TraceError as error:
+    except (TraceError, InputError) as error:
         # Inputs that do not fit fail in any precision, and then that is what is wrong.
         capture(*plan.traced(model, original))
         raise _unfit(dtype, error.message) from error

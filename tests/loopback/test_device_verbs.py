@@ -55,7 +55,7 @@ def test_a_board_is_added_only_with_an_accepted_host_key(sshd: OpenSshServer, ed
     added = edgeprune(*add, "--host-key", fingerprint.rstrip(","), "--json")
     assert added.returncode == 0, added.stderr
     assert json.loads(added.stdout)["host_key"] == fingerprint.rstrip(",")
-    assert json.loads(added.stdout)["next"] == "edgeprune device probe bench"
+    assert json.loads(added.stdout)["next"] == "edgeprune device setup bench"
 
     probed = edgeprune("probe", "bench", "--json")
     assert probed.returncode == 0, probed.stderr

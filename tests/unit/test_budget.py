@@ -3,6 +3,7 @@
 import pytest
 
 from edgeprune.budget import Budget
+from edgeprune.cli.hints import next_step
 from edgeprune.errors import ConfigError
 
 
@@ -40,13 +41,13 @@ def test_texts(given, expected, said):
         ({}, "must bound something"),
         ({"latency": "12"}, "a latency budget must be a number with a unit, found '12'"),
         ({"latency": "0%"}, r"must lie in \(0 %, 100 %\], found 0.000%"),
-        ({"params": "12ms"}, "--params must be a number or a share, found '12ms'"),
+        ({"params": "12ms"}, "the budget of params must be a number or a share, found '12ms'"),
         ({"params": "0"}, "a parameter budget must be greater than 0, found 0"),
         ({"macs": "120%"}, r"a relative multiply-accumulate budget must lie in \(0 %, 100 %\], found 120"),
-        ({"macs": "-3M"}, "--macs must be a number or a share"),
-        ({"energy": "30"}, "--energy must be a number with a unit or a share, found '30'"),
+        ({"macs": "-3M"}, "the budget of macs must be a number or a share"),
+        ({"energy": "30"}, "the budget of energy must be a number with a unit or a share, found '30'"),
         ({"energy": "0mJ"}, "an energy budget must be greater than 0 mJ, found 0"),
-        ({"memory": "8M"}, "--memory must be a number with a unit or a share, found '8M'"),
+        ({"memory": "8M"}, "the budget of memory must be a number with a unit or a share, found '8M'"),
         ({"memory": "101%"}, r"a relative memory budget must lie in \(0 %, 100 %\], found 101"),
     ],
 )
@@ -66,3 +67,18 @@ def test_latency_resolves_against_the_dense_one_which_it_is_where_nothing_bounds
     assert Budget(latency_ms=3).resolve_ms(10) == 3
     assert Budget(latency_ratio=0.25).resolve_ms(10) == 2.5
     assert Budget(parameters=5).resolve_ms(10) == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "hint", "said"),
+    [
+        ({"latency": "12"}, 'Budget.of(latency="12ms") or Budget.of(latency="50%")', "--latency 12ms or --latency 50%"),
+        ({"params": "12ms"}, 'Budget.of(params="40%") or Budget.of(params="1.2M")', "--params 40% or --params 1.2M"),
+        ({"memory": "0B"}, 'Budget.of(memory="50%"), or a number', "--memory 50%, or a number"),
+    ],
+)
+def test_hints_are_of_the_library_and_told_as_options_by_the_command_line(given, hint, said):
+    with pytest.raises(ConfigError) as caught:
+        Budget.of(**given)
+    assert caught.value.hint.startswith(hint)
+    assert next_step(caught.value, ["prune"]).startswith(said)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edgeprune.boards.config import BoardConfig, BoardEntry
+from edgeprune.cli.doctor import _config
 from edgeprune.deployment import state
 from edgeprune.testing.command_line import CommandLine, one_line
 
@@ -107,6 +109,7 @@ def test_explain_counts_units_and_axes_in_words(edgeprune: Run) -> None:
 def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
     healthy = json.loads(edgeprune("doctor", "--board", "local", "--json").stdout)
     assert healthy["exit_code"] == 0
+    assert healthy["next"] == "edgeprune profile MODEL --input NAME=1x3x32x32:float32 --board local"
     names = {check["name"] for check in healthy["checks"]}
     assert {"python", "torch", "backend onnxruntime", "board list", "write access", "connection", "disk"} <= names
     (power,) = (check for check in healthy["checks"] if check["name"] == "power")
@@ -117,3 +120,11 @@ def test_doctor_names_every_backend_and_what_is_missing(edgeprune: Run) -> None:
     line = next(line for line in away.stdout.splitlines() if "connection" in line)
     assert line.startswith("missing ")
     assert " -> " in line
+
+
+def test_doctor_counts_boards_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CONFIG", str(tmp_path / "boards.toml"))
+    config = BoardConfig()
+    for name, said in (("one", "(1 board)"), ("two", "(2 boards)")):
+        config.add(name, BoardEntry(ssh=f"user@{name}"))
+        assert _config("here").found.endswith(said)

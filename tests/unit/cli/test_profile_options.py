@@ -11,6 +11,9 @@ import pytest
 import edgeprune
 from edgeprune.cli.commands import root
 from edgeprune.errors import LatencyError
+from edgeprune.latency.table import LatencyTable
+
+TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
 NET = "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
 NOT_OPTIONS = {"model", "example_inputs", "board", "backend", "minutes", "graph", "kernel_graph"}
@@ -79,10 +82,12 @@ def test_an_option_reaches_the_library(words: list[str], expected: dict[str, Any
 
 
 def test_a_table_that_is_extended_is_replaced_unless_another_is_named(asked: dict[str, Any]) -> None:
+    old = LatencyTable.load(TABLE)
+    old.save("old.parquet")
     ask("--table", "old.parquet")
-    assert (asked["table"], asked["out"]) == (Path("old.parquet"), Path("old.parquet"))
+    assert (asked["table"], asked["out"]) == (old, Path("old.parquet"))
     ask("--table", "old.parquet", "--out", "new/table.parquet")
-    assert (asked["table"], asked["out"]) == (Path("old.parquet"), Path("new/table.parquet"))
+    assert (asked["table"], asked["out"]) == (old, Path("new/table.parquet"))
 
 
 def test_nothing_of_the_library_is_out_of_reach(asked: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgeprune.cli.commands import root
+from edgeprune.errors import TableMismatchError, TableMissingError
 from edgeprune.latency.table import LatencyTable
 
 TABLE = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
@@ -70,3 +71,35 @@ def test_a_budget_that_the_dense_model_meets_is_no_error(prune: Prune) -> None:
     assert "plan that removes nothing" in said
     plan = json.loads(Path("whole", "plan.json").read_text())
     assert all(len(group["kept"]) == group["size"] for group in plan["groups"].values())
+
+
+def test_a_table_of_another_runtime_is_refused_before_the_model_is_loaded(prune: Prune, tmp_path: Path) -> None:
+    changed(tmp_path, runtime_version="1.20.1", runtime_sha256="another")
+    with pytest.raises(
+        TableMismatchError, match=r"another runtime_version \(table: 1\.20\.1, board: \d+\.\d+\.\d+\)[.,]"
+    ):
+        prune("--latency", "75%", "--board", "local")
+
+
+def test_a_table_that_lacks_facts_is_refused_before_the_model_is_loaded(prune: Prune, tmp_path: Path) -> None:
+    changed(tmp_path, isa=None)
+    with pytest.raises(TableMismatchError, match="must say its device's architecture and isa, found no isa of"):
+        prune("--latency", "75%")
+    with pytest.raises(TableMissingError, match=r"must be a predictor at .*none\.json, found no file"):
+        prune("--latency", "75%", "--table", "none.json")
+
+
+def test_explain_reads_its_table_before_the_model(prune: Prune, tmp_path: Path) -> None:
+    changed(tmp_path)
+    words = ["explain", "net.py:Net", "--input", "image=1x3x16x16:float32", "--table", "none.parquet"]
+    with pytest.raises(TableMissingError, match=r"there must be a latency table at none\.parquet"):
+        root().main(args=words, prog_name="edgeprune", standalone_mode=False)
+
+
+def changed(folder: Path, **facts: str | None) -> None:
+    """Let the table be of another device, and the model be one that must not be loaded."""
+    path = folder / "table.parquet"
+    stored = LatencyTable.load(path)
+    identity = {name: value for name, value in {**stored.header["identity"], **facts}.items() if value is not None}
+    LatencyTable({**stored.header, "identity": identity}, stored._rows).save(path)
+    (folder / "net.py").write_text("raise AssertionError('the model is loaded')")

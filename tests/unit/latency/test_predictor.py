@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from edgeprune.latency.predictor import Predictor
 from edgeprune.latency.table import LatencyTable
 from edgeprune.latency.table_rows import kernel_row, network_row
 from edgeprune.spec import Kernel, Measurement
+
+DATA = Path(__file__).parents[2] / "data" / "onnxruntime_avx512_kernels.parquet"
 
 
 def split(table: LatencyTable) -> tuple[LatencyTable, list[Kernel]]:
@@ -103,6 +107,25 @@ def test_the_origin_of_a_kernel_does_not_matter(predictor: Predictor, measured: 
     kernel = measured.kernels[0]
     elsewhere = replace(kernel, origin=("layers.0.conv1",))
     assert predictor.predict([elsewhere])["source"].tolist() == ["measured"]
+
+
+def test_the_file_of_a_table_is_fitted_as_the_table(
+    measured: LatencyTable, predictor: Predictor, tmp_path: Path
+) -> None:
+    path = measured.save(tmp_path / "t.parquet")
+    assert fit(path) is fit(str(path)) is predictor
+    with pytest.raises(TableMissingError):
+        fit(tmp_path / "none.parquet")
+    with pytest.raises(ConfigError, match="fitted to a latency table or to the file of one, found dict"):
+        fit({})  # type: ignore[arg-type]
+
+
+def test_what_is_no_kernels_is_refused(predictor: Predictor) -> None:
+    for ask in (predictor.predict, predictor.network, predictor.network_ms):
+        with pytest.raises(ConfigError, match=r"must be given kernels, found object\. Try: kernel_graph\.at\(widths\)"):
+            ask(object())  # type: ignore[operator]
+        with pytest.raises(ConfigError, match=r"must be given kernels, found dict\."):
+            ask([{}])  # type: ignore[operator]
 
 
 def test_fitting_is_deterministic_and_cached(measured: LatencyTable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +329,26 @@ def test_settings_are_never_written_over_a_table(tmp_path: Path) -> None:
         fit(table).save(tmp_path / "table.parquet")
     assert LatencyTable.load(tmp_path / "table.parquet").hash == table.hash
     assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+
+
+def test_the_documented_program_lowers_and_predicts(predictor: Predictor, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a stored table, since measuring one takes half a minute."""
+    section = (
+        (Path(__file__).parents[3] / "docs" / "tables.md").read_text().split("\n## From Python\n")[1].split("\n## ")[0]
+    )
+    (program,) = re.findall("```python\n(.*?)```", section, re.DOTALL)
+    program, replaced = re.subn(
+        r"table = edgeprune\.profile\(.*\)", f"table = edgeprune.LatencyTable.load({str(DATA)!r})", program
+    )
+    assert replaced == 1
+    found: dict[str, Any] = {}
+    exec(compile(program, "docs/tables.md", "exec"), found)
+    assert found["low_ms"] < found["ms"] < found["high_ms"]
+    low, graph = found["low"], found["graph"]
+    assert found["predictor"].table_hash == predictor.table_hash
+    assert found["ms"] < predictor.network(low.at({}))[0]
+    said = capsys.readouterr().out
+    assert "channel groups: 9" in said
+    assert "low_ms" in said
+    (whole,) = re.findall(r'for `"([^"]*)"`', section)
+    assert whole in graph.widths()

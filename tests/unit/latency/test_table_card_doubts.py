@@ -16,3 +16,12 @@ def test_disturbances_of_every_run_are_doubts() -> None:
     assert "- the board was restarted.\n" in doubts
     assert "- it was \\| hot." in doubts
     assert "restarted" not in table.card()
+
+
+def test_the_card_names_models_as_they_were_typed() -> None:
+    table = LatencyTable.load(DATA)
+    entry = {"name": "net.py:build", "signature": "5e1f", "inputs": [[1, 3, 32, 32]], "dense": "dense", "networks": []}
+    typed = {**entry, "signature": "77aa", "origin": ["a/net.py:wide", "--input", "x=1x3x32x32"]}
+    card = LatencyTable({**table.header, "models": [entry, typed]}, table.rows).card()
+    assert "| model | net.py:build, inputs [[1, 3, 32, 32]], signature 5e1f |" in card
+    assert "| model | a/net.py:wide --input x=1x3x32x32, inputs [[1, 3, 32, 32]], signature 77aa |" in card

@@ -17,7 +17,7 @@ HEADER = {
     "threads": 1,
     "precision": "fp32",
     "label": "measured",
-    "protocol": {"minutes": 2.0, "overhead_ms": 0.002},
+    "protocol": {"minutes": 2.0, "overhead_ms": 0.002, "spent_s": 118.0},
 }
 
 
@@ -32,7 +32,9 @@ def table(channels: range, factor: float = 1.0, **header: object) -> LatencyTabl
 
 
 def test_tables_of_one_device_are_compared_by_ratio() -> None:
-    diff = table(range(1, 41)).diff(table(range(11, 61), 1.2, protocol={"minutes": 2.0, "overhead_ms": 0.003}))
+    diff = table(range(1, 41)).diff(
+        table(range(11, 61), 1.2, protocol={"minutes": 2.0, "overhead_ms": 0.003, "spent_s": 121.0})
+    )
     assert diff.may_be_merged
     assert diff.protocol == ()
     assert (diff.only_first, diff.only_second, diff.common) == (10, 20, 30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -127,9 +129,21 @@ def test_a_table_of_another_device_is_refused(case):
     header = dict(case.predictor.table.header)
     header["identity"] = {**header["identity"], "cpu_model": "Cortex-A76"}
     foreign = LatencyTable(header, list(case.predictor.table.rows))
-    with pytest.raises(TableMismatchError, match=r"cpu_model .* instead of 'Cortex-A76'") as caught:
+    with pytest.raises(
+        TableMismatchError, match=r"found another cpu_model \(table: Cortex-A76, board: .*\)\."
+    ) as caught:
         require_same_device(foreign, case.board)
     assert caught.value.hint == f"edgeprune profile --board {case.board.name}"
+
+
+def test_a_table_of_another_version_of_the_runtime_names_both(case):
+    header = dict(case.predictor.table.header)
+    header["identity"] = {**header["identity"], "runtime_version": "1.20.1", "runtime_sha256": "another"}
+    foreign = LatencyTable(header, list(case.predictor.table.rows))
+    version = case.predictor.table.header["identity"]["runtime_version"]
+    words = rf"found another runtime_version \(table: 1\.20\.1, board: {re.escape(version)}\)\."
+    with pytest.raises(TableMismatchError, match=words):
+        require_same_device(foreign, case.board)
 
 
 def test_a_board_that_is_lost_at_the_end_does_not_take_the_model_along(case, lost_board):

@@ -13,7 +13,7 @@ from torch import nn
 import edgeprune
 from edgeprune.backends import registry
 from edgeprune.backends._base import OperatorGraph
-from edgeprune.errors import EdgepruneError, UnsupportedKernelError
+from edgeprune.errors import EdgepruneError, ModelError, PlanError, UnsupportedKernelError
 from edgeprune.lowering.kernel_graph import _join
 from edgeprune.lowering.trained_form import in_trained_form
 from edgeprune.quickstart.network import DigitNet
@@ -131,3 +131,32 @@ def test_a_slice_ends_where_the_channels_that_are_left_do(tmp_path):
     assert Counter(kernel.key for kernel in lowered.at(widths)) == executed
     (tmp_path / "timed.onnx").write_bytes(lowered.network_engine(widths))
     assert Counter(kernel.key for kernel in lowered.backend.parse_engine(tmp_path / "timed.onnx")) == executed
+
+
+def test_what_is_no_traced_model_is_not_lowered(net):
+    with pytest.raises(
+        ModelError, match=r"must be traced before it is lowered, found DigitNet\. .*edgeprune\.trace\(model"
+    ):
+        edgeprune.lower(net)
+
+
+def test_widths_name_groups_or_their_first_layers(lowered):
+    whole = "stem.0 (+2 layers)"
+    assert lowered.at({"stem.0": 8}) == lowered.at({whole: 8}) != lowered.at({})
+    assert lowered.graph.shapes({"stem.0": 8}) == lowered.graph.shapes({whole: 8})
+    with pytest.raises(PlanError, match="must name each group once"):
+        lowered.at({"stem.0": 8, whole: 8})
+    with pytest.raises(PlanError, match=r"groups, found 'stem\.1'\. Try: one of 'stem\.0 \(\+2 layers\)'"):
+        lowered.at({"stem.1": 8})
+    for width in ("16", 16.0):
+        with pytest.raises(PlanError, match=rf"must be a whole number, found {width!r}\. Try: 1 to"):
+            lowered.at({whole: width})
+    with pytest.raises(PlanError, match=r"must be a mapping .* found list\. Try: KernelGraph\.of_plan"):
+        lowered.at([8])
+
+
+def test_graphs_are_told_in_a_line(lowered):
+    groups = len(lowered.graph.groups)
+    assert repr(lowered.graph).startswith(f"ChannelGraph(DigitNet: {groups} groups with ")
+    assert repr(lowered).endswith(f"{groups} channel groups, onnxruntime fp32, {lowered.architecture})")
+    assert "\n" not in repr(lowered.graph) + repr(lowered)

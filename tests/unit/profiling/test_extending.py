@@ -22,6 +22,7 @@ IDENTITY = {
     "cpu_model": "a CPU",
     "isa": ["avx2"],
     "power_mode": None,
+    "runtime_sha256": 64 * "a",
     "runtime_version": "1.2",
 }
 
@@ -57,9 +58,14 @@ def predictor() -> Predictor:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"runtime_version": "1.3"}, "runtime_version is '1.2' in the table and '1.3' on the board"),
-        ({"cpu_model": "another CPU"}, "cpu_model is 'a CPU' in the table"),
-        ({"power_mode": "15W"}, "power_mode is not told in the table and '15W' on the board"),
+        ({"runtime_version": "1.3"}, "runtime_version is 1.2 in the table and 1.3 on the board"),
+        ({"cpu_model": "another CPU"}, "cpu_model is a CPU in the table and another CPU on the board"),
+        ({"power_mode": "15W"}, "power_mode is not told in the table and 15W on the board"),
+        ({"runtime_sha256": 64 * "b"}, "runtime_sha256 is aaaaaaaaaaaa in the table and bbbbbbbbbbbb on the board"),
+        (
+            {"runtime_sha256": 64 * "b", "runtime_version": "1.3", "cpu_model": "another CPU"},
+            "runtime_version is 1.2 in the table and 1.3 on the board",
+        ),
     ],
 )
 def test_table_of_another_device_or_runtime_is_refused(change: dict[str, str], named: str) -> None:

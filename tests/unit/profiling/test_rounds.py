@@ -253,3 +253,9 @@ def test_unusable_engine_is_not_waited_for() -> None:
     ledger = Ledger([{"kind": "unusable", "id": "b", "message": "no"}])
     assert ledger.left((0, 0, 0), ("a", "b", "c")) == ["a", "c"]
     assert ledger.unusable == {"b": "no"}
+
+
+def test_what_a_journal_held_was_spent_before_the_run_went_on() -> None:
+    ledger = Ledger([{"kind": "unusable", "id": "a", "message": "no", "seconds": 30.0}])
+    ledger.add({"kind": "unusable", "id": "b", "message": "no", "seconds": 12.0})
+    assert (ledger.spent_s, ledger.earlier_s) == (42.0, 30.0)
