@@ -34,7 +34,7 @@ def example_inputs(
         seed: Of the random values.
 
     Returns:
-        A dict by parameter name where all names are parameters of the model's ``forward``, else a tuple in their order.
+        A dict by parameter name where all names are parameters of the model's ``forward``; where none is, a tuple in their order.
 
     Raises:
         InputError: If there are no inputs, a text or file cannot be read, or the model does not take them.
@@ -108,7 +108,14 @@ def _arranged(
     model: torch.nn.Module, named: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, ...] | dict[str, torch.Tensor]:
     parameters = inspect.signature(model.forward).parameters
-    if all(name in parameters for name in named):
+    strange = [name for name in named if name not in parameters]
+    if not strange:
         # In the order of forward, as batches that come by position have them.
         return {name: named[name] for name in parameters if name in named}
+    if len(strange) < len(named):
+        raise InputError(
+            f"inputs must all be named as the parameters of forward are ({', '.join(parameters)}), or none of them, found "
+            f"{', '.join(named)}.",
+            hint=f"name {strange[0]} as forward does",
+        )
     return tuple(named.values())

@@ -22,7 +22,8 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         metavar="NAME=SHAPE[:DTYPE]",
-        help="Example input at the deployment batch, e.g. x=1x3x32x32:float32; repeat per input.",
+        help="Example input at the deployment batch, e.g. x=1x3x32x32:float32, named as the parameter of forward, or in its "
+        "order under other names; repeat per input.",
     ),
 ]
 InputsOption = Annotated[

@@ -182,6 +182,10 @@ def test_a_task_factory_must_return_a_task(tmp_path: Path) -> None:
 
 def test_inputs_by_parameter_name_become_keywords_and_others_positions(net_file: Path) -> None:
     model = load_model(f"{net_file}:build_two")
+    with pytest.raises(
+        InputError, match=r"as the parameters of forward are \(left, right\), or none of them, found left, rihgt"
+    ):
+        example_inputs(model, ["left=1x4", "rihgt=1x4"], None)
     named = example_inputs(model, ["right=1x4", "left=1x4:float32"], None)
     assert isinstance(named, dict)
     assert list(named) == ["left", "right"], "in the order of forward"
