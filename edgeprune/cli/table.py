@@ -12,6 +12,7 @@ import typer
 from edgeprune.cli.console import Output, command_line
 from edgeprune.cli.options import JsonOption, VerboseOption
 from edgeprune.cli.prunable import unprunable
+from edgeprune.cli.table_out import require_not_measured
 from edgeprune.errors import ConfigError, TableFormatError
 from edgeprune.latency.csv_kernels import KINDS
 
@@ -27,6 +28,7 @@ table = typer.Typer(
 
 TableArgument = Annotated[Path, typer.Argument(metavar="TABLE", help="Latency table (Parquet).")]
 
+_ReplaceOption = Annotated[bool, typer.Option("--replace", help="Write over a table that was measured.")]
 _FactOption = Annotated[
     list[str] | None,
     typer.Option("--fact", metavar="NAME=VALUE", help="Of the device, e.g. multiprocessors=80; JSON or text; repeat."),
@@ -74,6 +76,7 @@ def import_(
         bool, typer.Option("--skip-invalid", help="Leave out rows that cannot be used, and say how many and which.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    replace: _ReplaceOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -83,6 +86,7 @@ def import_(
     output = Output(json_output)
     if out.suffix == ".csv" or (out.resolve() == file.resolve()):
         raise ConfigError(f"--out must not be a CSV file, found {out}.", hint=f"--out {out.with_suffix('.parquet')}")
+    require_not_measured(out, replace=replace)
     with output.step(f"import {file.name}"):
         made = edgeprune.LatencyTable.from_csv(
             file,
@@ -127,6 +131,7 @@ def layers(
     ] = None,
     fact: _FactOption = None,
     out: Annotated[Path, typer.Option("--out", help="Latency table to write (Parquet).")] = Path("table.parquet"),
+    replace: _ReplaceOption = False,
     json_output: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -136,6 +141,7 @@ def layers(
     output = Output(json_output)
     if out.suffix != ".parquet":
         raise ConfigError(f"--out must be a Parquet file, found {out}.", hint=f"--out {out.with_suffix('.parquet')}")
+    require_not_measured(out, replace=replace)
     facts = {name: _json_or_text(value) for name, value in _pairs("--fact", fact, "multiprocessors=80").items()}
     with output.step("read layers"):
         made = layer_table(sources, device=device, version=runtime_version, facts=facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from edgeprune.errors import ConfigError
+from edgeprune.errors import ConfigError, EdgepruneError
 
 
 def require_free(out: Path, *, replace: bool, extended: Path | None = None) -> None:
@@ -30,3 +30,24 @@ def require_free(out: Path, *, replace: bool, extended: Path | None = None) -> N
         f"the table to write must not be there yet, found {out}.",
         hint=f"--table {out} goes on in it, --replace writes over it, --out another.parquet leaves it",
     )
+
+
+def require_not_measured(out: Path, *, replace: bool) -> None:
+    """Refuse to write an import over a table that was measured; one import over another is done again in seconds.
+
+    Raises:
+        ConfigError: What is there is no import, and nobody said that it may be replaced.
+    """
+    from edgeprune.latency.table import LatencyTable
+
+    if replace or not out.exists():
+        return
+    try:
+        imported = LatencyTable.load(out).header.get("label") == "imported"
+    except EdgepruneError:
+        imported = False
+    if not imported:
+        raise ConfigError(
+            f"the table to write must not be there yet, or be an import as well, found {out}.",
+            hint="--replace writes over it, --out another.parquet leaves it",
+        )
