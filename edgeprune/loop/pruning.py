@@ -162,6 +162,7 @@ def prune(
         RemoteError: The board is not there at the start; one that is lost later leaves a result that says so.
     """
     from edgeprune.boards.board import Board
+    from edgeprune.latency.predictor import Predictor
 
     if ranks.count() > 1:
         raise ConfigError(
@@ -186,6 +187,11 @@ def prune(
         raise TableMissingError(
             "pruning to a latency needs a predictor of the board, found none.",
             hint="edgeprune profile, then edgeprune fit",
+        )
+    if not isinstance(predictor, Predictor):
+        raise ConfigError(
+            f"the predictor must be one that was fitted to a latency table, found {type(predictor).__name__}.",
+            hint="predictor=edgeprune.fit(table)",
         )
     if earlier is not None and board is None:
         raise ConfigError("going on with an earlier result needs a board to measure on, found none.")

@@ -199,6 +199,8 @@ def test_without_a_predictor_the_next_step_is_told(case):
     with pytest.raises(TableMissingError, match="needs a predictor of the board, found none") as caught:
         prune(case.model, case.example, "50%")
     assert "edgeprune profile" in caught.value.hint
+    with pytest.raises(ConfigError, match="must be one that was fitted to a latency table, found str"):
+        prune(case.model, case.example, "50%", predictor="table.parquet")
 
 
 @pytest.mark.parametrize("budget", ["fast", "12", "-3ms", "0%"])
