@@ -65,7 +65,7 @@ def test_profile_says_what_it_could_not_measure(tmp_path, capsys):
     kernel = table.kernels[0]
     told = {**header, "board": "bench", "drift": {"drifted_rows": 0}, "unsupported": {kernel.key: "the board says no."}}
     rest = edgeprune.LatencyTable.from_rows(told, [row for row in table.rows if row["key"] != kernel.key])
-    _tell(Output(False), rest, tmp_path / "table.parquet")
+    _tell(Output(False), rest, told, tmp_path / "table.parquet")
     said = capsys.readouterr()
     text = " ".join((said.out + said.err).split())
     assert f"1 kernels do not run alone and were left out ({kernel.op})" in text
