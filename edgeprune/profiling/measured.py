@@ -34,7 +34,7 @@ class MeasuredRun:
         overhead_ms: Cost of an empty call, milliseconds.
         sentinel: Id of the sentinel.
         spent_s: Wall-clock seconds that the board was busy with it, interrupted attempts included.
-        earlier_s: Seconds of these before the run was interrupted, where it goes on from a journal.
+        earlier_s: Seconds of these before the run was interrupted, where it goes on from a journal; not compared.
         lost_s: Seconds of these in which the board waited for a core of its own, or timed what did not count.
         level_ms: What the sentinel usually takes, milliseconds.
         sentinels_ms: What each sentinel took, milliseconds, in the order of measuring; those of repeated stretches too.
@@ -56,7 +56,7 @@ class MeasuredRun:
     overhead_ms: float
     sentinel: str
     spent_s: float = 0.0
-    earlier_s: float = 0.0
+    earlier_s: float = field(default=0.0, compare=False)
     lost_s: float = 0.0
     level_ms: float = 0.0
     sentinels_ms: tuple[float, ...] = ()
