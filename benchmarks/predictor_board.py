@@ -5,8 +5,8 @@ networks are drawn that the table does not hold: half with a share of 10 to 100 
 plans of the allocators at 1.2 to 4 times the speed; a third has widths that are no multiples of 4. Each is timed interleaved
 with the dense network, so what is compared is a ratio. Then the table is extended by a second network of the family in 40 % of
 the minutes, and half as many pruned networks of that one are predicted and timed in the same way. At last all of it is timed
-a second time: what two measurements of one network agree to is the ceiling for any predictor, and it must be as long from the
-first to the second as it is from the middle of profiling to the first, since a machine that is shared changes meanwhile.
+a second time: what two measurements of one network agree to is the ceiling for any predictor. The second comes some minutes
+after the first, as the first comes after profiling, since a machine that is shared changes meanwhile.
 
 What is done is not done again; what is missing is printed. Use a machine that does nothing else meanwhile; the whole takes
 about an hour and a half at ten minutes per family. edgeprune must be installed, with ONNX Runtime, and sshd.

@@ -11,9 +11,9 @@ from edgeprune.latency.features import Machine, features
 from edgeprune.spec import Kernel
 
 HIGHEST_RATES: Mapping[str, float] = {"fp32": 1.25e15, "fp16": 2.5e15, "int8": 5e15}
-"""Precision to the multiply-accumulates per second that no single device reaches: twice the dense peak of the fastest
-accelerators of 2025 (1.2, 2.5 and 5 PFLOP/s), fp32 as their tensor units round it. Twice, since structured sparsity and
-Winograd's transform leave multiplications out."""
+"""Precision to the multiply-accumulates per second that no single device reaches: about twice what the fastest accelerators of
+2025 are said to reach on dense operands (1.2, 2.5 and 5 PFLOP/s), fp32 as their tensor units round it. Twice, since structured
+sparsity and Winograd's transform leave multiplications out."""
 
 LARGE_RATES: Mapping[str, float] = {"fp32": 5e13, "fp16": 1.5e14, "int8": 3e14}
 """Precision to the multiply-accumulates per second that only large accelerators reach: 100, 300 and 600 TFLOP/s."""
